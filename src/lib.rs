@@ -1,0 +1,41 @@
+//! Pruning language models, in Rust notebooks.
+//!
+//! Data goes one way, and a module knows only what stands to its left:
+//!
+//! ```text
+//! checkpoint -> model -> calibrate -> importance -> mask -> prune -> evaluate -> record -> report
+//!  (bytes)    (tensors) (statistics)  (scores)    (bits)  (weights) (numbers)   (JSON)   (md, svg)
+//! ```
+//!
+//! Invariants:
+//! - A weight file that was read is never written. Output goes to a sibling, is flushed, then renamed into place.
+//! - Pruning holds one block's weights and its activations, not the model's: memory does not grow with depth.
+//! - The same seed, inputs and configuration give the same bytes on any number of threads. Times and hosts stand
+//!   apart from results, in [`record::Record::environment`].
+//! - Reports regenerate from records without a model.
+//! - N:M is written as kept-of-M: 2:4 keeps two of four.
+
+pub mod checkpoint;
+pub mod error;
+pub mod model;
+pub mod progress;
+pub mod record;
+pub mod text;
+
+pub mod calibrate;
+pub mod evaluate;
+pub mod generate;
+pub mod importance;
+pub mod mask;
+pub mod prune;
+pub mod train;
+
+pub mod notebook;
+pub mod report;
+
+pub use error::{Error, Result};
+
+/// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
+pub mod prelude {
+    pub use crate::error::{Error, Result};
+}

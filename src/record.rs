@@ -1,0 +1,113 @@
+//! What a run leaves behind: plain data, versioned, with times and hosts apart from results.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of the JSON that [`Record`] serialises to (documented in `docs/record.md`).
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// One run: which model, what was done to it, what came out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub schema: u32,
+    /// The model that went in.
+    pub model: ModelRecord,
+    /// How it was pruned; `None` for the dense model.
+    pub pruning: Option<PruningRecord>,
+    /// Zeros per pruned tensor, in model order.
+    pub tensors: Vec<TensorRecord>,
+    /// What it scored, if it was evaluated.
+    pub evaluation: Option<EvaluationRecord>,
+    /// Times, hosts, versions: whatever may differ between two runs with the same results. Comparisons leave it out.
+    #[serde(default)]
+    pub environment: BTreeMap<String, serde_json::Value>,
+}
+
+/// A model's identity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// Directory name or hub id, as given.
+    pub name: String,
+    /// `model_type` of its config.
+    pub family: String,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// SHA-256 over its tensors, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A text's identity and the windows taken from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextRecord {
+    /// File name.
+    pub name: String,
+    /// SHA-256 of the token windows, in hexadecimal.
+    pub sha256: String,
+    /// Number of windows.
+    pub windows: usize,
+    /// Tokens per window.
+    pub seqlen: usize,
+}
+
+/// A pruning run's settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PruningRecord {
+    /// `magnitude`, `wanda`, `random`.
+    pub method: String,
+    /// `unstructured`, or `n:m` as kept-of-M.
+    pub pattern: String,
+    /// `row` or `layer`; what an unstructured selection compares. `row` for N:M.
+    pub per: String,
+    /// Target fraction of zeros.
+    pub sparsity: f64,
+    /// `pruned` or `dense`.
+    pub propagate: String,
+    /// Seed of the calibration windows and of random scores.
+    pub seed: u64,
+    /// Arithmetic of the forward pass: `f32`, `bf16`, `f16`.
+    pub dtype: String,
+    /// Calibration text; `None` when the method needs none.
+    pub calibration: Option<TextRecord>,
+}
+
+/// Zeros of one tensor after pruning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// `(out, in)`.
+    pub shape: [usize; 2],
+    /// Number of zeros.
+    pub zeros: u64,
+}
+
+/// A perplexity measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// The text.
+    pub text: TextRecord,
+    /// Number of predicted tokens: `windows * (seqlen - 1)`.
+    pub tokens: u64,
+    /// Mean negative log-likelihood per predicted token, in nats.
+    pub nll_nats: f64,
+    /// `exp(nll_nats)`.
+    pub perplexity: f64,
+}
+
+impl Record {
+    /// Fraction of zeros over all pruned tensors; 0 when nothing was pruned.
+    pub fn sparsity(&self) -> f64 {
+        let (zeros, elements) = self.tensors.iter().fold((0u64, 0u64), |(zeros, elements), tensor| {
+            (zeros + tensor.zeros, elements + tensor.elements())
+        });
+        if elements == 0 { 0.0 } else { zeros as f64 / elements as f64 }
+    }
+}
+
+impl TensorRecord {
+    /// `out * in`.
+    pub fn elements(&self) -> u64 {
+        self.shape[0] as u64 * self.shape[1] as u64
+    }
+}
