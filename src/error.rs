@@ -114,3 +114,26 @@ impl From<candle_core::Error> for Error {
         Error::Compute { doing: "tensor operation".into(), source }
     }
 }
+
+/// Gives an enum of choices the names that users write, for printing and parsing.
+macro_rules! named {
+    ($type:ident, $what:literal, $($variant:ident => $name:literal),+ $(,)?) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(match self { $($type::$variant => $name),+ })
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = $crate::Error;
+
+            fn from_str(text: &str) -> $crate::Result<Self> {
+                match text {
+                    $($name => Ok($type::$variant),)+
+                    _ => Err($crate::Error::argument($what, text, concat!("must be one of", $(" ", $name),+))),
+                }
+            }
+        }
+    };
+}
+pub(crate) use named;

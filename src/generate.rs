@@ -1,1 +1,107 @@
-//! TODO
+//! Text that a model continues, to be read beside its perplexity.
+
+use crate::model::{KvCache, Model, Wanted};
+use crate::progress::check_interrupt;
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// How to continue a text; the names are those of Hugging Face's `generate`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GenerateConfig {
+    /// Tokens to add at most; generation ends earlier at the end-of-text token.
+    pub max_new_tokens: usize,
+    /// 0 takes the most likely token; above, logits are divided by it and a token is drawn.
+    pub temperature: f64,
+    /// Draws from the smallest set of tokens with this total probability; in `(0, 1]`.
+    pub top_p: f64,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl GenerateConfig {
+    /// The most likely token each time.
+    pub fn greedy(max_new_tokens: usize) -> Self {
+        GenerateConfig { max_new_tokens, temperature: 0.0, top_p: 1.0, seed: 0 }
+    }
+}
+
+/// The continuation of `prompt`, without the prompt.
+///
+/// # Errors
+/// [`Error::Argument`] for an empty prompt, settings outside their range, or a prompt and continuation longer than the
+/// model's context.
+pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<String> {
+    if !(config.temperature >= 0.0 && config.temperature.is_finite()) {
+        return Err(Error::argument("temperature", config.temperature, "must be a number from 0"));
+    }
+    if !(config.top_p > 0.0 && config.top_p <= 1.0) {
+        return Err(Error::argument("top_p", config.top_p, "must be above 0 and at most 1"));
+    }
+    let tokenizer = model.tokenizer()?;
+    let mut ids = tokenizer.encode(prompt)?;
+    let prompt_len = ids.len();
+    let longest = prompt_len + config.max_new_tokens;
+    if ids.is_empty() {
+        return Err(Error::argument("prompt", "\"\"", "generation needs at least one token to begin with"));
+    }
+    if longest > model.config().max_position_embeddings {
+        let problem = format!(
+            "with a prompt of {prompt_len} tokens that exceeds the model's context of {}",
+            model.config().max_position_embeddings
+        );
+        return Err(Error::argument("max_new_tokens", config.max_new_tokens, problem));
+    }
+    let rope = model.rope(longest);
+    let blocks = (0..model.blocks()).map(|i| model.block(i)).collect::<Result<Vec<_>>>()?;
+    let head = model.head()?;
+    let end = tokenizer.end_of_text();
+    let mut caches = vec![KvCache::default(); blocks.len()];
+    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+    let mut next = ids.clone();
+    for _ in 0..config.max_new_tokens {
+        check_interrupt()?;
+        let mut x = model.embed(&[next])?.remove(0); // (1, new tokens, hidden)
+        for (block, cache) in blocks.iter().zip(&mut caches) {
+            if let Some(y) = block.run(model.config(), &rope, &x, Some(cache), &mut (), Wanted::Output)? {
+                x = y;
+            }
+        }
+        let last = x.narrow(1, x.dims()[1] - 1, 1)?.squeeze(0)?;
+        let id = choose(&head.logits(&last)?, config, &mut rng)?;
+        if Some(id) == end {
+            break;
+        }
+        ids.push(id);
+        next = vec![id];
+    }
+    tokenizer.decode(&ids[prompt_len..])
+}
+
+fn choose(logits: &Tensor, config: &GenerateConfig, rng: &mut ChaCha8Rng) -> Result<u32> {
+    let logits: Vec<f32> = logits.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    if config.temperature == 0.0 {
+        return Ok(order[0]);
+    }
+    let max = f64::from(logits[order[0] as usize]);
+    let weight = |id: u32| ((f64::from(logits[id as usize]) - max) / config.temperature).exp();
+    let total: f64 = order.iter().map(|&id| weight(id)).sum();
+    let mut sum = 0.0;
+    let nucleus = order.iter().take_while(|&&id| {
+        let inside = sum < config.top_p * total;
+        sum += weight(id);
+        inside
+    });
+    let nucleus: Vec<u32> = nucleus.copied().collect();
+    let mut left = rng.random::<f64>() * nucleus.iter().map(|&id| weight(id)).sum::<f64>();
+    for &id in &nucleus {
+        left -= weight(id);
+        if left <= 0.0 {
+            return Ok(id);
+        }
+    }
+    Ok(nucleus[nucleus.len() - 1])
+}

@@ -111,3 +111,11 @@ impl TensorRecord {
         self.shape[0] as u64 * self.shape[1] as u64
     }
 }
+
+/// What may differ between two runs with the same results: the crate's version, the host's threads.
+pub fn environment() -> BTreeMap<String, serde_json::Value> {
+    BTreeMap::from([
+        ("lacuna".to_owned(), env!("CARGO_PKG_VERSION").into()),
+        ("threads".to_owned(), rayon::current_num_threads().into()),
+    ])
+}

@@ -1,1 +1,163 @@
-//! TODO
+//! Which weights go: patterns, exact selection, and masks of one bit a weight.
+
+mod select;
+
+pub use select::select;
+
+use crate::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// The shape that zeros must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pattern {
+    /// Zeros anywhere.
+    Unstructured,
+    /// Of each `m` consecutive inputs, `n` are kept: 2:4 keeps two of four, as NVIDIA and the literature write it.
+    NofM {
+        /// Kept per group.
+        n: usize,
+        /// Group size.
+        m: usize,
+    },
+}
+
+impl Pattern {
+    /// The sparsity that the pattern prescribes, if it does.
+    pub fn sparsity(self) -> Option<f64> {
+        match self {
+            Pattern::Unstructured => None,
+            Pattern::NofM { n, m } => Some(1.0 - n as f64 / m as f64),
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pattern::Unstructured => f.write_str("unstructured"),
+            Pattern::NofM { n, m } => write!(f, "{n}:{m}"),
+        }
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = Error;
+
+    /// `unstructured`, or `n:m` with `0 < n < m`.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::argument("pattern", text, "write `unstructured`, or kept-of-M such as `2:4` with 0 < n < m");
+        if text == "unstructured" {
+            return Ok(Pattern::Unstructured);
+        }
+        let (n, m) = text.split_once(':').ok_or_else(wrong)?;
+        match (n.parse(), m.parse()) {
+            (Ok(n), Ok(m)) if 0 < n && n < m => Ok(Pattern::NofM { n, m }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// What an unstructured selection compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Per {
+    /// The weights of one output row: each row loses `floor(in * sparsity)`.
+    Row,
+    /// All weights of the linear: it loses `floor(out * in * sparsity)`.
+    Layer,
+}
+
+crate::error::named!(Per, "per", Row => "row", Layer => "layer");
+
+/// One bit a weight, `(rows, cols)`; a set bit is a weight that is zero after pruning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    rows: usize,
+    cols: usize,
+    /// Each row begins a new word; bit `c % 64` of word `c / 64` is column `c`. Padding bits are 0.
+    words: Vec<u64>,
+}
+
+impl Mask {
+    /// A mask that prunes nothing.
+    pub fn none(rows: usize, cols: usize) -> Mask {
+        Mask { rows, cols, words: vec![0; rows * cols.div_ceil(64)] }
+    }
+
+    /// `(rows, cols)`, which is `(out, in)` of the weight.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn words_per_row(&self) -> usize {
+        self.cols.div_ceil(64)
+    }
+
+    /// Whether the weight at `(row, col)` is pruned; `false` outside the shape.
+    pub fn is_pruned(&self, row: usize, col: usize) -> bool {
+        row < self.rows && col < self.cols && self.words[row * self.words_per_row() + col / 64] >> (col % 64) & 1 == 1
+    }
+
+    /// Number of pruned weights.
+    pub fn pruned(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// Fraction of pruned weights.
+    pub fn sparsity(&self) -> f64 {
+        self.pruned() as f64 / (self.rows * self.cols).max(1) as f64
+    }
+
+    /// The words of each row, to be filled.
+    fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
+        let words = self.words_per_row().max(1);
+        self.words.chunks_mut(words)
+    }
+
+    /// Calls `zero` with the flat, row-major index of each pruned weight, in order.
+    pub fn for_each_pruned(&self, mut zero: impl FnMut(usize)) {
+        for (row, words) in self.words.chunks(self.words_per_row().max(1)).enumerate() {
+            for (i, &word) in words.iter().enumerate() {
+                let mut rest = word;
+                while rest != 0 {
+                    zero(row * self.cols + i * 64 + rest.trailing_zeros() as usize);
+                    rest &= rest - 1;
+                }
+            }
+        }
+    }
+
+    /// The mask as NumPy's `packbits` writes it: rows joined without padding, first weight in the highest bit.
+    pub fn to_packbits(&self) -> Vec<u8> {
+        let mut bytes = vec![0u8; (self.rows * self.cols).div_ceil(8)];
+        self.for_each_pruned(|index| bytes[index / 8] |= 0x80 >> (index % 8));
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_parse_and_print() {
+        for text in ["unstructured", "2:4", "4:8", "1:4"] {
+            assert_eq!(text.parse::<Pattern>().unwrap().to_string(), text);
+        }
+        for text in ["", "4:2", "0:4", "4:4", "2:", "structured"] {
+            assert!(text.parse::<Pattern>().unwrap_err().to_string().contains("kept-of-M"), "{text}");
+        }
+        assert_eq!(Pattern::NofM { n: 1, m: 4 }.sparsity(), Some(0.75));
+    }
+
+    #[test]
+    fn packbits_is_numpys() {
+        let mut mask = Mask::none(3, 3);
+        for (row, bits) in mask.rows_mut().zip([0b001u64, 0b100, 0b010]) {
+            row[0] = bits;
+        }
+        // 100 001 010 -> 10000101 0|0000000
+        assert_eq!(mask.to_packbits(), [0b1000_0101, 0]);
+        assert_eq!((mask.pruned(), mask.is_pruned(1, 2), mask.is_pruned(1, 1), mask.is_pruned(9, 0)), (3, true, false, false));
+    }
+}

@@ -14,6 +14,7 @@ pub use block::{Block, KvCache, Linear, Tap};
 pub use config::{Family, ModelConfig, MoeConfig, RopeConfig, RopeScaling, SlidingWindow};
 
 pub(crate) use block::Wanted;
+pub(crate) use ops::log_sum_exp;
 pub(crate) use rope::Rope;
 
 use crate::checkpoint::Checkpoint;
@@ -199,7 +200,16 @@ impl Model {
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.load(name, self.dtype, &self.device),
+            Source::Checkpoint(checkpoint) => {
+                let tensor = checkpoint.load(name, self.dtype, &self.device)?;
+                // The sum is finite exactly when every weight is; in f16 it could overflow on its own.
+                let wide = if self.dtype == DType::F16 { tensor.to_dtype(DType::F32)? } else { tensor.clone() };
+                if !wide.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?.is_finite() {
+                    let problem = "holds NaN or infinity; the checkpoint is damaged or was converted wrongly";
+                    return Err(Error::tensor(checkpoint.dir(), name, problem));
+                }
+                Ok(tensor)
+            }
             Source::Resident(tensors) => {
                 tensors.get(name).cloned().ok_or_else(|| Error::tensor(self.location(), name, "is missing"))
             }

@@ -95,6 +95,23 @@ vectorised! {
     }
 }
 
+vectorised! {
+    fn sum_exp(values: &[f32], max: f32, sum: &mut f64) {
+        // Short runs in f32, their sums in f64: rounding does not grow with the vocabulary.
+        for chunk in values.chunks(256) {
+            *sum += f64::from(lane_sum(chunk, |x| exp(x - max)));
+        }
+    }
+}
+
+/// `ln(sum(exp(values)))`, NaN when a value is.
+pub(crate) fn log_sum_exp(values: &[f32]) -> f64 {
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a || b.is_nan() { b } else { a });
+    let mut sum = 0.0;
+    sum_exp(values, max, &mut sum);
+    f64::from(max) + sum.ln()
+}
+
 struct CausalSoftmax {
     scale: f32,
     past: usize,

@@ -1,0 +1,135 @@
+//! Arguments, then one library call each.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
+
+mod evaluate;
+mod generate;
+mod import;
+mod inspect;
+#[cfg(feature = "notebook")]
+mod kernel;
+#[cfg(feature = "notebook")]
+mod notebook;
+mod prune;
+mod train;
+
+use anyhow::Context as _;
+use candle_core::{DType, Device};
+use clap::{Parser, Subcommand};
+use lacuna::Error;
+use lacuna::model::Model;
+use lacuna::progress::{self, Progress};
+use std::process::ExitCode;
+
+/// Prune language models, evaluate them, and run Rust notebooks that do.
+#[derive(Debug, Parser)]
+#[command(name = "lacuna", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(inspect::Args),
+    Import(import::Args),
+    Prune(prune::Args),
+    Evaluate(evaluate::Args),
+    Generate(generate::Args),
+    Train(train::Args),
+    #[cfg(feature = "notebook")]
+    Notebook(notebook::Args),
+    #[cfg(feature = "notebook")]
+    Kernel(kernel::Args),
+}
+
+/// Parses the arguments, runs the command, and turns its result into an exit code: 0, 1 for a failure, 2 for wrong
+/// arguments, 130 after an interrupt; `notebook run` documents its own.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = ctrlc::set_handler(progress::interrupt) {
+        eprintln!("warning: Ctrl-C will not clean up: {error}");
+    }
+    let result = match cli.command {
+        Command::Inspect(args) => inspect::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Import(args) => import::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Prune(args) => prune::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "notebook")]
+        Command::Notebook(args) => notebook::run(args),
+        #[cfg(feature = "notebook")]
+        Command::Kernel(args) => kernel::run(args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        match error.downcast_ref::<Error>() {
+            Some(Error::Interrupted) => ExitCode::from(130),
+            _ => ExitCode::FAILURE,
+        }
+    })
+}
+
+/// Where and in which precision to compute.
+#[derive(Debug, clap::Args)]
+struct Compute {
+    /// Precision of the forward pass: f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    dtype: DType,
+    /// Device: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: DeviceSpec,
+}
+
+impl Compute {
+    /// Opens a model whose blocks are read as they are needed.
+    fn open(&self, spec: &str) -> anyhow::Result<Model> {
+        let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
+        Ok(Model::open(&checkpoint, self.dtype, &self.device.open()?)?)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum DeviceSpec {
+    Cpu,
+    Cuda(usize),
+}
+
+impl DeviceSpec {
+    fn open(self) -> anyhow::Result<Device> {
+        match self {
+            DeviceSpec::Cpu => Ok(Device::Cpu),
+            DeviceSpec::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+                anyhow::bail!("--device cuda: this build has no CUDA; build it with `cargo build --features cuda`")
+            }
+            DeviceSpec::Cuda(ordinal) => {
+                Device::new_cuda(ordinal).with_context(|| format!("--device cuda:{ordinal}: cannot be opened"))
+            }
+        }
+    }
+}
+
+fn parse_device(text: &str) -> Result<DeviceSpec, String> {
+    let wrong = || format!("`{text}` is no device; write cpu, cuda or cuda:N");
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(DeviceSpec::Cpu),
+        None if text == "cuda" => Ok(DeviceSpec::Cuda(0)),
+        Some(("cuda", ordinal)) => ordinal.parse().map(DeviceSpec::Cuda).map_err(|_| wrong()),
+        _ => Err(wrong()),
+    }
+}
+
+fn parse_dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        _ => Err(format!("`{text}` is no precision that a model can be computed in; write f32, bf16 or f16")),
+    }
+}
+
+/// Prints a value as pretty JSON.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

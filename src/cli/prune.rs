@@ -1,0 +1,91 @@
+//! `lacuna prune`
+
+use super::{Compute, print_json};
+use lacuna::mask::{Pattern, Per};
+use lacuna::progress::Progress;
+use lacuna::prune::{Method, Propagate, PruneConfig, prune_to};
+use lacuna::text::Windows;
+use std::path::PathBuf;
+
+/// Prune a checkpoint to a new directory
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Directory or hub id
+    model: String,
+    /// Importance metric: magnitude, wanda or random
+    #[arg(long)]
+    method: Method,
+    /// Fraction of zeros, from 0 to below 1; a pattern such as 2:4 prescribes its own
+    #[arg(long, required_unless_present = "pattern")]
+    sparsity: Option<f64>,
+    /// unstructured, or kept-of-M such as 2:4
+    #[arg(long, default_value = "unstructured")]
+    pattern: Pattern,
+    /// What an unstructured selection compares: row or layer [default: row for wanda, otherwise layer]
+    #[arg(long)]
+    per: Option<Per>,
+    /// Calibrate each block on the outputs of the pruned or of the dense blocks before it
+    #[arg(long, default_value = "pruned")]
+    propagate: Propagate,
+    /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
+    #[arg(long)]
+    calib: Option<PathBuf>,
+    /// Calibration windows
+    #[arg(long, default_value_t = 128)]
+    windows: usize,
+    /// Tokens per window [default: the model's context, at most 2048]
+    #[arg(long)]
+    seqlen: Option<usize>,
+    /// Seed of the calibration windows and of random scores
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    compute: Compute,
+    /// Directory to make
+    #[arg(long)]
+    out: PathBuf,
+    /// Print the record as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let sparsity = match (args.sparsity, args.pattern.sparsity()) {
+        (Some(sparsity), _) | (None, Some(sparsity)) => sparsity,
+        (None, None) => anyhow::bail!("--pattern unstructured needs --sparsity"),
+    };
+    let base = PruneConfig::new(args.method, sparsity);
+    let config = PruneConfig {
+        pattern: args.pattern,
+        per: args.per.unwrap_or(base.per),
+        propagate: args.propagate,
+        seed: args.seed,
+        ..base
+    };
+    config.validate()?;
+    let model = args.compute.open(&args.model)?;
+    let calibration = match &args.calib {
+        Some(path) if args.method.needs_calibration() => {
+            let seqlen = args.seqlen.unwrap_or(model.config().max_position_embeddings.min(2048));
+            let is_tokens = path.extension().is_some_and(|extension| extension == "json");
+            let tokenizer = if is_tokens { None } else { Some(model.tokenizer()?) };
+            Some(Windows::calibration(path, tokenizer.as_ref(), args.windows, seqlen, args.seed)?)
+        }
+        None if args.method.needs_calibration() => anyhow::bail!("--method {} needs --calib FILE", args.method),
+        _ => None,
+    };
+    let record = prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?;
+    if args.json {
+        return print_json(&record);
+    }
+    println!(
+        "{}: {} {} at {:.4} sparsity over {} linears -> {}",
+        record.model.name,
+        args.method,
+        args.pattern,
+        record.sparsity(),
+        record.tensors.len(),
+        args.out.display()
+    );
+    Ok(())
+}
