@@ -39,3 +39,8 @@ pub use error::{Error, Result};
 pub mod prelude {
     pub use crate::error::{Error, Result};
 }
+
+/// The tensor library of the notebooks: cells share the crate's own copy.
+pub use candle_core;
+/// The table library of the notebooks: cells share the crate's own copy.
+pub use polars;

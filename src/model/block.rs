@@ -1,0 +1,233 @@
+//! One decoder block of the Llama family: attention and an MLP, with a tap on the input of every linear.
+
+use super::config::ModelConfig;
+use super::mixtral::Mixture;
+use super::ops;
+use super::rope::Rope;
+use crate::Result;
+use candle_core::{DType, Tensor};
+
+/// A linear layer `x W^T + b`, with its name in the checkpoint.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// The weight's name, such as `model.layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// `(out, in)`
+    pub weight: Tensor,
+    /// `(out,)`
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `(.., in) -> (.., out)`
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`] when the shapes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let dims = x.dims();
+        let (out, input) = self.weight.dims2()?;
+        let rows: usize = dims[..dims.len() - 1].iter().product();
+        let y = x.reshape((rows, input))?.matmul(&self.weight.t()?)?; // (rows, out)
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        Ok(y.reshape([&dims[..dims.len() - 1], &[out]].concat())?)
+    }
+}
+
+/// Sees what goes through a block. A tap that needs nothing is `()`.
+pub trait Tap {
+    /// `x (.., in)` is about to enter each of `linears`, which share it. In a mixture, an expert's input holds only the
+    /// tokens routed to it.
+    ///
+    /// # Errors
+    /// Whatever the tap fails with; the forward pass ends with it.
+    fn input(&mut self, linears: &[&Linear], x: &Tensor) -> Result<()>;
+
+    /// Router probabilities `probs (tokens, experts)` of one block, and the experts chosen for each token.
+    ///
+    /// # Errors
+    /// Whatever the tap fails with; the forward pass ends with it.
+    fn router(&mut self, _probs: &Tensor, _chosen: &[Vec<u32>]) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Tap for () {
+    fn input(&mut self, _: &[&Linear], _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Keys and values of the tokens before, for one block: `(batch, kv_heads, past, head_dim)` each.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache(Option<(Tensor, Tensor)>);
+
+impl KvCache {
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |(keys, _)| keys.dims()[2])
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// Grouped-query attention.
+#[derive(Clone, Debug)]
+pub(crate) struct Attention {
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
+    pub(crate) q_norm: Option<Tensor>, // (head_dim,)
+    pub(crate) k_norm: Option<Tensor>, // (head_dim,)
+    pub(crate) window: Option<usize>,
+}
+
+impl Attention {
+    fn forward(
+        &self,
+        config: &ModelConfig,
+        rope: &Rope,
+        x: &Tensor, // (batch, seq, hidden)
+        cache: Option<&mut KvCache>,
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor> {
+        let (batch, seq, _) = x.dims3()?;
+        let (heads, kv, dim) = (config.heads, config.kv_heads, config.head_dim);
+        tap.input(&[&self.q, &self.k, &self.v], x)?;
+        let split = |y: Tensor, heads: usize| -> Result<Tensor> {
+            Ok(y.reshape((batch, seq, heads, dim))?.transpose(1, 2)?.contiguous()?) // (batch, heads, seq, head_dim)
+        };
+        let mut q = split(self.q.forward(x)?, heads)?;
+        let mut k = split(self.k.forward(x)?, kv)?;
+        let mut v = split(self.v.forward(x)?, kv)?;
+        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
+            q = ops::rms_norm(&q, q_norm, config.rms_norm_eps)?;
+            k = ops::rms_norm(&k, k_norm, config.rms_norm_eps)?;
+        }
+        let past = cache.as_ref().map_or(0, |cache| cache.len());
+        q = ops::rope(&q, &rope.cos, &rope.sin, past)?;
+        k = ops::rope(&k, &rope.cos, &rope.sin, past)?;
+        if let Some(cache) = cache {
+            if let Some((keys, values)) = &cache.0 {
+                k = Tensor::cat(&[keys, &k], 2)?;
+                v = Tensor::cat(&[values, &v], 2)?;
+            }
+            cache.0 = Some((k.clone(), v.clone()));
+        }
+        let keys = past + seq;
+        // The query heads of one group stand below each other, so that keys and values are never repeated.
+        let q = q.reshape((batch * kv, heads / kv * seq, dim))?;
+        let k = k.reshape((batch * kv, keys, dim))?;
+        let v = v.reshape((batch * kv, keys, dim))?;
+        let scores = q.matmul(&k.t()?)?; // (batch * kv_heads, group * seq, keys)
+        let scale = 1.0 / (dim as f64).sqrt();
+        let probs = ops::causal_softmax(&scores, scale, seq, past, self.window)?.to_dtype(v.dtype())?;
+        let y = probs.matmul(&v)?.reshape((batch, heads, seq, dim))?;
+        let y = y.transpose(1, 2)?.reshape((batch, seq, heads * dim))?;
+        tap.input(&[&self.o], &y)?;
+        self.o.forward(&y)
+    }
+}
+
+/// `down(silu(gate(x)) * up(x))`
+#[derive(Clone, Debug)]
+pub(crate) struct Mlp {
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+impl Mlp {
+    pub(crate) fn forward(&self, x: &Tensor, tap: &mut dyn Tap, wanted: Wanted) -> Result<Option<Tensor>> {
+        tap.input(&[&self.gate, &self.up], x)?;
+        let y = ops::swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?;
+        tap.input(&[&self.down], &y)?;
+        match wanted {
+            Wanted::Output => Ok(Some(self.down.forward(&y)?)),
+            Wanted::Taps => Ok(None),
+        }
+    }
+}
+
+/// What a pass through a block is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The block's output.
+    Output,
+    /// Only what the tap sees: the last linears need not be computed.
+    Taps,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum FeedForward {
+    Dense(Mlp),
+    Mixture(Mixture),
+}
+
+/// One decoder block with its weights.
+#[derive(Clone, Debug)]
+pub struct Block {
+    pub(crate) attention: Attention,
+    pub(crate) feed_forward: FeedForward,
+    pub(crate) attention_norm: Tensor,    // (hidden,)
+    pub(crate) feed_forward_norm: Tensor, // (hidden,)
+}
+
+impl Block {
+    /// The prunable linears, in the order in which a token meets them. A router is not among them.
+    pub fn linears(&self) -> Vec<&Linear> {
+        let Attention { q, k, v, o, .. } = &self.attention;
+        let mut linears = vec![q, k, v, o];
+        match &self.feed_forward {
+            FeedForward::Dense(Mlp { gate, up, down }) => linears.extend([gate, up, down]),
+            FeedForward::Mixture(mixture) => {
+                linears.extend(mixture.experts.iter().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
+            }
+        }
+        linears
+    }
+
+    /// The same linears, to be changed.
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let Attention { q, k, v, o, .. } = &mut self.attention;
+        let mut linears = vec![q, k, v, o];
+        match &mut self.feed_forward {
+            FeedForward::Dense(Mlp { gate, up, down }) => linears.extend([gate, up, down]),
+            FeedForward::Mixture(mixture) => {
+                linears.extend(mixture.experts.iter_mut().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
+            }
+        }
+        linears
+    }
+
+    /// `x (batch, seq, hidden)` to the same shape, or to `None` when only the taps are wanted.
+    pub(crate) fn run(
+        &self,
+        config: &ModelConfig,
+        rope: &Rope,
+        x: &Tensor,
+        cache: Option<&mut KvCache>,
+        tap: &mut dyn Tap,
+        wanted: Wanted,
+    ) -> Result<Option<Tensor>> {
+        let normed = ops::rms_norm(x, &self.attention_norm, config.rms_norm_eps)?;
+        let x = (x + self.attention.forward(config, rope, &normed, cache, tap)?)?;
+        let normed = ops::rms_norm(&x, &self.feed_forward_norm, config.rms_norm_eps)?;
+        let y = match &self.feed_forward {
+            FeedForward::Dense(mlp) => mlp.forward(&normed, tap, wanted)?,
+            FeedForward::Mixture(mixture) => mixture.forward(&normed, tap, wanted)?,
+        };
+        Ok(y.map(|y| x + y).transpose()?)
+    }
+
+    /// Dtype of the weights.
+    pub(crate) fn dtype(&self) -> DType {
+        self.attention_norm.dtype()
+    }
+}
