@@ -1,0 +1,223 @@
+//! Text to token windows: documents, tokenizers, calibration and evaluation windows, n-gram baselines.
+//!
+//! A text argument is one of
+//! - `.json`: windows of token ids, `[[1, 2, ...], ...]` or `{"input_ids": [[...], ...]}`; two programs given this file
+//!   see the very same tokens;
+//! - `.jsonl`: one document a line, its text in the field `text`;
+//! - anything else, as `.txt`: documents with a line of their own, `<|endoftext|>`, between them; without such a line
+//!   the whole file is one document.
+
+mod ngram;
+mod windows;
+
+pub use ngram::{NgramPerplexity, ngram_perplexity};
+pub use windows::Windows;
+
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::{ModelWrapper, TrainerWrapper};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+/// What separates documents in a text file, on a line of its own, and in the token stream that models train on.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// The documents of a `.txt` or `.jsonl` file, without white space around them; empty ones are left out.
+///
+/// # Errors
+/// When the file cannot be read, is not UTF-8, is empty, or a `.jsonl` line is no object with a string `text`.
+pub fn documents(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    let path = path.as_ref();
+    let text = read_utf8(path)?;
+    let documents = if extension(path) == "jsonl" { jsonl_documents(path, &text)? } else { plain_documents(&text) };
+    if documents.is_empty() {
+        return Err(Error::file(path, "holds no text; give a file with at least one window of it"));
+    }
+    Ok(documents)
+}
+
+fn read_utf8(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::file(path, format!("is not UTF-8 (byte {at}); convert it, for instance with `iconv -t utf-8`"))
+    })
+}
+
+/// Lower-case extension; empty when there is none.
+fn extension(path: &Path) -> String {
+    path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+fn plain_documents(text: &str) -> Vec<String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut documents = vec![String::new()];
+    for line in text.split_inclusive('\n') {
+        if line.trim() == END_OF_TEXT {
+            documents.push(String::new());
+        } else if let Some(document) = documents.last_mut() {
+            document.push_str(line);
+        }
+    }
+    documents.into_iter().map(|document| document.trim().to_owned()).filter(|document| !document.is_empty()).collect()
+}
+
+fn jsonl_documents(path: &Path, text: &str) -> Result<Vec<String>> {
+    let mut documents = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let problem = |what: String| Error::file(path, format!("line {}: {what}", index + 1));
+        let value: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| problem(format!("is not JSON ({error})")))?;
+        match value.get("text").and_then(|text| text.as_str()) {
+            Some(text) if text.trim().is_empty() => {}
+            Some(text) => documents.push(text.trim().to_owned()),
+            None => return Err(problem("has no string field `text`; each line is an object with the document in it".into())),
+        }
+    }
+    Ok(documents)
+}
+
+/// A tokenizer in Hugging Face's `tokenizer.json` format. It adds no token of its own accord (no BOS), here or in the
+/// windows; special tokens written in a text are recognised.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: Inner,
+    path: PathBuf,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a model's directory; a path to the file itself will do too.
+    ///
+    /// # Errors
+    /// When the file is missing or is no tokenizer.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = if dir.is_file() { dir.to_path_buf() } else { dir.join("tokenizer.json") };
+        if !path.exists() {
+            return Err(Error::file(
+                &path,
+                "there is no tokenizer; copy `tokenizer.json` from the model's repository, or give windows of token ids \
+                 (.json) in place of text",
+            ));
+        }
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let inner = Inner::from_bytes(bytes)
+            .map_err(|error| Error::file(&path, format!("is no tokenizer.json ({error}); download it again")))?;
+        Ok(Tokenizer { inner: plain(inner, &path)?, path })
+    }
+
+    /// Trains a byte-level BPE of exactly `vocab` tokens, the first of them [`END_OF_TEXT`]. The same documents give the
+    /// same tokenizer on any number of threads.
+    ///
+    /// # Errors
+    /// When `vocab` cannot hold the 256 bytes and the special token, or the documents have too few pairs to merge.
+    pub fn train_bpe(documents: &[String], vocab: usize) -> Result<Self> {
+        if vocab < 257 {
+            return Err(Error::argument("vocab", vocab, "a byte-level BPE needs at least 257 tokens"));
+        }
+        let training = |error: tokenizers::Error| Error::argument("vocab", vocab, format!("BPE training failed: {error}"));
+        // Prefix space and offsets play no part here; the regular expression is GPT-2's.
+        let level = ByteLevel::new(false, false, true);
+        let mut inner = Inner::new(ModelWrapper::BPE(BPE::default()));
+        inner.with_pre_tokenizer(Some(level)).with_decoder(Some(level));
+        let mut trainer = TrainerWrapper::from(
+            BpeTrainer::builder()
+                .show_progress(false)
+                .vocab_size(vocab)
+                .min_frequency(2)
+                .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+                .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+                .build(),
+        );
+        inner.train(&mut trainer, documents.iter().map(String::as_str)).map_err(training)?;
+        let got = inner.get_vocab_size(true);
+        if got != vocab {
+            return Err(Error::argument("vocab", vocab, format!("the text has pairs for {got} tokens only; ask for fewer")));
+        }
+        Ok(Tokenizer { inner, path: PathBuf::from("tokenizer.json") })
+    }
+
+    /// Token ids of `text`.
+    ///
+    /// # Errors
+    /// When the tokenizer has no token for some part of the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| self.problem("encode", &error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of each text, worked out in parallel.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_documents(&self, documents: &[String]) -> Result<Vec<Vec<u32>>> {
+        let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+        let encodings = self.inner.encode_batch_fast(documents, false).map_err(|error| self.problem("encode", &error))?;
+        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
+    }
+
+    /// The text of token ids, without special tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder refuses.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|error| self.problem("decode", &error))
+    }
+
+    /// Number of tokens, the added ones included: one more than the largest id, but for gaps.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Id of a token by its exact content, as [`END_OF_TEXT`].
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The `tokenizer.json` that [`Tokenizer::open`] and Hugging Face's libraries read.
+    ///
+    /// # Errors
+    /// When a component cannot be serialised.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(true).map_err(|error| self.problem("serialise", &error))
+    }
+
+    /// Writes [`Tokenizer::to_json`] to `path`, replacing what stood there only once all of it is on disk.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_whole(path.as_ref(), self.to_json()?.as_bytes())
+    }
+
+    fn problem(&self, doing: &str, error: &tokenizers::Error) -> Error {
+        Error::file(&self.path, format!("cannot {doing}: {error}"))
+    }
+}
+
+/// Truncation and padding are settings of one use of a tokenizer that some repositories leave in the file; windows need
+/// whole documents.
+fn plain(mut inner: Inner, path: &Path) -> Result<Inner> {
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|error| Error::file(path, error))?;
+    Ok(inner)
+}
+
+/// Writes a file beside its place, then renames it there.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(parent).map_err(Error::io("write in", parent))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.as_file().sync_all().map_err(Error::io("write", path))?;
+    // A temporary file is private to its owner; what it becomes is not.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let permissions = std::fs::Permissions::from_mode(0o644);
+        file.as_file().set_permissions(permissions).map_err(Error::io("set permissions of", path))?;
+    }
+    file.persist(path).map_err(|error| Error::Io { action: "write", path: path.to_path_buf(), source: error.error })?;
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! Windows of tokens, `(n, seqlen)`.
+
+use super::{Tokenizer, documents, extension, read_utf8};
+use crate::record::TextRecord;
+use crate::{Error, Result};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Windows of equal length, from one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// File name of the text, without its folder.
+    pub name: String,
+    /// Tokens per window.
+    pub seqlen: usize,
+    /// Token ids, `(n, seqlen)`.
+    pub ids: Vec<Vec<u32>>,
+}
+
+impl Windows {
+    /// Calibration windows, by Wanda's convention: `windows` times, a random document longer than `seqlen` tokens and a
+    /// random place in it. The draws come from ChaCha8 seeded with `seed`, so they are the same on every platform. When
+    /// no document is long enough, the places are drawn from all of them, joined by blank lines.
+    ///
+    /// A `.json` file of token ids gives its first `windows` rows, cut to `seqlen`; `seed` then plays no part.
+    ///
+    /// # Errors
+    /// When the text cannot be read, has fewer than `seqlen` tokens, or (not `.json`) there is no tokenizer; when
+    /// `windows` is 0 or `seqlen` less than 2.
+    pub fn calibration(
+        path: impl AsRef<Path>,
+        tokenizer: Option<&Tokenizer>,
+        windows: usize,
+        seqlen: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        check(Some(windows), seqlen)?;
+        let ids = if extension(path) == "json" {
+            token_rows(path, Some(windows), seqlen)?
+        } else {
+            let tokenizer = needed(path, tokenizer)?;
+            let documents = documents(path)?;
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            match draw_from_documents(&documents, tokenizer, windows, seqlen, &mut rng)? {
+                Some(ids) => ids,
+                None => {
+                    let tokens = tokenizer.encode(&documents.join("\n\n"))?;
+                    long_enough(path, tokens.len(), seqlen)?;
+                    let starts = tokens.len() - seqlen + 1;
+                    (0..windows).map(|_| window(&tokens, below(&mut rng, starts), seqlen)).collect()
+                }
+            }
+        };
+        Ok(Windows { name: file_name(path), seqlen, ids })
+    }
+
+    /// Evaluation windows: the documents joined by blank lines, cut into windows that do not overlap; the first
+    /// `windows` of them, or all. Tokens after the last whole window are left out.
+    ///
+    /// A `.json` file of token ids gives its first `windows` rows, cut to `seqlen`.
+    ///
+    /// # Errors
+    /// When the text cannot be read, has fewer windows than asked for, or (not `.json`) there is no tokenizer; when
+    /// `windows` is 0 or `seqlen` less than 2.
+    pub fn evaluation(
+        path: impl AsRef<Path>,
+        tokenizer: Option<&Tokenizer>,
+        windows: Option<usize>,
+        seqlen: usize,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        check(windows, seqlen)?;
+        let ids = if extension(path) == "json" {
+            token_rows(path, windows, seqlen)?
+        } else {
+            let tokens = needed(path, tokenizer)?.encode(&documents(path)?.join("\n\n"))?;
+            long_enough(path, tokens.len(), seqlen)?;
+            let available = tokens.len() / seqlen;
+            let windows = windows.unwrap_or(available);
+            if windows > available {
+                return Err(too_few(path, available, windows, seqlen));
+            }
+            tokens.chunks_exact(seqlen).take(windows).map(<[u32]>::to_vec).collect()
+        };
+        Ok(Windows { name: file_name(path), seqlen, ids })
+    }
+
+    /// Checks that a model of `vocab` tokens can read them.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the first id that is out of range.
+    pub fn check_vocab(&self, vocab: usize) -> Result<()> {
+        for (row, ids) in self.ids.iter().enumerate() {
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+                let problem = format!(
+                    "window {row} of {} holds it, but the model has {vocab} tokens; use the model's own tokenizer",
+                    self.name
+                );
+                return Err(Error::argument("token id", id, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// SHA-256, in hexadecimal, over the number of windows and `seqlen` (u64) and every id (u32), little-endian.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update((self.ids.len() as u64).to_le_bytes());
+        hash.update((self.seqlen as u64).to_le_bytes());
+        for id in self.ids.iter().flatten() {
+            hash.update(id.to_le_bytes());
+        }
+        format!("{:x}", hash.finalize())
+    }
+
+    /// What a record keeps of them.
+    pub fn record(&self) -> TextRecord {
+        TextRecord { name: self.name.clone(), sha256: self.sha256(), windows: self.ids.len(), seqlen: self.seqlen }
+    }
+}
+
+/// Uniform in `0..n`, by multiplication: one draw, and the same on every platform and with every version of `rand`.
+pub(crate) fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
+    ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
+}
+
+/// Windows of documents longer than `seqlen`; `None` when no document is. Only the documents that are drawn get
+/// tokenised: a window costs one document, not the corpus.
+fn draw_from_documents(
+    documents: &[String],
+    tokenizer: &Tokenizer,
+    windows: usize,
+    seqlen: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<Option<Vec<Vec<u32>>>> {
+    // A tokenizer of bytes gives the most tokens: what has no more bytes than `seqlen` need not be tried.
+    let mut candidates: Vec<usize> = (0..documents.len()).filter(|&i| documents[i].len() > seqlen).collect();
+    let mut encoded: HashMap<usize, Vec<u32>> = HashMap::new();
+    let mut ids = Vec::with_capacity(windows);
+    while ids.len() < windows {
+        if candidates.is_empty() {
+            return Ok(None);
+        }
+        let drawn = below(rng, candidates.len());
+        let document = candidates[drawn];
+        let tokens = match encoded.entry(document) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(tokenizer.encode(&documents[document])?),
+        };
+        if tokens.len() > seqlen {
+            ids.push(window(tokens, below(rng, tokens.len() - seqlen), seqlen));
+        } else {
+            candidates.swap_remove(drawn);
+        }
+    }
+    Ok(Some(ids))
+}
+
+fn window(tokens: &[u32], start: usize, seqlen: usize) -> Vec<u32> {
+    tokens[start..start + seqlen].to_vec()
+}
+
+/// Rows of a `.json` file.
+fn token_rows(path: &Path, windows: Option<usize>, seqlen: usize) -> Result<Vec<Vec<u32>>> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Rows {
+        Bare(Vec<Vec<u32>>),
+        Named { input_ids: Vec<Vec<u32>> },
+    }
+    let text = read_utf8(path)?;
+    let rows = serde_json::from_str(&text).map_err(|error| {
+        let form = "`[[1, 2, ...], ...]` or `{\"input_ids\": [[1, 2, ...], ...]}`";
+        Error::file(path, format!("holds no windows of token ids ({error}); the form is {form}"))
+    })?;
+    let (Rows::Bare(mut rows) | Rows::Named { input_ids: mut rows }) = rows;
+    let Some(length) = rows.first().map(Vec::len) else {
+        return Err(Error::file(path, "holds no window; give at least one row of token ids"));
+    };
+    if let Some(row) = rows.iter().position(|row| row.len() != length) {
+        let problem = format!("row 0 has {length} tokens and row {row} has {}; all must be equal", rows[row].len());
+        return Err(Error::file(path, problem));
+    }
+    if length < seqlen {
+        let problem = format!("its windows have {length} tokens, {seqlen} were asked for; lower --seqlen");
+        return Err(Error::file(path, problem));
+    }
+    let windows = windows.unwrap_or(rows.len());
+    if windows > rows.len() {
+        return Err(too_few(path, rows.len(), windows, seqlen));
+    }
+    rows.truncate(windows);
+    rows.iter_mut().for_each(|row| row.truncate(seqlen));
+    Ok(rows)
+}
+
+fn check(windows: Option<usize>, seqlen: usize) -> Result<()> {
+    if windows == Some(0) {
+        return Err(Error::argument("windows", 0, "at least one is needed"));
+    }
+    if seqlen < 2 {
+        return Err(Error::argument("seqlen", seqlen, "a window needs at least 2 tokens, one to predict from another"));
+    }
+    Ok(())
+}
+
+fn needed<'t>(path: &Path, tokenizer: Option<&'t Tokenizer>) -> Result<&'t Tokenizer> {
+    tokenizer.ok_or_else(|| {
+        Error::file(path, "is text, and the model has no tokenizer; add `tokenizer.json`, or give windows of token ids (.json)")
+    })
+}
+
+fn long_enough(path: &Path, available: usize, seqlen: usize) -> Result<()> {
+    if available >= seqlen {
+        return Ok(());
+    }
+    let problem = format!("has {available} tokens, one window needs {seqlen}; give a longer text or lower --seqlen");
+    Err(Error::file(path, problem))
+}
+
+fn too_few(path: &Path, available: usize, windows: usize, seqlen: usize) -> Error {
+    let problem = format!("has {available} windows of {seqlen} tokens, {windows} were asked for; lower --windows");
+    Error::file(path, problem)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
