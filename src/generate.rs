@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 /// How to continue a text; the names are those of Hugging Face's `generate`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GenerateConfig {
-    /// Tokens to add at most; generation ends earlier at the end-of-text token.
+    /// Tokens to add at most; generation ends earlier at an `eos_token_id` of `config.json`.
     pub max_new_tokens: usize,
     /// 0 takes the most likely token; above, logits are divided by it and a token is drawn.
     pub temperature: f64,
@@ -56,7 +56,7 @@ pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<
     let rope = model.rope(longest);
     let blocks = (0..model.blocks()).map(|i| model.block(i)).collect::<Result<Vec<_>>>()?;
     let head = model.head()?;
-    let end = tokenizer.end_of_text();
+    let ends = model.end_tokens()?;
     let mut caches = vec![KvCache::default(); blocks.len()];
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let mut next = ids.clone();
@@ -70,7 +70,7 @@ pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<
         }
         let last = x.narrow(1, x.dims()[1] - 1, 1)?.squeeze(0)?;
         let id = choose(&head.logits(&last)?, config, &mut rng)?;
-        if Some(id) == end {
+        if ends.contains(&id) {
             break;
         }
         ids.push(id);

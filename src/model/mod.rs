@@ -184,6 +184,20 @@ impl Model {
         }
     }
 
+    /// The tokens that end a text: `eos_token_id` of `config.json`, one id or several.
+    ///
+    /// # Errors
+    /// [`Error::File`] when `config.json` cannot be read any more.
+    pub fn end_tokens(&self) -> Result<Vec<u32>> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(Vec::new()) };
+        let id = |value: &serde_json::Value| value.as_u64().map(|id| id as u32);
+        Ok(match checkpoint.config()?.get("eos_token_id") {
+            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+            Some(one) => id(one).into_iter().collect(),
+            None => Vec::new(),
+        })
+    }
+
     /// Name, family, size and content hash.
     ///
     /// # Errors
