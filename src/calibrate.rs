@@ -1,17 +1,19 @@
 //! Statistics of what enters each linear, gathered by a tap while calibration windows pass through.
 
 use crate::Result;
-use crate::model::{Linear, Tap};
+use crate::model::{Linear, Model, Tap, Wanted};
+use crate::progress::Progress;
+use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Column statistics of each linear's input, by the weight's name.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     /// Sums over all tokens of the squared input, `(in,)`.
     sums: BTreeMap<String, Vec<f64>>,
-    /// Windows seen.
+    /// Windows that pass.
     windows: usize,
 }
 
@@ -25,9 +27,9 @@ impl Statistics {
         Some(sums.iter().map(|sum| ((sum / windows) as f32).sqrt()).collect())
     }
 
-    /// Counts a window as passed.
-    pub(crate) fn end_window(&mut self) {
-        self.windows += 1;
+    /// Empty statistics for `windows` windows to come.
+    pub(crate) fn new(windows: usize) -> Self {
+        Statistics { sums: BTreeMap::new(), windows }
     }
 
     /// Declares linears, so that those which no token reaches have norms of zero.
@@ -38,6 +40,30 @@ impl Statistics {
         }
         Ok(())
     }
+}
+
+/// Statistics of every prunable linear of the dense model, from one forward pass that holds one block at a time.
+///
+/// # Errors
+/// [`crate::Error::Argument`] for ids outside the vocabulary, [`crate::Error::Interrupted`], or what reading a block fails
+/// with.
+pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result<Statistics> {
+    let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
+    let rope = model.rope(windows.seqlen);
+    let stage = progress.stage("calibrate", (model.blocks() * hidden.len()) as u64);
+    let mut statistics = Statistics::new(windows.ids.len());
+    for i in 0..model.blocks() {
+        let block = model.block(i)?;
+        statistics.expect(&block.linears())?;
+        let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
+        for x in &mut hidden {
+            if let Some(y) = block.run(model.config(), &rope, x, None, &mut statistics, wanted)? {
+                *x = y;
+            }
+            stage.inc(1)?;
+        }
+    }
+    Ok(statistics)
 }
 
 /// Sums of squares of the columns of `x (tokens, in)`, in f64 and in a fixed order on any number of threads.
@@ -96,10 +122,9 @@ mod tests {
     fn norms_are_root_mean_over_windows() {
         let weight = Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap();
         let linear = Linear { name: "w".into(), weight, bias: None };
-        let mut statistics = Statistics::default();
+        let mut statistics = Statistics::new(2);
         for window in [[[1f32, 2.0, 0.0], [3.0, 0.0, 0.0]], [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]] {
             statistics.input(&[&linear], &Tensor::new(&[window], &Device::Cpu).unwrap()).unwrap();
-            statistics.end_window();
         }
         assert_eq!(statistics.column_norms("w").unwrap(), [5f32.sqrt(), 2.0, 0.0]);
         assert_eq!(statistics.column_norms("v"), None);

@@ -4,7 +4,7 @@
 //! through it, its weights are scored and selected, and what comes out of the pruned block (or of the dense one) goes into
 //! the next.
 
-use crate::calibrate::Statistics;
+use crate::calibrate::{Statistics, calibrate};
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
 pub use crate::importance::Method;
 use crate::importance::Scorer;
@@ -15,7 +15,7 @@ use crate::record::{PruningRecord, Record, SCHEMA_VERSION, TensorRecord};
 use crate::text::Windows;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -148,15 +148,15 @@ pub fn prune_to(
     };
     config.validate_with(calibration)?;
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
-    let mut pruned = HashMap::new();
+    let mut pruned = HashSet::new();
     let tensors = for_each_block(model, calibration, config, progress, |_, masks| {
         for (name, mask) in masks {
             write_masked(checkpoint, &mut writer, &name, &mask)?;
-            pruned.insert(name, ());
+            pruned.insert(name);
         }
         Ok(())
     })?;
-    let others: Vec<_> = checkpoint.tensors().filter(|tensor| !pruned.contains_key(&tensor.name)).collect();
+    let others: Vec<_> = checkpoint.tensors().filter(|tensor| !pruned.contains(&tensor.name)).collect();
     let stage = progress.stage("copy", others.len() as u64);
     for tensor in others {
         writer.write(&tensor.name, &checkpoint.read(&tensor.name)?)?;
@@ -208,47 +208,42 @@ fn for_each_block(
     mut sink: impl FnMut(&Block, Vec<(String, Mask)>) -> Result<()>,
 ) -> Result<Vec<TensorRecord>> {
     config.validate_with(calibration)?;
-    let windows = calibration.filter(|_| config.method.needs_calibration()).map_or(&[][..], |windows| &windows.ids);
-    let rope = model.rope(windows.iter().map(Vec::len).max().unwrap_or_default());
-    let mut hidden = if windows.is_empty() { Vec::new() } else { model.embed(windows)? };
-    // A step is one window through one block, or a block's selection.
-    let passes = match config.propagate {
-        Propagate::Pruned => 2,
-        Propagate::Dense => 1,
+    let calibration = calibration.filter(|_| config.method.needs_calibration());
+    let dense = match (calibration, config.propagate) {
+        (Some(windows), Propagate::Dense) => Some(calibrate(model, windows, progress)?),
+        _ => None,
     };
-    let stage = progress.stage("prune", (model.blocks() * (passes * hidden.len() + 1)) as u64);
+    let propagated = calibration.filter(|_| config.propagate == Propagate::Pruned);
+    let mut hidden = propagated.map(|windows| model.embed(&windows.ids)).transpose()?.unwrap_or_default();
+    let rope = model.rope(propagated.map_or(0, |windows| windows.seqlen));
+    // A step is one window through one block, which happens twice, or the selection in one block.
+    let stage = progress.stage("prune", (model.blocks() * (2 * hidden.len() + 1)) as u64);
     let mut tensors = Vec::new();
     for i in 0..model.blocks() {
-        let last = i + 1 == model.blocks();
         let mut block = model.block(i)?;
-        let mut statistics = Statistics::default();
-        if !hidden.is_empty() {
-            statistics.expect(&block.linears())?;
-        }
-        let wanted = if config.propagate == Propagate::Dense && !last { Wanted::Output } else { Wanted::Taps };
-        for x in &mut hidden {
-            if let Some(y) = block.run(model.config(), &rope, x, None, &mut statistics, wanted)? {
-                *x = y;
-            }
-            statistics.end_window();
+        let mut own = Statistics::new(hidden.len());
+        own.expect(&block.linears())?;
+        for x in &hidden {
+            block.run(model.config(), &rope, x, None, &mut own, Wanted::Taps)?;
             stage.inc(1)?;
         }
+        let statistics = dense.as_ref().unwrap_or(&own);
         let mut masks = Vec::new();
         for linear in block.linears_mut() {
-            let mask = prune_linear(linear, &statistics, config)?;
+            let (mask, zeros) = prune_linear(linear, statistics, config)?;
             let (out, input) = mask.shape();
-            let zeros = count_zeros(&linear.weight)?;
             tensors.push(TensorRecord { name: linear.name.clone(), shape: [out, input], zeros });
             masks.push((linear.name.clone(), mask));
             check_interrupt()?;
         }
-        if config.propagate == Propagate::Pruned {
-            for x in &mut hidden {
-                if !last && let Some(y) = block.run(model.config(), &rope, x, None, &mut (), Wanted::Output)? {
-                    *x = y;
-                }
-                stage.inc(1)?;
+        for x in &mut hidden {
+            // Nothing follows the last block.
+            if i + 1 < model.blocks()
+                && let Some(y) = block.run(model.config(), &rope, x, None, &mut (), Wanted::Output)?
+            {
+                *x = y;
             }
+            stage.inc(1)?;
         }
         stage.inc(1)?;
         sink(&block, masks)?;
@@ -256,8 +251,8 @@ fn for_each_block(
     Ok(tensors)
 }
 
-/// Selects and zeroes the weights of one linear.
-fn prune_linear(linear: &mut Linear, statistics: &Statistics, config: &PruneConfig) -> Result<Mask> {
+/// Selects and zeroes the weights of one linear. Also returns its number of zeros, those included that it had before.
+fn prune_linear(linear: &mut Linear, statistics: &Statistics, config: &PruneConfig) -> Result<(Mask, u64)> {
     let shape = linear.weight.dims2()?;
     let dtype = linear.weight.dtype();
     let mut weights: Vec<f32> =
@@ -268,12 +263,7 @@ fn prune_linear(linear: &mut Linear, statistics: &Statistics, config: &PruneConf
         scorer.row(row, &weights[row * shape.1..(row + 1) * shape.1], scores);
     })?;
     mask.for_each_pruned(|index| weights[index] = 0.0);
+    let zeros = weights.iter().filter(|&&weight| weight == 0.0).count() as u64;
     linear.weight = Tensor::from_vec(weights, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(linear.weight.device())?;
-    Ok(mask)
-}
-
-/// Zeros of a weight, those that were there before pruning included.
-fn count_zeros(weight: &Tensor) -> Result<u64> {
-    let values: Vec<f32> = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    Ok(values.iter().filter(|&&value| value == 0.0).count() as u64)
+    Ok((mask, zeros))
 }

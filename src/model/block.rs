@@ -5,7 +5,7 @@ use super::mixtral::Mixture;
 use super::ops;
 use super::rope::Rope;
 use crate::Result;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 /// A linear layer `x W^T + b`, with its name in the checkpoint.
 #[derive(Clone, Debug)]
@@ -224,10 +224,5 @@ impl Block {
             FeedForward::Mixture(mixture) => mixture.forward(&normed, tap, wanted)?,
         };
         Ok(y.map(|y| x + y).transpose()?)
-    }
-
-    /// Dtype of the weights.
-    pub(crate) fn dtype(&self) -> DType {
-        self.attention_norm.dtype()
     }
 }
