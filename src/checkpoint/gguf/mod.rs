@@ -1,0 +1,174 @@
+//! GGUF import for the Llama family: dequantised weights under Hugging Face's names, Q and K rows in its order, and
+//! `config.json` and `tokenizer.json` rebuilt from the metadata.
+
+mod config;
+mod metadata;
+mod tokenizer;
+
+use super::{CheckpointWriter, dtype_of, plan_shards};
+use crate::progress::Progress;
+use crate::{Error, Result};
+use candle_core::quantized::gguf_file::Content;
+use candle_core::{DType, Device, Tensor};
+use config::LlamaConfig;
+use metadata::Metadata;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+/// Shards as large as transformers makes them.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What an import found and wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportSummary {
+    /// `general.architecture` of the file.
+    pub architecture: String,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Number of tensors written.
+    pub tensors: usize,
+    /// Number of parameters written.
+    pub parameters: u64,
+    /// Type of the file's tensors (`Q4_1`, `F32`), and how many there are of each.
+    pub source_dtypes: BTreeMap<String, usize>,
+    /// Whether the output layer shares the embedding's weights.
+    pub tied_embeddings: bool,
+    /// Number of tokens in the vocabulary.
+    pub vocab_size: usize,
+}
+
+/// A tensor on its way: from which name, to which, and in which shape.
+struct Route {
+    gguf: String,
+    name: String,
+    shape: Vec<usize>,
+    /// Heads whose rows llama.cpp has interleaved.
+    permuted_heads: Option<usize>,
+}
+
+/// Makes a checkpoint at `out` (which must not exist) of the GGUF file `file`, with weights as `dtype`: f32, bf16 or
+/// f16. One tensor at a time is in memory.
+///
+/// # Errors
+/// [`Error::File`] when the file is damaged, of another architecture than `llama`, or has a tokenizer or a tensor that
+/// has no counterpart; [`Error::Tensor`] when a tensor is missing or misshapen; those of [`CheckpointWriter`].
+pub fn import_gguf(file: &Path, out: &Path, dtype: DType, progress: Progress) -> Result<ImportSummary> {
+    let target = dtype_of(dtype)?;
+    let mut reader = BufReader::new(File::open(file).map_err(Error::io("open", file))?);
+    let content = Content::read(&mut reader).map_err(|e| {
+        Error::file(file, format!("not a GGUF file that can be read ({e}); download it again, or take one of type F32, F16, BF16, Q8_0 or Q2_K to Q6_K"))
+    })?;
+    let metadata = Metadata::new(file, &content.metadata);
+    let config = LlamaConfig::read(&metadata, &content, &mut reader)?;
+    let tokenizer = tokenizer::rebuild(&metadata, config.vocab_size)?;
+
+    let routes = routes(&config);
+    check(file, &content, &routes)?;
+    let plan = routes.iter().map(|route| (route.name.clone(), target, route.shape.clone())).collect();
+    let mut writer = CheckpointWriter::create(out, plan_shards(plan, SHARD_BYTES))?;
+    let stage = progress.stage("importing", routes.len() as u64);
+    let mut source_dtypes = BTreeMap::new();
+    for route in &routes {
+        let quantised = content
+            .tensor(&mut reader, &route.gguf, &Device::Cpu)
+            .map_err(|e| Error::tensor(file, &route.gguf, format!("cannot be read ({e}); download the file again")))?;
+        *source_dtypes.entry(format!("{:?}", quantised.dtype())).or_default() += 1;
+        let mut weight = quantised
+            .dequantize(&Device::Cpu)
+            .map_err(Error::compute(format!("dequantising tensor `{}`", route.gguf)))?;
+        if let Some(heads) = route.permuted_heads {
+            weight = unpermute(&weight, heads)?;
+        }
+        writer.write_tensor(&route.name, &weight)?;
+        stage.inc(1)?;
+    }
+
+    writer.add_file("config.json", &json_text(&config.to_json(dtype)))?;
+    writer.add_file("generation_config.json", &json_text(&tokenizer.generation_config))?;
+    writer.add_file("tokenizer.json", &json_text(&tokenizer.tokenizer))?;
+    writer.add_file("tokenizer_config.json", &json_text(&tokenizer.tokenizer_config))?;
+    writer.finish()?;
+    Ok(ImportSummary {
+        architecture: config.architecture,
+        blocks: config.blocks,
+        tensors: routes.len(),
+        parameters: routes.iter().map(|route| route.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum(),
+        source_dtypes,
+        tied_embeddings: config.tied_embeddings,
+        vocab_size: config.vocab_size,
+    })
+}
+
+/// llama.cpp interleaves the two halves of a head's rows, Hugging Face keeps them one after the other:
+/// row `2 j + t` of a head there is row `t * head_dim / 2 + j` here.
+fn unpermute(weight: &Tensor, heads: usize) -> Result<Tensor> {
+    let (rows, columns) = weight.dims2()?;
+    let half = rows / heads / 2;
+    let halves = weight.reshape((heads, half, 2, columns))?.transpose(1, 2)?; // (heads, 2, half, columns)
+    Ok(halves.contiguous()?.reshape((rows, columns))?)
+}
+
+/// Every tensor of the model, in Hugging Face's order.
+fn routes(config: &LlamaConfig) -> Vec<Route> {
+    let LlamaConfig { hidden, intermediate, vocab_size: vocab, heads, kv_heads, head_dim, .. } = *config;
+    let route = |gguf: String, name: String, shape: &[usize], permuted_heads| Route {
+        gguf,
+        name,
+        shape: shape.to_vec(),
+        permuted_heads,
+    };
+    let mut routes = vec![route("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], None)];
+    for i in 0..config.blocks {
+        let parts: [(&str, &str, &[usize], Option<usize>); 9] = [
+            ("attn_norm", "input_layernorm", &[hidden], None),
+            ("attn_q", "self_attn.q_proj", &[heads * head_dim, hidden], Some(heads)),
+            ("attn_k", "self_attn.k_proj", &[kv_heads * head_dim, hidden], Some(kv_heads)),
+            ("attn_v", "self_attn.v_proj", &[kv_heads * head_dim, hidden], None),
+            ("attn_output", "self_attn.o_proj", &[hidden, heads * head_dim], None),
+            ("ffn_norm", "post_attention_layernorm", &[hidden], None),
+            ("ffn_gate", "mlp.gate_proj", &[intermediate, hidden], None),
+            ("ffn_up", "mlp.up_proj", &[intermediate, hidden], None),
+            ("ffn_down", "mlp.down_proj", &[hidden, intermediate], None),
+        ];
+        for (gguf, name, shape, heads) in parts {
+            routes.push(route(format!("blk.{i}.{gguf}.weight"), format!("model.layers.{i}.{name}.weight"), shape, heads));
+        }
+    }
+    routes.push(route("output_norm.weight".into(), "model.norm.weight".into(), &[hidden], None));
+    if !config.tied_embeddings {
+        routes.push(route("output.weight".into(), "lm_head.weight".into(), &[vocab, hidden], None));
+    }
+    routes
+}
+
+/// Before anything is written: every tensor is there in its shape, and none would be left behind.
+fn check(file: &Path, content: &Content, routes: &[Route]) -> Result<()> {
+    let mut left: std::collections::BTreeSet<&str> = content.tensor_infos.keys().map(String::as_str).collect();
+    for route in routes {
+        let Some(info) = content.tensor_infos.get(&route.gguf) else {
+            return Err(Error::tensor(file, &route.gguf, "missing; download the file again"));
+        };
+        if info.shape.dims() != route.shape {
+            let problem = format!("its shape is {:?}, the metadata say {:?}", info.shape.dims(), route.shape);
+            return Err(Error::tensor(file, &route.gguf, problem));
+        }
+        left.remove(route.gguf.as_str());
+    }
+    // Its meaning went into `rope_scaling`.
+    left.remove(config::ROPE_FACTORS);
+    match left.first() {
+        None => Ok(()),
+        Some(name) => {
+            let problem = "no Llama tensor; this model has parts that cannot be imported, get it as safetensors";
+            Err(Error::tensor(file, *name, problem))
+        }
+    }
+}
+
+fn json_text(value: &serde_json::Value) -> Vec<u8> {
+    let mut text = format!("{value:#}").into_bytes();
+    text.push(b'\n');
+    text
+}

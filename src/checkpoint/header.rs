@@ -1,0 +1,196 @@
+//! The header of one safetensors file: 8 bytes of length, JSON, then the tensors' bytes without gaps.
+//!
+//! Every rule of the format is checked here, because the files come from elsewhere: the reader may then trust offsets.
+
+use super::TensorInfo;
+use crate::{Error, Result};
+use safetensors::Dtype;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value, json};
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// The format's limit on a header.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes of the length that a file begins with.
+const LENGTH_BYTES: u64 = 8;
+
+/// A JSON object's entries as they stand in the text, duplicates included (a map would hide them).
+pub(super) struct Entries(pub(super) Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Entries;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+/// Reads and checks the header of `file`, the checkpoint's shard number `shard`. The tensors come in offset order.
+pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Vec<TensorInfo>> {
+    let size = file.metadata().map_err(Error::io("read", path))?.len();
+    let (json, data_start) = read_json(path, file, size)?;
+    let Entries(entries) =
+        serde_json::from_str(&json).map_err(|e| broken(path, format!("its header is not valid JSON ({e})")))?;
+
+    let mut names = HashSet::new();
+    let mut tensors = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        if !names.insert(name.clone()) {
+            return Err(Error::tensor(path, name, "the header has this name twice; write the file again"));
+        }
+        if name == "__metadata__" {
+            serde_json::from_value::<std::collections::HashMap<String, String>>(value)
+                .map_err(|e| broken(path, format!("`__metadata__` must map strings to strings ({e})")))?;
+            continue;
+        }
+        let entry: Entry = serde_json::from_value(value)
+            .map_err(|e| Error::tensor(path, &name, format!("its header entry is invalid ({e}); {AGAIN}")))?;
+        tensors.push(check_entry(path, name, entry, shard, data_start)?);
+    }
+    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    check_layout(path, &tensors, data_start, size)?;
+    Ok(tensors)
+}
+
+const AGAIN: &str = "the file is damaged, download it again";
+
+fn broken(path: &Path, problem: String) -> Error {
+    Error::file(path, format!("{problem}; {AGAIN}"))
+}
+
+/// The header's text, and the offset at which tensor data begins.
+fn read_json(path: &Path, file: &File, size: u64) -> Result<(String, u64)> {
+    let mut length = [0; LENGTH_BYTES as usize];
+    if size < LENGTH_BYTES {
+        let problem = format!("{size} bytes are too few for a safetensors file, which begins with 8 bytes of length");
+        return Err(broken(path, problem));
+    }
+    file.read_exact_at(&mut length, 0).map_err(Error::io("read", path))?;
+    // What `git clone` leaves where the LFS extension is not installed.
+    if &length == b"version " {
+        return Err(Error::file(path, "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory"));
+    }
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES {
+        let problem = format!("its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}: not safetensors");
+        return Err(broken(path, problem));
+    }
+    if length > size - LENGTH_BYTES {
+        let missing = length - (size - LENGTH_BYTES);
+        return Err(Error::file(path, format!("truncated inside its header, {missing} bytes are missing; download it again")));
+    }
+    let mut json = vec![0; length as usize];
+    file.read_exact_at(&mut json, LENGTH_BYTES).map_err(Error::io("read", path))?;
+    if json.first() != Some(&b'{') {
+        return Err(broken(path, "its header does not begin with `{`".into()));
+    }
+    let json = String::from_utf8(json).map_err(|e| broken(path, format!("its header is not UTF-8 ({e})")))?;
+    Ok((json, LENGTH_BYTES + length))
+}
+
+/// Bytes of a tensor; `None` if that is no whole number of bytes or overflows.
+pub(super) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<u64> {
+    let elements = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64))?;
+    let bits = elements.checked_mul(dtype.bitsize() as u64)?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+fn check_entry(path: &Path, name: String, entry: Entry, shard: usize, data_start: u64) -> Result<TensorInfo> {
+    let Entry { dtype, shape, data_offsets: (begin, end) } = entry;
+    let Some(bytes) = byte_len(dtype, &shape) else {
+        return Err(Error::tensor(path, name, format!("{dtype} x {shape:?} is not a possible size; {AGAIN}")));
+    };
+    if end < begin || end - begin != bytes {
+        let problem = format!("{dtype} x {shape:?} is {bytes} bytes, but its offsets are {begin}..{end}; {AGAIN}");
+        return Err(Error::tensor(path, name, problem));
+    }
+    match (data_start.checked_add(begin), data_start.checked_add(end)) {
+        (Some(start), Some(end)) => Ok(TensorInfo { name, dtype, shape, shard, range: start..end }),
+        _ => Err(Error::tensor(path, name, format!("its offsets {begin}..{end} are out of range; {AGAIN}"))),
+    }
+}
+
+/// The tensors, in offset order, must tile the data exactly.
+fn check_layout(path: &Path, tensors: &[TensorInfo], data_start: u64, size: u64) -> Result<()> {
+    let data_end = tensors.iter().map(|tensor| tensor.range.end).max().unwrap_or(data_start);
+    if let Some(tensor) = tensors.iter().find(|tensor| tensor.range.end > size) {
+        let range = &tensor.range;
+        return Err(Error::tensor(
+            path,
+            &tensor.name,
+            format!(
+                "its bytes {}..{} lie beyond the end of the file, which has {size}: {} bytes are missing, the file is \
+                 truncated; download it again",
+                range.start,
+                range.end,
+                data_end - size
+            ),
+        ));
+    }
+    let mut end = data_start;
+    let mut before = "the header";
+    for tensor in tensors {
+        let start = tensor.range.start;
+        if start < end {
+            return Err(Error::tensor(path, &tensor.name, format!("its bytes overlap those of `{before}`; {AGAIN}")));
+        }
+        if start > end {
+            let problem = format!("{} bytes between it and `{before}` belong to no tensor; {AGAIN}", start - end);
+            return Err(Error::tensor(path, &tensor.name, problem));
+        }
+        (end, before) = (tensor.range.end, &tensor.name);
+    }
+    if size > end {
+        return Err(broken(path, format!("its last {} bytes belong to no tensor", size - end)));
+    }
+    Ok(())
+}
+
+/// The bytes that stand before the data of `tensors` (name, dtype, shape), which follow one another in this order.
+/// Padded with spaces so that the data begin on a multiple of 8.
+pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)]) -> Result<Vec<u8>, String> {
+    // transformers refuses a file whose metadata do not say which framework wrote it.
+    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut offset = 0u64;
+    for (name, dtype, shape) in tensors {
+        let end = byte_len(*dtype, shape).and_then(|bytes| offset.checked_add(bytes));
+        let end = end.ok_or_else(|| format!("tensor `{name}`: {dtype} x {shape:?} is not a possible size"))?;
+        let entry = json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": [offset, end]});
+        if header.insert(name.clone(), entry).is_some() {
+            return Err(format!("two tensors are called `{name}`"));
+        }
+        offset = end;
+    }
+    let mut json = Value::Object(header).to_string().into_bytes();
+    json.resize(json.len().next_multiple_of(8), b' ');
+    if json.len() as u64 > MAX_HEADER_BYTES {
+        return Err(format!("{} tensors make a header of {} bytes, the format allows {MAX_HEADER_BYTES}", tensors.len(), json.len()));
+    }
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(json);
+    Ok(bytes)
+}

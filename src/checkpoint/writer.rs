@@ -1,0 +1,322 @@
+//! Writing a checkpoint: beside its final place, then renamed into it, so that it is there whole or not at all.
+
+use super::convert::{self, Failure};
+use super::index::{self, INDEX, is_file_name, shard_name};
+use super::{Checkpoint, header};
+use crate::{Error, Result};
+use candle_core::{DType, Tensor};
+use safetensors::Dtype;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// A tensor that will be written: name, type in the file, shape.
+pub type TensorPlan = (String, Dtype, Vec<usize>);
+
+/// Files in a model's directory that hold weights in other forms, or describe the source rather than the copy.
+const NOT_COPIED: [&str; 12] =
+    ["safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx", "ckpt", "npz", "lock", "part"];
+
+/// Writes a checkpoint tensor by tensor, in any order. Dropped before [`CheckpointWriter::finish`], it leaves nothing.
+#[derive(Debug)]
+pub struct CheckpointWriter {
+    out: PathBuf,
+    temp: TempDir,
+    shards: Vec<File>,
+    slots: HashMap<String, Slot>,
+    /// Tensor names in file order, for the index.
+    order: Vec<String>,
+    other_files: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: u64,
+    bytes: u64,
+    written: bool,
+}
+
+impl CheckpointWriter {
+    /// Plans a checkpoint at `out`, which must not exist, and reserves nothing but a hidden directory beside it. One
+    /// shard becomes `model.safetensors`, several get Hugging Face's names and an index. Within a shard, tensors with
+    /// wider elements come first, so that all are aligned; otherwise the order is kept.
+    ///
+    /// # Errors
+    /// [`Error::File`] when `out` exists, its file system is too small, or the plan is empty or names a tensor twice;
+    /// [`Error::Io`] when its parent is missing or not writable.
+    pub fn create(out: &Path, shards: Vec<Vec<TensorPlan>>) -> Result<Self> {
+        if out.symlink_metadata().is_ok() {
+            return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+        }
+        let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
+            return Err(Error::file(out, "cannot be an output directory; give it a name"));
+        };
+        if shards.is_empty() || shards.iter().any(Vec::is_empty) {
+            return Err(Error::file(out, "a checkpoint needs at least one tensor in every shard"));
+        }
+        let parent = match out.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let needed = shards.iter().flatten().filter_map(|(_, dtype, shape)| header::byte_len(*dtype, shape)).sum();
+        if let Some(available) = available_bytes(parent).filter(|&available| available < needed) {
+            return Err(Error::file(out, disk_full(&format!("{needed} bytes are needed, {available} are free"))));
+        }
+        let temp = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".tmp")
+            // As `mkdir` would; tempfile's own choice, 0700, would outlive the rename.
+            .permissions(Permissions::from_mode(0o777))
+            .tempdir_in(parent)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => Error::file(parent, "no such directory; create it before writing into it"),
+                // tempfile adds the temporary path, which tells the user nothing.
+                kind => Error::io("create an output directory in", parent)(io::Error::from(kind)),
+            })?;
+        let mut writer = Self {
+            out: out.to_path_buf(),
+            temp,
+            shards: Vec::new(),
+            slots: HashMap::new(),
+            order: Vec::new(),
+            other_files: BTreeSet::new(),
+        };
+        let of = shards.len();
+        for (shard, tensors) in shards.into_iter().enumerate() {
+            writer.add_shard(shard, of, tensors)?;
+        }
+        Ok(writer)
+    }
+
+    /// The same tensors in the same shards as `source`; floating-point ones (f32, f64, f16, bf16) as `dtype` if given.
+    ///
+    /// # Errors
+    /// Those of [`CheckpointWriter::create`]; [`Error::Argument`] when `dtype` is not a floating-point type.
+    pub fn like(source: &Checkpoint, out: &Path, dtype: Option<DType>) -> Result<Self> {
+        let dtype = dtype.map(dtype_of).transpose()?;
+        let mut shards = vec![Vec::new(); source.shards().len()];
+        for info in source.tensors() {
+            let floating = matches!(info.dtype, Dtype::F32 | Dtype::F64 | Dtype::F16 | Dtype::BF16);
+            let dtype = dtype.filter(|_| floating).unwrap_or(info.dtype);
+            shards[info.shard].push((info.name.clone(), dtype, info.shape.clone()));
+        }
+        shards.retain(|shard| !shard.is_empty());
+        Self::create(out, shards)
+    }
+
+    fn add_shard(&mut self, shard: usize, of: usize, mut tensors: Vec<TensorPlan>) -> Result<()> {
+        tensors.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.bitsize()));
+        let header = header::write(&tensors).map_err(|problem| Error::file(&self.out, problem))?;
+        let mut start = header.len() as u64;
+        for (name, dtype, shape) in tensors {
+            // `header::write` has refused impossible sizes.
+            let bytes = header::byte_len(dtype, &shape).unwrap_or_default();
+            let slot = Slot { shard, dtype, shape, start, bytes, written: false };
+            if self.slots.insert(name.clone(), slot).is_some() {
+                return Err(Error::file(&self.out, format!("two shards were to hold a tensor called `{name}`")));
+            }
+            self.order.push(name);
+            start += bytes;
+        }
+        let path = self.temp.path().join(shard_name(shard, of));
+        let file = File::create_new(&path).map_err(|e| self.write_error("create", e))?;
+        file.write_all_at(&header, 0).map_err(|e| self.write_error("write", e))?;
+        self.shards.push(file);
+        Ok(())
+    }
+
+    /// A file that is full must be told from one that is forbidden; both name the final path.
+    fn write_error(&self, action: &'static str, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::file(&self.out, disk_full(&error.to_string())),
+            _ => Error::io(action, &self.out)(error),
+        }
+    }
+
+    fn slot(&self, name: &str) -> Result<&Slot> {
+        let slot = self.slots.get(name);
+        let slot = slot.ok_or_else(|| Error::tensor(&self.out, name, "it was not planned for this checkpoint"))?;
+        if slot.written { Err(Error::tensor(&self.out, name, "it was already written")) } else { Ok(slot) }
+    }
+
+    /// Writes a tensor's bytes, in the planned type.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the tensor was not planned, is written already, or has another length; [`Error::File`]
+    /// when the disk is full; [`Error::Io`] when writing fails.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let slot = self.slot(name)?;
+        if bytes.len() as u64 != slot.bytes {
+            let problem = format!(
+                "{} bytes were given, {} x {:?} takes {}",
+                bytes.len(),
+                slot.dtype,
+                slot.shape,
+                slot.bytes
+            );
+            return Err(Error::tensor(&self.out, name, problem));
+        }
+        self.shards[slot.shard].write_all_at(bytes, slot.start).map_err(|e| self.write_error("write", e))?;
+        self.wrote(name)
+    }
+
+    /// Writes a tensor of f32, f64, f16 or bf16 from any device, converted to the planned type.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the tensor was not planned, is written already, has another shape, or is not of floating
+    /// point; [`Error::File`] when the disk is full; [`Error::Io`] when writing fails; [`Error::Compute`] when the
+    /// device refuses to give it.
+    pub fn write_tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let slot = self.slot(name)?;
+        if tensor.dims() != slot.shape {
+            let problem = format!("its shape is {:?}, planned was {:?}", tensor.dims(), slot.shape);
+            return Err(Error::tensor(&self.out, name, problem));
+        }
+        convert::write(&self.shards[slot.shard], slot.start, tensor, slot.dtype).map_err(|e| match e {
+            Failure::Io(e) => self.write_error("write", e),
+            Failure::Unsupported(file, memory) => {
+                let problem = format!("cannot write {memory} as {file}; both must be f32, f64, f16 or bf16");
+                Error::tensor(&self.out, name, problem)
+            }
+            Failure::NotFinite(at) => Error::tensor(&self.out, name, format!("element {at} is NaN or infinite")),
+            Failure::Candle(e) => Error::compute(format!("fetching tensor `{name}`"))(e),
+        })?;
+        self.wrote(name)
+    }
+
+    fn wrote(&mut self, name: &str) -> Result<()> {
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.written = true;
+        }
+        Ok(())
+    }
+
+    /// Adds a file beside the weights (`config.json`, `lacuna.json`), or replaces one added before.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when `name` is not a plain file name or is one of the weight files; [`Error::File`] when the
+    /// disk is full; [`Error::Io`] when writing fails.
+    pub fn add_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        if !is_file_name(name) || name == INDEX || name.ends_with(".safetensors") {
+            return Err(Error::argument("file name", name, "give a plain name that is not a weight file's"));
+        }
+        std::fs::write(self.temp.path().join(name), bytes).map_err(|e| self.write_error("write", e))?;
+        self.other_files.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Copies tokenizer, generation settings, licence and every other file of `source` that holds no weights, except
+    /// those added before and `lacuna.json`, which tells how `source` itself was made.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be read; those of [`CheckpointWriter::add_file`].
+    pub fn copy_others(&mut self, source: &Checkpoint) -> Result<()> {
+        let dir = source.dir();
+        for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+            let path = entry.map_err(Error::io("read", dir))?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            let weights = NOT_COPIED.contains(&extension) || name.ends_with(".index.json");
+            if weights || name.starts_with('.') || name == "lacuna.json" || self.other_files.contains(name) || !path.is_file() {
+                continue;
+            }
+            let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            self.add_file(name, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Flushes everything to the disk and renames it into place.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when a planned tensor was not written; [`Error::File`] when the disk is full, or the output
+    /// has come to exist meanwhile; [`Error::Io`] when flushing or renaming fails. Nothing is left in any of these cases.
+    pub fn finish(mut self) -> Result<()> {
+        let missing: Vec<&String> = self.order.iter().filter(|name| self.slots.get(*name).is_none_or(|slot| !slot.written)).collect();
+        if let Some(first) = missing.first() {
+            let problem = format!("it was planned but not written ({} of {} are missing)", missing.len(), self.order.len());
+            return Err(Error::tensor(&self.out, first.as_str(), problem));
+        }
+        if self.shards.len() > 1 {
+            let of = self.shards.len();
+            let placed = self.order.iter().filter_map(|name| Some((name.as_str(), shard_name(self.slots.get(name)?.shard, of))));
+            let text = index::write(placed, self.slots.values().map(|slot| slot.bytes).sum());
+            std::fs::write(self.temp.path().join(INDEX), text).map_err(|e| self.write_error("write", e))?;
+            self.other_files.insert(INDEX.to_owned());
+        }
+        for file in &self.shards {
+            file.sync_all().map_err(|e| self.write_error("flush", e))?;
+        }
+        for path in self.other_files.iter().map(|name| self.temp.path().join(name)).chain([self.temp.path().to_path_buf()]) {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| self.write_error("flush", e))?;
+        }
+        if self.out.symlink_metadata().is_ok() {
+            return Err(Error::file(&self.out, "has come to exist while it was being written; remove it and start again"));
+        }
+        std::fs::rename(self.temp.path(), &self.out).map_err(|e| self.write_error("rename into place", e))?;
+        // There is nothing under the temporary name any more; flush the rename itself.
+        self.temp.disable_cleanup(true);
+        if let Some(parent) = self.temp.path().parent() {
+            File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| self.write_error("flush", e))?;
+        }
+        Ok(())
+    }
+}
+
+/// safetensors' name of candle's floating-point `dtype`.
+///
+/// # Errors
+/// [`Error::Argument`] for any other type.
+pub fn dtype_of(dtype: DType) -> Result<Dtype> {
+    match dtype {
+        DType::F32 => Ok(Dtype::F32),
+        DType::F64 => Ok(Dtype::F64),
+        DType::F16 => Ok(Dtype::F16),
+        DType::BF16 => Ok(Dtype::BF16),
+        other => Err(Error::argument("dtype", other.as_str(), "weights can be f32, f64, f16 or bf16")),
+    }
+}
+
+/// Deals tensors out to shards of at most `max_bytes` each (a larger tensor gets a shard of its own), keeping the order.
+pub fn plan_shards(tensors: Vec<TensorPlan>, max_bytes: u64) -> Vec<Vec<TensorPlan>> {
+    let mut shards: Vec<Vec<TensorPlan>> = Vec::new();
+    let mut filled = u64::MAX;
+    for tensor in tensors {
+        let bytes = header::byte_len(tensor.1, &tensor.2).unwrap_or(u64::MAX);
+        filled = filled.saturating_add(bytes);
+        match shards.last_mut() {
+            Some(shard) if filled <= max_bytes => shard.push(tensor),
+            _ => {
+                filled = bytes;
+                shards.push(vec![tensor]);
+            }
+        }
+    }
+    shards
+}
+
+fn disk_full(detail: &str) -> String {
+    format!("the disk is full ({detail}); free some space, or choose an output directory on another disk")
+}
+
+/// Free bytes of the file system under `dir`; `None` if the system does not say.
+fn available_bytes(dir: &Path) -> Option<u64> {
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
+    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` ends in NUL, `stats` is large enough, and is read only if the call filled it.
+    let stats = unsafe {
+        if libc::statvfs(path.as_ptr(), stats.as_mut_ptr()) != 0 {
+            return None;
+        }
+        stats.assume_init()
+    };
+    // Their types differ between systems.
+    u64::try_from(stats.f_bavail as u128 * stats.f_frsize as u128).ok()
+}
