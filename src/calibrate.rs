@@ -1,7 +1,7 @@
 //! Statistics of what enters each linear, gathered by a tap while calibration windows pass through.
 
 use crate::Result;
-use crate::model::{Linear, Model, Tap, Wanted};
+use crate::model::{Linear, Model, Tap, Wanted, pass};
 use crate::progress::Progress;
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
@@ -32,6 +32,16 @@ impl Statistics {
         Statistics { sums: BTreeMap::new(), windows }
     }
 
+    /// Adds the sums of one window.
+    pub(crate) fn add(&mut self, window: WindowSquares) {
+        for (name, squares) in window.0 {
+            match self.sums.get_mut(&name) {
+                Some(sums) => sums.iter_mut().zip(&squares).for_each(|(sum, square)| *sum += square),
+                None => drop(self.sums.insert(name, squares)),
+            }
+        }
+    }
+
     /// Declares linears, so that those which no token reaches have norms of zero.
     pub(crate) fn expect(&mut self, linears: &[&Linear]) -> Result<()> {
         for linear in linears {
@@ -56,12 +66,7 @@ pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result
         let block = model.block(i)?;
         statistics.expect(&block.linears())?;
         let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
-        for x in &mut hidden {
-            if let Some(y) = block.run(model.config(), &rope, x, None, &mut statistics, wanted)? {
-                *x = y;
-            }
-            stage.inc(1)?;
-        }
+        pass(model, &block, &rope, &mut hidden, wanted, &stage, |window| statistics.add(window))?;
     }
     Ok(statistics)
 }
@@ -101,15 +106,14 @@ fn column_squares(x: &Tensor) -> Result<Vec<f64>> {
     Ok(sums)
 }
 
-impl Tap for Statistics {
+/// The squared column norms of one window, by the weight's name.
+#[derive(Debug, Default)]
+pub(crate) struct WindowSquares(Vec<(String, Vec<f64>)>);
+
+impl Tap for WindowSquares {
     fn input(&mut self, linears: &[&Linear], x: &Tensor) -> Result<()> {
         let squares = column_squares(x)?;
-        for linear in linears {
-            match self.sums.get_mut(&linear.name) {
-                Some(sums) => sums.iter_mut().zip(&squares).for_each(|(sum, square)| *sum += square),
-                None => drop(self.sums.insert(linear.name.clone(), squares.clone())),
-            }
-        }
+        self.0.extend(linears.iter().map(|linear| (linear.name.clone(), squares.clone())));
         Ok(())
     }
 }
@@ -124,7 +128,9 @@ mod tests {
         let linear = Linear { name: "w".into(), weight, bias: None };
         let mut statistics = Statistics::new(2);
         for window in [[[1f32, 2.0, 0.0], [3.0, 0.0, 0.0]], [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]] {
-            statistics.input(&[&linear], &Tensor::new(&[window], &Device::Cpu).unwrap()).unwrap();
+            let mut tap = WindowSquares::default();
+            tap.input(&[&linear], &Tensor::new(&[window], &Device::Cpu).unwrap()).unwrap();
+            statistics.add(tap);
         }
         assert_eq!(statistics.column_norms("w").unwrap(), [5f32.sqrt(), 2.0, 0.0]);
         assert_eq!(statistics.column_norms("v"), None);

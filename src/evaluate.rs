@@ -1,11 +1,11 @@
 //! Perplexity, as the Wanda and SparseGPT reference codes compute it.
 
-use crate::model::{Model, Wanted, log_sum_exp};
+use crate::model::{Head, Model, Wanted, log_sum_exp, pass};
 use crate::progress::Progress;
 use crate::record::{EvaluationRecord, TextRecord};
 use crate::text::Windows;
 use crate::{Error, Result};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 /// What a model scores on a text.
@@ -58,29 +58,12 @@ pub fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<
     let stage = progress.stage("evaluate", ((model.blocks() + 1) * hidden.len()) as u64);
     for i in 0..model.blocks() {
         let block = model.block(i)?;
-        for x in &mut hidden {
-            if let Some(y) = block.run(model.config(), &rope, x, None, &mut (), Wanted::Output)? {
-                *x = y;
-            }
-            stage.inc(1)?;
-        }
+        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, |()| ())?;
     }
     let head = model.head()?;
     let mut losses = Vec::with_capacity(hidden.len());
     for (x, ids) in hidden.iter().zip(&windows.ids) {
-        let x = x.squeeze(0)?;
-        let mut window = Vec::with_capacity(ids.len() - 1);
-        for start in (0..ids.len() - 1).step_by(LOGIT_ROWS) {
-            let rows = LOGIT_ROWS.min(ids.len() - 1 - start);
-            let logits = head.logits(&x.narrow(0, start, rows)?)?.to_device(&Device::Cpu)?; // (rows, vocab)
-            let vocab = logits.dims()[1];
-            let values: Vec<f32> = logits.flatten_all()?.to_vec1()?;
-            let targets = &ids[start + 1..];
-            window.par_extend(values.par_chunks(vocab).zip(targets).map(|(row, &target)| {
-                log_sum_exp(row) - f64::from(row[target as usize])
-            }));
-        }
-        losses.push(window);
+        losses.push(window_losses(&head, &x.squeeze(0)?, ids)?);
         stage.inc(1)?;
     }
     let tokens: usize = losses.iter().map(Vec::len).sum();
@@ -90,4 +73,18 @@ pub fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<
         return Err(Error::tensor(model.name(), "logits", problem));
     }
     Ok(Evaluation { text: windows.record(), losses, nll_nats, perplexity: nll_nats.exp() })
+}
+
+/// Losses `(seqlen - 1,)` of the tokens after the first, from the last hidden states `x (seqlen, hidden)`.
+fn window_losses(head: &Head, x: &Tensor, ids: &[u32]) -> Result<Vec<f64>> {
+    let mut losses = Vec::with_capacity(ids.len() - 1);
+    for start in (0..ids.len() - 1).step_by(LOGIT_ROWS) {
+        let rows = LOGIT_ROWS.min(ids.len() - 1 - start);
+        let logits = head.logits(&x.narrow(0, start, rows)?)?.to_device(&Device::Cpu)?; // (rows, vocab)
+        let vocab = logits.dims()[1];
+        let values: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let rows = values.par_chunks(vocab).zip(&ids[start + 1..]);
+        losses.par_extend(rows.map(|(row, &target)| log_sum_exp(row) - f64::from(row[target as usize])));
+    }
+    Ok(losses)
 }

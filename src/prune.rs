@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, CheckpointWriter};
 pub use crate::importance::Method;
 use crate::importance::Scorer;
 use crate::mask::{Mask, Pattern, Per, select};
-use crate::model::{Block, Linear, Model, Wanted};
+use crate::model::{Block, Linear, Model, Wanted, pass};
 use crate::progress::{Progress, check_interrupt};
 use crate::record::{PruningRecord, Record, SCHEMA_VERSION, TensorRecord};
 use crate::text::Windows;
@@ -216,17 +216,15 @@ fn for_each_block(
     let propagated = calibration.filter(|_| config.propagate == Propagate::Pruned);
     let mut hidden = propagated.map(|windows| model.embed(&windows.ids)).transpose()?.unwrap_or_default();
     let rope = model.rope(propagated.map_or(0, |windows| windows.seqlen));
-    // A step is one window through one block, which happens twice, or the selection in one block.
-    let stage = progress.stage("prune", (model.blocks() * (2 * hidden.len() + 1)) as u64);
+    // A step is one window through one block, which happens twice (once in the last), or the selection in one block.
+    let steps = model.blocks() * (2 * hidden.len() + 1) - hidden.len();
+    let stage = progress.stage("prune", steps as u64);
     let mut tensors = Vec::new();
     for i in 0..model.blocks() {
         let mut block = model.block(i)?;
         let mut own = Statistics::new(hidden.len());
         own.expect(&block.linears())?;
-        for x in &hidden {
-            block.run(model.config(), &rope, x, None, &mut own, Wanted::Taps)?;
-            stage.inc(1)?;
-        }
+        pass(model, &block, &rope, &mut hidden, Wanted::Taps, &stage, |window| own.add(window))?;
         let statistics = dense.as_ref().unwrap_or(&own);
         let mut masks = Vec::new();
         for linear in block.linears_mut() {
@@ -236,14 +234,8 @@ fn for_each_block(
             masks.push((linear.name.clone(), mask));
             check_interrupt()?;
         }
-        for x in &mut hidden {
-            // Nothing follows the last block.
-            if i + 1 < model.blocks()
-                && let Some(y) = block.run(model.config(), &rope, x, None, &mut (), Wanted::Output)?
-            {
-                *x = y;
-            }
-            stage.inc(1)?;
+        if i + 1 < model.blocks() {
+            pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, |()| ())?;
         }
         stage.inc(1)?;
         sink(&block, masks)?;

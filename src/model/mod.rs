@@ -18,13 +18,14 @@ pub(crate) use ops::log_sum_exp;
 pub(crate) use rope::Rope;
 
 use crate::checkpoint::Checkpoint;
-use crate::progress::Progress;
+use crate::progress::{Progress, Stage};
 use crate::record::ModelRecord;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
 use mixtral::Mixture;
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -346,6 +347,37 @@ impl Model {
         }
         self.head()?.logits(&x)
     }
+}
+
+/// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
+/// whole windows in parallel leave no operator single-threaded. Each window has a tap of its own; `each` gets the taps in
+/// the order of the windows, so that sums do not depend on the number of threads. Windows become the block's outputs,
+/// unless only taps are wanted.
+pub(crate) fn pass<T: Tap + Default + Send>(
+    model: &Model,
+    block: &Block,
+    rope: &Rope,
+    hidden: &mut [Tensor],
+    wanted: Wanted,
+    stage: &Stage,
+    mut each: impl FnMut(T),
+) -> Result<()> {
+    let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
+    for windows in hidden.chunks_mut(together) {
+        let taps: Vec<T> = windows
+            .par_iter_mut()
+            .map(|x| {
+                let mut tap = T::default();
+                if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
+                    *x = y;
+                }
+                Ok(tap)
+            })
+            .collect::<Result<_>>()?;
+        taps.into_iter().for_each(&mut each);
+        stage.inc(windows.len() as u64)?;
+    }
+    Ok(())
 }
 
 /// Final norm and output projection.
