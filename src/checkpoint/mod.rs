@@ -25,12 +25,12 @@
 mod convert;
 mod gguf;
 mod header;
-
+mod hub;
 mod index;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
-
+pub use hub::Hub;
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};
@@ -146,7 +146,7 @@ impl Checkpoint {
     /// [`Checkpoint::open`].
     pub fn resolve(spec: &str, progress: Progress) -> Result<Self> {
         let path = Path::new(spec);
-        let _ = progress; Self::open(path)
+        if path.exists() { Self::open(path) } else { Self::open(Hub::from_env().download(spec, progress)?) }
     }
 
     /// The directory.
