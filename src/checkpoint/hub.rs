@@ -27,7 +27,11 @@ impl std::fmt::Debug for Hub {
     /// Without the token, which must not reach a log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let token = self.token.as_ref().map(|_| "..");
-        f.debug_struct("Hub").field("endpoint", &self.endpoint).field("token", &token).field("cache", &self.cache).finish()
+        f.debug_struct("Hub")
+            .field("endpoint", &self.endpoint)
+            .field("token", &token)
+            .field("cache", &self.cache)
+            .finish()
     }
 }
 
@@ -50,7 +54,8 @@ impl Spec {
         let named = matches!((parts.next(), parts.next(), parts.next()), (Some(owner), Some(name), None) if plain(owner) && plain(name));
         // A branch may be called `refs/pr/1`.
         if !named || !revision.split('/').all(plain) {
-            let problem = "no such directory, and not a hub id either; that would be `owner/name` or `owner/name@revision`";
+            let problem =
+                "no such directory, and not a hub id either; that would be `owner/name` or `owner/name@revision`";
             return Err(Error::argument("model", spec, problem));
         }
         Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() })
@@ -78,7 +83,10 @@ impl Hub {
         let var = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let home = Cache::from_env();
         Self {
-            endpoint: var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').to_owned(),
+            endpoint: var("HF_ENDPOINT")
+                .unwrap_or_else(|| "https://huggingface.co".into())
+                .trim_end_matches('/')
+                .to_owned(),
             token: var("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| home.token()),
             cache: var("HF_HUB_CACHE").map_or_else(|| home.path().clone(), PathBuf::from),
         }
@@ -133,7 +141,8 @@ impl Hub {
             }
         } else {
             let gguf = files.iter().any(|file| file.ends_with(".gguf"));
-            let remedy = if gguf { "download its GGUF file and use `lacuna import`" } else { "look for a converted copy" };
+            let remedy =
+                if gguf { "download its GGUF file and use `lacuna import`" } else { "look for a converted copy" };
             return Err(spec.error(format!("it has no {SINGLE} and no {INDEX}; {remedy}")));
         }
         // Only now does the branch's name stand for this commit.
@@ -210,10 +219,14 @@ impl Hub {
                     )
                 }
             },
-            ApiError::IoError(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied) => format!(
-                "cannot write {what} to the cache {} ({e}); free some space or set HF_HOME to another directory",
-                self.cache.display()
-            ),
+            ApiError::IoError(e)
+                if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied) =>
+            {
+                format!(
+                    "cannot write {what} to the cache {} ({e}); free some space or set HF_HOME to another directory",
+                    self.cache.display()
+                )
+            }
             ApiError::IoError(e) => {
                 unreachable = true;
                 format!("the download of {what} broke off ({e}); run again, it goes on where it stopped")
@@ -223,9 +236,14 @@ impl Hub {
                 self.cache.display()
             ),
             ApiError::LockAcquisition(path) => {
-                format!("another program is downloading {what}; wait for it, or delete {} if there is none", path.display())
+                format!(
+                    "another program is downloading {what}; wait for it, or delete {} if there is none",
+                    path.display()
+                )
             }
-            other => format!("{} gave an answer for {what} that no hub gives ({other}); check HF_ENDPOINT", self.endpoint),
+            other => {
+                format!("{} gave an answer for {what} that no hub gives ({other}); check HF_ENDPOINT", self.endpoint)
+            }
         };
         Refusal { error: spec.error(problem), unreachable }
     }
@@ -234,7 +252,8 @@ impl Hub {
 /// The directory in the cache that the revision, a branch or a commit, stood for last time.
 fn cached_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
     let folder = cache.path().join(spec.at(&spec.revision).folder_name());
-    let commit = std::fs::read_to_string(folder.join("refs").join(&spec.revision)).unwrap_or_else(|_| spec.revision.clone());
+    let commit =
+        std::fs::read_to_string(folder.join("refs").join(&spec.revision)).unwrap_or_else(|_| spec.revision.clone());
     let dir = folder.join("snapshots").join(commit.trim());
     dir.is_dir().then_some(dir)
 }
@@ -286,7 +305,20 @@ mod tests {
         let spec = Spec::parse("HuggingFaceTB/SmolLM2-135M@refs/pr/1").unwrap();
         assert_eq!((spec.repo.as_str(), spec.revision.as_str()), ("HuggingFaceTB/SmolLM2-135M", "refs/pr/1"));
         assert_eq!(Spec::parse("a/b").unwrap().revision, "main");
-        for wrong in ["", "gpt2", "./model", "/tmp/model", "a/b/c", "a/b@", "a/b@../x", "../b", "a/b c", "a/..", "a//b", "a/b@x//y"] {
+        for wrong in [
+            "",
+            "gpt2",
+            "./model",
+            "/tmp/model",
+            "a/b/c",
+            "a/b@",
+            "a/b@../x",
+            "../b",
+            "a/b c",
+            "a/..",
+            "a//b",
+            "a/b@x//y",
+        ] {
             let error = Spec::parse(wrong).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains("owner/name"), "{wrong}: {error}");
         }

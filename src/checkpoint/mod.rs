@@ -184,7 +184,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tensor`] when there is none.
     pub fn get(&self, name: &str) -> Result<&TensorInfo> {
-        let missing = || Error::tensor(self.dir(), name, "not in this checkpoint; does config.json belong to these weights?");
+        let missing =
+            || Error::tensor(self.dir(), name, "not in this checkpoint; does config.json belong to these weights?");
         self.0.by_name.get(name).map(|&at| &self.0.tensors[at]).ok_or_else(missing)
     }
 
@@ -230,12 +231,15 @@ impl Checkpoint {
             let shard = &self.0.shards[info.shard];
             match e {
                 Failure::Io(e) => self.read_error(info, e),
-                Failure::Unsupported(src, dst) => {
-                    Error::tensor(shard, name, format!("cannot load {src} as {dst}; both must be f32, f64, f16 or bf16"))
-                }
+                Failure::Unsupported(src, dst) => Error::tensor(
+                    shard,
+                    name,
+                    format!("cannot load {src} as {dst}; both must be f32, f64, f16 or bf16"),
+                ),
                 Failure::NotFinite(at) => {
                     let place = place(at, &info.shape);
-                    let problem = format!("element {place} is NaN or infinite as {}; the model is damaged", dtype.as_str());
+                    let problem =
+                        format!("element {place} is NaN or infinite as {}; the model is damaged", dtype.as_str());
                     Error::tensor(shard, name, problem)
                 }
                 Failure::Candle(e) => Error::compute(format!("loading tensor `{name}`"))(e),

@@ -107,7 +107,8 @@ fn kind(name: &str) -> String {
 
 fn print(inspection: &Inspection) {
     let known = |number: Option<u64>| number.map_or_else(|| "unknown".into(), |number| number.to_string());
-    let dtypes: Vec<String> = inspection.dtypes.iter().map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes))).collect();
+    let dtypes: Vec<String> =
+        inspection.dtypes.iter().map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes))).collect();
     println!("family           {}", inspection.family.as_deref().unwrap_or("unknown"));
     println!("parameters       {}", inspection.parameters);
     println!("size             {} ({}), {} shard(s)", size(inspection.bytes), dtypes.join(", "), inspection.shards);
