@@ -258,7 +258,15 @@ mod tests {
     fn bf16_rounds_as_half_does() {
         let values: Vec<f32> = (0..200_000u32)
             .map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)))
-            .chain([1.003_906_25, 1.011_718_8, f32::MAX, f32::NAN, -f32::NAN, f32::INFINITY, f32::from_bits(0x7f80_0001)])
+            .chain([
+                1.003_906_25,
+                1.011_718_8,
+                f32::MAX,
+                f32::NAN,
+                -f32::NAN,
+                f32::INFINITY,
+                f32::from_bits(0x7f80_0001),
+            ])
             .collect();
         let mut narrow = vec![bf16::default(); values.len()];
         bf16::from_singles(&values, &mut narrow);

@@ -92,16 +92,23 @@ fn read_json(path: &Path, file: &File, size: u64) -> Result<(String, u64)> {
     file.read_exact_at(&mut length, 0).map_err(Error::io("read", path))?;
     // What `git clone` leaves where the LFS extension is not installed.
     if &length == b"version " {
-        return Err(Error::file(path, "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory"));
+        return Err(Error::file(
+            path,
+            "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory",
+        ));
     }
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER_BYTES {
-        let problem = format!("its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}: not safetensors");
+        let problem =
+            format!("its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}: not safetensors");
         return Err(broken(path, problem));
     }
     if length > size - LENGTH_BYTES {
         let missing = length - (size - LENGTH_BYTES);
-        return Err(Error::file(path, format!("truncated inside its header, {missing} bytes are missing; download it again")));
+        return Err(Error::file(
+            path,
+            format!("truncated inside its header, {missing} bytes are missing; download it again"),
+        ));
     }
     let mut json = vec![0; length as usize];
     file.read_exact_at(&mut json, LENGTH_BYTES).map_err(Error::io("read", path))?;
@@ -188,7 +195,11 @@ pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)]) -> Result<Vec<u8>, 
     let mut json = Value::Object(header).to_string().into_bytes();
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() as u64 > MAX_HEADER_BYTES {
-        return Err(format!("{} tensors make a header of {} bytes, the format allows {MAX_HEADER_BYTES}", tensors.len(), json.len()));
+        return Err(format!(
+            "{} tensors make a header of {} bytes, the format allows {MAX_HEADER_BYTES}",
+            tensors.len(),
+            json.len()
+        ));
     }
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.extend(json);

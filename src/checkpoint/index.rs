@@ -83,11 +83,13 @@ impl Index {
             }
         }
         // In name order, so that the message does not change from run to run.
-        let lost = self.weight_map.iter().filter(|(name, shard)| !names.contains(&(shard.as_str(), name.as_str()))).min();
+        let lost =
+            self.weight_map.iter().filter(|(name, shard)| !names.contains(&(shard.as_str(), name.as_str()))).min();
         match lost {
             None => Ok(()),
             Some((name, shard)) => {
-                let problem = format!("{INDEX} says it is in this shard, but the shard's header lacks it; download it again");
+                let problem =
+                    format!("{INDEX} says it is in this shard, but the shard's header lacks it; download it again");
                 Err(Error::tensor(self.path.with_file_name(shard), name, problem))
             }
         }
@@ -108,7 +110,8 @@ pub(super) fn shard_name(shard: usize, of: usize) -> String {
 /// The text of an index; `total_size` in bytes.
 pub(super) fn write<'a>(tensors: impl Iterator<Item = (&'a str, String)>, total_size: u64) -> Vec<u8> {
     let weight_map: Map<String, Value> = tensors.map(|(name, shard)| (name.to_owned(), Value::String(shard))).collect();
-    let mut text = format!("{:#}", json!({"metadata": {"total_size": total_size}, "weight_map": weight_map})).into_bytes();
+    let mut text =
+        format!("{:#}", json!({"metadata": {"total_size": total_size}, "weight_map": weight_map})).into_bytes();
     text.push(b'\n');
     text
 }

@@ -25,12 +25,12 @@
 mod convert;
 mod gguf;
 mod header;
-
+mod hub;
 mod index;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
-
+pub use hub::Hub;
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};
@@ -146,7 +146,7 @@ impl Checkpoint {
     /// [`Checkpoint::open`].
     pub fn resolve(spec: &str, progress: Progress) -> Result<Self> {
         let path = Path::new(spec);
-        let _ = progress; Self::open(path)
+        if path.exists() { Self::open(path) } else { Self::open(Hub::from_env().download(spec, progress)?) }
     }
 
     /// The directory.
@@ -184,7 +184,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tensor`] when there is none.
     pub fn get(&self, name: &str) -> Result<&TensorInfo> {
-        let missing = || Error::tensor(self.dir(), name, "not in this checkpoint; does config.json belong to these weights?");
+        let missing =
+            || Error::tensor(self.dir(), name, "not in this checkpoint; does config.json belong to these weights?");
         self.0.by_name.get(name).map(|&at| &self.0.tensors[at]).ok_or_else(missing)
     }
 
@@ -230,12 +231,15 @@ impl Checkpoint {
             let shard = &self.0.shards[info.shard];
             match e {
                 Failure::Io(e) => self.read_error(info, e),
-                Failure::Unsupported(src, dst) => {
-                    Error::tensor(shard, name, format!("cannot load {src} as {dst}; both must be f32, f64, f16 or bf16"))
-                }
+                Failure::Unsupported(src, dst) => Error::tensor(
+                    shard,
+                    name,
+                    format!("cannot load {src} as {dst}; both must be f32, f64, f16 or bf16"),
+                ),
                 Failure::NotFinite(at) => {
                     let place = place(at, &info.shape);
-                    let problem = format!("element {place} is NaN or infinite as {}; the model is damaged", dtype.as_str());
+                    let problem =
+                        format!("element {place} is NaN or infinite as {}; the model is damaged", dtype.as_str());
                     Error::tensor(shard, name, problem)
                 }
                 Failure::Candle(e) => Error::compute(format!("loading tensor `{name}`"))(e),

@@ -135,7 +135,9 @@ impl CheckpointWriter {
     /// A file that is full must be told from one that is forbidden; both name the final path.
     fn write_error(&self, action: &'static str, error: io::Error) -> Error {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::file(&self.out, disk_full(&error.to_string())),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Error::file(&self.out, disk_full(&error.to_string()))
+            }
             _ => Error::io(action, &self.out)(error),
         }
     }
@@ -154,13 +156,8 @@ impl CheckpointWriter {
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let slot = self.slot(name)?;
         if bytes.len() as u64 != slot.bytes {
-            let problem = format!(
-                "{} bytes were given, {} x {:?} takes {}",
-                bytes.len(),
-                slot.dtype,
-                slot.shape,
-                slot.bytes
-            );
+            let problem =
+                format!("{} bytes were given, {} x {:?} takes {}", bytes.len(), slot.dtype, slot.shape, slot.bytes);
             return Err(Error::tensor(&self.out, name, problem));
         }
         self.shards[slot.shard].write_all_at(bytes, slot.start).map_err(|e| self.write_error("write", e))?;
@@ -224,7 +221,12 @@ impl CheckpointWriter {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
             let weights = NOT_COPIED.contains(&extension) || name.ends_with(".index.json");
-            if weights || name.starts_with('.') || name == "lacuna.json" || self.other_files.contains(name) || !path.is_file() {
+            if weights
+                || name.starts_with('.')
+                || name == "lacuna.json"
+                || self.other_files.contains(name)
+                || !path.is_file()
+            {
                 continue;
             }
             let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
@@ -239,14 +241,17 @@ impl CheckpointWriter {
     /// [`Error::Tensor`] when a planned tensor was not written; [`Error::File`] when the disk is full, or the output
     /// has come to exist meanwhile; [`Error::Io`] when flushing or renaming fails. Nothing is left in any of these cases.
     pub fn finish(mut self) -> Result<()> {
-        let missing: Vec<&String> = self.order.iter().filter(|name| self.slots.get(*name).is_none_or(|slot| !slot.written)).collect();
+        let missing: Vec<&String> =
+            self.order.iter().filter(|name| self.slots.get(*name).is_none_or(|slot| !slot.written)).collect();
         if let Some(first) = missing.first() {
-            let problem = format!("it was planned but not written ({} of {} are missing)", missing.len(), self.order.len());
+            let problem =
+                format!("it was planned but not written ({} of {} are missing)", missing.len(), self.order.len());
             return Err(Error::tensor(&self.out, first.as_str(), problem));
         }
         if self.shards.len() > 1 {
             let of = self.shards.len();
-            let placed = self.order.iter().filter_map(|name| Some((name.as_str(), shard_name(self.slots.get(name)?.shard, of))));
+            let placed =
+                self.order.iter().filter_map(|name| Some((name.as_str(), shard_name(self.slots.get(name)?.shard, of))));
             let text = index::write(placed, self.slots.values().map(|slot| slot.bytes).sum());
             std::fs::write(self.temp.path().join(INDEX), text).map_err(|e| self.write_error("write", e))?;
             self.other_files.insert(INDEX.to_owned());
@@ -254,11 +259,16 @@ impl CheckpointWriter {
         for file in &self.shards {
             file.sync_all().map_err(|e| self.write_error("flush", e))?;
         }
-        for path in self.other_files.iter().map(|name| self.temp.path().join(name)).chain([self.temp.path().to_path_buf()]) {
+        for path in
+            self.other_files.iter().map(|name| self.temp.path().join(name)).chain([self.temp.path().to_path_buf()])
+        {
             File::open(&path).and_then(|file| file.sync_all()).map_err(|e| self.write_error("flush", e))?;
         }
         if self.out.symlink_metadata().is_ok() {
-            return Err(Error::file(&self.out, "has come to exist while it was being written; remove it and start again"));
+            return Err(Error::file(
+                &self.out,
+                "has come to exist while it was being written; remove it and start again",
+            ));
         }
         std::fs::rename(self.temp.path(), &self.out).map_err(|e| self.write_error("rename into place", e))?;
         // There is nothing under the temporary name any more; flush the rename itself.

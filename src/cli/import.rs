@@ -35,7 +35,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Dtype::F16 => DType::F16,
     };
     let summary = import_gguf(&args.file, &args.out, dtype, Progress::Stderr)?;
-    let sources: Vec<String> = summary.source_dtypes.iter().map(|(dtype, count)| format!("{count} x {dtype}")).collect();
+    let sources: Vec<String> =
+        summary.source_dtypes.iter().map(|(dtype, count)| format!("{count} x {dtype}")).collect();
     println!(
         "{}: {} blocks, {} parameters in {} tensors ({}) -> {} as {}",
         summary.architecture,

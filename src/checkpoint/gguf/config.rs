@@ -36,7 +36,8 @@ impl LlamaConfig {
         let key = "general.architecture";
         let architecture = metadata.require(key, metadata.string(key)?)?.to_owned();
         if architecture != "llama" {
-            let problem = format!("its architecture is `{architecture}`; only `llama` (Llama, Mistral, SmolLM) can be imported");
+            let problem =
+                format!("its architecture is `{architecture}`; only `llama` (Llama, Mistral, SmolLM) can be imported");
             return Err(metadata.error(problem));
         }
         if metadata.integer("llama.expert_count")?.is_some_and(|experts| experts > 0) {
@@ -49,18 +50,25 @@ impl LlamaConfig {
         let kv_heads = metadata.size("llama.attention.head_count_kv")?.unwrap_or(heads);
         let head_dim = metadata.size("llama.attention.key_length")?.unwrap_or(hidden / heads);
         if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
-            let problem = format!("{heads} heads, {kv_heads} key-value heads of {head_dim} dimensions do not fit; the file is damaged");
+            let problem = format!(
+                "{heads} heads, {kv_heads} key-value heads of {head_dim} dimensions do not fit; the file is damaged"
+            );
             return Err(metadata.error(problem));
         }
         for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
             if metadata.size(key)?.is_some_and(|dim| dim != head_dim) {
-                return Err(metadata.error(format!("`{key}` differs from the head's {head_dim} dimensions; this cannot be imported")));
+                return Err(metadata
+                    .error(format!("`{key}` differs from the head's {head_dim} dimensions; this cannot be imported")));
             }
         }
         // The rows say how long the vocabulary is; `llama.vocab_size` is not always there.
         let embedding = content.tensor_infos.get("token_embd.weight").map(|info| info.shape.dims());
         let Some(&[vocab_size, _]) = embedding else {
-            return Err(Error::tensor(metadata.file, "token_embd.weight", "missing or not a matrix; download the file again"));
+            return Err(Error::tensor(
+                metadata.file,
+                "token_embd.weight",
+                "missing or not a matrix; download the file again",
+            ));
         };
         let rope_theta = metadata.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
         let eps = "llama.attention.layer_norm_rms_epsilon";
@@ -88,7 +96,8 @@ impl LlamaConfig {
                 .and_then(|factors| factors.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>())
                 .map_err(|e| Error::tensor(metadata.file, ROPE_FACTORS, e))?;
             let scaling = llama3_scaling(&factors, rope_theta, head_dim);
-            let problem = "these RoPE factors are not those of Llama 3; this model cannot be imported, get it as safetensors";
+            let problem =
+                "these RoPE factors are not those of Llama 3; this model cannot be imported, get it as safetensors";
             config.rope_scaling = Some(scaling.ok_or_else(|| Error::tensor(metadata.file, ROPE_FACTORS, problem))?);
         }
         Ok(config)
@@ -142,7 +151,9 @@ fn rope_scaling(metadata: &Metadata<'_>) -> Result<Option<Value>> {
                 "original_max_position_embeddings": metadata.require(original, metadata.size(original)?)?,
             })))
         }
-        other => Err(metadata.error(format!("its RoPE scaling `{other}` cannot be imported; get the model as safetensors"))),
+        other => {
+            Err(metadata.error(format!("its RoPE scaling `{other}` cannot be imported; get the model as safetensors")))
+        }
     }
 }
 

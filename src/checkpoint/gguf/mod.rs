@@ -119,7 +119,8 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
         shape: shape.to_vec(),
         permuted_heads,
     };
-    let mut routes = vec![route("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], None)];
+    let mut routes =
+        vec![route("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], None)];
     for i in 0..config.blocks {
         let parts: [(&str, &str, &[usize], Option<usize>); 9] = [
             ("attn_norm", "input_layernorm", &[hidden], None),
@@ -133,7 +134,12 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
             ("ffn_down", "mlp.down_proj", &[hidden, intermediate], None),
         ];
         for (gguf, name, shape, heads) in parts {
-            routes.push(route(format!("blk.{i}.{gguf}.weight"), format!("model.layers.{i}.{name}.weight"), shape, heads));
+            routes.push(route(
+                format!("blk.{i}.{gguf}.weight"),
+                format!("model.layers.{i}.{name}.weight"),
+                shape,
+                heads,
+            ));
         }
     }
     routes.push(route("output_norm.weight".into(), "model.norm.weight".into(), &[hidden], None));

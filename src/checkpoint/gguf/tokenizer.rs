@@ -31,17 +31,22 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
         return Err(metadata.error(problem));
     }
     let pre = metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
-    let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let byte_level =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
     let sequence = |first: Value, last: Value| json!({"type": "Sequence", "pretokenizers": [first, last]});
     let pre_tokenizer = match pre {
-        "smollm" | "starcoder" | "refact" => sequence(json!({"type": "Digits", "individual_digits": true}), byte_level(true)),
+        "smollm" | "starcoder" | "refact" => {
+            sequence(json!({"type": "Digits", "individual_digits": true}), byte_level(true))
+        }
         "gpt-2" => byte_level(true),
         "llama-bpe" | "llama3" | "llama-v3" => {
             let split = json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
             sequence(split, byte_level(false))
         }
         other => {
-            let problem = format!("its pre-tokenizer `{other}` is not known here, so its tokens would be wrong; get the model as safetensors");
+            let problem = format!(
+                "its pre-tokenizer `{other}` is not known here, so its tokens would be wrong; get the model as safetensors"
+            );
             return Err(metadata.error(problem));
         }
     };
@@ -53,13 +58,19 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
     }
     let types = metadata.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
     if types.len() != tokens.len() {
-        return Err(metadata.error(format!("{} token types for {} tokens; the file is damaged", types.len(), tokens.len())));
+        return Err(metadata.error(format!(
+            "{} token types for {} tokens; the file is damaged",
+            types.len(),
+            tokens.len()
+        )));
     }
-    let vocab: Map<String, Value> = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
+    let vocab: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
     if vocab.len() != tokens.len() {
         return Err(metadata.error("two tokens of its vocabulary are equal; the file is damaged"));
     }
-    let added = tokens.iter().zip(&types).enumerate().filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
+    let added =
+        tokens.iter().zip(&types).enumerate().filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
     let added: Vec<Value> = added
         .map(|(id, (token, &kind))| {
             json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
@@ -70,7 +81,8 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
     let id = |name: &str| metadata.integer(&format!("tokenizer.ggml.{name}_token_id"));
     let token = |name: &str| -> Result<Option<(usize, &str)>> {
         let Some(id) = id(name)? else { return Ok(None) };
-        let outside = || metadata.error(format!("its {name} token {id} is outside the vocabulary; the file is damaged"));
+        let outside =
+            || metadata.error(format!("its {name} token {id} is outside the vocabulary; the file is damaged"));
         Ok(Some((id, *tokens.get(id).ok_or_else(outside)?)))
     };
     let (bos, eos, unk, pad) = (token("bos")?, token("eos")?, token("unknown")?, token("padding")?);

@@ -1,0 +1,332 @@
+//! Checkpoints from a model hub that speaks Hugging Face's API, through its shared cache.
+
+use super::index::{INDEX, Index, is_file_name};
+use super::{SINGLE, check_is_directory};
+use crate::progress::{Progress, Stage, check_interrupt};
+use crate::{Error, Result};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
+use hf_hub::{Cache, Repo, RepoType};
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// A hub, the token for it, and the cache that downloads go to.
+#[derive(Clone)]
+pub struct Hub {
+    /// Base URL, without a slash at the end.
+    pub endpoint: String,
+    /// Access token, for private and gated models.
+    pub token: Option<String>,
+    /// Directory with one `models--owner--name` per model, as Hugging Face's libraries lay it out and share it.
+    pub cache: PathBuf,
+}
+
+impl std::fmt::Debug for Hub {
+    /// Without the token, which must not reach a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let token = self.token.as_ref().map(|_| "..");
+        f.debug_struct("Hub")
+            .field("endpoint", &self.endpoint)
+            .field("token", &token)
+            .field("cache", &self.cache)
+            .finish()
+    }
+}
+
+/// `owner/name[@revision]`.
+struct Spec {
+    repo: String,
+    revision: String,
+}
+
+impl Spec {
+    fn parse(spec: &str) -> Result<Self> {
+        let (repo, revision) = spec.split_once('@').unwrap_or((spec, "main"));
+        let plain = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with(['.', '-'])
+                && !part.contains("..")
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        let mut parts = repo.split('/');
+        let named = matches!((parts.next(), parts.next(), parts.next()), (Some(owner), Some(name), None) if plain(owner) && plain(name));
+        // A branch may be called `refs/pr/1`.
+        if !named || !revision.split('/').all(plain) {
+            let problem =
+                "no such directory, and not a hub id either; that would be `owner/name` or `owner/name@revision`";
+            return Err(Error::argument("model", spec, problem));
+        }
+        Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() })
+    }
+
+    fn at(&self, revision: &str) -> Repo {
+        Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned())
+    }
+
+    fn error(&self, problem: impl std::fmt::Display) -> Error {
+        Error::Hub { repo: self.repo.clone(), problem: problem.to_string() }
+    }
+}
+
+/// A request that failed, and whether another one may do better.
+struct Refusal {
+    error: Error,
+    unreachable: bool,
+}
+
+impl Hub {
+    /// The hub that the environment describes, as for Hugging Face's libraries: `HF_ENDPOINT`, `HF_TOKEN` (else the
+    /// token that their login stored), `HF_HUB_CACHE` (else `HF_HOME/hub`, else `~/.cache/huggingface/hub`).
+    pub fn from_env() -> Self {
+        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let home = Cache::from_env();
+        Self {
+            endpoint: var("HF_ENDPOINT")
+                .unwrap_or_else(|| "https://huggingface.co".into())
+                .trim_end_matches('/')
+                .to_owned(),
+            token: var("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| home.token()),
+            cache: var("HF_HUB_CACHE").map_or_else(|| home.path().clone(), PathBuf::from),
+        }
+    }
+
+    /// Downloads config, tokenizer and safetensors weights of `owner/name[@revision]`, whatever of it the cache lacks,
+    /// and returns the directory. A model that is whole in the cache is not asked for again; one that was interrupted
+    /// goes on where it stopped.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when `spec` has another form; [`Error::Hub`] when the hub refuses, does not know the model or
+    /// its revision, has no safetensors of it, or cannot be reached; [`Error::Interrupted`].
+    pub fn download(&self, spec: &str, progress: Progress) -> Result<PathBuf> {
+        let spec = Spec::parse(spec)?;
+        let cache = Cache::new(self.cache.clone());
+        let cached = cached_snapshot(&cache, &spec);
+        if let Some(dir) = cached.as_ref().filter(|dir| is_complete(dir) && dir.join("tokenizer.json").exists()) {
+            return Ok(dir.clone());
+        }
+        let api = ApiBuilder::from_cache(cache.clone())
+            .with_endpoint(self.endpoint.clone())
+            .with_token(self.token.clone())
+            .with_progress(false)
+            .with_user_agent("lacuna", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|e| spec.error(e))?;
+        let (commit, files) = match self.list(&api, &spec) {
+            Ok(listing) => listing,
+            // Its tokenizer may have another form, or none, and the weights are what was asked for.
+            Err(Refusal { unreachable: true, .. }) if cached.as_ref().is_some_and(|dir| is_complete(dir)) => {
+                return Ok(cached.unwrap_or_default());
+            }
+            Err(Refusal { error, .. }) => return Err(error),
+        };
+
+        // All files of one commit, even if the branch moves on meanwhile.
+        let dir = cache.repo(spec.at(&commit)).pointer_path(&commit);
+        let fetch = |file: &str| self.fetch(&api, &spec, &commit, &dir, file, progress);
+        // Small files first: where the weights are, the rest is too.
+        for file in files.iter().filter(|file| is_side_file(file)) {
+            fetch(file)?;
+        }
+        if files.contains(SINGLE) {
+            fetch(SINGLE)?;
+        } else if files.contains(INDEX) {
+            fetch(INDEX)?;
+            for shard in Index::read(&dir.join(INDEX))?.shards() {
+                if !files.contains(shard) {
+                    return Err(spec.error(format!("{INDEX} names shard {shard}, which the repository lacks; tell its owner, or use another revision")));
+                }
+                fetch(shard)?;
+            }
+        } else {
+            let gguf = files.iter().any(|file| file.ends_with(".gguf"));
+            let remedy =
+                if gguf { "download its GGUF file and use `lacuna import`" } else { "look for a converted copy" };
+            return Err(spec.error(format!("it has no {SINGLE} and no {INDEX}; {remedy}")));
+        }
+        // Only now does the branch's name stand for this commit.
+        cache.repo(spec.at(&spec.revision)).create_ref(&commit).map_err(Error::io("write the cache", &self.cache))?;
+        check_is_directory(&dir)?;
+        Ok(dir)
+    }
+
+    /// The commit that the revision stands for, and the repository's files.
+    fn list(&self, api: &Api, spec: &Spec) -> Result<(String, BTreeSet<String>), Refusal> {
+        let info = api.repo(spec.at(&spec.revision)).info().map_err(|e| self.refusal(spec, "", e))?;
+        // The commit becomes a directory's name.
+        if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
+            let error = spec.error(format!("{} answered with the commit `{}`, which is none", self.endpoint, info.sha));
+            return Err(Refusal { error, unreachable: false });
+        }
+        Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
+    }
+
+    /// Downloads one file unless the cache has it. The request runs in a thread of its own, so that Ctrl-C need not
+    /// wait for the end of a shard; what has arrived by then stays in the cache.
+    fn fetch(&self, api: &Api, spec: &Spec, commit: &str, dir: &Path, file: &str, progress: Progress) -> Result<()> {
+        if dir.join(file).exists() {
+            return Ok(());
+        }
+        let (sender, receiver) = channel();
+        let (repo, name) = (api.repo(spec.at(commit)), file.to_owned());
+        std::thread::spawn(move || {
+            let result = repo.download_with_progress(&name, Bar { progress, stage: None });
+            // Nobody listens any more after an interruption.
+            let _ = sender.send(result);
+        });
+        loop {
+            check_interrupt()?;
+            match receiver.recv_timeout(Duration::from_millis(100)) {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(e)) => return Err(self.refusal(spec, file, e).error),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(spec.error(format!("the download of {file} ended unexpectedly; try again")));
+                }
+            }
+        }
+    }
+
+    /// What the user should know and do about a failed request for `file`, or for the listing if that is empty.
+    fn refusal(&self, spec: &Spec, file: &str, error: ApiError) -> Refusal {
+        let Spec { repo, revision } = spec;
+        let token = if self.token.is_some() { "the token in use" } else { "no token, as none is set" };
+        let what = if file.is_empty() { format!("revision `{revision}`") } else { file.to_owned() };
+        let mut unreachable = false;
+        let problem = match &error {
+            ApiError::RequestError(source) => match **source {
+                ureq::Error::StatusCode(401) => format!(
+                    "{} refuses {what} (401) with {token}; check the name, and set HF_TOKEN to a token that may read it",
+                    self.endpoint
+                ),
+                ureq::Error::StatusCode(403) => format!(
+                    "{} forbids {what} (403) with {token}; ask for access on {}/{repo} and set HF_TOKEN to a token of that account",
+                    self.endpoint, self.endpoint
+                ),
+                ureq::Error::StatusCode(404) => {
+                    format!("{} does not have {what} (404); check the name and the revision", self.endpoint)
+                }
+                ureq::Error::StatusCode(code) => {
+                    unreachable = code >= 500;
+                    format!("{} answered {code} for {what}; try again later", self.endpoint)
+                }
+                ref other => {
+                    unreachable = true;
+                    format!(
+                        "cannot reach {} for {what} ({other}); check the network and HF_ENDPOINT, or give a local directory",
+                        self.endpoint
+                    )
+                }
+            },
+            ApiError::IoError(e)
+                if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied) =>
+            {
+                format!(
+                    "cannot write {what} to the cache {} ({e}); free some space or set HF_HOME to another directory",
+                    self.cache.display()
+                )
+            }
+            ApiError::IoError(e) => {
+                unreachable = true;
+                format!("the download of {what} broke off ({e}); run again, it goes on where it stopped")
+            }
+            ApiError::InvalidResume => format!(
+                "the partial download of {what} in {} does not fit the file; delete its `.part` there",
+                self.cache.display()
+            ),
+            ApiError::LockAcquisition(path) => {
+                format!(
+                    "another program is downloading {what}; wait for it, or delete {} if there is none",
+                    path.display()
+                )
+            }
+            other => {
+                format!("{} gave an answer for {what} that no hub gives ({other}); check HF_ENDPOINT", self.endpoint)
+            }
+        };
+        Refusal { error: spec.error(problem), unreachable }
+    }
+}
+
+/// The directory in the cache that the revision, a branch or a commit, stood for last time.
+fn cached_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
+    let folder = cache.path().join(spec.at(&spec.revision).folder_name());
+    let commit =
+        std::fs::read_to_string(folder.join("refs").join(&spec.revision)).unwrap_or_else(|_| spec.revision.clone());
+    let dir = folder.join("snapshots").join(commit.trim());
+    dir.is_dir().then_some(dir)
+}
+
+/// Whether config and all weights are there.
+fn is_complete(dir: &Path) -> bool {
+    let weights = dir.join(SINGLE).exists()
+        || Index::read(&dir.join(INDEX)).is_ok_and(|index| index.shards().iter().all(|shard| dir.join(shard).exists()));
+    weights && dir.join("config.json").exists()
+}
+
+/// Config, tokenizer, licence: small files beside the weights, not in folders.
+fn is_side_file(file: &str) -> bool {
+    let text = [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|extension| file.ends_with(extension));
+    let licence = ["LICENSE", "NOTICE", "USE_POLICY"].iter().any(|name| file.starts_with(name));
+    is_file_name(file) && (text || licence) && !file.ends_with(".index.json")
+}
+
+/// hf-hub's progress, shown as ours.
+struct Bar {
+    progress: Progress,
+    stage: Option<Stage>,
+}
+
+impl hf_hub::api::Progress for Bar {
+    /// hf-hub calls it twice for a download.
+    fn init(&mut self, size: usize, file: &str) {
+        if self.stage.is_none() {
+            self.stage = Some(self.progress.stage(file, size as u64));
+        }
+    }
+    fn update(&mut self, size: usize) {
+        if let Some(stage) = &self.stage {
+            // An interruption is noticed by whoever waits for this thread.
+            let _ = stage.inc(size as u64);
+        }
+    }
+    fn finish(&mut self) {
+        self.stage = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_is_owner_slash_name_and_maybe_a_revision() {
+        let spec = Spec::parse("HuggingFaceTB/SmolLM2-135M@refs/pr/1").unwrap();
+        assert_eq!((spec.repo.as_str(), spec.revision.as_str()), ("HuggingFaceTB/SmolLM2-135M", "refs/pr/1"));
+        assert_eq!(Spec::parse("a/b").unwrap().revision, "main");
+        for wrong in [
+            "",
+            "gpt2",
+            "./model",
+            "/tmp/model",
+            "a/b/c",
+            "a/b@",
+            "a/b@../x",
+            "../b",
+            "a/b c",
+            "a/..",
+            "a//b",
+            "a/b@x//y",
+        ] {
+            let error = Spec::parse(wrong).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("owner/name"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_token_stays_out_of_debug_output() {
+        let hub = Hub { endpoint: "http://h".into(), token: Some("hf_secret".into()), cache: "/c".into() };
+        assert!(!format!("{hub:?}").contains("secret"));
+    }
+}
