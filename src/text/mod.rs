@@ -12,6 +12,7 @@ mod windows;
 
 pub use ngram::{NgramPerplexity, ngram_perplexity};
 pub use windows::Windows;
+pub(crate) use windows::below;
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
