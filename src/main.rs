@@ -17,16 +17,19 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     #[cfg(feature = "notebook")]
-    #[command(subcommand)]
-    Notebook(cli::notebook::Command),
+    /// Run notebooks without Jupyter
+    Notebook(cli::notebook::Args),
     #[cfg(feature = "notebook")]
-    #[command(subcommand)]
-    Kernel(cli::kernel::Command),
+    /// This binary as Jupyter's Rust kernel
+    Kernel(cli::kernel::Args),
 }
 
 fn main() -> ExitCode {
     #[cfg(feature = "notebook")]
     kernel::hook();
+    if let Err(error) = ctrlc::set_handler(lacuna::progress::interrupt) {
+        eprintln!("warning: Ctrl-C will not clean up: {error}");
+    }
     let result = match Arguments::parse().command {
         #[cfg(feature = "notebook")]
         Command::Notebook(command) => cli::notebook::run(command),

@@ -1,4 +1,5 @@
 //! One file per subcommand: its arguments, and one call.
+#![expect(clippy::print_stdout, reason = "this is the command line")]
 
 #[cfg(feature = "notebook")]
 pub(crate) mod kernel;

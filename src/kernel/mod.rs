@@ -11,15 +11,16 @@
 //! - evcxr's working directory is a *slot* ([`environment`]), kept between sessions and locked while in use.
 
 mod child;
+mod compare;
+mod document;
 mod environment;
-
+pub(crate) mod install;
+mod report;
+pub(crate) mod runner;
 mod rust_source;
 mod rustc_wrapper;
-
 mod session;
 mod stubs;
-
-pub(crate) use session::Session;
 
 use std::ffi::OsStr;
 use std::path::Path;

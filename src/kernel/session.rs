@@ -4,6 +4,7 @@ use super::child::{END_OF_CELL, MARK_ENDS};
 use super::environment::{self, Mode, Slot};
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError};
+use lacuna::notebook::mime;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Child;
@@ -71,7 +72,7 @@ type OnLine = Box<dyn Fn(Stream, &str) + Send + Sync>;
 pub(crate) struct Session {
     context: CommandContext,
     printed: Arc<Printed>,
-    _slot: Slot,
+    slot: Slot,
 }
 
 /// What the cell has printed so far, filled by two threads.
@@ -117,9 +118,9 @@ impl Session {
                 }
             });
         }
-        let mut session = Session { context, printed, _slot: slot };
+        let mut session = Session { context, printed, slot };
         // A `?` costs each session one vain compilation, until evcxr knows that cells use it. So tell it now.
-        let first = format!("{}\n{MARK_ENDS}\nOk::<(), String>(())?;", session._slot.dependency);
+        let first = format!("{}\n{MARK_ENDS}\nOk::<(), String>(())?;", session.slot.dependency);
         session.context.execute(&first).map_err(|error| anyhow!("{}", describe(&error, &first, usize::MAX)))?;
         Ok(session)
     }
@@ -147,8 +148,12 @@ impl Session {
         let patience = if result.is_ok() { Duration::from_secs(2) } else { Duration::from_millis(20) };
         let text = self.wait_for_text(before, patience);
         let (data, error) = match result {
-            Ok(outputs) if finished => (outputs.content_by_mime_type.into_iter().collect(), None),
-            Ok(outputs) => (outputs.content_by_mime_type.into_iter().collect(), Some(failure(&text))),
+            Ok(outputs) => {
+                let mut data: BTreeMap<String, String> = outputs.content_by_mime_type.into_iter().collect();
+                // A last expression like `println!(..)` has nothing to show.
+                data.retain(|mime, text| mime != mime::PLAIN || text != "()");
+                (data, (!finished).then(|| failure(&text)))
+            }
             Err(error) => {
                 let kind = match &error {
                     evcxr::Error::SubprocessTerminated(_) => ErrorKind::Died,

@@ -16,8 +16,22 @@ use std::process::Command;
 
 const LACUNA: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Crates that get a stub: the name or, with a dash at its end, the beginning of the name.
-const VISIBLE: [&str; 4] = ["candle-", "half", "polars", "polars-"];
+/// Crates that get a stub. polars' query engine is not among them: it triples what rust-analyzer reads, and a frame
+/// that comes out of a query has a type of polars-core.
+const VISIBLE: [&str; 12] = [
+    "candle-core",
+    "candle-nn",
+    "half",
+    "polars",
+    "polars-arrow",
+    "polars-buffer",
+    "polars-core",
+    "polars-dtype",
+    "polars-error",
+    "polars-io",
+    "polars-schema",
+    "polars-utils",
+];
 
 /// Writes the stubs of this build of lacuna and returns their directory. Later calls find them there.
 pub(super) fn write(cache: &Path) -> Result<PathBuf> {
@@ -130,8 +144,7 @@ fn packages(metadata: &Value) -> Result<BTreeMap<String, Package>> {
             let normal = array(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
             let target = text(&dependency["pkg"]);
             let name = by_id.get(&target).map(|package| text(&package["name"])).unwrap_or_default();
-            let is_visible = VISIBLE.iter().any(|v| if v.ends_with('-') { name.starts_with(v) } else { name == *v });
-            if normal && is_visible {
+            if normal && VISIBLE.contains(&name.as_str()) {
                 dependencies.insert(text(&dependency["name"]), target.clone());
                 todo.push(target);
             }
