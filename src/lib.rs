@@ -34,10 +34,23 @@ pub mod notebook;
 pub mod report;
 
 pub use error::{Error, Result};
+// One copy of these in a session: cells must name them through this crate.
+pub use {candle_core, candle_nn, polars};
 
 /// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
 pub mod prelude {
+    pub use crate::calibrate::{Statistics, calibrate};
+    pub use crate::checkpoint::Checkpoint;
     pub use crate::error::{Error, Result};
+    pub use crate::evaluate::{Evaluation, evaluate};
+    pub use crate::generate::{GenerateConfig, generate};
+    pub use crate::mask::{Mask, Pattern, Per};
+    pub use crate::model::Model;
+    pub use crate::progress::Progress;
+    pub use crate::prune::{Method, Propagate, PruneConfig, Pruned, prune, prune_to};
+    pub use crate::record::Record;
+    pub use crate::report::{Format, Plot, Report, Table, read_records, write_record};
+    pub use crate::text::{Tokenizer, Windows};
 }
 
 /// The tensor library of the notebooks: cells share the crate's own copy.

@@ -8,8 +8,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(feature = "notebook")]
-    if let Some(code) = kernel::entry() {
-        return code;
-    }
+    kernel::hook();
     cli::main()
 }

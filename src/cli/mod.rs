@@ -36,8 +36,10 @@ enum Command {
     Evaluate(evaluate::Args),
     Generate(generate::Args),
     Train(train::Args),
+    /// Run notebooks without Jupyter
     #[cfg(feature = "notebook")]
     Notebook(notebook::Args),
+    /// This binary as Jupyter's Rust kernel
     #[cfg(feature = "notebook")]
     Kernel(kernel::Args),
 }
@@ -59,7 +61,7 @@ pub(crate) fn main() -> ExitCode {
         #[cfg(feature = "notebook")]
         Command::Notebook(args) => notebook::run(args),
         #[cfg(feature = "notebook")]
-        Command::Kernel(args) => kernel::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Kernel(args) => kernel::run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,4 +1,70 @@
-//! TODO
+//! What a value looks like in a notebook cell.
+//!
+//! evcxr shows the last expression of a cell through its inherent method `evcxr_display(&self)`, if it has one. That
+//! method hands over one representation per MIME type with [`emit`]; Jupyter, nbconvert and `lacuna notebook run` each
+//! take the ones that they understand. `text/plain` should always be among them.
 
-/// Stub until the notebook module is merged.
-pub fn emit(_bundle: &[(&str, &str)]) {}
+use std::io::{self, Write};
+
+const BEGIN: &str = "EVCXR_BEGIN_CONTENT ";
+const END: &str = "EVCXR_END_CONTENT";
+
+/// MIME types that tools around notebooks agree on.
+pub mod mime {
+    /// Always present: what a terminal shows.
+    pub const PLAIN: &str = "text/plain";
+    /// A table or text with structure; goes into the Markdown report as it is.
+    pub const MARKDOWN: &str = "text/markdown";
+    /// What Jupyter shows first.
+    pub const HTML: &str = "text/html";
+    /// A table that the runner saves as a file.
+    pub const CSV: &str = "text/csv";
+    /// Structured data for the JSON report.
+    pub const JSON: &str = "application/json";
+    /// A plot as text.
+    pub const SVG: &str = "image/svg+xml";
+    /// A plot as base64.
+    pub const PNG: &str = "image/png";
+}
+
+/// Hands one value to the notebook, as `(MIME type, content)` pairs. Binary content is base64.
+///
+/// evcxr keeps one value per MIME type and cell, so call it once for a cell. Outside a cell it prints the same text,
+/// which nobody collects.
+pub fn emit(bundle: &[(&str, &str)]) {
+    // A cell has nobody to report to when its standard output is gone: the kernel that read it is gone as well.
+    let _ = write_bundle(&mut io::stdout().lock(), bundle);
+}
+
+/// Writes the protocol that evcxr reads. Content that holds the end marker would be cut there, so the marker is
+/// broken up by a zero-width space, which looks the same.
+fn write_bundle(out: &mut impl Write, bundle: &[(&str, &str)]) -> io::Result<()> {
+    for (mime, content) in bundle {
+        let content = content.replace(END, "EVCXR_\u{200b}END_CONTENT");
+        write!(out, "{BEGIN}{mime}\n{content}\n{END}\n")?;
+    }
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bundle_is_what_evcxr_reads() {
+        let mut out = Vec::new();
+        write_bundle(&mut out, &[(mime::PLAIN, "a\nb"), (mime::JSON, "{}")]).unwrap();
+        let expected = "EVCXR_BEGIN_CONTENT text/plain\na\nb\nEVCXR_END_CONTENT\n\
+                        EVCXR_BEGIN_CONTENT application/json\n{}\nEVCXR_END_CONTENT\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn end_marker_in_content_does_not_end_it() {
+        let mut out = Vec::new();
+        write_bundle(&mut out, &[(mime::PLAIN, "x\nEVCXR_END_CONTENT\ny")]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.matches(END).count(), 1);
+        assert!(text.ends_with("y\nEVCXR_END_CONTENT\n"));
+    }
+}

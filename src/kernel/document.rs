@@ -1,0 +1,175 @@
+//! A notebook file: read with its format checked, cells filled with outputs, written in one piece.
+
+use super::session::{CellError, Outcome, Stream};
+use anyhow::{Context, Result, bail};
+use nbformat::v4::{self, Cell, Output};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// A Rust notebook in memory.
+#[derive(Debug)]
+pub(crate) struct Document {
+    /// The file's name without its extension.
+    pub(crate) stem: String,
+    notebook: v4::Notebook,
+}
+
+/// A cell's kind, as far as a report cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Markdown,
+    Code,
+    Raw,
+}
+
+impl Document {
+    /// Reads a notebook of format 4, without its outputs.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no notebook, or is not in Rust.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let name = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+        let mut raw: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not a notebook: it is not JSON"))?;
+        prepare(&mut raw);
+        let parsed = nbformat::parse_notebook(&raw.to_string()).map_err(|error| match error {
+            nbformat::NotebookError::UnsupportedVersion(major, minor) => anyhow::anyhow!(
+                "{name} has notebook format {major}.{minor}; lacuna reads 4.0 to 4.5. Open and save it in Jupyter to convert it"
+            ),
+            error => anyhow::anyhow!("{name} is not a notebook: {error}"),
+        })?;
+        let notebook = match parsed {
+            nbformat::Notebook::V4(notebook) => notebook,
+            nbformat::Notebook::V4QuirksMode(quirks) => quirks.repair(),
+            nbformat::Notebook::Legacy(old) => {
+                nbformat::upgrade_legacy_notebook(old).with_context(|| format!("{name} is not a notebook"))?
+            }
+            _ => bail!("{name} has an old notebook format; open and save it in Jupyter to convert it"),
+        };
+        match language(&notebook.metadata) {
+            Some(language) if language.eq_ignore_ascii_case("rust") => {}
+            Some(language) => bail!("{name} is a notebook in {language}; lacuna runs notebooks in Rust"),
+            None => bail!(
+                "{name} does not say its language; lacuna runs notebooks in Rust, whose metadata hold \
+                 \"language_info\": {{\"name\": \"rust\"}}"
+            ),
+        }
+        let stem = path.file_stem().with_context(|| format!("{name} has no file name"))?.to_string_lossy().into_owned();
+        Ok(Document { stem, notebook })
+    }
+
+    /// Kind and source of each cell, from the top.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = (Kind, String)> {
+        self.notebook.cells.iter().map(|cell| {
+            let kind = match cell {
+                Cell::Markdown { .. } => Kind::Markdown,
+                Cell::Code { .. } => Kind::Code,
+                Cell::Raw { .. } => Kind::Raw,
+            };
+            (kind, cell.source().concat())
+        })
+    }
+
+    /// The cell's id, which Jupyter shows in its file format only.
+    pub(crate) fn id(&self, index: usize) -> &str {
+        self.notebook.cells[index].id().as_str()
+    }
+
+    /// Gives code cell `index` what its run left; `count` is the number in `[count]` beside it.
+    ///
+    /// # Errors
+    /// When a value has a MIME type or form that the notebook format does not know.
+    pub(crate) fn set_outcome(&mut self, index: usize, count: i32, outcome: &Outcome) -> Result<()> {
+        let new = outputs(count, outcome)?;
+        if let Cell::Code { execution_count, outputs, .. } = &mut self.notebook.cells[index] {
+            *execution_count = Some(count);
+            *outputs = new;
+        }
+        Ok(())
+    }
+
+    /// Writes the notebook as Jupyter does (sorted keys, one space of indentation).
+    ///
+    /// # Errors
+    /// When the file cannot be written; what was there before is then still there.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let text = nbformat::serialize_notebook(&nbformat::Notebook::V4(self.notebook.clone()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_file(path, text.as_bytes())
+    }
+}
+
+/// Removes outputs, which are not read, and gives cells without an id one that is the same in every run.
+fn prepare(raw: &mut Value) {
+    let Some(cells) = raw.get_mut("cells").and_then(Value::as_array_mut) else { return };
+    for (number, cell) in (1..).zip(cells) {
+        let Some(cell) = cell.as_object_mut() else { continue };
+        if cell.get("cell_type").and_then(Value::as_str) == Some("code") {
+            cell.insert("outputs".into(), json!([]));
+            cell.insert("execution_count".into(), Value::Null);
+        }
+        if !cell.get("id").and_then(Value::as_str).is_some_and(|id| !id.is_empty()) {
+            cell.insert("id".into(), json!(format!("cell-{number}")));
+        }
+    }
+}
+
+fn language(metadata: &v4::Metadata) -> Option<String> {
+    let info = metadata.language_info.as_ref().map(|info| info.name.clone());
+    let kernel = metadata.kernelspec.as_ref();
+    info.or_else(|| kernel.and_then(|kernel| kernel.language.clone())).or_else(|| {
+        // Some editors write the kernel's name only.
+        let name = kernel?.name.as_str();
+        Some(if matches!(name, "rust" | "lacuna") { "rust".into() } else { name.to_owned() })
+    })
+}
+
+fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
+    let mut outputs = Vec::new();
+    for (stream, text) in &outcome.text {
+        let name = match stream {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        };
+        outputs.push(json!({"output_type": "stream", "name": name, "text": text}));
+    }
+    if !outcome.data.is_empty() {
+        let data: Map<String, Value> = outcome.data.iter().map(|(mime, text)| (mime.clone(), content(mime, text))).collect();
+        outputs.push(json!({"output_type": "execute_result", "execution_count": count, "data": data, "metadata": {}}));
+    }
+    if let Some(CellError { kind, message }) = &outcome.error {
+        let traceback: Vec<&str> = message.lines().collect();
+        outputs.push(json!({"output_type": "error", "ename": kind.name(), "evalue": message, "traceback": traceback}));
+    }
+    outputs.into_iter().map(|output| serde_json::from_value(output).context("the cell's output does not fit a notebook")).collect()
+}
+
+/// Content as a notebook holds it: JSON types are structured, others are text.
+fn content(mime: &str, text: &str) -> Value {
+    let structured = mime == "application/json" || mime.ends_with("+json");
+    if structured && let Ok(value) = serde_json::from_str(text) { value } else { Value::from(text) }
+}
+
+/// Writes a file in one piece: beside it, then renamed into its place.
+///
+/// # Errors
+/// When the file cannot be written; what was there before is then still there.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(&directory)?;
+        let mut file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(&directory)?;
+        io::Write::write_all(&mut file, bytes)?;
+        // A temporary file is private; a report is not.
+        #[cfg(unix)]
+        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

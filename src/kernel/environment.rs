@@ -1,0 +1,182 @@
+//! What a session needs around it: the built library, a slot to compile cells in, evcxr's settings.
+
+use super::{rust_source, stubs};
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// This process stands in for rustc.
+pub(super) const WRAPPER: &str = "LACUNA_RUSTC_WRAPPER";
+/// Packages that are not compiled.
+pub(super) const STUBS: &str = "LACUNA_STUBS";
+/// The shared library that cells link.
+pub(super) const LIBRARY: &str = "LACUNA_LIBRARY";
+/// Where the library's own dependencies are.
+pub(super) const DEPENDENCIES: &str = "LACUNA_DEPENDENCIES";
+/// Set in a session without Jupyter.
+pub(super) const HEADLESS: &str = "LACUNA_HEADLESS";
+/// The user's own RUST_BACKTRACE, which evcxr overwrites.
+pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
+
+/// What the process that runs cells must not hand on to what it starts.
+pub(super) const PRIVATE: [&str; 10] = [
+    WRAPPER,
+    STUBS,
+    LIBRARY,
+    DEPENDENCIES,
+    HEADLESS,
+    BACKTRACE,
+    "RUSTC_WRAPPER",
+    "EVCXR_TMPDIR",
+    "EVCXR_CONFIG_DIR",
+    "JUPYTER_PATH",
+];
+
+/// More sessions at a time than anyone runs on one machine.
+const SLOTS: usize = 32;
+
+/// Who drives the session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Headless,
+    Jupyter,
+}
+
+/// A directory in which one session compiles its cells; free again when dropped, or when the process ends.
+#[must_use]
+pub(super) struct Slot {
+    /// evcxr's command that makes lacuna known to cells. Jupyter's kernel has it from its settings.
+    pub(super) dependency: String,
+    _lock: File,
+}
+
+/// Prepares this process, through its environment, to host a session: evcxr takes its settings from there.
+///
+/// Call it before any other thread reads the environment.
+pub(super) fn enter(mode: Mode) -> Result<Slot> {
+    let built = Built::find()?;
+    let cache = cache(&built)?;
+    rust_source::provide()?;
+    let stubs = stubs::write(&cache)?;
+    let (slot, lock) = take_slot(&cache)?;
+    let lacuna = format!("lacuna = {{ path = {} }}", stubs::toml_string(&stubs.join("lacuna").to_string_lossy()));
+    let settings = write_settings(&cache, &lacuna)?;
+    let executable = env::current_exe().context("cannot find this program's own path")?;
+    let set = |name: &str, value: OsString| {
+        // SAFETY: the caller promises that no other thread uses the environment.
+        unsafe { env::set_var(name, value) }
+    };
+    if let Some(backtrace) = env::var_os("RUST_BACKTRACE") {
+        set(BACKTRACE, backtrace);
+    }
+    if mode == Mode::Headless {
+        set(HEADLESS, "1".into());
+    }
+    set(WRAPPER, "1".into());
+    set("RUSTC_WRAPPER", executable.into());
+    set(STUBS, stubs.into());
+    set(LIBRARY, built.library.into());
+    set(DEPENDENCIES, built.dependencies.into());
+    set("EVCXR_TMPDIR", slot.into());
+    set("EVCXR_CONFIG_DIR", settings.into());
+    // evcxr_jupyter updates a kernel called `rust` that it finds in Jupyter's directory. That one is not ours.
+    set("JUPYTER_PATH", cache.join("no-jupyter").into());
+    Ok(Slot { dependency: format!(":dep {lacuna}"), _lock: lock })
+}
+
+/// What `cargo build` left.
+struct Built {
+    library: PathBuf,
+    dependencies: PathBuf,
+}
+
+impl Built {
+    fn find() -> Result<Self> {
+        let name = format!("{}lacuna{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
+        let executable = env::current_exe().context("cannot find this program's own path")?;
+        // A copy of the binary still knows where it was built.
+        let beside = executable.parent().map(Path::to_path_buf);
+        let candidates = beside.into_iter().chain([PathBuf::from(env!("LACUNA_BUILD_DIR"))]);
+        for directory in candidates {
+            let library = directory.join("deps").join(&name);
+            if library.is_file() {
+                return Ok(Built { library, dependencies: directory.join("deps") });
+            }
+        }
+        bail!(
+            "notebook cells link {name}, which `cargo build` leaves in {}: it is gone. Build again, and run lacuna from there",
+            Path::new(env!("LACUNA_BUILD_DIR")).join("deps").display()
+        )
+    }
+}
+
+/// A directory of our own in the user's cache, one per build directory: two checkouts do not share slots.
+fn cache(built: &Built) -> Result<PathBuf> {
+    let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty());
+    let user = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(|| {
+        let below = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
+        home().map(|home| home.join(below))
+    });
+    let user = user.context("no directory for compiled cells: set HOME or XDG_CACHE_HOME")?;
+    let mut hash = Sha256::new();
+    hash.update(built.dependencies.as_os_str().as_encoded_bytes());
+    hash.update(env!("CARGO_PKG_VERSION"));
+    let key: String = hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let cache = user.join("lacuna").join("kernel").join(key);
+    fs::create_dir_all(&cache)
+        .with_context(|| format!("cannot create {}; XDG_CACHE_HOME names another place", cache.display()))?;
+    Ok(cache)
+}
+
+/// The first slot that no running session holds.
+fn take_slot(cache: &Path) -> Result<(PathBuf, File)> {
+    for number in 0..SLOTS {
+        let lock_path = cache.join(format!("slot-{number}.lock"));
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .with_context(|| format!("cannot open {}", lock_path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {
+                let slot = cache.join(format!("slot-{number}"));
+                fs::create_dir_all(&slot).with_context(|| format!("cannot create {}", slot.display()))?;
+                return Ok((slot, lock));
+            }
+            Err(fs::TryLockError::WouldBlock) => {}
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", lock_path.display()));
+            }
+        }
+    }
+    bail!("{SLOTS} notebook sessions are running already; end one of them ({})", cache.display())
+}
+
+/// evcxr reads `evcxr.toml` in a directory of ours, not the user's, so that a notebook runs the same everywhere.
+fn write_settings(cache: &Path, dependency: &str) -> Result<PathBuf> {
+    let settings = cache.join("settings");
+    // Heavy work is inside the library, which is optimised; a cell is compiled for the speed of compiling it.
+    let text = format!("[evcxr]\nopt_level = \"0\"\n\n[dependencies]\n{dependency}\n");
+    write_if_new(&settings.join("evcxr.toml"), &text)?;
+    Ok(settings)
+}
+
+/// Writes a file of the cache, unless it is there with the same text; another session may read it at any time.
+pub(super) fn write_if_new(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        fs::create_dir_all(directory)?;
+        let mut file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(directory)?;
+        std::io::Write::write_all(&mut file, text.as_bytes())?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

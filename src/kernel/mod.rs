@@ -1,0 +1,58 @@
+//! Rust cells: the evcxr kernel, for Jupyter and headless, inside this binary.
+//!
+//! Nothing is compiled twice. A cell links the `liblacuna` that `cargo build` made beside this binary:
+//!
+//! - evcxr gets one dependency, a *stub* of lacuna ([`stubs`]): a package without code that cargo must compile, whose
+//!   library path is the real source, so that rust-analyzer (which finds the types of `let`) reads that.
+//! - cargo compiles cells with this binary as `RUSTC_WRAPPER` ([`rustc_wrapper`]): stubs are not compiled at all, and
+//!   the cell's own crate gets the real shared library in the stub's place.
+//! - evcxr runs cells in a child process, which is this binary again ([`child`]); `liblacuna` is already loaded there,
+//!   so all cells share one copy of its statics.
+//! - evcxr's working directory is a *slot* ([`environment`]), kept between sessions and locked while in use.
+
+mod child;
+mod compare;
+mod document;
+mod environment;
+pub(crate) mod install;
+mod report;
+pub(crate) mod runner;
+mod rust_source;
+mod rustc_wrapper;
+mod session;
+mod stubs;
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+/// The first thing in `main`: takes over, and does not return, when this process is a part of a notebook session (the
+/// child that runs cells, the wrapper around rustc, or Jupyter's kernel) and not a command that a person typed.
+pub(crate) fn hook() {
+    if child::is_child() {
+        child::prepare();
+    } else if rustc_wrapper::is_wrapper() {
+        rustc_wrapper::run();
+    }
+    evcxr::runtime_hook();
+    // Jupyter starts `lacuna --control_file FILE`, which is what evcxr_jupyter reads from the arguments.
+    if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("--control_file")) {
+        std::process::exit(jupyter());
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "Jupyter shows the standard error of a kernel that does not start")]
+fn jupyter() -> i32 {
+    let result = environment::enter(environment::Mode::Jupyter).and_then(|_slot| evcxr_jupyter::main());
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("lacuna kernel: {error:#}");
+            1
+        }
+    }
+}
+
+/// Whether `path` names the program `name`, with or without an extension.
+fn is_program(path: &OsStr, name: &str) -> bool {
+    Path::new(path).file_stem() == Some(OsStr::new(name))
+}

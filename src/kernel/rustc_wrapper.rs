@@ -1,0 +1,162 @@
+//! rustc, as cargo sees it when it builds a cell.
+
+use super::{environment, is_program};
+use anyhow::{Context, Result};
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// evcxr's name for the crate of a cell.
+const CELL: &str = "ctx";
+
+/// Whether cargo started this process in rustc's place. The variable alone says little: it is inherited by whatever a
+/// session starts, `lacuna` itself among it.
+pub(super) fn is_wrapper() -> bool {
+    env::var_os(environment::WRAPPER).is_some() && env::args_os().nth(1).is_some_and(|arg| is_program(&arg, "rustc"))
+}
+
+/// Acts as rustc and ends the process.
+#[expect(clippy::print_stderr, reason = "cargo shows what rustc says there")]
+pub(super) fn run() -> ! {
+    let mut args = env::args_os().skip(1);
+    let rustc = args.next().unwrap_or_default();
+    let args: Vec<OsString> = args.collect();
+    let code = match compile(&rustc, &args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {
+    let invocation = Invocation::parse(args);
+    let stubs = env::var_os(environment::STUBS).map(PathBuf::from);
+    let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let is_stub = stubs.zip(package).is_some_and(|(stubs, package)| package.starts_with(stubs));
+    let library = PathBuf::from(env::var_os(environment::LIBRARY).unwrap_or_default());
+    if is_stub && let Some(out) = &invocation.out_dir {
+        invocation.pretend(out, &library)?;
+        return Ok(0);
+    }
+    let mut command = Command::new(rustc);
+    if invocation.crate_name.as_deref() == Some(OsStr::new(CELL)) {
+        command.args(link_real_library(args, &library));
+        if let Some(dependencies) = env::var_os(environment::DEPENDENCIES) {
+            let mut search = OsString::from("dependency=");
+            search.push(dependencies);
+            command.arg("-L").arg(search);
+        }
+    } else {
+        command.args(args);
+    }
+    let status = command.status().with_context(|| format!("cannot run {}", rustc.display()))?;
+    Ok(status.code().unwrap_or(1))
+}
+
+/// `args` with the real library in the stub's place.
+fn link_real_library(args: &[OsString], library: &Path) -> Vec<OsString> {
+    let mut real = OsString::from("lacuna=");
+    real.push(library);
+    let is_stub = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"lacuna=");
+    let after_extern = |index: usize| index > 0 && args[index - 1] == "--extern";
+    let replaced = args.iter().enumerate().map(|(i, arg)| if after_extern(i) && is_stub(arg) { &real } else { arg });
+    replaced.cloned().collect()
+}
+
+/// What matters of a call of rustc.
+#[derive(Default)]
+struct Invocation {
+    crate_name: Option<OsString>,
+    out_dir: Option<PathBuf>,
+    extra_filename: String,
+    crate_types: Vec<String>,
+    emit: Vec<String>,
+}
+
+impl Invocation {
+    fn parse(args: &[OsString]) -> Self {
+        let mut invocation = Invocation::default();
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let text = arg.to_string_lossy();
+            if let Some(emit) = text.strip_prefix("--emit=") {
+                invocation.emit = emit.split(',').map(str::to_owned).collect();
+            } else if arg == "--crate-name" {
+                invocation.crate_name = args.next().cloned();
+            } else if arg == "--out-dir" {
+                invocation.out_dir = args.next().map(PathBuf::from);
+            } else if arg == "--crate-type" {
+                invocation.crate_types.extend(args.next().map(|arg| arg.to_string_lossy().into_owned()));
+            } else if arg == "-C"
+                && let Some(option) = args.next()
+                && let Some(extra) = option.to_string_lossy().strip_prefix("extra-filename=")
+            {
+                invocation.extra_filename = extra.to_owned();
+            }
+        }
+        invocation
+    }
+
+    /// Writes what cargo expects of a compilation: empty files, and a note that they depend on the real library, so
+    /// that a rebuilt one makes the stubs, and the cell behind them, dirty.
+    fn pretend(&self, out: &Path, library: &Path) -> Result<()> {
+        let name = format!("{}{}", self.crate_name.as_deref().unwrap_or_default().display(), self.extra_filename);
+        let mut outputs = Vec::new();
+        for emit in &self.emit {
+            match emit.as_str() {
+                "link" => outputs.extend(self.crate_types.iter().map(|crate_type| match crate_type.as_str() {
+                    "dylib" => format!("{}{name}{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX),
+                    _ => format!("lib{name}.rlib"),
+                })),
+                "metadata" => outputs.push(format!("lib{name}.rmeta")),
+                _ => {}
+            }
+        }
+        // A space would end a path in this format, as in make's.
+        let library = library.to_string_lossy().replace(' ', "\\ ");
+        let mut depends = String::new();
+        for output in outputs {
+            let path = out.join(output);
+            fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+            depends.push_str(&format!("{}: {library}\n\n", path.to_string_lossy().replace(' ', "\\ ")));
+        }
+        let path = out.join(format!("{name}.d"));
+        fs::write(&path, format!("{depends}{library}:\n")).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn cell_links_the_real_library() {
+        let real = link_real_library(
+            &args("--crate-name ctx --extern lacuna=/slot/liblacuna.so --extern rand=/slot/librand.rlib"),
+            Path::new("/build/liblacuna.so"),
+        );
+        let expected = "--crate-name ctx --extern lacuna=/build/liblacuna.so --extern rand=/slot/librand.rlib";
+        assert_eq!(real, args(expected));
+    }
+
+    #[test]
+    fn stub_leaves_what_cargo_looks_for() {
+        let out = tempfile::tempdir().unwrap();
+        let call = args("--crate-name half --crate-type lib --emit=dep-info,metadata,link -C metadata=1 -C extra-filename=-1f");
+        Invocation::parse(&call).pretend(out.path(), Path::new("/build/lib lacuna.so")).unwrap();
+        for name in ["libhalf-1f.rlib", "libhalf-1f.rmeta"] {
+            assert!(out.path().join(name).is_file(), "{name}");
+        }
+        let depends = fs::read_to_string(out.path().join("half-1f.d")).unwrap();
+        assert!(depends.ends_with("/build/lib\\ lacuna.so:\n"), "{depends}");
+    }
+}

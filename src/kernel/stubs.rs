@@ -1,0 +1,230 @@
+//! Packages that cargo need not compile and rust-analyzer can read.
+//!
+//! `lacuna`'s own stub points at its source. The crates whose types cells see (candle's and polars') get stubs too:
+//! without them a `let` of a candle tensor would need its type spelled out. Their other dependencies are left out,
+//! which saves rust-analyzer from loading six hundred packages.
+
+use super::environment::write_if_new;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const LACUNA: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Crates that get a stub. polars' query engine is not among them: it triples what rust-analyzer reads, and a frame
+/// that comes out of a query has a type of polars-core.
+const VISIBLE: [&str; 12] = [
+    "candle-core",
+    "candle-nn",
+    "half",
+    "polars",
+    "polars-arrow",
+    "polars-buffer",
+    "polars-core",
+    "polars-dtype",
+    "polars-error",
+    "polars-io",
+    "polars-schema",
+    "polars-utils",
+];
+
+/// Writes the stubs of this build of lacuna and returns their directory. Later calls find them there.
+pub(super) fn write(cache: &Path) -> Result<PathBuf> {
+    let mut hash = Sha256::new();
+    for name in ["Cargo.toml", "Cargo.lock"] {
+        let path = Path::new(LACUNA).join(name);
+        let text = fs::read(&path).with_context(|| {
+            format!("cannot read {}: notebooks need the source that this binary was built from", path.display())
+        })?;
+        hash.update(text);
+    }
+    hash.update(VISIBLE.concat());
+    let key: String = hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let stubs = cache.join(format!("stubs-{key}"));
+    let last = stubs.join("lacuna").join("Cargo.toml");
+    if !last.is_file() {
+        let packages = packages(&metadata()?)?;
+        for package in packages.values().filter(|package| package.name != "lacuna") {
+            write_if_new(&stubs.join(package.directory()).join("Cargo.toml"), &package.manifest())?;
+        }
+        let lacuna = packages.values().find(|package| package.name == "lacuna").context("cargo metadata without lacuna")?;
+        write_if_new(&last, &lacuna.manifest())?;
+    }
+    Ok(stubs)
+}
+
+fn metadata() -> Result<Value> {
+    let manifest = Path::new(LACUNA).join("Cargo.toml");
+    let output = Command::new("cargo")
+        .args(["metadata", "--format-version=1", "--locked", "--offline", "--manifest-path"])
+        .arg(&manifest)
+        .output()
+        .context("cannot run cargo, which compiles notebook cells")?;
+    if !output.status.success() {
+        bail!("cargo metadata of {} failed: {}", manifest.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
+}
+
+/// A package as its stub shows it.
+struct Package {
+    name: String,
+    version: String,
+    edition: String,
+    library: String,
+    source: String,
+    features: BTreeSet<String>,
+    /// Name in the source, and the package's id.
+    dependencies: BTreeMap<String, String>,
+    /// Of those dependencies: id to (package name, directory of its stub).
+    targets: BTreeMap<String, (String, String)>,
+}
+
+impl Package {
+    fn directory(&self) -> String {
+        if self.name == "lacuna" { self.name.clone() } else { format!("{}-{}", self.name, self.version) }
+    }
+
+    fn manifest(&self) -> String {
+        let mut text = format!(
+            "[package]\nname = {}\nversion = {}\nedition = {}\n\n[lib]\nname = {}\npath = {}\ncrate-type = [{}]\n",
+            toml_string(&self.name),
+            toml_string(&self.version),
+            toml_string(&self.edition),
+            toml_string(&self.library),
+            toml_string(&self.source),
+            if self.name == "lacuna" { "\"dylib\"" } else { "\"lib\"" },
+        );
+        // Features only switch code on and off here; what they pull in is listed below.
+        let quoted: Vec<String> = self.features.iter().map(|feature| toml_string(feature)).collect();
+        let _ = writeln!(text, "\n[features]\ndefault = [{}]", quoted.join(", "));
+        for feature in quoted {
+            let _ = writeln!(text, "{feature} = []");
+        }
+        let _ = writeln!(text, "\n[dependencies]");
+        for (name, id) in &self.dependencies {
+            if let Some((package, directory)) = self.targets.get(id) {
+                let path = toml_string(&format!("../{directory}"));
+                let _ = writeln!(text, "{name} = {{ package = {}, path = {path} }}", toml_string(package));
+            }
+        }
+        // Not part of whatever workspace the cache lies in.
+        text.push_str("\n[workspace]\n");
+        text
+    }
+}
+
+/// lacuna and the visible crates that it reaches through visible crates, by id.
+fn packages(metadata: &Value) -> Result<BTreeMap<String, Package>> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let by_id: BTreeMap<String, Value> =
+        array(&metadata["packages"]).into_iter().map(|package| (text(&package["id"]), package)).collect();
+    let nodes: BTreeMap<String, Value> =
+        array(&metadata["resolve"]["nodes"]).into_iter().map(|node| (text(&node["id"]), node)).collect();
+    let mut found = BTreeMap::new();
+    let mut todo = vec![text(&metadata["resolve"]["root"])];
+    while let Some(id) = todo.pop() {
+        if found.contains_key(&id) {
+            continue;
+        }
+        let (Some(package), Some(node)) = (by_id.get(&id), nodes.get(&id)) else { continue };
+        let library = array(&package["targets"]).into_iter().find(|target| {
+            array(&target["kind"]).iter().any(|kind| matches!(kind.as_str(), Some("lib" | "rlib" | "dylib")))
+        });
+        // Procedural macros and the like have nothing to show.
+        let Some(library) = library else { continue };
+        let mut dependencies = BTreeMap::new();
+        for dependency in array(&node["deps"]) {
+            let normal = array(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
+            let target = text(&dependency["pkg"]);
+            let name = by_id.get(&target).map(|package| text(&package["name"])).unwrap_or_default();
+            if normal && VISIBLE.contains(&name.as_str()) {
+                dependencies.insert(text(&dependency["name"]), target.clone());
+                todo.push(target);
+            }
+        }
+        let features = array(&node["features"]).iter().map(text).filter(|name| name != "default").collect();
+        found.insert(
+            id,
+            Package {
+                name: text(&package["name"]),
+                version: text(&package["version"]),
+                edition: text(&package["edition"]),
+                library: text(&library["name"]),
+                source: text(&library["src_path"]),
+                features,
+                dependencies,
+                targets: BTreeMap::new(),
+            },
+        );
+    }
+    let directories: BTreeMap<String, (String, String)> =
+        found.iter().map(|(id, package)| (id.clone(), (package.name.clone(), package.directory()))).collect();
+    for package in found.values_mut() {
+        let targets = package.dependencies.values();
+        package.targets = targets.filter_map(|id| Some((id.clone(), directories.get(id)?.clone()))).collect();
+    }
+    if found.is_empty() {
+        bail!("cargo metadata names no packages");
+    }
+    Ok(found)
+}
+
+/// A TOML basic string.
+pub(super) fn toml_string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => {
+                let _ = write!(quoted, "\\u{:04X}", c as u32);
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn stubs_reach_what_cells_see_and_nothing_else() {
+        let package = |name: &str, kind: &str| {
+            json!({"id": name, "name": name, "version": "1.0.0", "edition": "2021",
+                   "targets": [{"name": name.replace('-', "_"), "kind": [kind], "src_path": format!("/src/{name}.rs")}]})
+        };
+        let dep = |name: &str, extern_name: &str, kind: Value| json!({"name": extern_name, "pkg": name, "dep_kinds": [{"kind": kind}]});
+        let metadata = json!({
+            "packages": [package("lacuna", "dylib"), package("candle-core", "lib"), package("half", "lib"),
+                         package("clap", "lib"), package("polars-derive", "proc-macro"), package("polars", "lib")],
+            "resolve": {"root": "lacuna", "nodes": [
+                {"id": "lacuna", "features": ["default", "notebook"], "deps": [
+                    dep("candle-core", "candle", Value::Null), dep("clap", "clap", Value::Null), dep("polars", "polars", json!("dev"))]},
+                {"id": "candle-core", "features": ["x"], "deps": [dep("half", "half", Value::Null), dep("polars-derive", "polars_derive", Value::Null)]},
+                {"id": "half", "features": [], "deps": []},
+                {"id": "polars-derive", "features": [], "deps": []},
+            ]}
+        });
+        let found = packages(&metadata).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["candle-core", "half", "lacuna"]);
+        let lacuna = found["lacuna"].manifest();
+        assert!(lacuna.contains("candle = { package = \"candle-core\", path = \"../candle-core-1.0.0\" }"), "{lacuna}");
+        assert!(lacuna.contains("default = [\"notebook\"]") && !lacuna.contains("clap"), "{lacuna}");
+        assert!(!found["candle-core"].manifest().contains("derive"));
+    }
+
+    #[test]
+    fn toml_strings_are_quoted() {
+        assert_eq!(toml_string("a\"b\\c\n"), "\"a\\\"b\\\\c\\u000A\"");
+    }
+}
