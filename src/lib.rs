@@ -34,8 +34,6 @@ pub mod notebook;
 pub mod report;
 
 pub use error::{Error, Result};
-// One copy of these in a session: cells must name them through this crate.
-pub use {candle_core, candle_nn, polars};
 
 /// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
 pub mod prelude {
