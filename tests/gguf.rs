@@ -29,7 +29,8 @@ struct Gguf {
 /// GPT-2's printable stand-ins for the 256 bytes, in the order of its vocabulary.
 fn byte_tokens() -> Vec<String> {
     let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
-    let mut tokens: Vec<String> = (0..256).filter(|&b| printable(b)).map(|b| char::from_u32(b).unwrap().into()).collect();
+    let mut tokens: Vec<String> =
+        (0..256).filter(|&b| printable(b)).map(|b| char::from_u32(b).unwrap().into()).collect();
     let others = (0..256u32).filter(|&b| !printable(b)).count() as u32;
     tokens.extend((0..others).map(|i| char::from_u32(256 + i).unwrap().to_string()));
     tokens
@@ -168,7 +169,10 @@ fn a_llama_is_imported_under_hugging_face_names_in_its_row_order() {
             let ours = load(&format!("model.layers.{block}.self_attn.{ours}.weight"));
             assert_eq!(ours.len(), heads * HEAD_DIM);
             for (head, t, j) in (0..heads).flat_map(|h| (0..2).flat_map(move |t| (0..half).map(move |j| (h, t, j)))) {
-                assert!(ours[head * HEAD_DIM + t * half + j] == theirs[head * HEAD_DIM + 2 * j + t], "{part} {head} {t} {j}");
+                assert!(
+                    ours[head * HEAD_DIM + t * half + j] == theirs[head * HEAD_DIM + 2 * j + t],
+                    "{part} {head} {t} {j}"
+                );
             }
         }
     }
