@@ -129,10 +129,13 @@ fn respond(served: &Served, path: &str, headers: &BTreeMap<String, String>) -> (
         .filter(|(revision, file)| ["main", COMMIT].contains(revision) && served.lost != Some(*file))
         .and_then(|(_, file)| Some((file, served.files.get(file)?)));
     let Some((name, bytes)) = file else { return status("404 Not Found") };
-    let common = format!("ETag: \"etag-{}\"\r\nx-repo-commit: {COMMIT}\r\nAccept-Ranges: bytes\r\n", name.replace('.', "-"));
-    let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")).and_then(|range| range.split_once('-'));
+    let common =
+        format!("ETag: \"etag-{}\"\r\nx-repo-commit: {COMMIT}\r\nAccept-Ranges: bytes\r\n", name.replace('.', "-"));
+    let range =
+        headers.get("range").and_then(|range| range.strip_prefix("bytes=")).and_then(|range| range.split_once('-'));
     let Some((begin, end)) = range else { return (format!("200 OK\r\n{common}"), bytes.clone()) };
-    let (begin, end) = (begin.parse().unwrap_or(0), end.parse().map_or(bytes.len(), |last: usize| last + 1).min(bytes.len()));
+    let (begin, end) =
+        (begin.parse().unwrap_or(0), end.parse().map_or(bytes.len(), |last: usize| last + 1).min(bytes.len()));
     if begin >= end {
         return status("416 Range Not Satisfiable");
     }
@@ -145,9 +148,8 @@ fn repository() -> BTreeMap<String, Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     two_shards(dir.path());
     let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
-    let mut files: BTreeMap<String, Vec<u8>> = files
-        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
-        .collect();
+    let mut files: BTreeMap<String, Vec<u8>> =
+        files.map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())).collect();
     files.insert("README.md".into(), b"# tiny".to_vec());
     files.insert("pytorch_model.bin".into(), b"not wanted".to_vec());
     files.insert("onnx/config.json".into(), b"not wanted".to_vec());
@@ -274,7 +276,10 @@ fn the_command_line_finds_hub_token_and_cache_in_the_environment() {
     let server = Server::start(Served { files: repository(), token: Some("hf_env"), ..Served::default() });
     let inspect = |variables: &[(&str, &str)]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lacuna"));
-        command.args(["inspect", "owner/model", "--json"]).env("HF_ENDPOINT", &server.endpoint).env("NO_PROXY", "127.0.0.1");
+        command
+            .args(["inspect", "owner/model", "--json"])
+            .env("HF_ENDPOINT", &server.endpoint)
+            .env("NO_PROXY", "127.0.0.1");
         for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HOME", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
             command.env_remove(name);
         }

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 /// A tensor that will be written: name, type in the file, shape.
 pub type TensorPlan = (String, Dtype, Vec<usize>);
 
-/// Files in a model's directory that hold weights in other forms, or describe the source rather than the copy.
+/// Extensions of files in a model's directory that hold weights in any form, or that a download left.
 const NOT_COPIED: [&str; 12] =
     ["safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx", "ckpt", "npz", "lock", "part"];
 
