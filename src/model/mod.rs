@@ -215,16 +215,7 @@ impl Model {
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.source {
-            Source::Checkpoint(checkpoint) => {
-                let tensor = checkpoint.load(name, self.dtype, &self.device)?;
-                // The sum is finite exactly when every weight is; in f16 it could overflow on its own.
-                let wide = if self.dtype == DType::F16 { tensor.to_dtype(DType::F32)? } else { tensor.clone() };
-                if !wide.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?.is_finite() {
-                    let problem = "holds NaN or infinity; the checkpoint is damaged or was converted wrongly";
-                    return Err(Error::tensor(checkpoint.dir(), name, problem));
-                }
-                Ok(tensor)
-            }
+            Source::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
             Source::Resident(tensors) => {
                 tensors.get(name).cloned().ok_or_else(|| Error::tensor(self.location(), name, "is missing"))
             }
