@@ -11,7 +11,7 @@ use crate::importance::Scorer;
 use crate::mask::{Mask, Pattern, Per, select};
 use crate::model::{Block, Linear, Model, Wanted, pass};
 use crate::progress::{Progress, check_interrupt};
-use crate::record::{PruningRecord, Record, SCHEMA_VERSION, TensorRecord};
+use crate::record::{PruningRecord, Record, TensorRecord};
 use crate::text::Windows;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -187,14 +187,8 @@ fn record(
     tensors: Vec<TensorRecord>,
     started: Instant,
 ) -> Result<Record> {
-    let mut record = Record {
-        schema: SCHEMA_VERSION,
-        model: model.record()?,
-        pruning: Some(config.record(model, calibration)),
-        tensors,
-        evaluation: None,
-        environment: crate::record::environment(),
-    };
+    let pruning = Some(config.record(model, calibration));
+    let mut record = Record { pruning, tensors, ..Record::dense(model.record()?) };
     record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
     Ok(record)
 }

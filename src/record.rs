@@ -96,6 +96,23 @@ pub struct EvaluationRecord {
 }
 
 impl Record {
+    /// The record of a model that was not pruned.
+    pub fn dense(model: ModelRecord) -> Self {
+        Record {
+            schema: SCHEMA_VERSION,
+            model,
+            pruning: None,
+            tensors: Vec::new(),
+            evaluation: None,
+            environment: environment(),
+        }
+    }
+
+    /// The same record with what the model scored.
+    pub fn with_evaluation(self, evaluation: EvaluationRecord) -> Self {
+        Record { evaluation: Some(evaluation), ..self }
+    }
+
     /// Fraction of zeros over all pruned tensors; 0 when nothing was pruned.
     pub fn sparsity(&self) -> f64 {
         let (zeros, elements) = self.tensors.iter().fold((0u64, 0u64), |(zeros, elements), tensor| {
