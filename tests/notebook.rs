@@ -26,7 +26,8 @@ fn notebook(directory: &Path, name: &str, language: &str, cells: &[&str]) -> Pat
             json!({"cell_type": "code", "id": format!("id-{i}"), "metadata": {}, "source": source, "outputs": [], "execution_count": null})
         })
         .collect();
-    let value = json!({"cells": cells, "metadata": {"language_info": {"name": language}}, "nbformat": 4, "nbformat_minor": 5});
+    let value =
+        json!({"cells": cells, "metadata": {"language_info": {"name": language}}, "nbformat": 4, "nbformat_minor": 5});
     let path = directory.join(name);
     fs::write(&path, value.to_string()).unwrap();
     path
@@ -116,7 +117,12 @@ fn fails(name: &str, cell: &str, code: i32, expected: &[&str]) {
 
 #[test]
 fn panic_fails_the_run() {
-    fails("panics.ipynb", "let y = x * 2;\npanic!(\"not {y}\");", 1, &["panicked", "2 | panic!(\"not {y}\");", "not 40"]);
+    fails(
+        "panics.ipynb",
+        "let y = x * 2;\npanic!(\"not {y}\");",
+        1,
+        &["panicked", "2 | panic!(\"not {y}\");", "not 40"],
+    );
 }
 
 #[test]
@@ -128,7 +134,12 @@ fn failed_question_mark_fails_the_run() {
 #[test]
 fn compile_error_fails_the_run() {
     let cell = "// a comment\nlet z: i32 = x;\nlet y: String = x;";
-    fails("types.ipynb", cell, 1, &["does not compile", "error[E0308]", "line 3 | let y: String = x;", "expected `String`"]);
+    fails(
+        "types.ipynb",
+        cell,
+        1,
+        &["does not compile", "error[E0308]", "line 3 | let y: String = x;", "expected `String`"],
+    );
 }
 
 #[test]
@@ -141,7 +152,10 @@ fn interrupt_keeps_what_had_run() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("reports");
     let flag = directory.path().join("sleeping");
-    let sleep = format!("std::fs::write({:?}, std::process::id().to_string())?;\nstd::thread::sleep(std::time::Duration::from_secs(300));", flag);
+    let sleep = format!(
+        "std::fs::write({:?}, std::process::id().to_string())?;\nstd::thread::sleep(std::time::Duration::from_secs(300));",
+        flag
+    );
     let path = notebook(directory.path(), "sleeps.ipynb", "rust", &["1 + 1", &sleep, "3"]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
     command.args(["notebook", "run"]).arg(&path).arg("--out").arg(&out).stderr(Stdio::piped());

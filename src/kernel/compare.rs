@@ -44,7 +44,11 @@ pub(crate) fn stale(fresh: &Files, directory: &Path, stem: &str) -> Vec<String> 
         let rest = name.strip_prefix(stem).and_then(|rest| rest.strip_suffix(".csv"));
         rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('_').is_some_and(is_number))
     };
-    let mut stale: Vec<String> = names(&directory.join(&plots)).into_iter().filter(|name| is_plot(name)).map(|name| format!("{plots}/{name}")).collect();
+    let mut stale: Vec<String> = names(&directory.join(&plots))
+        .into_iter()
+        .filter(|name| is_plot(name))
+        .map(|name| format!("{plots}/{name}"))
+        .collect();
     stale.extend(names(directory).into_iter().filter(|name| is_table(name)));
     stale.retain(|name| !fresh.contains_key(name));
     stale.sort();
@@ -57,7 +61,8 @@ fn differ(text: &mut String, path: &Path, old: &[u8], new: &[u8]) {
         (Ok(old), Ok(new)) if is_json => (comparable(old), comparable(new)),
         (Ok(old), Ok(new)) => (old.to_owned(), new.to_owned()),
         _ => {
-            let _ = writeln!(text, "{}: differs ({} bytes, a fresh run writes {})", path.display(), old.len(), new.len());
+            let _ =
+                writeln!(text, "{}: differs ({} bytes, a fresh run writes {})", path.display(), old.len(), new.len());
             return;
         }
     };

@@ -40,7 +40,8 @@ pub(crate) fn plots_directory(stem: &str) -> String {
 /// # Errors
 /// When a cell handed over a PNG that is not base64.
 pub(crate) fn render(source: &Source) -> Result<Files> {
-    let mut report = Report { stem: &source.document.stem, markdown: String::new(), files: Files::new(), plots: 0, tables: 0 };
+    let mut report =
+        Report { stem: &source.document.stem, markdown: String::new(), files: Files::new(), plots: 0, tables: 0 };
     let mut cells = Vec::new();
     let mut environments = Map::new();
     for (index, (kind, text)) in source.document.cells().enumerate() {
@@ -139,7 +140,8 @@ impl Report<'_> {
 
     /// Adds one cell's outputs, and returns their JSON.
     fn outcome(&mut self, number: usize, outcome: &Outcome) -> Result<Value> {
-        let stdout: String = outcome.text.iter().filter(|(s, _)| *s == Stream::Stdout).map(|(_, t)| t.as_str()).collect();
+        let stdout: String =
+            outcome.text.iter().filter(|(s, _)| *s == Stream::Stdout).map(|(_, t)| t.as_str()).collect();
         let stdout = without_ansi(&stdout);
         self.fence("text", &stdout);
         let get = |mime: &str| outcome.data.get(mime);
@@ -270,7 +272,10 @@ mod tests {
 
     #[test]
     fn escape_sequences_go() {
-        assert_eq!(without_ansi("\u{1b}[1;31mred\u{1b}[0m \u{1b}]8;;http://x\u{1b}\\link\u{1b}]8;;\u{7}."), "red link.");
+        assert_eq!(
+            without_ansi("\u{1b}[1;31mred\u{1b}[0m \u{1b}]8;;http://x\u{1b}\\link\u{1b}]8;;\u{7}."),
+            "red link."
+        );
     }
 
     #[test]
