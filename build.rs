@@ -12,6 +12,9 @@ fn main() {
             println!("cargo::rustc-env=LACUNA_BUILD_DIR={}", profile.display());
         }
     }
+    if let Ok(target) = env::var("TARGET") {
+        println!("cargo::rustc-env=LACUNA_TARGET={target}");
+    }
     let (origin, family) = match env::var("CARGO_CFG_TARGET_OS").as_deref() {
         Ok("macos") => ("@loader_path", "unix"),
         Ok("windows") => return,

@@ -14,8 +14,10 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Run notebooks from top to bottom and write their reports
-    #[command(after_help = "Exit codes: 0 done; 1 a cell failed; 2 a notebook cannot be read; 3 the process that runs \
-                            cells died; 4 a report differs (--check); 130 interrupted")]
+    #[command(
+        after_help = "Exit codes: 0 done; 1 a cell failed; 2 a notebook cannot be read; 3 the process that runs \
+                            cells died; 4 a report differs (--check); 130 interrupted"
+    )]
     Run(RunArgs),
 }
 

@@ -159,7 +159,10 @@ mod tests {
         assert_eq!(filter.split(b"plain\n"), (&b"plain\n"[..], &b""[..]));
         assert_eq!(filter.split(b"EVCXR_EXECUTION_COMPLETE\n"), (&b""[..], &b"EVCXR_EXECUTION_COMPLETE\n"[..]));
         assert_eq!(filter.split(b"42EVCXR_EXECUTION_COMPLETE\n"), (&b"42"[..], &b"EVCXR_EXECUTION_COMPLETE\n"[..]));
-        assert_eq!(filter.split(b"aEVCXR_BEGIN_CONTENT text/plain\n"), (&b"a"[..], &b"EVCXR_BEGIN_CONTENT text/plain\n"[..]));
+        assert_eq!(
+            filter.split(b"aEVCXR_BEGIN_CONTENT text/plain\n"),
+            (&b"a"[..], &b"EVCXR_BEGIN_CONTENT text/plain\n"[..])
+        );
         // Content is the cell's own business up to its end.
         assert_eq!(filter.split(b"x EVCXR_EXECUTION_COMPLETE\n"), (&b"x EVCXR_EXECUTION_COMPLETE\n"[..], &b""[..]));
         assert_eq!(filter.split(b"EVCXR_END_CONTENT\n"), (&b"EVCXR_END_CONTENT\n"[..], &b""[..]));

@@ -31,7 +31,8 @@ impl Document {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
-        let mut raw: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not a notebook: it is not JSON"))?;
+        let mut raw: Value =
+            serde_json::from_str(&text).with_context(|| format!("{name} is not a notebook: it is not JSON"))?;
         prepare(&mut raw);
         let parsed = nbformat::parse_notebook(&raw.to_string()).map_err(|error| match error {
             nbformat::NotebookError::UnsupportedVersion(major, minor) => anyhow::anyhow!(
@@ -135,14 +136,18 @@ fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
         outputs.push(json!({"output_type": "stream", "name": name, "text": text}));
     }
     if !outcome.data.is_empty() {
-        let data: Map<String, Value> = outcome.data.iter().map(|(mime, text)| (mime.clone(), content(mime, text))).collect();
+        let data: Map<String, Value> =
+            outcome.data.iter().map(|(mime, text)| (mime.clone(), content(mime, text))).collect();
         outputs.push(json!({"output_type": "execute_result", "execution_count": count, "data": data, "metadata": {}}));
     }
     if let Some(CellError { kind, message }) = &outcome.error {
         let traceback: Vec<&str> = message.lines().collect();
         outputs.push(json!({"output_type": "error", "ename": kind.name(), "evalue": message, "traceback": traceback}));
     }
-    outputs.into_iter().map(|output| serde_json::from_value(output).context("the cell's output does not fit a notebook")).collect()
+    outputs
+        .into_iter()
+        .map(|output| serde_json::from_value(output).context("the cell's output does not fit a notebook"))
+        .collect()
 }
 
 /// Content as a notebook holds it: JSON types are structured, others are text.

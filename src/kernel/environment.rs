@@ -7,6 +7,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// This process stands in for rustc.
 pub(super) const WRAPPER: &str = "LACUNA_RUSTC_WRAPPER";
@@ -22,14 +23,15 @@ pub(super) const HEADLESS: &str = "LACUNA_HEADLESS";
 pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
 
 /// What the process that runs cells must not hand on to what it starts.
-pub(super) const PRIVATE: [&str; 10] = [
+pub(super) const PRIVATE: [&str; 11] = [
     WRAPPER,
     STUBS,
     LIBRARY,
     DEPENDENCIES,
     HEADLESS,
     BACKTRACE,
-    "RUSTC_WRAPPER",
+    "RUSTC",
+    "RUST_SRC_PATH",
     "EVCXR_TMPDIR",
     "EVCXR_CONFIG_DIR",
     "JUPYTER_PATH",
@@ -48,8 +50,8 @@ pub(super) enum Mode {
 /// A directory in which one session compiles its cells; free again when dropped, or when the process ends.
 #[must_use]
 pub(super) struct Slot {
-    /// evcxr's command that makes lacuna known to cells. Jupyter's kernel has it from its settings.
-    pub(super) dependency: String,
+    /// evcxr's commands that make lacuna known to cells. Jupyter's kernel has them from its settings.
+    pub(super) preamble: String,
     _lock: File,
 }
 
@@ -59,12 +61,18 @@ pub(super) struct Slot {
 pub(super) fn enter(mode: Mode) -> Result<Slot> {
     let built = Built::find()?;
     let cache = cache(&built)?;
-    rust_source::provide()?;
+    let sysroot = sysroot()?;
+    let source = rust_source::provide(&sysroot)?;
     let stubs = stubs::write(&cache)?;
     let (slot, lock) = take_slot(&cache)?;
-    let lacuna = format!("lacuna = {{ path = {} }}", stubs::toml_string(&stubs.join("lacuna").to_string_lossy()));
-    let settings = write_settings(&cache, &lacuna)?;
     let executable = env::current_exe().context("cannot find this program's own path")?;
+    let preamble = format!(
+        ":env RUST_SRC_PATH={}\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}",
+        source.display(),
+        executable.display(),
+        stubs::toml_string(&stubs.join("lacuna").to_string_lossy())
+    );
+    let settings = write_settings(&cache, &preamble)?;
     let set = |name: &str, value: OsString| {
         // SAFETY: the caller promises that no other thread uses the environment.
         unsafe { env::set_var(name, value) }
@@ -76,7 +84,11 @@ pub(super) fn enter(mode: Mode) -> Result<Slot> {
         set(HEADLESS, "1".into());
     }
     set(WRAPPER, "1".into());
-    set("RUSTC_WRAPPER", executable.into());
+    set("RUST_SRC_PATH", rust_source::nothing(&cache)?.into());
+    // Else each of the many questions that cargo and rust-analyzer ask rustc goes through rustup's proxy.
+    if env::var_os("RUSTC").is_none() {
+        set("RUSTC", sysroot.join("bin/rustc").into());
+    }
     set(STUBS, stubs.into());
     set(LIBRARY, built.library.into());
     set(DEPENDENCIES, built.dependencies.into());
@@ -84,7 +96,15 @@ pub(super) fn enter(mode: Mode) -> Result<Slot> {
     set("EVCXR_CONFIG_DIR", settings.into());
     // evcxr_jupyter updates a kernel called `rust` that it finds in Jupyter's directory. That one is not ours.
     set("JUPYTER_PATH", cache.join("no-jupyter").into());
-    Ok(Slot { dependency: format!(":dep {lacuna}"), _lock: lock })
+    Ok(Slot { preamble, _lock: lock })
+}
+
+/// The toolchain's directory.
+fn sysroot() -> Result<PathBuf> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(&rustc).args(["--print", "sysroot"]).output();
+    let output = output.with_context(|| format!("cannot run {}, which compiles notebook cells", rustc.display()))?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// What `cargo build` left.
@@ -157,11 +177,11 @@ fn take_slot(cache: &Path) -> Result<(PathBuf, File)> {
 }
 
 /// evcxr reads `evcxr.toml` in a directory of ours, not the user's, so that a notebook runs the same everywhere.
-fn write_settings(cache: &Path, dependency: &str) -> Result<PathBuf> {
+fn write_settings(cache: &Path, preamble: &str) -> Result<PathBuf> {
     let settings = cache.join("settings");
     // Heavy work is inside the library, which is optimised; a cell is compiled for the speed of compiling it.
-    let text = format!("[evcxr]\nopt_level = \"0\"\n\n[dependencies]\n{dependency}\n");
-    write_if_new(&settings.join("evcxr.toml"), &text)?;
+    write_if_new(&settings.join("evcxr.toml"), "[evcxr]\nopt_level = \"0\"\n")?;
+    write_if_new(&settings.join("init.evcxr"), preamble)?;
     Ok(settings)
 }
 

@@ -15,7 +15,7 @@ use std::fmt::Write;
 /// Version of the JSON.
 const SCHEMA: u32 = 1;
 
-/// The key of everything that comparisons leave out, at the top and in what cells hand over.
+/// The key of everything that comparisons leave out. Records have one too; it moves to the top of the report.
 pub(crate) const ENVIRONMENT: &str = "environment";
 
 /// The report's files: path relative to the output directory, and bytes.
@@ -40,16 +40,23 @@ pub(crate) fn plots_directory(stem: &str) -> String {
 /// # Errors
 /// When a cell handed over a PNG that is not base64.
 pub(crate) fn render(source: &Source) -> Result<Files> {
-    let mut report = Report { stem: &source.document.stem, markdown: String::new(), files: Files::new(), plots: 0, tables: 0 };
+    let mut report =
+        Report { stem: &source.document.stem, markdown: String::new(), files: Files::new(), plots: 0, tables: 0 };
     let mut cells = Vec::new();
-    let mut seconds = Map::new();
+    let mut environments = Map::new();
     for (index, (kind, text)) in source.document.cells().enumerate() {
         match (kind, source.outcomes.get(&index)) {
             (Kind::Markdown, _) => report.paragraph(&text),
             (Kind::Code, Some(outcome)) => {
                 report.fence("rust", &text);
-                cells.push(report.outcome(index + 1, outcome).with_context(|| format!("cell {}", index + 1))?);
-                seconds.insert((index + 1).to_string(), json!((outcome.seconds * 1e3).round() / 1e3));
+                let mut cell = report.outcome(index + 1, outcome).with_context(|| format!("cell {}", index + 1))?;
+                let mut environment = json!({"seconds": (outcome.seconds * 1e3).round() / 1e3});
+                let records = take_environments(&mut cell);
+                if !records.is_empty() {
+                    environment["records"] = Value::Array(records);
+                }
+                cells.push(cell);
+                environments.insert((index + 1).to_string(), environment);
             }
             // What was not run has no place in a report, and raw cells are for nbconvert.
             (Kind::Code, None) | (Kind::Raw, _) => {}
@@ -66,7 +73,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
             "arch": std::env::consts::ARCH,
             "threads": std::thread::available_parallelism().map_or(1, |n| n.get()),
             "startup_seconds": (source.startup_seconds * 1e3).round() / 1e3,
-            "cell_seconds": seconds,
+            "cells": environments,
         },
     });
     let mut json = serde_json::to_string_pretty(&json)?;
@@ -77,6 +84,19 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
     markdown.push('\n');
     report.files.insert(format!("{stem}.md"), markdown.into_bytes());
     Ok(report.files)
+}
+
+/// Takes out the parts of records that may differ from run to run, in the order in which they stand there.
+fn take_environments(value: &mut Value) -> Vec<Value> {
+    match value {
+        Value::Object(fields) => {
+            let mut taken: Vec<Value> = fields.shift_remove(ENVIRONMENT).into_iter().collect();
+            taken.extend(fields.values_mut().flat_map(take_environments));
+            taken
+        }
+        Value::Array(items) => items.iter_mut().flat_map(take_environments).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// A hash of what the notebook says, whichever way its file is formatted.
@@ -120,7 +140,8 @@ impl Report<'_> {
 
     /// Adds one cell's outputs, and returns their JSON.
     fn outcome(&mut self, number: usize, outcome: &Outcome) -> Result<Value> {
-        let stdout: String = outcome.text.iter().filter(|(s, _)| *s == Stream::Stdout).map(|(_, t)| t.as_str()).collect();
+        let stdout: String =
+            outcome.text.iter().filter(|(s, _)| *s == Stream::Stdout).map(|(_, t)| t.as_str()).collect();
         let stdout = without_ansi(&stdout);
         self.fence("text", &stdout);
         let get = |mime: &str| outcome.data.get(mime);
@@ -251,7 +272,10 @@ mod tests {
 
     #[test]
     fn escape_sequences_go() {
-        assert_eq!(without_ansi("\u{1b}[1;31mred\u{1b}[0m \u{1b}]8;;http://x\u{1b}\\link\u{1b}]8;;\u{7}."), "red link.");
+        assert_eq!(
+            without_ansi("\u{1b}[1;31mred\u{1b}[0m \u{1b}]8;;http://x\u{1b}\\link\u{1b}]8;;\u{7}."),
+            "red link."
+        );
     }
 
     #[test]

@@ -1,27 +1,30 @@
 //! The standard library's source: without it rust-analyzer knows no type of a `let`, and evcxr wants each spelled out.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Makes sure that the source is there and found: the toolchain's own, RUST_SRC_PATH, a distribution's package, or
-/// else installs it, and says so.
-pub(super) fn provide() -> Result<()> {
-    if in_sysroot() || env::var_os("RUST_SRC_PATH").is_some_and(|path| is_library(Path::new(&path))) {
-        return Ok(());
-    }
-    if use_distribution() {
-        return Ok(());
+/// The library's source folder: RUST_SRC_PATH, the toolchain's own, a distribution's package; or else installs it, and
+/// says so.
+pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
+    let set = env::var_os("RUST_SRC_PATH").map(PathBuf::from).filter(|path| is_library(path));
+    if let Some(library) = set.or_else(|| in_sysroot(sysroot)).or_else(from_distribution) {
+        return Ok(library);
     }
     // rustup has it for its own toolchains, if it can reach its server; Debian packages it as well.
-    if install("rustup", &["component", "add", "rust-src"]) && in_sysroot() {
-        return Ok(());
+    if install("rustup", &["component", "add", "rust-src"])
+        && let Some(library) = in_sysroot(sysroot)
+    {
+        return Ok(library);
     }
     // SAFETY: geteuid has no preconditions.
     let root = unsafe { libc::geteuid() } == 0;
-    if root && install("apt-get", &["install", "-y", "-q", "rust-web-src"]) && use_distribution() {
-        return Ok(());
+    if root
+        && install("apt-get", &["install", "-y", "-q", "rust-web-src"])
+        && let Some(library) = from_distribution()
+    {
+        return Ok(library);
     }
     bail!(
         "notebook cells need the standard library's source for the types of `let`; install it with \
@@ -29,30 +32,33 @@ pub(super) fn provide() -> Result<()> {
     )
 }
 
+/// A folder that rust-analyzer takes for the library's source, with nothing in it.
+///
+/// evcxr has rust-analyzer load everything twice at its start: for a first cell of its own, and again once lacuna is a
+/// dependency. The first time needs no types.
+pub(super) fn nothing(cache: &Path) -> Result<PathBuf> {
+    let library = cache.join("no-library");
+    let core = library.join("core");
+    std::fs::create_dir_all(&core).with_context(|| format!("cannot create {}", core.display()))?;
+    Ok(library)
+}
+
 fn is_library(path: &Path) -> bool {
     path.join("core/src/lib.rs").is_file()
 }
 
-fn in_sysroot() -> bool {
-    let Ok(output) = Command::new("rustc").args(["--print", "sysroot"]).output() else { return false };
-    let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    is_library(&Path::new(&sysroot).join("lib/rustlib/src/rust/library"))
+fn in_sysroot(sysroot: &Path) -> Option<PathBuf> {
+    Some(sysroot.join("lib/rustlib/src/rust/library")).filter(|path| is_library(path))
 }
 
 /// Debian's rust-web-src and rust-src: the newest below /usr/src.
-fn use_distribution() -> bool {
-    let Ok(entries) = std::fs::read_dir("/usr/src") else { return false };
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
+fn from_distribution() -> Option<PathBuf> {
+    let entries = std::fs::read_dir("/usr/src").ok()?.flatten();
+    entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rustc-"))
         .map(|entry| entry.path().join("library"))
         .filter(|path| is_library(path))
-        .collect();
-    found.sort();
-    let Some(library) = found.pop() else { return false };
-    // SAFETY: called by `environment::enter`, before other threads use the environment.
-    unsafe { env::set_var("RUST_SRC_PATH", library) };
-    true
+        .max()
 }
 
 #[expect(clippy::print_stderr, reason = "what is installed on a user's machine is announced")]

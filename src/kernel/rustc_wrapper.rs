@@ -151,7 +151,9 @@ mod tests {
     #[test]
     fn stub_leaves_what_cargo_looks_for() {
         let out = tempfile::tempdir().unwrap();
-        let call = args("--crate-name half --crate-type lib --emit=dep-info,metadata,link -C metadata=1 -C extra-filename=-1f");
+        let call = args(
+            "--crate-name half --crate-type lib --emit=dep-info,metadata,link -C metadata=1 -C extra-filename=-1f",
+        );
         Invocation::parse(&call).pretend(out.path(), Path::new("/build/lib lacuna.so")).unwrap();
         for name in ["libhalf-1f.rlib", "libhalf-1f.rmeta"] {
             assert!(out.path().join(name).is_file(), "{name}");

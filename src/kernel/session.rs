@@ -101,7 +101,8 @@ impl Session {
     /// Changes this process's environment, so call it before other threads read that.
     pub(crate) fn start(on_line: OnLine) -> Result<Self> {
         let slot = environment::enter(Mode::Headless)?;
-        let (context, outputs) = CommandContext::new().map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
+        let (context, outputs) =
+            CommandContext::new().map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
         let printed = Arc::new(Printed::default());
         let on_line = Arc::new(on_line);
         for (stream, lines) in [(Stream::Stdout, outputs.stdout), (Stream::Stderr, outputs.stderr)] {
@@ -120,7 +121,7 @@ impl Session {
         }
         let mut session = Session { context, printed, slot };
         // A `?` costs each session one vain compilation, until evcxr knows that cells use it. So tell it now.
-        let first = format!("{}\n{MARK_ENDS}\nOk::<(), String>(())?;", session.slot.dependency);
+        let first = format!("{}\n{MARK_ENDS}\nOk::<(), String>(())?;", session.slot.preamble);
         session.context.execute(&first).map_err(|error| anyhow!("{}", describe(&error, &first, usize::MAX)))?;
         Ok(session)
     }
@@ -168,11 +169,8 @@ impl Session {
     fn wait_for_text(&self, before: [usize; 2], patience: Duration) -> Vec<(Stream, String)> {
         let waiting = |lines: &mut Lines| lines.ends.iter().zip(before).any(|(now, before)| *now == before);
         let guard = self.printed.lock();
-        let (mut lines, _) = self
-            .printed
-            .changed
-            .wait_timeout_while(guard, patience, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (mut lines, _) =
+            self.printed.changed.wait_timeout_while(guard, patience, waiting).unwrap_or_else(PoisonError::into_inner);
         let mut text: Vec<(Stream, String)> = Vec::new();
         for (stream, line) in lines.text.drain(..) {
             match text.last_mut() {
@@ -251,7 +249,8 @@ fn describe_places(text: &mut String, error: &CompilationError, source: &str, gu
         let number = if span.start_line > guard_line { span.start_line - 1 } else { span.start_line };
         let Some(line) = source.lines().nth(number.saturating_sub(1)) else { continue };
         let start = span.start_column.saturating_sub(1);
-        let end = if span.end_line == span.start_line { span.end_column.saturating_sub(1) } else { line.chars().count() };
+        let end =
+            if span.end_line == span.start_line { span.end_column.saturating_sub(1) } else { line.chars().count() };
         let marks = if message.is_primary { "^" } else { "-" }.repeat(end.saturating_sub(start).max(1));
         let _ = writeln!(text, "  line {number} | {line}");
         let blank = " ".repeat(format!("  line {number}").len());

@@ -52,19 +52,27 @@ pub(super) fn write(cache: &Path) -> Result<PathBuf> {
         for package in packages.values().filter(|package| package.name != "lacuna") {
             write_if_new(&stubs.join(package.directory()).join("Cargo.toml"), &package.manifest())?;
         }
-        let lacuna = packages.values().find(|package| package.name == "lacuna").context("cargo metadata without lacuna")?;
+        let lacuna =
+            packages.values().find(|package| package.name == "lacuna").context("cargo metadata without lacuna")?;
         write_if_new(&last, &lacuna.manifest())?;
     }
     Ok(stubs)
 }
 
+/// What cargo knows about lacuna's dependencies on this platform.
 fn metadata() -> Result<Value> {
     let manifest = Path::new(LACUNA).join("Cargo.toml");
-    let output = Command::new("cargo")
-        .args(["metadata", "--format-version=1", "--locked", "--offline", "--manifest-path"])
-        .arg(&manifest)
-        .output()
-        .context("cannot run cargo, which compiles notebook cells")?;
+    let ask = |more: &[&str]| {
+        let mut command = Command::new("cargo");
+        command.args(["metadata", "--format-version=1", "--locked", "--filter-platform", env!("LACUNA_TARGET")]);
+        command.args(more).arg("--manifest-path").arg(&manifest);
+        command.output().context("cannot run cargo, which compiles notebook cells")
+    };
+    let mut output = ask(&["--offline"])?;
+    if !output.status.success() {
+        // The metadata include those of the tests' dependencies, which a plain build does not download.
+        output = ask(&[])?;
+    }
     if !output.status.success() {
         bail!("cargo metadata of {} failed: {}", manifest.display(), String::from_utf8_lossy(&output.stderr).trim());
     }
