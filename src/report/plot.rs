@@ -193,6 +193,41 @@ impl Plot {
         Ok(plot)
     }
 
+    /// Perplexity (log scale) of each pattern at one target sparsity: a bar per method, unstructured first.
+    ///
+    /// # Errors
+    /// When no record was pruned to `sparsity` and evaluated.
+    pub fn perplexity_by_pattern(records: &[Record], sparsity: f64) -> Result<Plot> {
+        let (mut patterns, mut methods): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+        let mut found: Vec<(usize, usize, f64)> = Vec::new(); // pattern, method, perplexity
+        for record in records {
+            if let (Some(pruning), Some(evaluation)) = (&record.pruning, &record.evaluation)
+                && (pruning.sparsity - sparsity).abs() < 1e-9
+            {
+                let pattern = position_or_push(&mut patterns, &pruning.pattern);
+                found.push((pattern, position_or_push(&mut methods, &pruning.method), evaluation.perplexity));
+            }
+        }
+        if found.is_empty() {
+            return Err(error(format!("no record was pruned to a sparsity of {sparsity} and evaluated")));
+        }
+        let title = format!("Perplexity with {}% of the weights gone", number(sparsity * 100.0));
+        let mut plot = Plot::bars(title, patterns.iter().copied())
+            .x("Pattern (N:M keeps N of M)")
+            .y("Perplexity (exp of nats per token)")
+            .log_y();
+        for (method, name) in methods.iter().enumerate() {
+            let value = |pattern| found.iter().find(|(p, m, _)| (*p, *m) == (pattern, method)).map_or(f64::NAN, |f| f.2);
+            plot = plot.values(*name, (0..patterns.len()).map(value));
+        }
+        for record in records.iter().filter(|record| record.pruning.is_none()) {
+            if let Some(evaluation) = &record.evaluation {
+                plot = plot.baseline("dense", evaluation.perplexity);
+            }
+        }
+        Ok(plot)
+    }
+
     /// What the plot does not show: one line per series with points that are not finite, or not positive on a log
     /// axis. Empty when everything is shown.
     pub fn caption(&self) -> String {
