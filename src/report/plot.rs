@@ -211,7 +211,7 @@ impl Plot {
         if found.is_empty() {
             return Err(error(format!("no record was pruned to a sparsity of {sparsity} and evaluated")));
         }
-        let title = format!("Perplexity with {}% of the weights gone", number(sparsity * 100.0));
+        let title = format!("Perplexity with {}% of the weights gone", (sparsity * 1000.0).round() / 10.0);
         let mut plot = Plot::bars(title, patterns.iter().copied())
             .x("Pattern (N:M keeps N of M)")
             .y("Perplexity (exp of nats per token)")

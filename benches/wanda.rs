@@ -1,0 +1,77 @@
+//! Time and peak memory of a whole Wanda run, beside the PyTorch reference in the same run.
+//!
+//! ```text
+//! cargo bench --profile dev --bench wanda -- MODEL CALIB.json [PYTHON]
+//! ```
+//!
+//! MODEL is a checkpoint directory, CALIB.json holds at least 16 windows of 512 token ids, PYTHON an interpreter with torch
+//! and transformers; without it only our figures are printed. Three runs each, in turn; the median counts.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+const RUNS: usize = 3;
+
+struct Run {
+    seconds: f64,
+    peak_rss_mb: f64,
+}
+
+/// Runs a command to its end, from nothing to the saved checkpoint.
+fn measure(command: &mut Command) -> Run {
+    let started = Instant::now();
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the command starts");
+    let mut status = 0;
+    // SAFETY: plain out-parameters of a system call; the child is waited for here and nowhere else.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32, "wait4");
+        usage
+    };
+    assert_eq!(status, 0, "{command:?} failed");
+    Run { seconds: started.elapsed().as_secs_f64(), peak_rss_mb: usage.ru_maxrss as f64 / 1024.0 }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let [model, calib, python @ ..] = args.as_slice() else {
+        println!("nothing to do: cargo bench --profile dev --bench wanda -- MODEL CALIB.json [PYTHON]");
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let out = dir.path().join("out");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/wanda_torch.py");
+    let mut ours = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    ours.args(["prune", model, "--method", "wanda", "--sparsity", "0.5", "--windows", "16", "--seqlen", "512"]);
+    ours.args(["--calib", calib, "--out"]).arg(&out);
+    let mut theirs = python.first().map(|python| {
+        let mut theirs = Command::new(python);
+        theirs.arg(script).args(["--model", model, "--calib", calib, "--sparsity", "0.5", "--out"]).arg(&out);
+        theirs
+    });
+    let (mut lacuna, mut torch) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        for (command, runs) in [(Some(&mut ours), &mut lacuna), (theirs.as_mut(), &mut torch)] {
+            if let Some(command) = command {
+                runs.push(measure(command));
+                std::fs::remove_dir_all(&out).expect("the output can be removed");
+            }
+        }
+    }
+    let figures = |runs: &[Run]| {
+        (median(runs.iter().map(|run| run.seconds).collect()), median(runs.iter().map(|run| run.peak_rss_mb).collect()))
+    };
+    let (seconds, rss) = figures(&lacuna);
+    println!("lacuna   {seconds:7.2} s   peak RSS {rss:7.0} MB");
+    if !torch.is_empty() {
+        let (torch_seconds, torch_rss) = figures(&torch);
+        println!("PyTorch  {torch_seconds:7.2} s   peak RSS {torch_rss:7.0} MB");
+        println!("ratio    {:7.2}     {:16.2}", seconds / torch_seconds, rss / torch_rss);
+    }
+}
