@@ -11,7 +11,7 @@ struct CrossEntropy {
     targets: Vec<u32>,
 }
 
-/// `log(sum(exp(row)))`
+/// `ln(sum(exp(row)))`
 fn log_sum_exp(row: &[f32]) -> f64 {
     let max = row.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
     let sum: f64 = row.iter().map(|&x| f64::from((x - max).exp())).sum();
@@ -63,13 +63,6 @@ pub(super) fn cross_entropy(logits: &Tensor, targets: Vec<u32>) -> Result<Tensor
     Ok(logits.contiguous()?.apply_op1(CrossEntropy { targets })?)
 }
 
-/// Sum of the cross entropy over the rows of `logits (tokens, vocab)`, in nats.
-pub(super) fn total_nll(logits: &Tensor, targets: &[u32]) -> Result<f64> {
-    let rows = logits.to_vec2::<f32>()?;
-    let nll = rows.iter().zip(targets).map(|(row, &target)| row_nll(row, target)).collect::<CandleResult<Vec<f64>>>()?;
-    Ok(nll.iter().sum())
-}
-
 /// A tap that keeps the routers' probabilities and counts the choices, block by block.
 #[derive(Default)]
 pub(super) struct Routing {
@@ -95,11 +88,6 @@ impl Tap for Routing {
 }
 
 impl Routing {
-    /// Drops what only the loss needs.
-    pub(super) fn forget_probabilities(&mut self) {
-        self.probabilities.clear();
-    }
-
     /// Adds another pass's counts.
     pub(super) fn add(&mut self, other: &Routing) {
         self.counts.resize(self.counts.len().max(other.counts.len()), Vec::new());
@@ -153,7 +141,6 @@ mod tests {
         let theirs = theirs.unwrap();
         let scalar = |t: &Tensor| t.to_scalar::<f32>().unwrap();
         assert!((scalar(&ours) - scalar(&theirs)).abs() < 1e-5);
-        assert!((total_nll(&logits, &targets).unwrap() / 5.0 - f64::from(scalar(&theirs))).abs() < 1e-5);
 
         let gradient = |loss: Tensor| (loss * 3.0).unwrap().backward().unwrap().get(&logits).unwrap().clone();
         let difference = (gradient(ours) - gradient(theirs)).unwrap().abs().unwrap().max_all().unwrap();

@@ -10,6 +10,7 @@ mod loss;
 mod optimizer;
 mod save;
 
+use crate::evaluate::evaluate;
 use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
 use crate::record::EvaluationRecord;
@@ -294,10 +295,11 @@ impl Trainer {
             .map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().to_dtype(dtype)?.to_dtype(DType::F32)?)))
             .collect::<Result<_>>()?;
         let model = Model::from_tensors(self.model_config.clone(), rounded.iter().cloned().collect(), &Device::Cpu)?;
-        let (valid, routing) = evaluate(&model, &self.valid, progress)?;
-        let (test, _) = evaluate(&model, &self.test, progress)?;
+        let valid = evaluate(&model, &self.valid, progress)?.record();
+        let test = evaluate(&model, &self.test, progress)?.record();
         let vocab = self.config.vocab_size;
-        let seconds = self.started.elapsed().as_secs_f64();
+        let mut environment = crate::record::environment();
+        environment.insert("seconds_since_start_or_resumption".into(), self.started.elapsed().as_secs_f64().into());
         let record = TrainRecord {
             schema: crate::record::SCHEMA_VERSION,
             training: self.config.clone(),
@@ -308,12 +310,8 @@ impl Trainer {
             valid,
             test,
             ngram: ngram_perplexity(&self.train, &self.valid, &self.test, vocab)?,
-            expert_share: routing.shares(),
-            environment: BTreeMap::from([
-                ("lacuna".to_owned(), env!("CARGO_PKG_VERSION").into()),
-                ("seconds_since_start_or_resumption".to_owned(), seconds.into()),
-                ("threads".to_owned(), rayon::current_num_threads().into()),
-            ]),
+            expert_share: if self.config.moe.is_some() { expert_share(&model, &self.valid)? } else { Vec::new() },
+            environment,
         };
         save::model(&self.out, &self.config, &self.tokenizer, &rounded, &record)?;
         let state = self.state_path();
@@ -324,28 +322,20 @@ impl Trainer {
     }
 }
 
-/// Mean loss over windows, as perplexity is defined in [`EvaluationRecord`], and where the tokens were routed.
-fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<(EvaluationRecord, Routing)> {
-    let stage = progress.stage(&format!("evaluate {}", windows.name), windows.ids.len() as u64);
+/// Per block, the share of the windows' tokens that each expert gets; empty without experts.
+fn expert_share(model: &Model, windows: &Windows) -> Result<Vec<Vec<f64>>> {
     let passes: Vec<_> = windows.ids.chunks((PASS_TOKENS / windows.seqlen).max(1)).collect();
     let passes = passes.into_par_iter().map(|pass| {
-        let inputs: Vec<u32> = pass.iter().flat_map(|ids| &ids[..windows.seqlen - 1]).copied().collect();
-        let targets: Vec<u32> = pass.iter().flat_map(|ids| &ids[1..]).copied().collect();
+        let inputs = Tensor::from_vec(pass.concat(), (pass.len(), windows.seqlen), model.device())?;
         let mut routing = Routing::default();
-        let inputs = Tensor::from_vec(inputs, (pass.len(), windows.seqlen - 1), model.device())?;
-        let logits = model.forward_batch(&inputs, &mut routing)?.flatten_to(1)?;
-        routing.forget_probabilities();
-        stage.inc(pass.len() as u64)?;
-        Ok((loss::total_nll(&logits, &targets)?, routing))
+        model.forward_batch(&inputs, &mut routing)?;
+        Ok(routing)
     });
-    let (mut nll, mut routing) = (0.0, Routing::default());
-    for (pass_nll, pass_routing) in passes.collect::<Result<Vec<_>>>()? {
-        nll += pass_nll;
-        routing.add(&pass_routing);
+    let mut sum = Routing::default();
+    for routing in passes.collect::<Result<Vec<_>>>()? {
+        sum.add(&routing);
     }
-    let tokens = (windows.ids.len() * (windows.seqlen - 1)) as u64;
-    let nll_nats = nll / tokens as f64;
-    Ok((EvaluationRecord { text: windows.record(), tokens, nll_nats, perplexity: nll_nats.exp() }, routing))
+    Ok(sum.shares())
 }
 
 impl TrainConfig {
