@@ -72,7 +72,7 @@ pub enum Error {
         problem: String,
     },
     /// The user pressed Ctrl-C, or the process was asked to end. Nothing half-written was left.
-    #[error("interrupted; nothing was written")]
+    #[error("interrupted; nothing half-written was left")]
     Interrupted,
 }
 
