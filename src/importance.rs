@@ -51,9 +51,9 @@ impl<'a> Scorer<'a> {
             (Method::Wanda, None) => {
                 return Err(Error::tensor("statistics", name, "has none, and Wanda needs the norms of its input"));
             }
-            (Method::Random, _) => {
-                Kind::Random { seed: Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into() }
-            }
+            (Method::Random, _) => Kind::Random {
+                seed: Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into(),
+            },
         };
         Ok(Scorer { kind })
     }
@@ -102,7 +102,9 @@ mod tests {
     fn random_scores_depend_on_seed_name_and_row_only() {
         let base = scores(Method::Random, "w", 0, 0);
         assert_eq!(base, scores(Method::Random, "w", 0, 0));
-        for other in [scores(Method::Random, "v", 0, 0), scores(Method::Random, "w", 1, 0), scores(Method::Random, "w", 0, 1)] {
+        for other in
+            [scores(Method::Random, "v", 0, 0), scores(Method::Random, "w", 1, 0), scores(Method::Random, "w", 0, 1)]
+        {
             assert_ne!(base, other);
         }
     }

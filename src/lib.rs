@@ -15,6 +15,8 @@
 //! - Reports regenerate from records without a model.
 //! - N:M is written as kept-of-M: 2:4 keeps two of four.
 
+#![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
 pub mod checkpoint;
 pub mod error;
 pub mod model;

@@ -1,5 +1,7 @@
 //! The `lacuna` command: subcommands for checkpoints, pruning and notebooks, and the notebook kernel itself.
 
+#![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
 mod cli;
 #[cfg(feature = "notebook")]
 mod kernel;

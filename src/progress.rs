@@ -39,8 +39,9 @@ impl Progress {
     pub fn stage(self, name: &str, total: u64) -> Stage {
         let bar = match self {
             Progress::Stderr if std::io::stderr().is_terminal() => {
-                let style = ProgressStyle::with_template("{prefix:24} {wide_bar} {pos}/{len} {elapsed} (eta {eta}) {msg}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar());
+                let style =
+                    ProgressStyle::with_template("{prefix:24} {wide_bar} {pos}/{len} {elapsed} (eta {eta}) {msg}")
+                        .unwrap_or_else(|_| ProgressStyle::default_bar());
                 Some(ProgressBar::new(total).with_style(style).with_prefix(name.to_owned()))
             }
             _ => None,
@@ -90,7 +91,8 @@ impl Stage {
                 *last = Instant::now();
                 let elapsed = self.started.elapsed().as_secs_f64();
                 let eta = elapsed * self.total.saturating_sub(done) as f64 / done.max(1) as f64;
-                let line = format!("{} {done}/{} in {elapsed:.0} s, {eta:.0} s to go {}", self.name, self.total, message());
+                let line =
+                    format!("{} {done}/{} in {elapsed:.0} s, {eta:.0} s to go {}", self.name, self.total, message());
                 // A closed stderr is no reason to lose the work.
                 let _ = writeln!(std::io::stderr(), "{}", line.trim_end());
             }

@@ -72,7 +72,8 @@ impl PruneConfig {
         if let Some(prescribed) = self.pattern.sparsity()
             && (prescribed - self.sparsity).abs() > 1e-9
         {
-            let problem = format!("pattern {} prescribes {prescribed}; leave the sparsity out or choose another", self.pattern);
+            let problem =
+                format!("pattern {} prescribes {prescribed}; leave the sparsity out or choose another", self.pattern);
             return Err(Error::argument("sparsity", self.sparsity, problem));
         }
         Ok(())
@@ -250,6 +251,7 @@ fn prune_linear(linear: &mut Linear, statistics: &Statistics, config: &PruneConf
     })?;
     mask.for_each_pruned(|index| weights[index] = 0.0);
     let zeros = weights.iter().filter(|&&weight| weight == 0.0).count() as u64;
-    linear.weight = Tensor::from_vec(weights, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(linear.weight.device())?;
+    linear.weight =
+        Tensor::from_vec(weights, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(linear.weight.device())?;
     Ok((mask, zeros))
 }

@@ -115,9 +115,10 @@ impl Record {
 
     /// Fraction of zeros over all pruned tensors; 0 when nothing was pruned.
     pub fn sparsity(&self) -> f64 {
-        let (zeros, elements) = self.tensors.iter().fold((0u64, 0u64), |(zeros, elements), tensor| {
-            (zeros + tensor.zeros, elements + tensor.elements())
-        });
+        let (zeros, elements) = self
+            .tensors
+            .iter()
+            .fold((0u64, 0u64), |(zeros, elements), tensor| (zeros + tensor.zeros, elements + tensor.elements()));
         if elements == 0 { 0.0 } else { zeros as f64 / elements as f64 }
     }
 }

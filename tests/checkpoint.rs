@@ -1,7 +1,5 @@
 //! Reading and writing checkpoints: round trips, damaged files, and output that is there whole or not at all.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use candle_core::{DType, Device, Tensor};

@@ -1,7 +1,5 @@
 //! GGUF import: names, the order of Q and K rows, config and tokenizer, and what is refused.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use candle_core::quantized::gguf_file::{self, Value};

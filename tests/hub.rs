@@ -1,7 +1,5 @@
 //! Models from a hub: a real HTTP server on this machine that speaks the hub's API, and the library as it is.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use common::{assert_says, two_shards};

@@ -147,7 +147,8 @@ fn smollm2_wanda_stays_within_the_spread_of_the_reference() {
     // spread that the reference itself has over thread counts.
     let config = PruneConfig::new(Method::Wanda, 0.5);
     let Pruned { model, masks, .. } = prune(smollm2(), Some(&calibration()), &config, Progress::Hidden).unwrap();
-    let bits: u32 = masks.iter().take(7).map(|(name, mask)| differing_bits(mask, "smollm2/mask_wanda_50.npz", name)).sum();
+    let bits: u32 =
+        masks.iter().take(7).map(|(name, mask)| differing_bits(mask, "smollm2/mask_wanda_50.npz", name)).sum();
     let nll_50 = nll(&model);
     println!("wanda 50%: {bits} bits of block 0 differ, nll {nll_50}");
     assert!(bits <= 20, "{bits}");
@@ -155,7 +156,8 @@ fn smollm2_wanda_stays_within_the_spread_of_the_reference() {
 
     let config = PruneConfig::n_of_m(Method::Wanda, 2, 4);
     let Pruned { model, masks, .. } = prune(smollm2(), Some(&calibration()), &config, Progress::Hidden).unwrap();
-    let bits: u32 = masks.iter().take(7).map(|(name, mask)| differing_bits(mask, "smollm2/mask_wanda_2of4.npz", name)).sum();
+    let bits: u32 =
+        masks.iter().take(7).map(|(name, mask)| differing_bits(mask, "smollm2/mask_wanda_2of4.npz", name)).sum();
     let nll_24 = nll(&model);
     println!("wanda 2:4: {bits} bits of block 0 differ, nll {nll_24}");
     // The reference leaves the order of ties within a group of four open.

@@ -40,7 +40,8 @@ fn documents_of_each_format() {
     assert_eq!(documents(&text).unwrap(), ["one\ntwo\n\nthree", "four"]);
     let inline = file(&dir, "b.txt", "a line with <|endoftext|> inside is no border\n");
     assert_eq!(documents(&inline).unwrap().len(), 1);
-    let lines = file(&dir, "c.jsonl", "{\"text\": \"one\\n\\ntwo\", \"id\": 7}\n\n{\"text\": \" \"}\n{\"text\": \"three\"}\n");
+    let lines =
+        file(&dir, "c.jsonl", "{\"text\": \"one\\n\\ntwo\", \"id\": 7}\n\n{\"text\": \" \"}\n{\"text\": \"three\"}\n");
     assert_eq!(documents(&lines).unwrap(), ["one\n\ntwo", "three"]);
 }
 
@@ -50,7 +51,10 @@ fn broken_text_files() {
     assert_says(&message(documents(dir.path().join("none.txt"))), &["cannot read", "none.txt"]);
     assert_says(&message(documents(file(&dir, "empty.txt", ""))), &["empty.txt", "no text"]);
     assert_says(&message(documents(file(&dir, "blank.txt", " \n<|endoftext|>\n"))), &["no text"]);
-    assert_says(&message(documents(file(&dir, "latin.txt", b"caf\xe9 au lait"))), &["latin.txt", "not UTF-8", "byte 3", "iconv"]);
+    assert_says(
+        &message(documents(file(&dir, "latin.txt", b"caf\xe9 au lait"))),
+        &["latin.txt", "not UTF-8", "byte 3", "iconv"],
+    );
     let lines = file(&dir, "x.jsonl", "{\"text\": \"a\"}\n{\"content\": \"b\"}\n");
     assert_says(&message(documents(lines)), &["line 2", "`text`"]);
     let lines = file(&dir, "y.jsonl", "{\"text\": \"a\"}\n\n{\"text\": \n");
@@ -141,7 +145,10 @@ fn calibration_on_short_documents_takes_them_joined() {
     let available = joined.len();
     let problem = message(Windows::calibration(&path, Some(&tokenizer), 5, 4000, 0));
     assert_says(&problem, &[&format!("{available} tokens"), "4000", "--seqlen"]);
-    assert_says(&message(Windows::evaluation(&path, Some(&tokenizer), None, 4000)), &[&format!("{available} tokens"), "4000"]);
+    assert_says(
+        &message(Windows::evaluation(&path, Some(&tokenizer), None, 4000)),
+        &[&format!("{available} tokens"), "4000"],
+    );
 }
 
 #[test]

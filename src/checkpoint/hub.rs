@@ -72,7 +72,7 @@ impl Spec {
 
 /// A request that failed, and whether another one may do better.
 struct Refusal {
-    error: Error,
+    error: Box<Error>,
     unreachable: bool,
 }
 
@@ -119,7 +119,7 @@ impl Hub {
             Err(Refusal { unreachable: true, .. }) if cached.as_ref().is_some_and(|dir| is_complete(dir)) => {
                 return Ok(cached.unwrap_or_default());
             }
-            Err(Refusal { error, .. }) => return Err(error),
+            Err(Refusal { error, .. }) => return Err(*error),
         };
 
         // All files of one commit, even if the branch moves on meanwhile.
@@ -157,7 +157,7 @@ impl Hub {
         // The commit becomes a directory's name.
         if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
             let error = spec.error(format!("{} answered with the commit `{}`, which is none", self.endpoint, info.sha));
-            return Err(Refusal { error, unreachable: false });
+            return Err(Refusal { error: Box::new(error), unreachable: false });
         }
         Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
     }
@@ -179,7 +179,7 @@ impl Hub {
             check_interrupt()?;
             match receiver.recv_timeout(Duration::from_millis(100)) {
                 Ok(Ok(_)) => return Ok(()),
-                Ok(Err(e)) => return Err(self.refusal(spec, file, e).error),
+                Ok(Err(e)) => return Err(*self.refusal(spec, file, e).error),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(spec.error(format!("the download of {file} ended unexpectedly; try again")));
@@ -245,7 +245,7 @@ impl Hub {
                 format!("{} gave an answer for {what} that no hub gives ({other}); check HF_ENDPOINT", self.endpoint)
             }
         };
-        Refusal { error: spec.error(problem), unreachable }
+        Refusal { error: Box::new(spec.error(problem)), unreachable }
     }
 }
 

@@ -110,7 +110,7 @@ fn prepare(raw: &mut Value) {
             cell.insert("outputs".into(), json!([]));
             cell.insert("execution_count".into(), Value::Null);
         }
-        if !cell.get("id").and_then(Value::as_str).is_some_and(|id| !id.is_empty()) {
+        if cell.get("id").and_then(Value::as_str).is_none_or(str::is_empty) {
             cell.insert("id".into(), json!(format!("cell-{number}")));
         }
     }

@@ -46,7 +46,8 @@ impl FromStr for Pattern {
 
     /// `unstructured`, or `n:m` with `0 < n < m`.
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::argument("pattern", text, "write `unstructured`, or kept-of-M such as `2:4` with 0 < n < m");
+        let wrong =
+            || Error::argument("pattern", text, "write `unstructured`, or kept-of-M such as `2:4` with 0 < n < m");
         if text == "unstructured" {
             return Ok(Pattern::Unstructured);
         }
@@ -158,6 +159,9 @@ mod tests {
         }
         // 100 001 010 -> 10000101 0|0000000
         assert_eq!(mask.to_packbits(), [0b1000_0101, 0]);
-        assert_eq!((mask.pruned(), mask.is_pruned(1, 2), mask.is_pruned(1, 1), mask.is_pruned(9, 0)), (3, true, false, false));
+        assert_eq!(
+            (mask.pruned(), mask.is_pruned(1, 2), mask.is_pruned(1, 1), mask.is_pruned(9, 0)),
+            (3, true, false, false)
+        );
     }
 }

@@ -51,7 +51,8 @@ pub fn select(
     if let Pattern::NofM { m, .. } = pattern
         && cols % m != 0
     {
-        let problem = format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
+        let problem =
+            format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
         return Err(Error::argument("pattern", pattern, problem));
     }
     let scored = |row: usize, scores: &mut [f32]| -> Result<()> {

@@ -227,7 +227,12 @@ impl ModelConfig {
         let max_position_embeddings = fields.usize_or("max_position_embeddings", 2048)?;
         let sliding_window = match fields.present("sliding_window") {
             Some(_) if family == Family::Llama => None,
-            Some(_) if matches!(family, Family::Qwen2 | Family::Qwen3) && !fields.bool_or("use_sliding_window", false)? => None,
+            Some(_)
+                if matches!(family, Family::Qwen2 | Family::Qwen3)
+                    && !fields.bool_or("use_sliding_window", false)? =>
+            {
+                None
+            }
             Some(_) => Some(SlidingWindow {
                 tokens: fields.usize("sliding_window")?,
                 from_block: if matches!(family, Family::Qwen2 | Family::Qwen3) {
@@ -307,11 +312,8 @@ fn rope(top: &Fields<'_>, max_positions: usize, default_theta: f64) -> Result<Ro
             original,
         },
         "yarn" => {
-            let factor = if fields.present("factor").is_some() {
-                factor
-            } else {
-                max_positions as f64 / original as f64
-            };
+            let factor =
+                if fields.present("factor").is_some() { factor } else { max_positions as f64 / original as f64 };
             RopeScaling::Yarn {
                 factor,
                 beta_fast: fields.f64_or("beta_fast", 32.0)?,

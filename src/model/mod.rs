@@ -62,7 +62,8 @@ impl Model {
     pub fn open(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Model> {
         let path = checkpoint.dir().join("config.json");
         let config = ModelConfig::from_json(&path, &checkpoint.config()?)?;
-        let name = checkpoint.dir().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        let name =
+            checkpoint.dir().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         let model = Model {
             name,
             config: Arc::new(config),
@@ -138,7 +139,13 @@ impl Model {
         for (name, tensor) in replaced {
             match tensors.get(&name) {
                 Some(old) if old.dims() == tensor.dims() => drop(tensors.insert(name, tensor)),
-                _ => return Err(Error::tensor(self.location(), name, "cannot be replaced: no such tensor of that shape")),
+                _ => {
+                    return Err(Error::tensor(
+                        self.location(),
+                        name,
+                        "cannot be replaced: no such tensor of that shape",
+                    ));
+                }
             }
         }
         Ok(Model { source: Source::Resident(Arc::new(tensors)), ..model })
@@ -284,7 +291,10 @@ impl Model {
             return Err(Error::argument(
                 "token id",
                 id,
-                format!("model `{}` has a vocabulary of {vocab}; were the tokens made by another tokenizer?", self.name),
+                format!(
+                    "model `{}` has a vocabulary of {vocab}; were the tokens made by another tokenizer?",
+                    self.name
+                ),
             ));
         }
         let embedding = self.tensor(EMBEDDING)?;
@@ -415,9 +425,11 @@ impl ModelConfig {
             add("post_attention_layernorm.weight", vec![hidden]);
             let mut mlp = |prefix: &str, names: [&str; 3]| {
                 let [gate, up, down] = names;
-                for (name, out, input) in
-                    [(gate, self.intermediate_size, hidden), (up, self.intermediate_size, hidden), (down, hidden, self.intermediate_size)]
-                {
+                for (name, out, input) in [
+                    (gate, self.intermediate_size, hidden),
+                    (up, self.intermediate_size, hidden),
+                    (down, hidden, self.intermediate_size),
+                ] {
                     add(&format!("{prefix}.{name}.weight"), vec![out, input]);
                     if self.mlp_bias {
                         add(&format!("{prefix}.{name}.bias"), vec![out]);

@@ -28,7 +28,7 @@ fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let power = p * r * r + r + 1.0;
     power * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
@@ -415,9 +415,7 @@ mod tests {
         check_gradient(ramp((6, 6), 1.0), |x| causal_softmax(x, 0.7, 6, 0, None).unwrap());
         check_gradient(ramp((5, 8), 2.0), |x| swiglu(x, &ramp((5, 8), 0.5)).unwrap());
         check_gradient(ramp((5, 8), 2.0), |x| swiglu(&ramp((5, 8), 0.5), x).unwrap());
-        check_gradient(ramp((5, 8), 2.0), |x| {
-            rms_norm(x, &ramp((1, 8), 0.5).flatten_all().unwrap(), 1e-5).unwrap()
-        });
+        check_gradient(ramp((5, 8), 2.0), |x| rms_norm(x, &ramp((1, 8), 0.5).flatten_all().unwrap(), 1e-5).unwrap());
         let table = |f: fn(f32) -> f32| std::sync::Arc::new((0..5 * 4).map(|i| f(i as f32)).collect::<Vec<_>>());
         check_gradient(ramp((5, 8), 1.0), |x| rope(x, &table(f32::cos), &table(f32::sin), 0).unwrap());
     }

@@ -151,8 +151,9 @@ impl Plot {
             .percent_x()
             .y("Perplexity (exp of nats per token)")
             .log_y();
-        // (name, method, pattern, points): the colour tells the method, the marker the pattern.
-        let mut found: Vec<(String, &str, &str, Vec<(f64, f64)>)> = Vec::new();
+        // Name, method, pattern, points: the colour tells the method, the marker the pattern.
+        type Found<'a> = (String, &'a str, &'a str, Vec<(f64, f64)>);
+        let mut found: Vec<Found<'_>> = Vec::new();
         for record in records {
             let Some(evaluation) = &record.evaluation else { continue };
             let Some(pruning) = &record.pruning else {
@@ -217,7 +218,8 @@ impl Plot {
             .y("Perplexity (exp of nats per token)")
             .log_y();
         for (method, name) in methods.iter().enumerate() {
-            let value = |pattern| found.iter().find(|(p, m, _)| (*p, *m) == (pattern, method)).map_or(f64::NAN, |f| f.2);
+            let value =
+                |pattern| found.iter().find(|(p, m, _)| (*p, *m) == (pattern, method)).map_or(f64::NAN, |f| f.2);
             plot = plot.values(*name, (0..patterns.len()).map(value));
         }
         for record in records.iter().filter(|record| record.pruning.is_none()) {

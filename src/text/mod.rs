@@ -73,7 +73,11 @@ fn jsonl_documents(path: &Path, text: &str) -> Result<Vec<String>> {
         match value.get("text").and_then(|text| text.as_str()) {
             Some(text) if text.trim().is_empty() => {}
             Some(text) => documents.push(text.trim().to_owned()),
-            None => return Err(problem("has no string field `text`; each line is an object with the document in it".into())),
+            None => {
+                return Err(problem(
+                    "has no string field `text`; each line is an object with the document in it".into(),
+                ));
+            }
         }
     }
     Ok(documents)
@@ -117,7 +121,8 @@ impl Tokenizer {
         if vocab < 257 {
             return Err(Error::argument("vocab", vocab, "a byte-level BPE needs at least 257 tokens"));
         }
-        let training = |error: tokenizers::Error| Error::argument("vocab", vocab, format!("BPE training failed: {error}"));
+        let training =
+            |error: tokenizers::Error| Error::argument("vocab", vocab, format!("BPE training failed: {error}"));
         // Prefix space and offsets play no part here; the regular expression is GPT-2's.
         let level = ByteLevel::new(false, false, true);
         let mut inner = Inner::new(ModelWrapper::BPE(BPE::default()));
@@ -134,7 +139,11 @@ impl Tokenizer {
         inner.train(&mut trainer, documents.iter().map(String::as_str)).map_err(training)?;
         let got = inner.get_vocab_size(true);
         if got != vocab {
-            return Err(Error::argument("vocab", vocab, format!("the text has pairs for {got} tokens only; ask for fewer")));
+            return Err(Error::argument(
+                "vocab",
+                vocab,
+                format!("the text has pairs for {got} tokens only; ask for fewer"),
+            ));
         }
         Ok(Tokenizer { inner, path: PathBuf::from("tokenizer.json") })
     }
@@ -154,7 +163,8 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_documents(&self, documents: &[String]) -> Result<Vec<Vec<u32>>> {
         let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
-        let encodings = self.inner.encode_batch_fast(documents, false).map_err(|error| self.problem("encode", &error))?;
+        let encodings =
+            self.inner.encode_batch_fast(documents, false).map_err(|error| self.problem("encode", &error))?;
         Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
     }
 
@@ -209,7 +219,8 @@ fn plain(mut inner: Inner, path: &Path) -> Result<Inner> {
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(parent).map_err(Error::io("write in", parent))?;
+    let mut file =
+        tempfile::Builder::new().prefix(".lacuna-").tempfile_in(parent).map_err(Error::io("write in", parent))?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.as_file().sync_all().map_err(Error::io("write", path))?;
     // A temporary file is private to its owner; what it becomes is not.

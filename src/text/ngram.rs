@@ -28,7 +28,8 @@ pub fn ngram_perplexity(train: &[Vec<u32>], valid: &Windows, test: &Windows, voc
     for document in train {
         for &id in document {
             let count = unigrams.get_mut(id as usize);
-            *count.ok_or_else(|| Error::argument("token id", id, format!("is not below the vocabulary's {vocab}")))? += 1;
+            *count
+                .ok_or_else(|| Error::argument("token id", id, format!("is not below the vocabulary's {vocab}")))? += 1;
         }
         for pair in document.windows(2) {
             contexts[pair[0] as usize] += 1;

@@ -210,7 +210,10 @@ fn check(windows: Option<usize>, seqlen: usize) -> Result<()> {
 
 fn needed<'t>(path: &Path, tokenizer: Option<&'t Tokenizer>) -> Result<&'t Tokenizer> {
     tokenizer.ok_or_else(|| {
-        Error::file(path, "is text, and the model has no tokenizer; add `tokenizer.json`, or give windows of token ids (.json)")
+        Error::file(
+            path,
+            "is text, and the model has no tokenizer; add `tokenizer.json`, or give windows of token ids (.json)",
+        )
     })
 }
 

@@ -356,7 +356,8 @@ impl TrainConfig {
             }
         }
         if !self.hidden_size.is_multiple_of(self.heads * 2) {
-            let problem = format!("must be a multiple of twice the heads ({}): rotary heads have an even width", self.heads);
+            let problem =
+                format!("must be a multiple of twice the heads ({}): rotary heads have an even width", self.heads);
             return Err(Error::argument("hidden", self.hidden_size, problem));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {

@@ -70,8 +70,11 @@ pub(super) fn initial(names: &[String], shapes: &[Vec<usize>], layers: usize, se
         let count = shape.iter().product();
         let residual = ["o_proj.weight", "down_proj.weight", "w2.weight"].iter().any(|end| name.ends_with(end));
         let std = if residual { INITIAL_STD / (2.0 * layers as f64).sqrt() } else { INITIAL_STD };
-        let values: Vec<f32> =
-            if shape.len() == 1 { vec![1.0; count] } else { (0..count).map(|_| (normal(&mut rng) * std) as f32).collect() };
+        let values: Vec<f32> = if shape.len() == 1 {
+            vec![1.0; count]
+        } else {
+            (0..count).map(|_| (normal(&mut rng) * std) as f32).collect()
+        };
         Ok(Var::from_vec(values, shape.as_slice(), &Device::Cpu)?)
     };
     names.iter().zip(shapes).map(make).collect()
@@ -100,7 +103,8 @@ mod tests {
         let mut adamw = AdamW::new(std::slice::from_ref(&ours));
         let target = Tensor::new(&[[0.25f32, -0.1, 0.4, 0.9]], &Device::Cpu).unwrap().reshape((2, 2)).unwrap();
         for step in 1..=20 {
-            let gradients = |var: &Var| (var.as_tensor() - &target).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let gradients =
+                |var: &Var| (var.as_tensor() - &target).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
             let flat = gradients(&ours).get(&ours).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             adamw.step(std::slice::from_ref(&ours), &mut [flat], 0.01, step).unwrap();
             reference.step(&gradients(&theirs)).unwrap();
@@ -123,7 +127,8 @@ mod tests {
 
     #[test]
     fn initial_weights_have_the_spread_they_should() {
-        let names = ["model.layers.0.self_attn.o_proj.weight", "model.embed_tokens.weight", "model.norm.weight"].map(String::from);
+        let names = ["model.layers.0.self_attn.o_proj.weight", "model.embed_tokens.weight", "model.norm.weight"]
+            .map(String::from);
         let vars = initial(&names, &[vec![64, 64], vec![64, 64], vec![64]], 8, 3).unwrap();
         let std = |var: &Var| {
             let values = var.flatten_all().unwrap().to_vec1::<f32>().unwrap();

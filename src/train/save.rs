@@ -133,7 +133,8 @@ impl Trainer {
 
     /// SHA-256 of everything that determines the run.
     fn fingerprint(&self) -> Result<String> {
-        let identity = serde_json::to_vec(&(&self.config, &self.corpus)).map_err(|error| Error::file(&self.out, error))?;
+        let identity =
+            serde_json::to_vec(&(&self.config, &self.corpus)).map_err(|error| Error::file(&self.out, error))?;
         Ok(format!("{:x}", Sha256::digest(identity)))
     }
 
@@ -143,7 +144,8 @@ impl Trainer {
     /// When the file cannot be written.
     pub fn save_state(&self) -> Result<()> {
         let path = self.state_path();
-        let weights = self.vars.iter().map(|var| Ok(var.flatten_all()?.to_vec1()?)).collect::<Result<Vec<Vec<f32>>>>()?;
+        let weights =
+            self.vars.iter().map(|var| Ok(var.flatten_all()?.to_vec1()?)).collect::<Result<Vec<Vec<f32>>>>()?;
         let mut tensors = Vec::new();
         for (kind, values) in [(WEIGHTS, &weights), (FIRST, &self.optimizer.first), (SECOND, &self.optimizer.second)] {
             for (name, values) in self.names.iter().zip(values) {
@@ -155,10 +157,8 @@ impl Trainer {
             .iter()
             .map(|(name, len, bytes)| Ok((name.as_str(), TensorView::new(safetensors::Dtype::F32, vec![*len], bytes)?)))
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
-        let metadata = HashMap::from([
-            ("steps".to_owned(), self.done.to_string()),
-            ("run".to_owned(), self.fingerprint()?),
-        ]);
+        let metadata =
+            HashMap::from([("steps".to_owned(), self.done.to_string()), ("run".to_owned(), self.fingerprint()?)]);
         let bytes = views
             .and_then(|views| safetensors::serialize(views, Some(metadata)))
             .map_err(|error| Error::file(&path, error))?;
@@ -211,8 +211,11 @@ mod tests {
 
     #[test]
     fn shards_are_of_about_one_size_and_keep_the_order() {
-        let plan: Vec<TensorPlan> =
-            [4, 1, 1, 4, 2].iter().enumerate().map(|(i, &n)| (i.to_string(), safetensors::Dtype::F32, vec![n])).collect();
+        let plan: Vec<TensorPlan> = [4, 1, 1, 4, 2]
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| (i.to_string(), safetensors::Dtype::F32, vec![n]))
+            .collect();
         let names = |shards: usize| -> Vec<String> {
             let files = split(plan.clone(), shards);
             files.iter().map(|file| file.iter().map(|(name, ..)| name.as_str()).collect()).collect()
