@@ -5,7 +5,7 @@
 //! the next.
 
 use crate::calibrate::{Statistics, calibrate};
-use crate::checkpoint::{Checkpoint, CheckpointWriter};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
 pub use crate::importance::Method;
 use crate::importance::Scorer;
 use crate::mask::{Mask, Pattern, Per, select};
@@ -15,6 +15,7 @@ use crate::record::{PruningRecord, Record, TensorRecord};
 use crate::text::Windows;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
@@ -160,7 +161,7 @@ pub fn prune_to(
     let others: Vec<_> = checkpoint.tensors().filter(|tensor| !pruned.contains(&tensor.name)).collect();
     let stage = progress.stage("copy", others.len() as u64);
     for tensor in others {
-        writer.write(&tensor.name, &checkpoint.read(&tensor.name)?)?;
+        copy(checkpoint, &mut writer, tensor)?;
         stage.inc(1)?;
     }
     let record = record(model, calibration, config, tensors, started)?;
@@ -170,6 +171,18 @@ pub fn prune_to(
     check_interrupt()?;
     writer.finish()?;
     Ok(record)
+}
+
+/// Copies a tensor as it is stored. Most of these were never part of a computation, so what is not finite shows here.
+fn copy(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, tensor: &TensorInfo) -> Result<()> {
+    let dtype = match tensor.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        _ => return writer.write(&tensor.name, &checkpoint.read(&tensor.name)?),
+    };
+    writer.write_tensor(&tensor.name, &checkpoint.load_finite(&tensor.name, dtype, &Device::Cpu)?)
 }
 
 /// Copies a tensor as it is stored, with zeros where the mask says so.

@@ -64,11 +64,20 @@ pub(crate) fn main() -> ExitCode {
         Command::Kernel(args) => kernel::run(args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", message(&error));
         match error.downcast_ref::<Error>() {
             Some(Error::Interrupted) => ExitCode::from(130),
             _ => ExitCode::FAILURE,
         }
+    })
+}
+
+/// An error with its causes; [`Error`] says them already, others do not.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |message, cause| match message {
+        _ if message.is_empty() => cause,
+        _ if message.contains(&cause) => message,
+        _ => format!("{message}: {cause}"),
     })
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     #[arg(long)]
     method: Method,
     /// Fraction of zeros, from 0 to below 1; a pattern such as 2:4 prescribes its own
-    #[arg(long, required_unless_present = "pattern")]
+    #[arg(long, required_unless_present = "pattern", allow_negative_numbers = true)]
     sparsity: Option<f64>,
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]

@@ -112,11 +112,11 @@ pub enum RopeScaling {
         /// Stretch.
         factor: f64,
     },
-    /// NTK-aware: the base grows once a sequence is longer than the original context.
+    /// NTK-aware: the base grows once a sequence is longer than the context.
     Dynamic {
         /// Stretch.
         factor: f64,
-        /// Context of the original model, in tokens.
+        /// `max_position_embeddings`, in tokens.
         original: usize,
     },
     /// Llama 3.1's: low frequencies stretched, high ones kept, a ramp between.
@@ -304,7 +304,8 @@ fn rope(top: &Fields<'_>, max_positions: usize, default_theta: f64) -> Result<Ro
     let scaling = match kind.unwrap_or("default") {
         "default" | "mrope" => RopeScaling::Default,
         "linear" => RopeScaling::Linear { factor },
-        "dynamic" => RopeScaling::Dynamic { factor, original },
+        // As Hugging Face: an `original_max_position_embeddings` plays no part here.
+        "dynamic" => RopeScaling::Dynamic { factor, original: max_positions },
         "llama3" => RopeScaling::Llama3 {
             factor,
             low: fields.f64_or("low_freq_factor", 1.0)?,
