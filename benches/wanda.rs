@@ -19,6 +19,7 @@ struct Run {
 }
 
 /// Runs a command to its end, from nothing to the saved checkpoint.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it, and tells its peak memory")]
 fn measure(command: &mut Command) -> Run {
     let started = Instant::now();
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the command starts");

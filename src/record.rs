@@ -113,6 +113,16 @@ impl Record {
         Record { evaluation: Some(evaluation), ..self }
     }
 
+    /// Perplexity, if the model was evaluated.
+    pub fn perplexity(&self) -> Option<f64> {
+        self.evaluation.as_ref().map(|evaluation| evaluation.perplexity)
+    }
+
+    /// Pattern of the zeros, if the model was pruned.
+    pub fn pattern(&self) -> Option<&str> {
+        self.pruning.as_ref().map(|pruning| pruning.pattern.as_str())
+    }
+
     /// Fraction of zeros over all pruned tensors; 0 when nothing was pruned.
     pub fn sparsity(&self) -> f64 {
         let (zeros, elements) = self

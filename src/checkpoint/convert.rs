@@ -259,7 +259,7 @@ mod tests {
         let values: Vec<f32> = (0..200_000u32)
             .map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)))
             .chain([
-                1.003_906_25,
+                1.003_906_2,
                 1.011_718_8,
                 f32::MAX,
                 f32::NAN,

@@ -20,8 +20,10 @@ pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
     }
     // SAFETY: geteuid has no preconditions.
     let root = unsafe { libc::geteuid() } == 0;
+    // A fresh machine has no package lists yet.
     if root
-        && install("apt-get", &["install", "-y", "-q", "rust-web-src"])
+        && (install("apt-get", &["install", "-y", "-q", "rust-web-src"])
+            || install("apt-get", &["update", "-q"]) && install("apt-get", &["install", "-y", "-q", "rust-web-src"]))
         && let Some(library) = from_distribution()
     {
         return Ok(library);

@@ -1,6 +1,5 @@
 //! Helpers of several test files: tiny checkpoints, written byte by byte so that they can also be wrong.
 
-#![expect(clippy::allow_attributes, reason = "whether a helper is used differs from test to test")]
 #![allow(dead_code, reason = "each test file uses some of these")]
 
 use serde_json::{Value, json};
