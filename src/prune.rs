@@ -146,7 +146,7 @@ pub fn prune_to(
 ) -> Result<Record> {
     let started = Instant::now();
     let Some(checkpoint) = model.checkpoint() else {
-        return Err(Error::file(out, "a model made from tensors has no checkpoint to write a pruned copy of"));
+        return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
     };
     config.validate_with(calibration)?;
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
@@ -267,4 +267,20 @@ fn prune_linear(linear: &mut Linear, statistics: &Statistics, config: &PruneConf
     linear.weight =
         Tensor::from_vec(weights, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(linear.weight.device())?;
     Ok((mask, zeros))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_pruned_in_memory_is_no_source_of_a_checkpoint() {
+        let model = Model::load(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-mixtral")).unwrap();
+        let config = PruneConfig::new(Method::Magnitude, 0.5);
+        let pruned = prune(&model, None, &config, Progress::Hidden).unwrap();
+        assert_eq!((pruned.record.sparsity(), pruned.model.record().unwrap().sha256.as_str()), (0.5, ""));
+        let out = tempfile::tempdir().unwrap().path().join("out");
+        let error = prune_to(&pruned.model, None, &config, &out, Progress::Hidden).unwrap_err().to_string();
+        assert!(error.contains("in memory only") && !out.exists(), "{error}");
+    }
 }

@@ -33,7 +33,7 @@ pub struct ModelRecord {
     pub family: String,
     /// Number of parameters.
     pub parameters: u64,
-    /// SHA-256 over its tensors, in hexadecimal.
+    /// SHA-256 over its tensors, in hexadecimal; empty for weights that exist in memory only.
     pub sha256: String,
 }
 

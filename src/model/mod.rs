@@ -36,7 +36,10 @@ pub struct Model {
     name: String,
     config: Arc<ModelConfig>,
     source: Source,
+    /// Where config and tokenizer are, and the weights unless `changed`.
     checkpoint: Option<Checkpoint>,
+    /// Whether some weights in memory are no longer those of the checkpoint.
+    changed: bool,
     dtype: DType,
     device: Device,
 }
@@ -69,6 +72,7 @@ impl Model {
             config: Arc::new(config),
             source: Source::Checkpoint(checkpoint.clone()),
             checkpoint: Some(checkpoint.clone()),
+            changed: false,
             dtype,
             device: device.clone(),
         };
@@ -123,6 +127,7 @@ impl Model {
             config: Arc::new(config),
             source: Source::Resident(Arc::new(tensors)),
             checkpoint: None,
+            changed: false,
             dtype,
             device: device.clone(),
         })
@@ -148,7 +153,7 @@ impl Model {
                 }
             }
         }
-        Ok(Model { source: Source::Resident(Arc::new(tensors)), ..model })
+        Ok(Model { source: Source::Resident(Arc::new(tensors)), changed: true, ..model })
     }
 
     /// The configuration.
@@ -161,9 +166,9 @@ impl Model {
         &self.name
     }
 
-    /// Where the weights came from, if from a checkpoint.
+    /// The checkpoint that holds these weights; `None` when they exist in memory only.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        self.checkpoint.as_ref()
+        self.checkpoint.as_ref().filter(|_| !self.changed)
     }
 
     /// Number of blocks.
@@ -206,13 +211,13 @@ impl Model {
         })
     }
 
-    /// Name, family, size and content hash.
+    /// Name, family, size and content hash, which is empty for weights that exist in memory only.
     ///
     /// # Errors
     /// [`Error::Io`] from reading the weights.
     pub fn record(&self) -> Result<ModelRecord> {
         let parameters = self.config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
-        let sha256 = self.checkpoint.as_ref().map(Checkpoint::sha256).transpose()?.unwrap_or_default();
+        let sha256 = self.checkpoint().map(Checkpoint::sha256).transpose()?.unwrap_or_default();
         Ok(ModelRecord { name: self.name.clone(), family: self.config.family.name().into(), parameters, sha256 })
     }
 
