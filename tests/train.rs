@@ -115,8 +115,10 @@ fn assert_same(a: &Path, b: &Path) {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -128,7 +130,10 @@ fn a_model_learns_more_than_its_bigrams_and_the_record_says_what_was_saved() {
     let record = train(&corpus, &out, &config(150), 1000, Progress::Hidden).unwrap();
     let (model, ngram) = (record.test.perplexity, record.ngram);
     assert!(model < 0.8 * ngram.bigram && ngram.bigram < 0.5 * ngram.unigram, "{model} {ngram:?}");
-    assert_eq!(names(&out), ["config.json", "lacuna.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+    assert_eq!(
+        names(&out),
+        ["config.json", "lacuna.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    );
     assert_eq!(names(dir.path()), ["corpus", "model"], "the state goes when the run is over");
 
     // The record is of the bf16 weights in the file.
@@ -153,7 +158,8 @@ fn a_mixture_learns_and_uses_its_experts() {
         assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9 && shares.len() == 4);
         assert!(shares.iter().all(|&share| share > 0.05), "the load is balanced: {shares:?}");
     }
-    let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"];
+    let shards =
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"];
     assert!(shards.iter().all(|shard| out.join(shard).exists()), "{:?}", names(&out));
     assert_eq!(Model::load(out.to_str().unwrap()).unwrap().config().moe.unwrap().experts, 4);
 }
