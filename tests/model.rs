@@ -1,7 +1,5 @@
 //! The forward pass against candle-transformers, an independent f64 Llama, and itself with a cache.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 #[path = "common/random.rs"]
 mod random;
 

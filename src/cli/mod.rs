@@ -44,10 +44,27 @@ enum Command {
     Kernel(kernel::Args),
 }
 
+impl Command {
+    /// Whether a closed pipe may be a child process that died, which is to be reported; for the other commands it is
+    /// `| head`, which ends them quietly as it ends any Unix tool.
+    #[cfg(unix)]
+    fn talks_to_children(&self) -> bool {
+        #[cfg(feature = "notebook")]
+        return matches!(self, Command::Notebook(_) | Command::Kernel(_));
+        #[cfg(not(feature = "notebook"))]
+        false
+    }
+}
+
 /// Parses the arguments, runs the command, and turns its result into an exit code: 0, 1 for a failure, 2 for wrong
 /// arguments, 130 after an interrupt; `notebook run` documents its own.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(unix)]
+    if !cli.command.talks_to_children() {
+        // SAFETY: no other thread runs yet, and the default action needs no handler.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     if let Err(error) = ctrlc::set_handler(progress::interrupt) {
         eprintln!("warning: Ctrl-C will not clean up: {error}");
     }
