@@ -1,6 +1,6 @@
 //! `lacuna evaluate`
 
-use super::{Compute, print_json};
+use super::{Compute, print_json, seqlen, tokenizer_for};
 use lacuna::evaluate::evaluate;
 use lacuna::progress::Progress;
 use lacuna::text::Windows;
@@ -29,9 +29,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args.compute.open(&args.model)?;
-    let seqlen = args.seqlen.unwrap_or(model.config().max_position_embeddings.min(2048));
-    let is_tokens = args.text.extension().is_some_and(|extension| extension == "json");
-    let tokenizer = if is_tokens { None } else { Some(model.tokenizer()?) };
+    let seqlen = seqlen(&model, args.seqlen);
+    let tokenizer = tokenizer_for(&args.text, &model)?;
     let windows = Windows::evaluation(&args.text, tokenizer.as_ref(), args.windows, seqlen)?;
     let evaluation = evaluate(&model, &windows, Progress::Stderr)?.record();
     if args.json {

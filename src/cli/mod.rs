@@ -18,6 +18,8 @@ use clap::{Parser, Subcommand};
 use lacuna::Error;
 use lacuna::model::Model;
 use lacuna::progress::{self, Progress};
+use lacuna::text::Tokenizer;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Prune language models, evaluate them, and run Rust notebooks that do.
@@ -115,6 +117,17 @@ impl Compute {
         let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
         Ok(Model::open(&checkpoint, self.dtype, &self.device.open()?)?)
     }
+}
+
+/// Tokens per window: as asked, else the model's context, at most 2048.
+fn seqlen(model: &Model, asked: Option<usize>) -> usize {
+    asked.unwrap_or(model.config().max_position_embeddings.min(2048))
+}
+
+/// The model's tokenizer, unless the text is token ids already.
+fn tokenizer_for(text: &Path, model: &Model) -> lacuna::Result<Option<Tokenizer>> {
+    let ids = text.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    if ids { Ok(None) } else { model.tokenizer().map(Some) }
 }
 
 #[derive(Clone, Copy, Debug)]

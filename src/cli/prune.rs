@@ -1,6 +1,6 @@
 //! `lacuna prune`
 
-use super::{Compute, print_json};
+use super::{Compute, print_json, seqlen, tokenizer_for};
 use lacuna::mask::{Pattern, Per};
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, Propagate, PruneConfig, prune_to};
@@ -66,9 +66,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
         Some(path) if args.method.needs_calibration() => {
-            let seqlen = args.seqlen.unwrap_or(model.config().max_position_embeddings.min(2048));
-            let is_tokens = path.extension().is_some_and(|extension| extension == "json");
-            let tokenizer = if is_tokens { None } else { Some(model.tokenizer()?) };
+            let seqlen = seqlen(&model, args.seqlen);
+            let tokenizer = tokenizer_for(path, &model)?;
             Some(Windows::calibration(path, tokenizer.as_ref(), args.windows, seqlen, args.seed)?)
         }
         None if args.method.needs_calibration() => anyhow::bail!("--method {} needs --calib FILE", args.method),
