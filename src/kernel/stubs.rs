@@ -35,17 +35,7 @@ const VISIBLE: [&str; 12] = [
 
 /// Writes the stubs of this build of lacuna and returns their directory. Later calls find them there.
 pub(super) fn write(cache: &Path) -> Result<PathBuf> {
-    let mut hash = Sha256::new();
-    for name in ["Cargo.toml", "Cargo.lock"] {
-        let path = Path::new(LACUNA).join(name);
-        let text = fs::read(&path).with_context(|| {
-            format!("cannot read {}: notebooks need the source that this binary was built from", path.display())
-        })?;
-        hash.update(text);
-    }
-    hash.update(VISIBLE.concat());
-    let key: String = hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    let stubs = cache.join(format!("stubs-{key}"));
+    let stubs = cache.join(format!("stubs-{}", key(Path::new(LACUNA))?));
     let last = stubs.join("lacuna").join("Cargo.toml");
     if !last.is_file() {
         let packages = packages(&metadata()?)?;
@@ -57,6 +47,22 @@ pub(super) fn write(cache: &Path) -> Result<PathBuf> {
         write_if_new(&last, &lacuna.manifest())?;
     }
     Ok(stubs)
+}
+
+/// What the stubs of the checkout at `root` depend on. Its path is part of that, for they name its source: checkouts
+/// that share a build directory share the cache.
+fn key(root: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(root.as_os_str().as_encoded_bytes());
+    for name in ["Cargo.toml", "Cargo.lock"] {
+        let path = root.join(name);
+        let text = fs::read(&path).with_context(|| {
+            format!("cannot read {}: notebooks need the source that this binary was built from", path.display())
+        })?;
+        hash.update(text);
+    }
+    hash.update(VISIBLE.concat());
+    Ok(hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What cargo knows about lacuna's dependencies on this platform.
@@ -229,6 +235,20 @@ mod tests {
         assert!(lacuna.contains("candle = { package = \"candle-core\", path = \"../candle-core-1.0.0\" }"), "{lacuna}");
         assert!(lacuna.contains("default = [\"notebook\"]") && !lacuna.contains("clap"), "{lacuna}");
         assert!(!found["candle-core"].manifest().contains("derive"));
+    }
+
+    #[test]
+    fn checkouts_do_not_share_stubs() {
+        let checkout = || {
+            let root = tempfile::tempdir().unwrap();
+            fs::write(root.path().join("Cargo.toml"), "[package]").unwrap();
+            fs::write(root.path().join("Cargo.lock"), "").unwrap();
+            root
+        };
+        let (one, other) = (checkout(), checkout());
+        assert_eq!(key(one.path()).unwrap(), key(one.path()).unwrap());
+        assert_ne!(key(one.path()).unwrap(), key(other.path()).unwrap());
+        assert!(key(&one.path().join("gone")).unwrap_err().to_string().contains("source that this binary was built"));
     }
 
     #[test]
