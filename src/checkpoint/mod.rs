@@ -27,10 +27,12 @@ mod gguf;
 mod header;
 mod hub;
 mod index;
+mod source;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
 pub use hub::Hub;
+pub use source::Source;
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};

@@ -210,27 +210,17 @@ impl CheckpointWriter {
     }
 
     /// Copies tokenizer, generation settings, licence and every other file of `source` that holds no weights, except
-    /// those added before and `lacuna.json`, which tells how `source` itself was made.
+    /// those added before and what tells how `source` itself was made.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read; those of [`CheckpointWriter::add_file`].
     pub fn copy_others(&mut self, source: &Checkpoint) -> Result<()> {
-        let dir = source.dir();
-        for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
-            let path = entry.map_err(Error::io("read", dir))?.path();
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-            let weights = NOT_COPIED.contains(&extension) || name.ends_with(".index.json");
-            if weights
-                || name.starts_with('.')
-                || name == "lacuna.json"
-                || self.other_files.contains(name)
-                || !path.is_file()
-            {
-                continue;
+        for path in side_files(source.dir())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !self.other_files.contains(&name) {
+                let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+                self.add_file(&name, &bytes)?;
             }
-            let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-            self.add_file(name, &bytes)?;
         }
         Ok(())
     }
@@ -310,6 +300,28 @@ pub fn plan_shards(tensors: Vec<TensorPlan>, max_bytes: u64) -> Vec<Vec<TensorPl
         }
     }
     shards
+}
+
+/// The files of a model's directory that hold no weights, sorted; without what tells how that directory itself was
+/// made (`lacuna.json`, `manifest.json`) and whatever a download left.
+pub(super) fn side_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let path = entry.map_err(Error::io("read", dir))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if is_side_file(name) && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Whether a file of that name in a model's directory holds no weights, and is not about how they came there.
+pub(super) fn is_side_file(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let weights = NOT_COPIED.contains(&extension) || name.ends_with(".index.json");
+    !weights && !name.starts_with('.') && !["lacuna.json", "manifest.json"].contains(&name)
 }
 
 fn disk_full(detail: &str) -> String {

@@ -7,11 +7,13 @@
 mod block;
 mod config;
 mod mixtral;
+mod moe;
 mod ops;
 mod rope;
 
 pub use block::{Block, KvCache, Linear, Tap};
 pub use config::{Family, ModelConfig, MoeConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use moe::{MOE_FAMILIES, MoeFamily};
 
 pub(crate) use block::Wanted;
 pub(crate) use ops::log_sum_exp;

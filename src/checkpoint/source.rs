@@ -1,0 +1,103 @@
+//! A checkpoint of which only the headers need be at hand; its bytes are read by ranges, from a disk or over a network.
+
+use super::{Checkpoint, TensorInfo};
+use crate::progress::check_interrupt;
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+/// Bytes that are handed over at a time.
+const PIECE: usize = 1 << 20;
+
+/// Headers that were read and checked, and the bytes behind them.
+pub trait Source: Sync {
+    /// The directory, or `owner/name@commit`, for messages and manifests.
+    fn origin(&self) -> String;
+
+    /// File names of the shards; [`TensorInfo::shard`] counts them.
+    fn files(&self) -> Vec<String>;
+
+    /// All tensors: shard by shard, in the order of their bytes.
+    fn index(&self) -> &[TensorInfo];
+
+    /// What `config.json` holds.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Hub`] when it is missing or not a JSON object.
+    fn config_json(&self) -> Result<Map<String, Value>>;
+
+    /// The name and bytes of every other file that holds no weights: tokenizer, generation settings, licence. Without
+    /// `config.json`, and without what tells how the checkpoint itself was made.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Hub`] when one cannot be read.
+    fn side_files(&self) -> Result<Vec<(String, Vec<u8>)>>;
+
+    /// Hands over the bytes `range` of the file of `shard`, in order, piece by piece.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`] or [`Error::Hub`] when they cannot be read; whatever `sink` fails with.
+    fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+    /// How many streams are worth having in flight.
+    fn streams(&self) -> usize;
+
+    /// Bytes between two wanted ranges that cost less to receive than another request.
+    fn worth_skipping(&self) -> u64;
+}
+
+impl Source for Checkpoint {
+    fn origin(&self) -> String {
+        self.dir().display().to_string()
+    }
+
+    fn files(&self) -> Vec<String> {
+        let name = |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.shards().iter().map(name).collect()
+    }
+
+    fn index(&self) -> &[TensorInfo] {
+        &self.0.tensors
+    }
+
+    fn config_json(&self) -> Result<Map<String, Value>> {
+        self.config()
+    }
+
+    fn side_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let read = |path: std::path::PathBuf| {
+            let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes))
+        };
+        let paths = super::writer::side_files(self.dir())?.into_iter();
+        paths.filter(|path| path.file_name().is_some_and(|name| name != "config.json")).map(read).collect()
+    }
+
+    fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let path = &self.shards()[shard];
+        let mut buffer = vec![0; PIECE.min((range.end - range.start) as usize)];
+        let mut at = range.start;
+        while at < range.end {
+            check_interrupt()?;
+            let piece = &mut buffer[..PIECE.min((range.end - at) as usize)];
+            self.0.files[shard].read_exact_at(piece, at).map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    Error::file(path, "the file has become shorter since it was opened; open it again")
+                }
+                _ => Error::io("read", path)(error),
+            })?;
+            sink(piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn streams(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from).min(4)
+    }
+
+    fn worth_skipping(&self) -> u64 {
+        0
+    }
+}
