@@ -27,12 +27,21 @@ mod gguf;
 mod header;
 mod hub;
 mod index;
+mod rewrite;
 mod source;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
 pub use hub::Hub;
+pub use rewrite::{
+    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite, Segment,
+};
 pub use source::Source;
+
+pub(crate) use index::shard_name;
+pub(crate) use rewrite::index_text;
+pub(crate) use writer::{available_bytes, deal_out};
+
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};
@@ -118,9 +127,17 @@ impl Checkpoint {
         } else {
             return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX} is in this directory; {}", hint(dir))));
         };
+        let checkpoint = Self::open_files(dir, shards)?;
+        if let Some(index) = index {
+            index.check_tensors(checkpoint.index(), checkpoint.shards())?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Opens the weight files `shards` of `dir`, and checks every header.
+    pub(crate) fn open_files(dir: &Path, shards: Vec<PathBuf>) -> Result<Self> {
         let files: Vec<File> =
             shards.iter().map(|path| File::open(path).map_err(Error::io("open", path))).collect::<Result<_>>()?;
-
         let mut tensors: Vec<TensorInfo> = Vec::new();
         let mut by_name = HashMap::new();
         for (shard, (path, file)) in shards.iter().zip(&files).enumerate() {
@@ -132,9 +149,6 @@ impl Checkpoint {
                 }
                 tensors.push(tensor);
             }
-        }
-        if let Some(index) = index {
-            index.check_tensors(&tensors, &shards)?;
         }
         let inner = Inner { dir: dir.to_path_buf(), shards, files, tensors, by_name, sha256: OnceLock::new() };
         Ok(Self(Arc::new(inner)))
