@@ -34,7 +34,8 @@ mod writer;
 pub use gguf::{ImportSummary, import_gguf};
 pub use hub::Hub;
 pub use rewrite::{
-    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite, Segment,
+    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite, Seconds,
+    Segment,
 };
 pub use source::Source;
 
