@@ -25,14 +25,18 @@
 mod convert;
 mod gguf;
 mod header;
+mod http;
 mod hub;
 mod index;
+mod remote;
 mod source;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
+pub use http::Retry;
 pub use hub::Hub;
-pub use source::Source;
+pub use remote::Remote;
+pub use source::{Source, open_source};
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};
