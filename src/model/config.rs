@@ -424,6 +424,79 @@ mod tests {
         assert_eq!(mistral.sliding_window, [Some(128); 2]);
     }
 
+    const MOE: &str = r#"{"model_type":"qwen3_moe","vocab_size":10,"hidden_size":64,"intermediate_size":32,
+        "num_hidden_layers":4,"num_attention_heads":4,"head_dim":8,"sliding_window":16,"rope_scaling":{},
+        "moe_intermediate_size":24,"shared_expert_intermediate_size":40,"num_experts":8,"num_experts_per_tok":2}"#;
+
+    fn moe(text: &str) -> (ModelConfig, MoeConfig) {
+        let config = parse(text).unwrap();
+        let moe = config.moe.clone().unwrap();
+        (config, moe)
+    }
+
+    #[test]
+    fn mixtures_differ_by_family() {
+        let (config, qwen3) = moe(MOE);
+        assert_eq!((qwen3.experts, qwen3.top_k, qwen3.intermediate_size), (8, 2, 24));
+        assert_eq!((qwen3.blocks, qwen3.norm_topk_prob, qwen3.shared_intermediate_size), (vec![true; 4], false, None));
+        assert_eq!((config.qk_norm, config.sliding_window), (Some(QkNorm::Head), vec![None; 4]));
+        // As transformers 5 writes it.
+        assert_eq!(moe(&MOE.replace("num_experts\"", "num_local_experts\"")).1.experts, 8);
+        let sparse = MOE.replace("\"rope_scaling\":{}", "\"mlp_only_layers\":[3],\"decoder_sparse_step\":2");
+        let (config, moe2) = moe(&sparse.replace("qwen3", "qwen2"));
+        assert_eq!(moe2.blocks, [false, true, false, false]);
+        assert!(config.mixture(1).is_some() && config.mixture(3).is_none() && config.mixture(4).is_none());
+        assert_eq!((moe2.shared_intermediate_size, config.qkv_bias, config.o_bias), (Some(40), true, false));
+        let (config, olmoe) = moe(&MOE.replace("qwen3_moe", "olmoe"));
+        assert_eq!((olmoe.intermediate_size, config.qk_norm, config.clip_qkv), (32, Some(QkNorm::Projection), None));
+        assert_eq!((config.rms_norm_eps, olmoe.storage), (1e-5, ExpertStorage::Separate));
+
+        let gpt_oss = MOE.replace("qwen3_moe", "gpt_oss").replace("num_experts\"", "num_local_experts\"");
+        let (config, stacked) = moe(&gpt_oss);
+        assert_eq!(stacked.storage, ExpertStorage::Stacked { mxfp4: false, limit: 7.0, alpha: 1.702 });
+        assert_eq!((config.sliding_window, config.sinks), (vec![Some(16), None, Some(16), None], true));
+        assert!(config.qkv_bias && config.o_bias && stacked.norm_topk_prob);
+        let types = r#""layer_types":["full_attention","full_attention","sliding_attention","full_attention"],"vocab"#;
+        assert_eq!(moe(&gpt_oss.replace("\"vocab", types)).0.sliding_window, [None, None, Some(16), None]);
+        // OpenAI's own name for the number of experts per token.
+        assert_eq!(moe(&gpt_oss.replace("num_experts_per_tok", "experts_per_token")).1.top_k, 2);
+        let packed = moe(&gpt_oss.replace("\"vocab", "\"quantization_config\":{\"quant_method\":\"mxfp4\"},\"vocab"));
+        assert!(matches!(packed.1.storage, ExpertStorage::Stacked { mxfp4: true, .. }));
+        let blocks = packed.0.tensors().into_iter().find(|(name, _)| name.ends_with("down_proj_blocks"));
+        assert_eq!(blocks, Some(("model.layers.0.mlp.experts.down_proj_blocks".into(), vec![8, 64, 1, 16])));
+    }
+
+    #[test]
+    fn wrong_mixtures_name_the_key() {
+        for (from, to, message) in [
+            ("\"num_experts\":8", "\"num_experts\":1", "`num_experts_per_tok` (2) exceeds `num_experts` (1)"),
+            ("\"num_experts\":8,", "", "`num_experts` is missing"),
+            (",\"num_experts_per_tok\":2", "", "`num_experts_per_tok` is missing"),
+            ("\"moe_intermediate_size\":24,", "", "`moe_intermediate_size` is missing"),
+            ("\"rope_scaling\":{}", "\"mlp_only_layers\":[-1]", "`mlp_only_layers` is [-1]"),
+            (
+                "qwen3_moe\"",
+                "qwen2_moe\",\"use_sliding_window\":true,\"layer_types\":[\"x\"]",
+                "`layer_types` is [\"x\"]",
+            ),
+            (
+                "qwen3_moe\"",
+                "gpt_oss\",\"num_local_experts\":8,\"quantization_config\":{\"quant_method\":\"fp8\"}",
+                "mxfp4",
+            ),
+            ("\"qwen3_moe\"", "\"deepseek_v3\"", "`model_type` is `deepseek_v3`, a family that is not supported"),
+        ] {
+            let error = parse(&MOE.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        let gpt_oss = MOE.replace("qwen3_moe", "gpt_oss");
+        let error = parse(&gpt_oss.replace("\"rope_scaling\":{},", "")).unwrap_err().to_string();
+        assert!(error.contains("`rope_scaling` is missing"), "{error}");
+        let mxfp4 = "\"quantization_config\":{\"quant_method\":\"mxfp4\"},\"hidden_size\":48";
+        let error = parse(&gpt_oss.replace("\"hidden_size\":64", mxfp4)).unwrap_err().to_string();
+        assert!(error.contains("multiples of 32"), "{error}");
+    }
+
     #[test]
     fn rope_parameters_of_both_layouts() {
         let old = parse(&QWEN3.replace("\"rope_theta\":1e6", "\"rope_theta\":5e5,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}")).unwrap();

@@ -161,7 +161,7 @@ def write(out, model, tokens, logits, layers):
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     (out / "tokens.json").write_text(json.dumps({"shape": list(tokens.shape), "input_ids": tokens.tolist()}) + "\n")
-    np.savez_compressed(out / "logits.npz", logits=logits.numpy())
+    np.savez(out / "logits.npz", logits=logits.numpy())
     (out / "saliency.json").write_text(json.dumps({"layers": layers}, indent=1) + "\n")
 
 

@@ -1,0 +1,3 @@
+//! Which experts of a mixture matter.
+
+pub mod saliency;
