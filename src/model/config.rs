@@ -238,16 +238,6 @@ impl ModelConfig {
             Family::Qwen2Moe => (fields.bool_or("qkv_bias", true)?, false),
             _ => (attention_bias, attention_bias),
         };
-        let default_theta = match family {
-            Family::Mixtral => 1e6,
-            Family::GptOss => 1.5e5,
-            _ => 1e4,
-        };
-        if family == Family::GptOss
-            && ["rope_scaling", "rope_parameters"].iter().all(|key| fields.present(key).is_none())
-        {
-            return Err(Error::file(path, "`rope_scaling` is missing, and gpt_oss is never without"));
-        }
         let intermediate_size = fields.usize("intermediate_size")?;
         Ok(ModelConfig {
             family,
@@ -260,7 +250,7 @@ impl ModelConfig {
             head_dim,
             rms_norm_eps: fields
                 .f64_or("rms_norm_eps", if matches!(family, Family::Olmoe | Family::GptOss) { 1e-5 } else { 1e-6 })?,
-            rope: RopeConfig::from_fields(&fields, max_position_embeddings, default_theta)?,
+            rope: RopeConfig::from_fields(&fields, family, max_position_embeddings)?,
             max_position_embeddings,
             sliding_window: sliding_window(&fields, family, blocks)?,
             qkv_bias,
@@ -456,6 +446,13 @@ mod tests {
         assert_eq!(stacked.storage, ExpertStorage::Stacked { mxfp4: false, limit: 7.0, alpha: 1.702 });
         assert_eq!((config.sliding_window, config.sinks), (vec![Some(16), None, Some(16), None], true));
         assert!(config.qkv_bias && config.o_bias && stacked.norm_topk_prob);
+        // Without `rope_scaling`, as transformers takes it.
+        let yarn = moe(&gpt_oss.replace("\"rope_scaling\":{},", "")).0.rope;
+        let RopeScaling::Yarn { factor, attention_factor, truncate, original, .. } = yarn.scaling else {
+            panic!("{yarn:?}")
+        };
+        assert_eq!((yarn.theta, factor, truncate, original), (1.5e5, 32.0, false, 4096));
+        assert!((attention_factor - 1.346_573_6).abs() < 1e-6);
         let types = r#""layer_types":["full_attention","full_attention","sliding_attention","full_attention"],"vocab"#;
         assert_eq!(moe(&gpt_oss.replace("\"vocab", types)).0.sliding_window, [None, None, Some(16), None]);
         // OpenAI's own name for the number of experts per token.
@@ -490,8 +487,6 @@ mod tests {
             assert!(error.contains(message), "{error}");
         }
         let gpt_oss = MOE.replace("qwen3_moe", "gpt_oss");
-        let error = parse(&gpt_oss.replace("\"rope_scaling\":{},", "")).unwrap_err().to_string();
-        assert!(error.contains("`rope_scaling` is missing"), "{error}");
         let mxfp4 = "\"quantization_config\":{\"quant_method\":\"mxfp4\"},\"hidden_size\":48";
         let error = parse(&gpt_oss.replace("\"hidden_size\":64", mxfp4)).unwrap_err().to_string();
         assert!(error.contains("multiples of 32"), "{error}");

@@ -1,6 +1,6 @@
 //! Rotary position settings and tables, for every scaling that Hugging Face's `modeling_rope_utils` computes.
 
-use super::config::{Fields, ModelConfig};
+use super::config::{Family, Fields, ModelConfig};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::f64::consts::PI;
@@ -62,12 +62,24 @@ pub enum RopeScaling {
 
 impl RopeConfig {
     /// `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters` that holds both.
-    pub(super) fn from_fields(top: &Fields<'_>, max_positions: usize, default_theta: f64) -> Result<RopeConfig> {
-        let empty = Map::new();
+    pub(super) fn from_fields(top: &Fields<'_>, family: Family, max_positions: usize) -> Result<RopeConfig> {
+        let default_theta = match family {
+            Family::Mixtral => 1e6,
+            Family::GptOss => 1.5e5,
+            _ => 1e4,
+        };
+        let mut default = Map::new();
+        if family == Family::GptOss {
+            let yarn = [("factor", 32.0), ("beta_fast", 32.0), ("beta_slow", 1.0)];
+            default.extend(yarn.map(|(key, value)| (key.to_owned(), value.into())));
+            default.insert("rope_type".into(), "yarn".into());
+            default.insert("original_max_position_embeddings".into(), 4096.into());
+            default.insert("truncate".into(), false.into());
+        }
         let nested = match top.present("rope_parameters").or_else(|| top.present("rope_scaling")) {
             Some(Value::Object(map)) => map,
             Some(other) => return Err(top.wrong("rope_scaling", other, "an object")),
-            None => &empty,
+            None => &default,
         };
         let fields = Fields { path: top.path, map: nested };
         let theta = fields.f64_or("rope_theta", top.f64_or("rope_theta", default_theta)?)?;
