@@ -19,9 +19,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const FAMILIES: [&str; 9] = [
-    "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe",
-];
+const FAMILIES: [&str; 9] =
+    ["gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe"];
 
 fn selection(keep: Keep) -> Selection {
     Selection { keep, by: Map::from_iter([("choice".to_owned(), "list".into())]) }
@@ -100,7 +99,10 @@ fn every_family_is_pruned_and_verified() {
         let slices = dir.path().join("slices");
         let only = keep.only(&[moe.dense_blocks(), moe.blocks - 1]).unwrap();
         experts::slice(&base, &layout, &selection(only), &slices, Progress::Hidden).unwrap();
-        let files = [format!("layer{}_keep4.safetensors", moe.dense_blocks()), format!("layer{}_keep4.safetensors", moe.blocks - 1)];
+        let files = [
+            format!("layer{}_keep4.safetensors", moe.dense_blocks()),
+            format!("layer{}_keep4.safetensors", moe.blocks - 1),
+        ];
         assert_eq!(names(&slices), [&files[0], &files[1], MANIFEST], "{model_type}");
         assert_eq!(experts::verify(&base, &slices, Progress::Hidden).unwrap().mismatch_count, 0, "{model_type}");
         let file = std::fs::read(slices.join(&files[0])).unwrap();
@@ -264,9 +266,11 @@ fn commands_plan_build_slice_and_verify() {
     };
     let planned = json(&["experts", "plan", "base", "--keep", "0.5", "--by", "last", "--out", "out", "--json"]);
     let built = json(&["experts", "build", "base", "--keep", "0.5", "--by", "last", "--out", "out", "--json"]);
-    let size: u64 = names(&dir.join("out")).iter().filter(|name| name.ends_with("safetensors")).map(|name| {
-        std::fs::metadata(dir.join("out").join(name)).unwrap().len()
-    }).sum();
+    let size: u64 = names(&dir.join("out"))
+        .iter()
+        .filter(|name| name.ends_with("safetensors"))
+        .map(|name| std::fs::metadata(dir.join("out").join(name)).unwrap().len())
+        .sum();
     assert_eq!(planned["output_bytes"], size, "what was planned is what was written");
     assert_eq!(built["written_bytes"], Checkpoint::open(dir.join("out")).unwrap().bytes());
     assert_eq!(planned["read_bytes"], built["written_bytes"], "no byte is read that is dropped");
@@ -279,7 +283,10 @@ fn commands_plan_build_slice_and_verify() {
     assert_eq!(names(dir), ["base", "out"], "a probe leaves nothing");
 
     let output = lacuna(dir, &["experts", "plan", "base", "--keep", "0.5", "--layer", "1", "--probe"]);
-    assert_says(text(&output.stdout), &["| experts kept ", "| peak RSS ", "| whole model", "- layers have equally long ranges"]);
+    assert_says(
+        text(&output.stdout),
+        &["| experts kept ", "| peak RSS ", "| whole model", "- layers have equally long ranges"],
+    );
     json(&["experts", "slice", "base", "--count", "2", "--layers", "0,2", "--out", "slices", "--json"]);
     assert_eq!(names(&dir.join("slices")), ["layer0_keep2.safetensors", "layer2_keep2.safetensors", MANIFEST]);
     let output = lacuna(dir, &["experts", "verify", "base", "slices"]);
@@ -335,9 +342,19 @@ fn bad_input_is_named_and_leaves_nothing() {
     let half = &["--keep", "0.5", "--by", "first"][..];
     let list = &["--keep-list", "keep.json"][..];
     let cases: [(&str, Damage, &[&str], &[&str]); 17] = [
-        ("truncated shard", truncate, half, &["model-00002-of-00003.safetensors", "100 bytes are missing", "download it again"]),
+        (
+            "truncated shard",
+            truncate,
+            half,
+            &["model-00002-of-00003.safetensors", "100 bytes are missing", "download it again"],
+        ),
         ("lying index", lie, half, &["model-00009-of-00003.safetensors", "not there"]),
-        ("router of another shape", reshape, half, &["`model.layers.1.block_sparse_moe.gate.weight`", "[7, 32]", "8 experts"]),
+        (
+            "router of another shape",
+            reshape,
+            half,
+            &["`model.layers.1.block_sparse_moe.gate.weight`", "[7, 32]", "8 experts"],
+        ),
         ("lost expert", lose, half, &["`model.layers.2.block_sparse_moe.experts.5.w3.weight`", "missing"]),
         ("stacked tensor of another shape", stack, half, &["`model.layers.0.mlp.experts.down_proj_bias`", "[9, 32]"]),
         ("dense model", dense, half, &["config.json", "`llama`", "no mixture"]),
@@ -349,7 +366,12 @@ fn bad_input_is_named_and_leaves_nothing() {
         ("negative fraction", nothing, &["--keep", "-0.5", "--by", "first"], &["keep = -0.5", "above 0"]),
         ("NaN", nothing, &["--keep", "nan", "--by", "first"], &["keep = NaN"]),
         ("groups", grouped, &["--count", "3", "--by", "first"], &["groups", "keep 2 or 4"]),
-        ("calibrated metric without scores", nothing, &["--keep", "0.5", "--by", "reap"], &["reap", "lacuna experts score"]),
+        (
+            "calibrated metric without scores",
+            nothing,
+            &["--keep", "0.5", "--by", "reap"],
+            &["reap", "lacuna experts score"],
+        ),
         ("no metric", nothing, &["--keep", "0.5"], &["which experts stay?"]),
         ("output exists", exists, half, &["out", "already exists"]),
     ];

@@ -38,8 +38,8 @@ pub use http::Retry;
 pub use hub::Hub;
 pub use remote::Remote;
 pub use rewrite::{
-    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite, Seconds,
-    Segment,
+    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite,
+    Seconds, Segment,
 };
 pub use source::{Source, open_source};
 

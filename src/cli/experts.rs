@@ -3,7 +3,7 @@
 use super::print_json;
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use lacuna::checkpoint::{Checkpoint, Source};
+use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
 use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Ranking, Selection, SuperExperts};
 use lacuna::progress::Progress;
@@ -245,7 +245,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn open(spec: &str) -> anyhow::Result<(Box<dyn Source>, Layout)> {
-    let source: Box<dyn Source> = Box::new(Checkpoint::open(spec)?);
+    let source = open_source(spec, Progress::Stderr)?;
     let layout = Layout::find(&*source)?;
     Ok((source, layout))
 }
@@ -308,21 +308,30 @@ fn report(copied: &lacuna::checkpoint::Copied, json: bool) -> anyhow::Result<()>
     }
     if copied.written > 0 {
         let seconds = copied.seconds.total;
-        println!("{} written in {seconds:.1} s, {:.0} MB/s", super::size(copied.written), copied.written as f64 / 1e6 / seconds);
+        println!(
+            "{} written in {seconds:.1} s, {:.0} MB/s",
+            super::size(copied.written),
+            copied.written as f64 / 1e6 / seconds
+        );
     }
     Ok(())
 }
 
 fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
-    let source = Checkpoint::open(&args.base)?;
-    let found = experts::verify(&source, &args.out, Progress::Stderr)?;
+    let source = open_source(&args.base, Progress::Stderr)?;
+    let found = experts::verify(&*source, &args.out, Progress::Stderr)?;
     if args.json {
         print_json(&found)?;
     } else {
         for mismatch in &found.mismatches {
             println!("{}: {}", mismatch.name, mismatch.problem);
         }
-        println!("mismatch_count {} ({} tensors, {} compared)", found.mismatch_count, found.tensors, super::size(found.bytes));
+        println!(
+            "mismatch_count {} ({} tensors, {} compared)",
+            found.mismatch_count,
+            found.tensors,
+            super::size(found.bytes)
+        );
     }
     Ok(if found.mismatch_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

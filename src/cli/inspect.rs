@@ -1,7 +1,7 @@
 //! `lacuna inspect`: what is in a checkpoint, from its headers alone.
 
-use anyhow::Result;
 use super::size;
+use anyhow::Result;
 use lacuna::checkpoint::Checkpoint;
 use lacuna::progress::Progress;
 use serde::Serialize;

@@ -5,6 +5,7 @@ mod layout;
 mod norms;
 mod plan;
 mod ranking;
+mod saliency;
 mod scores;
 mod verify;
 
@@ -14,5 +15,6 @@ pub use layout::{Groups, Layout, Role, place};
 pub use norms::{router_norms, weight_norms};
 pub use plan::{Estimate, Plan, Probe, plan, probe};
 pub use ranking::{Ranking, SuperExperts};
+pub use saliency::{ExpertSaliency, saliency};
 pub use scores::{ExpertScores, Metric};
 pub use verify::{Mismatch, Verification, verify};

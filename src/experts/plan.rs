@@ -72,7 +72,8 @@ pub fn plan(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64, o
     let mut plan = Plan::of(source, layout, keep, &rewrite)?;
     plan.free_bytes = available_bytes(parent(out));
     if let Some(free) = plan.free_bytes.filter(|&free| free < plan.output_bytes) {
-        let problem = format!("{} bytes are needed, {free} are free; choose a directory on another disk", plan.output_bytes);
+        let problem =
+            format!("{} bytes are needed, {free} are free; choose a directory on another disk", plan.output_bytes);
         return Err(Error::file(out, problem));
     }
     let sample = rewrite.sample(source, SAMPLE_BYTES)?;
@@ -140,7 +141,10 @@ impl Plan {
         }
         if let Some(Estimate { sample_bytes, sample_seconds, bytes_per_second, seconds }) = &self.estimate {
             let rate = bytes_per_second / 1e6;
-            rows.push(("time", format!("about {seconds:.0} s at {rate:.0} MB/s ({} took {sample_seconds:.2} s)", exact(*sample_bytes))));
+            rows.push((
+                "time",
+                format!("about {seconds:.0} s at {rate:.0} MB/s ({} took {sample_seconds:.2} s)", exact(*sample_bytes)),
+            ));
         }
         markdown(["plan", ""], &rows)
     }
@@ -280,10 +284,7 @@ impl Probe {
         if let Some(bytes) = self.peak_rss_bytes {
             rows.push(("peak RSS", exact(bytes)));
         }
-        let model = [
-            ("to write", exact(self.model_bytes)),
-            ("time", format!("about {:.0} s", self.model_seconds)),
-        ];
+        let model = [("to write", exact(self.model_bytes)), ("time", format!("about {:.0} s", self.model_seconds))];
         let assumptions: String = self.assumptions.iter().map(|line| format!("- {line}\n")).collect();
         let layer = format!("layer {}", self.layer);
         format!("{}\n{}\n{assumptions}", markdown([&layer, ""], &rows), markdown(["whole model", ""], &model))

@@ -48,8 +48,9 @@ pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verif
     })?;
     let wrong = |problem: &str| Error::file(out.join(MANIFEST), problem);
     let layout = Layout::find(base)?;
-    let lists: BTreeMap<usize, Vec<usize>> = serde_json::from_value(manifest.about.get("keep").cloned().unwrap_or_default())
-        .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
+    let lists: BTreeMap<usize, Vec<usize>> =
+        serde_json::from_value(manifest.about.get("keep").cloned().unwrap_or_default())
+            .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
     let keep = Keep::new(&layout, lists)?;
     let mut mismatches = Vec::new();
     let (expected, output) = match manifest.about.get("output").and_then(Value::as_str) {

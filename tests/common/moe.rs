@@ -72,7 +72,14 @@ impl Moe {
         tensors
     }
 
-    fn mixture(&self, tensors: &mut Vec<Spec>, at: &dyn Fn(&str) -> String, experts: usize, hidden: usize, width: usize) {
+    fn mixture(
+        &self,
+        tensors: &mut Vec<Spec>,
+        at: &dyn Fn(&str) -> String,
+        experts: usize,
+        hidden: usize,
+        width: usize,
+    ) {
         let bf16 = |name: String, shape: &[usize]| (name, "BF16", 2, shape.to_vec());
         let (module, linears) = match self.model_type {
             "mixtral" => ("block_sparse_moe", ["w1", "w2", "w3"]),
