@@ -3,11 +3,9 @@
 mod common;
 #[path = "common/moe.rs"]
 mod moe;
-#[path = "common/server.rs"]
-mod server;
 
 use common::{assert_says, fingerprint, names};
-use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest, Source};
+use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
 use lacuna::experts::{self, Keep, Layout, Ranking, Selection};
 use lacuna::progress::Progress;
 use moe::Moe;
@@ -17,7 +15,6 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 const FAMILIES: [&str; 9] =
     ["gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe"];
