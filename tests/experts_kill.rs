@@ -77,8 +77,9 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     common::fingerprint(dir).into_iter().map(|(name, (bytes, _))| (name, bytes)).collect()
 }
 
-/// Builds until `KILLS` runs were killed, a new output whenever one is complete. Every output is what an undisturbed run
-/// makes, and little is written twice. fn killed(runner: &Runner, kills: usize) {
+/// Builds until `kills` runs were killed, a new output whenever one is complete. Every output is what an undisturbed run
+/// makes, and little is written twice.
+fn killed(runner: &Runner, kills: usize) {
     let started = Instant::now();
     runner.finish("undisturbed");
     let whole = started.elapsed();
