@@ -7,37 +7,13 @@
 //! MODEL is a checkpoint directory, CALIB.json holds at least 16 windows of 512 token ids, PYTHON an interpreter with torch
 //! and transformers; without it only our figures are printed. Three runs each, in turn; the median counts.
 
+mod common;
+
+use common::{Run, measure, median};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::Command;
 
 const RUNS: usize = 3;
-
-struct Run {
-    seconds: f64,
-    peak_rss_mb: f64,
-}
-
-/// Runs a command to its end, from nothing to the saved checkpoint.
-#[expect(clippy::zombie_processes, reason = "wait4 waits for it, and tells its peak memory")]
-fn measure(command: &mut Command) -> Run {
-    let started = Instant::now();
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the command starts");
-    let mut status = 0;
-    // SAFETY: plain out-parameters of a system call; the child is waited for here and nowhere else.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32, "wait4");
-        usage
-    };
-    assert_eq!(status, 0, "{command:?} failed");
-    Run { seconds: started.elapsed().as_secs_f64(), peak_rss_mb: usage.ru_maxrss as f64 / 1024.0 }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
