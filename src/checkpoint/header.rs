@@ -8,16 +8,16 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The format's limit on a header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes of the length that a file begins with.
-const LENGTH_BYTES: u64 = 8;
+pub(super) const LENGTH_BYTES: u64 = 8;
 
 /// A JSON object's entries as they stand in the text, duplicates included (a map would hide them).
 pub(super) struct Entries(pub(super) Vec<(String, Value)>);
@@ -52,7 +52,51 @@ struct Entry {
 /// Reads and checks the header of `file`, the checkpoint's shard number `shard`. The tensors come in offset order.
 pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Vec<TensorInfo>> {
     let size = file.metadata().map_err(Error::io("read", path))?.len();
-    let (json, data_start) = read_json(path, file, size)?;
+    let mut first = vec![0; LENGTH_BYTES.min(size) as usize];
+    file.read_exact_at(&mut first, 0).map_err(Error::io("read", path))?;
+    let mut json = vec![0; length(path, size, &first)? as usize];
+    file.read_exact_at(&mut json, LENGTH_BYTES).map_err(Error::io("read", path))?;
+    parse(path, size, json, shard)
+}
+
+/// Bytes of the JSON that follows the length, which `first` holds: the first [`LENGTH_BYTES`] bytes, or all there are,
+/// of a file of `size` bytes. `path` is for messages only.
+pub(super) fn length(path: &Path, size: u64, first: &[u8]) -> Result<u64> {
+    let Ok(first) = <[u8; LENGTH_BYTES as usize]>::try_from(first) else {
+        let problem = format!("{size} bytes are too few for a safetensors file, which begins with 8 bytes of length");
+        return Err(broken(path, problem));
+    };
+    // What `git clone` leaves where the LFS extension is not installed.
+    if &first == b"version " {
+        return Err(Error::file(
+            path,
+            "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory",
+        ));
+    }
+    let length = u64::from_le_bytes(first);
+    if length > MAX_HEADER_BYTES {
+        let problem =
+            format!("its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}: not safetensors");
+        return Err(broken(path, problem));
+    }
+    if length > size - LENGTH_BYTES {
+        let missing = length - (size - LENGTH_BYTES);
+        return Err(Error::file(
+            path,
+            format!("truncated inside its header, {missing} bytes are missing; download it again"),
+        ));
+    }
+    Ok(length)
+}
+
+/// Checks the JSON of a file of `size` bytes, the checkpoint's shard number `shard`. The tensors come in offset order.
+/// `path` is for messages only.
+pub(super) fn parse(path: &Path, size: u64, json: Vec<u8>, shard: usize) -> Result<Vec<TensorInfo>> {
+    if json.first() != Some(&b'{') {
+        return Err(broken(path, "its header does not begin with `{`".into()));
+    }
+    let data_start = LENGTH_BYTES + json.len() as u64;
+    let json = String::from_utf8(json).map_err(|e| broken(path, format!("its header is not UTF-8 ({e})")))?;
     let Entries(entries) =
         serde_json::from_str(&json).map_err(|e| broken(path, format!("its header is not valid JSON ({e})")))?;
 
@@ -63,7 +107,7 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Vec<TensorI
             return Err(Error::tensor(path, name, "the header has this name twice; write the file again"));
         }
         if name == "__metadata__" {
-            serde_json::from_value::<std::collections::HashMap<String, String>>(value)
+            serde_json::from_value::<HashMap<String, String>>(value)
                 .map_err(|e| broken(path, format!("`__metadata__` must map strings to strings ({e})")))?;
             continue;
         }
@@ -80,43 +124,6 @@ const AGAIN: &str = "the file is damaged, download it again";
 
 fn broken(path: &Path, problem: String) -> Error {
     Error::file(path, format!("{problem}; {AGAIN}"))
-}
-
-/// The header's text, and the offset at which tensor data begins.
-fn read_json(path: &Path, file: &File, size: u64) -> Result<(String, u64)> {
-    let mut length = [0; LENGTH_BYTES as usize];
-    if size < LENGTH_BYTES {
-        let problem = format!("{size} bytes are too few for a safetensors file, which begins with 8 bytes of length");
-        return Err(broken(path, problem));
-    }
-    file.read_exact_at(&mut length, 0).map_err(Error::io("read", path))?;
-    // What `git clone` leaves where the LFS extension is not installed.
-    if &length == b"version " {
-        return Err(Error::file(
-            path,
-            "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory",
-        ));
-    }
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER_BYTES {
-        let problem =
-            format!("its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}: not safetensors");
-        return Err(broken(path, problem));
-    }
-    if length > size - LENGTH_BYTES {
-        let missing = length - (size - LENGTH_BYTES);
-        return Err(Error::file(
-            path,
-            format!("truncated inside its header, {missing} bytes are missing; download it again"),
-        ));
-    }
-    let mut json = vec![0; length as usize];
-    file.read_exact_at(&mut json, LENGTH_BYTES).map_err(Error::io("read", path))?;
-    if json.first() != Some(&b'{') {
-        return Err(broken(path, "its header does not begin with `{`".into()));
-    }
-    let json = String::from_utf8(json).map_err(|e| broken(path, format!("its header is not UTF-8 ({e})")))?;
-    Ok((json, LENGTH_BYTES + length))
 }
 
 /// Bytes of a tensor; `None` if that is no whole number of bytes or overflows.
@@ -175,6 +182,25 @@ fn check_layout(path: &Path, tensors: &[TensorInfo], data_start: u64, size: u64)
         return Err(broken(path, format!("its last {} bytes belong to no tensor", size - end)));
     }
     Ok(())
+}
+
+/// The tensors of all shards, in order, and their places by name; `paths` are for messages.
+pub(super) fn join(
+    paths: &[PathBuf],
+    headers: impl Iterator<Item = Result<Vec<TensorInfo>>>,
+) -> Result<(Vec<TensorInfo>, HashMap<String, usize>)> {
+    let mut tensors: Vec<TensorInfo> = Vec::new();
+    let mut by_name = HashMap::new();
+    for (path, header) in paths.iter().zip(headers) {
+        for tensor in header? {
+            if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
+                let problem = format!("it is also in {}; download both again", paths[tensors[other].shard].display());
+                return Err(Error::tensor(path, tensor.name, problem));
+            }
+            tensors.push(tensor);
+        }
+    }
+    Ok((tensors, by_name))
 }
 
 /// The bytes that stand before the data of `tensors` (name, dtype, shape), which follow one another in this order.

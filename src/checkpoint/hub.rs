@@ -1,9 +1,10 @@
 //! Checkpoints from a model hub that speaks Hugging Face's API, through its shared cache.
 
 use super::index::{INDEX, Index, is_file_name};
-use super::{SINGLE, check_is_directory};
+use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::{Error, Result};
+use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 use std::collections::BTreeSet;
@@ -21,6 +22,8 @@ pub struct Hub {
     pub token: Option<String>,
     /// Directory with one `models--owner--name` per model, as Hugging Face's libraries lay it out and share it.
     pub cache: PathBuf,
+    /// How long the requests of [`Hub::headers`] are repeated when they fail.
+    pub retry: Retry,
 }
 
 impl std::fmt::Debug for Hub {
@@ -31,14 +34,15 @@ impl std::fmt::Debug for Hub {
             .field("endpoint", &self.endpoint)
             .field("token", &token)
             .field("cache", &self.cache)
+            .field("retry", &self.retry)
             .finish()
     }
 }
 
 /// `owner/name[@revision]`.
-struct Spec {
-    repo: String,
-    revision: String,
+pub(super) struct Spec {
+    pub(super) repo: String,
+    pub(super) revision: String,
 }
 
 impl Spec {
@@ -61,11 +65,16 @@ impl Spec {
         Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() })
     }
 
-    fn at(&self, revision: &str) -> Repo {
+    pub(super) fn at(&self, revision: &str) -> Repo {
         Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned())
     }
 
-    fn error(&self, problem: impl std::fmt::Display) -> Error {
+    /// What messages call the listing of the repository's files.
+    pub(super) fn listing(&self) -> String {
+        format!("revision `{}`", self.revision)
+    }
+
+    pub(super) fn error(&self, problem: impl std::fmt::Display) -> Error {
         Error::Hub { repo: self.repo.clone(), problem: problem.to_string() }
     }
 }
@@ -89,6 +98,7 @@ impl Hub {
                 .to_owned(),
             token: var("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| home.token()),
             cache: var("HF_HUB_CACHE").map_or_else(|| home.path().clone(), PathBuf::from),
+            retry: Retry::default(),
         }
     }
 
@@ -102,10 +112,10 @@ impl Hub {
     pub fn download(&self, spec: &str, progress: Progress) -> Result<PathBuf> {
         let spec = Spec::parse(spec)?;
         let cache = Cache::new(self.cache.clone());
-        let cached = cached_snapshot(&cache, &spec);
-        if let Some(dir) = cached.as_ref().filter(|dir| is_complete(dir) && dir.join("tokenizer.json").exists()) {
-            return Ok(dir.clone());
+        if let Some(dir) = whole_snapshot(&cache, &spec) {
+            return Ok(dir);
         }
+        let cached = cached_snapshot(&cache, &spec);
         let api = ApiBuilder::from_cache(cache.clone())
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
@@ -140,10 +150,7 @@ impl Hub {
                 fetch(shard)?;
             }
         } else {
-            let gguf = files.iter().any(|file| file.ends_with(".gguf"));
-            let remedy =
-                if gguf { "download its GGUF file and use `lacuna import`" } else { "look for a converted copy" };
-            return Err(spec.error(format!("it has no {SINGLE} and no {INDEX}; {remedy}")));
+            return Err(no_weights(&spec, &files));
         }
         // Only now does the branch's name stand for this commit.
         cache.repo(spec.at(&spec.revision)).create_ref(&commit).map_err(Error::io("write the cache", &self.cache))?;
@@ -151,13 +158,38 @@ impl Hub {
         Ok(dir)
     }
 
+    /// Reads config, index and headers of `owner/name[@revision]`, all of one commit, and no weights.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when `spec` has another form; [`Error::Hub`] when the hub refuses, does not know the model or
+    /// its revision, has no safetensors of it, or cannot be reached; [`Error::File`] or [`Error::Tensor`] when its files
+    /// break a rule of the format, as for [`Checkpoint::open`]; [`Error::Interrupted`].
+    pub fn headers(&self, spec: &str, progress: Progress) -> Result<Remote> {
+        Remote::open(self, Spec::parse(spec)?, progress)
+    }
+
+    /// The cached download of `owner/name[@revision]` if it is whole, else its headers from the hub.
+    ///
+    /// # Errors
+    /// Those of [`Hub::headers`] and of [`Checkpoint::open`].
+    pub fn source(&self, spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
+        match whole_snapshot(&Cache::new(self.cache.clone()), &Spec::parse(spec)?) {
+            Some(dir) => Ok(Box::new(Checkpoint::open(dir)?)),
+            None => Ok(Box::new(self.headers(spec, progress)?)),
+        }
+    }
+
     /// The commit that the revision stands for, and the repository's files.
     fn list(&self, api: &Api, spec: &Spec) -> Result<(String, BTreeSet<String>), Refusal> {
         let info = api.repo(spec.at(&spec.revision)).info().map_err(|e| self.refusal(spec, "", e))?;
+        self.listing(spec, info).map_err(|error| Refusal { error: Box::new(error), unreachable: false })
+    }
+
+    /// Commit and files of what the hub answered.
+    pub(super) fn listing(&self, spec: &Spec, info: RepoInfo) -> Result<(String, BTreeSet<String>)> {
         // The commit becomes a directory's name.
         if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
-            let error = spec.error(format!("{} answered with the commit `{}`, which is none", self.endpoint, info.sha));
-            return Err(Refusal { error: Box::new(error), unreachable: false });
+            return Err(spec.error(format!("{} answered with the commit `{}`, which is none", self.endpoint, info.sha)));
         }
         Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
     }
@@ -188,28 +220,31 @@ impl Hub {
         }
     }
 
+    /// What the user should know and do about the status `code` in answer to a request for `what`.
+    pub(super) fn denied(&self, spec: &Spec, what: &str, code: u16) -> String {
+        let (endpoint, repo) = (&self.endpoint, &spec.repo);
+        let token = if self.token.is_some() { "the token in use" } else { "no token, as none is set" };
+        match code {
+            401 => format!(
+                "{endpoint} refuses {what} (401) with {token}; check the name, and set HF_TOKEN to a token that may read it"
+            ),
+            403 => format!(
+                "{endpoint} forbids {what} (403) with {token}; ask for access on {endpoint}/{repo} and set HF_TOKEN to a token of that account"
+            ),
+            404 => format!("{endpoint} does not have {what} (404); check the name and the revision"),
+            _ => format!("{endpoint} answered {code} for {what}; try again later"),
+        }
+    }
+
     /// What the user should know and do about a failed request for `file`, or for the listing if that is empty.
     fn refusal(&self, spec: &Spec, file: &str, error: ApiError) -> Refusal {
-        let Spec { repo, revision } = spec;
-        let token = if self.token.is_some() { "the token in use" } else { "no token, as none is set" };
-        let what = if file.is_empty() { format!("revision `{revision}`") } else { file.to_owned() };
+        let what = if file.is_empty() { spec.listing() } else { file.to_owned() };
         let mut unreachable = false;
         let problem = match &error {
             ApiError::RequestError(source) => match **source {
-                ureq::Error::StatusCode(401) => format!(
-                    "{} refuses {what} (401) with {token}; check the name, and set HF_TOKEN to a token that may read it",
-                    self.endpoint
-                ),
-                ureq::Error::StatusCode(403) => format!(
-                    "{} forbids {what} (403) with {token}; ask for access on {}/{repo} and set HF_TOKEN to a token of that account",
-                    self.endpoint, self.endpoint
-                ),
-                ureq::Error::StatusCode(404) => {
-                    format!("{} does not have {what} (404); check the name and the revision", self.endpoint)
-                }
                 ureq::Error::StatusCode(code) => {
                     unreachable = code >= 500;
-                    format!("{} answered {code} for {what}; try again later", self.endpoint)
+                    self.denied(spec, &what, code)
                 }
                 ref other => {
                     unreachable = true;
@@ -258,6 +293,18 @@ fn cached_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
     dir.is_dir().then_some(dir)
 }
 
+/// The directory in the cache, if nothing of the model can be missing there.
+fn whole_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
+    cached_snapshot(cache, spec).filter(|dir| is_complete(dir) && dir.join("tokenizer.json").exists())
+}
+
+/// There are no safetensors among `files`.
+pub(super) fn no_weights(spec: &Spec, files: &BTreeSet<String>) -> Error {
+    let gguf = files.iter().any(|file| file.ends_with(".gguf"));
+    let remedy = if gguf { "download its GGUF file and use `lacuna import`" } else { "look for a converted copy" };
+    spec.error(format!("it has no {SINGLE} and no {INDEX}; {remedy}"))
+}
+
 /// Whether config and all weights are there.
 fn is_complete(dir: &Path) -> bool {
     let weights = dir.join(SINGLE).exists()
@@ -266,7 +313,7 @@ fn is_complete(dir: &Path) -> bool {
 }
 
 /// Config, tokenizer, licence: small files beside the weights, not in folders.
-fn is_side_file(file: &str) -> bool {
+pub(super) fn is_side_file(file: &str) -> bool {
     let text = [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|extension| file.ends_with(extension));
     let licence = ["LICENSE", "NOTICE", "USE_POLICY"].iter().any(|name| file.starts_with(name));
     is_file_name(file) && (text || licence) && !file.ends_with(".index.json")
@@ -326,7 +373,7 @@ mod tests {
 
     #[test]
     fn the_token_stays_out_of_debug_output() {
-        let hub = Hub { endpoint: "http://h".into(), token: Some("hf_secret".into()), cache: "/c".into() };
+        let hub = Hub { endpoint: "http://h".into(), token: Some("hf_secret".into()), ..Hub::from_env() };
         assert!(!format!("{hub:?}").contains("secret"));
     }
 }

@@ -23,12 +23,16 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads and checks the text of an index.
+    /// Reads and checks an index.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::parse(path, &std::fs::read(path).map_err(Error::io("read", path))?)
+    }
+
+    /// Checks the text of an index; `path` is for messages only.
+    pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let broken = |problem: String| Error::file(path, format!("{problem}; download it again"));
         let Text { weight_map: Entries(entries) } =
-            serde_json::from_slice(&text).map_err(|e| broken(format!("not a valid index ({e})")))?;
+            serde_json::from_slice(text).map_err(|e| broken(format!("not a valid index ({e})")))?;
         let mut weight_map = HashMap::with_capacity(entries.len());
         for (tensor, shard) in entries {
             let Some(shard) = shard.as_str().filter(|shard| is_file_name(shard)) else {
@@ -49,10 +53,10 @@ impl Index {
         self.weight_map.values().map(String::as_str).collect()
     }
 
-    /// Fails if a shard is not in `dir`.
-    pub(super) fn check_shards(&self, dir: &Path) -> Result<()> {
+    /// Fails if a shard is not `there`.
+    pub(super) fn check_shards(&self, there: impl Fn(&str) -> bool) -> Result<()> {
         let shards = self.shards();
-        let missing: Vec<&str> = shards.iter().copied().filter(|shard| !dir.join(shard).is_file()).collect();
+        let missing: Vec<&str> = shards.iter().copied().filter(|shard| !there(shard)).collect();
         let Some(first) = missing.first() else { return Ok(()) };
         let problem = format!(
             "it names shard {first}, which is not there ({} of {} shards are missing); download what is missing",

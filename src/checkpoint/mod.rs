@@ -25,14 +25,18 @@
 mod convert;
 mod gguf;
 mod header;
+mod http;
 mod hub;
 mod index;
+mod remote;
 mod source;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
+pub use http::Retry;
 pub use hub::Hub;
-pub use source::Source;
+pub use remote::Remote;
+pub use source::{Source, open_source};
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};
@@ -112,7 +116,7 @@ impl Checkpoint {
             (None, vec![dir.join(SINGLE)])
         } else if dir.join(INDEX).is_file() {
             let index = Index::read(&dir.join(INDEX))?;
-            index.check_shards(dir)?;
+            index.check_shards(|shard| dir.join(shard).is_file())?;
             let shards = index.shards().into_iter().map(|shard| dir.join(shard)).collect();
             (Some(index), shards)
         } else {
@@ -121,18 +125,9 @@ impl Checkpoint {
         let files: Vec<File> =
             shards.iter().map(|path| File::open(path).map_err(Error::io("open", path))).collect::<Result<_>>()?;
 
-        let mut tensors: Vec<TensorInfo> = Vec::new();
-        let mut by_name = HashMap::new();
-        for (shard, (path, file)) in shards.iter().zip(&files).enumerate() {
-            for tensor in header::read(path, file, shard)? {
-                if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
-                    let other: &TensorInfo = &tensors[other];
-                    let problem = format!("it is also in {}; download both again", shards[other.shard].display());
-                    return Err(Error::tensor(path, tensor.name, problem));
-                }
-                tensors.push(tensor);
-            }
-        }
+        let headers =
+            shards.iter().zip(&files).enumerate().map(|(shard, (path, file))| header::read(path, file, shard));
+        let (tensors, by_name) = header::join(&shards, headers)?;
         if let Some(index) = index {
             index.check_tensors(&tensors, &shards)?;
         }

@@ -1,11 +1,12 @@
 //! A checkpoint of which only the headers need be at hand; its bytes are read by ranges, from a disk or over a network.
 
-use super::{Checkpoint, TensorInfo};
-use crate::progress::check_interrupt;
+use super::{Checkpoint, Hub, TensorInfo};
+use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// Bytes that are handed over at a time.
 const PIECE: usize = 1 << 20;
@@ -45,6 +46,16 @@ pub trait Source: Sync {
 
     /// Bytes between two wanted ranges that cost less to receive than another request.
     fn worth_skipping(&self) -> u64;
+}
+
+/// Opens the directory `spec` if there is one, else reads the headers of `owner/name[@revision]` from a hub with the
+/// environment's settings ([`Hub::from_env`]). A model that is whole in the hub's cache is read there.
+///
+/// # Errors
+/// [`Error::Argument`] when `spec` is neither; those of [`Checkpoint::open`] and [`Hub::headers`].
+pub fn open_source(spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
+    let path = Path::new(spec);
+    if path.exists() { Ok(Box::new(Checkpoint::open(path)?)) } else { Hub::from_env().source(spec, progress) }
 }
 
 impl Source for Checkpoint {

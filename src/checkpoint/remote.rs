@@ -1,0 +1,238 @@
+//! A checkpoint on a hub of which only the headers are read; tensors come by ranges when asked for.
+
+use super::http::{Client, Target};
+use super::hub::{self, Hub, Spec};
+use super::index::{INDEX, Index};
+use super::{SINGLE, Source, TensorInfo, header, writer};
+use crate::progress::Progress;
+use crate::{Error, Result};
+use hf_hub::api::RepoInfo;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Requests in flight: enough to fill a line that one connection does not, few enough for a hub to bear.
+const STREAMS: usize = 8;
+/// A request costs a round trip and some KiB of headers, and a hub counts it.
+const WORTH_SKIPPING: u64 = 16 << 10;
+/// Before anything was read, a hub that cannot be reached is soon told.
+const LISTING_ATTEMPTS: u32 = 3;
+/// Listings, indices, tokenizers: the largest have some 30 MB.
+const MAX_SMALL_FILE: usize = 256 << 20;
+
+/// A checkpoint on a hub, pinned to one commit: its headers, read and checked like those of a [`Checkpoint`], and the
+/// means to fetch bytes behind them. Made by [`Hub::headers`].
+///
+/// [`Checkpoint`]: super::Checkpoint
+pub struct Remote {
+    client: Client,
+    commit: String,
+    /// All files of the repository.
+    listed: BTreeSet<String>,
+    shards: Vec<Shard>,
+    tensors: Vec<TensorInfo>,
+    config: OnceLock<Map<String, Value>>,
+}
+
+struct Shard {
+    name: String,
+    /// Bytes of the file.
+    size: u64,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote")
+            .field("origin", &self.origin())
+            .field("files", &self.files())
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Remote {
+    pub(super) fn open(hub: &Hub, spec: Spec, progress: Progress) -> Result<Self> {
+        let client = Client::new(hub, spec);
+        let spec = client.spec();
+        let name = spec.listing();
+        let url = format!("{}/api/{}", hub.endpoint, spec.at(&spec.revision).api_url());
+        let attempts = hub.retry.attempts.min(LISTING_ATTEMPTS);
+        let text = client.whole(&Target { name: &name, url }, MAX_SMALL_FILE, attempts)?;
+        let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| {
+            let problem =
+                format!("{} gave an answer for {name} that no hub gives ({e}); check HF_ENDPOINT", hub.endpoint);
+            spec.error(problem)
+        })?;
+        let (commit, listed) = hub.listing(spec, info)?;
+        let mut remote =
+            Self { client, commit, listed, shards: Vec::new(), tensors: Vec::new(), config: OnceLock::new() };
+
+        // In the order in which a local directory is looked at.
+        let (index, names) = if remote.listed.contains(SINGLE) {
+            (None, vec![SINGLE.to_owned()])
+        } else if remote.listed.contains(INDEX) {
+            let index = Index::parse(&remote.path(INDEX), &remote.small_file(INDEX)?)?;
+            index.check_shards(|shard| remote.listed.contains(shard))?;
+            let names = index.shards().into_iter().map(str::to_owned).collect();
+            (Some(index), names)
+        } else {
+            return Err(hub::no_weights(remote.client.spec(), &remote.listed));
+        };
+        let headers = remote.read_headers(&names, progress)?;
+        let paths: Vec<PathBuf> = names.iter().map(|name| remote.path(name)).collect();
+        let (sizes, headers): (Vec<u64>, Vec<_>) = headers.into_iter().unzip();
+        (remote.tensors, _) = header::join(&paths, headers.into_iter().map(Ok))?;
+        if let Some(index) = index {
+            index.check_tensors(&remote.tensors, &paths)?;
+        }
+        remote.shards = names.into_iter().zip(sizes).map(|(name, size)| Shard { name, size }).collect();
+        Ok(remote)
+    }
+
+    /// The commit that everything is read of.
+    pub fn commit(&self) -> &str {
+        &self.commit
+    }
+
+    /// Bytes that have come over the wire so far in the bodies of answers: headers, small files, tensors, and what was
+    /// received in vain.
+    pub fn received(&self) -> u64 {
+        self.client.received()
+    }
+
+    /// What messages call a file.
+    fn path(&self, name: &str) -> PathBuf {
+        Path::new(&self.origin()).join(name)
+    }
+
+    fn target<'a>(&self, name: &'a str) -> Target<'a> {
+        let Hub { endpoint, .. } = self.client.hub();
+        let url = format!("{endpoint}/{}/resolve/{}/{}", self.client.spec().repo, self.commit, encode(name));
+        Target { name, url }
+    }
+
+    fn small_file(&self, name: &str) -> Result<Vec<u8>> {
+        self.client.whole(&self.target(name), MAX_SMALL_FILE, self.client.hub().retry.attempts)
+    }
+
+    /// Size and tensors of every shard.
+    fn read_headers(&self, names: &[String], progress: Progress) -> Result<Vec<(u64, Vec<TensorInfo>)>> {
+        let stage = progress.stage("headers", names.len() as u64);
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let results = Mutex::new(Vec::with_capacity(names.len()));
+        std::thread::scope(|scope| {
+            for _ in 0..STREAMS.min(names.len()) {
+                scope.spawn(|| {
+                    while !failed.load(Ordering::Relaxed) {
+                        let shard = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(name) = names.get(shard) else { break };
+                        let header = self.read_header(name, shard).and_then(|header| stage.inc(1).map(|()| header));
+                        failed.fetch_or(header.is_err(), Ordering::Relaxed);
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push((shard, header));
+                    }
+                });
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_by_key(|&(shard, _)| shard);
+        results.into_iter().map(|(_, header)| header).collect()
+    }
+
+    /// Two requests: for the header's length, which also tells the file's, and for the header.
+    fn read_header(&self, name: &str, shard: usize) -> Result<(u64, Vec<TensorInfo>)> {
+        let (path, target) = (self.path(name), self.target(name));
+        let mut first = Vec::new();
+        let size = self.client.range(&target, 0..header::LENGTH_BYTES, None, &mut |piece| {
+            first.extend_from_slice(piece);
+            Ok(())
+        })?;
+        let end = header::LENGTH_BYTES + header::length(&path, size, &first)?;
+        let mut json = Vec::with_capacity((end - header::LENGTH_BYTES) as usize);
+        self.client.range(&target, header::LENGTH_BYTES..end, Some(size), &mut |piece| {
+            json.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok((size, header::parse(&path, size, json, shard)?))
+    }
+}
+
+impl Source for Remote {
+    fn origin(&self) -> String {
+        format!("{}@{}", self.client.spec().repo, self.commit)
+    }
+
+    fn files(&self) -> Vec<String> {
+        self.shards.iter().map(|shard| shard.name.clone()).collect()
+    }
+
+    fn index(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn config_json(&self) -> Result<Map<String, Value>> {
+        const CONFIG: &str = "config.json";
+        if let Some(config) = self.config.get() {
+            return Ok(config.clone());
+        }
+        let path = self.path(CONFIG);
+        if !self.listed.contains(CONFIG) {
+            return Err(Error::file(
+                path,
+                "missing; a checkpoint needs it beside its weights, use another revision or a local copy",
+            ));
+        }
+        let config = serde_json::from_slice(&self.small_file(CONFIG)?)
+            .map_err(|e| Error::file(path, format!("not a JSON object ({e})")))?;
+        Ok(self.config.get_or_init(|| config).clone())
+    }
+
+    fn side_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let wanted = |name: &&String| hub::is_side_file(name) && writer::is_side_file(name) && *name != "config.json";
+        self.listed.iter().filter(wanted).map(|name| Ok((name.clone(), self.small_file(name)?))).collect()
+    }
+
+    fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let Shard { name, size } = &self.shards[shard];
+        if range.end > *size {
+            let problem =
+                format!("bytes {}..{} lie beyond the end of the file, which has {size}", range.start, range.end);
+            return Err(Error::file(self.path(name), problem));
+        }
+        self.client.range(&self.target(name), range, Some(*size), sink).map(|_| ())
+    }
+
+    fn streams(&self) -> usize {
+        STREAMS
+    }
+
+    fn worth_skipping(&self) -> u64 {
+        WORTH_SKIPPING
+    }
+}
+
+/// A file's name as it stands in a URL.
+fn encode(name: &str) -> String {
+    let mut url = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::encode;
+
+    #[test]
+    fn names_are_encoded_for_urls() {
+        assert_eq!(encode("model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors");
+        assert_eq!(encode("a b?c#d%é"), "a%20b%3Fc%23d%25%C3%A9");
+    }
+}
