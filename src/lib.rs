@@ -26,6 +26,7 @@ pub mod text;
 
 pub mod calibrate;
 pub mod evaluate;
+pub mod experts;
 pub mod generate;
 pub mod importance;
 pub mod mask;

@@ -107,7 +107,7 @@ pub(super) fn is_file_name(name: &str) -> bool {
 }
 
 /// Hugging Face's name of shard `shard` (from 0) of `of`.
-pub(super) fn shard_name(shard: usize, of: usize) -> String {
+pub(crate) fn shard_name(shard: usize, of: usize) -> String {
     if of == 1 { "model.safetensors".into() } else { format!("model-{:05}-of-{of:05}.safetensors", shard + 1) }
 }
 

@@ -29,6 +29,7 @@ mod http;
 mod hub;
 mod index;
 mod remote;
+mod rewrite;
 mod source;
 mod writer;
 
@@ -36,7 +37,15 @@ pub use gguf::{ImportSummary, import_gguf};
 pub use http::Retry;
 pub use hub::Hub;
 pub use remote::Remote;
+pub use rewrite::{
+    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite, Segment,
+};
 pub use source::{Source, open_source};
+
+pub(crate) use index::shard_name;
+pub(crate) use rewrite::index_text;
+pub(crate) use writer::{available_bytes, deal_out};
+
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};
@@ -122,15 +131,20 @@ impl Checkpoint {
         } else {
             return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX} is in this directory; {}", hint(dir))));
         };
+        let checkpoint = Self::open_files(dir, shards)?;
+        if let Some(index) = index {
+            index.check_tensors(checkpoint.index(), checkpoint.shards())?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Opens the weight files `shards` of `dir`, and checks every header.
+    pub(crate) fn open_files(dir: &Path, shards: Vec<PathBuf>) -> Result<Self> {
         let files: Vec<File> =
             shards.iter().map(|path| File::open(path).map_err(Error::io("open", path))).collect::<Result<_>>()?;
-
         let headers =
             shards.iter().zip(&files).enumerate().map(|(shard, (path, file))| header::read(path, file, shard));
         let (tensors, by_name) = header::join(&shards, headers)?;
-        if let Some(index) = index {
-            index.check_tensors(&tensors, &shards)?;
-        }
         let inner = Inner { dir: dir.to_path_buf(), shards, files, tensors, by_name, sha256: OnceLock::new() };
         Ok(Self(Arc::new(inner)))
     }

@@ -41,6 +41,11 @@ pub trait Source: Sync {
     /// [`Error::Io`], [`Error::File`] or [`Error::Hub`] when they cannot be read; whatever `sink` fails with.
     fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
+    /// A text that is another one once the bytes may have changed.
+    fn stamp(&self) -> String {
+        self.origin()
+    }
+
     /// How many streams are worth having in flight.
     fn streams(&self) -> usize;
 
@@ -102,6 +107,15 @@ impl Source for Checkpoint {
             at += piece.len() as u64;
         }
         Ok(())
+    }
+
+    fn stamp(&self) -> String {
+        let stamp = |(path, file): (&std::path::PathBuf, &std::fs::File)| {
+            let metadata = file.metadata().ok();
+            let changed = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+            format!("{:?} {:?} {changed:?}\n", path.file_name(), metadata.map(|metadata| metadata.len()))
+        };
+        self.shards().iter().zip(&self.0.files).map(stamp).collect()
     }
 
     fn streams(&self) -> usize {

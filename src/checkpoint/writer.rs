@@ -286,20 +286,25 @@ pub fn dtype_of(dtype: DType) -> Result<Dtype> {
 
 /// Deals tensors out to shards of at most `max_bytes` each (a larger tensor gets a shard of its own), keeping the order.
 pub fn plan_shards(tensors: Vec<TensorPlan>, max_bytes: u64) -> Vec<Vec<TensorPlan>> {
-    let mut shards: Vec<Vec<TensorPlan>> = Vec::new();
+    deal_out(tensors, max_bytes, |(_, dtype, shape)| header::byte_len(*dtype, shape).unwrap_or(u64::MAX))
+}
+
+/// Deals items out to groups of at most `max_bytes` each (a larger item gets a group of its own), keeping the order.
+pub(crate) fn deal_out<T>(items: Vec<T>, max_bytes: u64, bytes: impl Fn(&T) -> u64) -> Vec<Vec<T>> {
+    let mut groups: Vec<Vec<T>> = Vec::new();
     let mut filled = u64::MAX;
-    for tensor in tensors {
-        let bytes = header::byte_len(tensor.1, &tensor.2).unwrap_or(u64::MAX);
+    for item in items {
+        let bytes = bytes(&item);
         filled = filled.saturating_add(bytes);
-        match shards.last_mut() {
-            Some(shard) if filled <= max_bytes => shard.push(tensor),
+        match groups.last_mut() {
+            Some(group) if filled <= max_bytes => group.push(item),
             _ => {
                 filled = bytes;
-                shards.push(vec![tensor]);
+                groups.push(vec![item]);
             }
         }
     }
-    shards
+    groups
 }
 
 /// The files of a model's directory that hold no weights, sorted; without what tells how that directory itself was
@@ -324,12 +329,12 @@ pub(super) fn is_side_file(name: &str) -> bool {
     !weights && !name.starts_with('.') && !["lacuna.json", "manifest.json"].contains(&name)
 }
 
-fn disk_full(detail: &str) -> String {
+pub(super) fn disk_full(detail: &str) -> String {
     format!("the disk is full ({detail}); free some space, or choose an output directory on another disk")
 }
 
 /// Free bytes of the file system under `dir`; `None` if the system does not say.
-fn available_bytes(dir: &Path) -> Option<u64> {
+pub(crate) fn available_bytes(dir: &Path) -> Option<u64> {
     let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
     let mut stats = std::mem::MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: `path` ends in NUL, `stats` is large enough, and is read only if the call filled it.

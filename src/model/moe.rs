@@ -23,6 +23,8 @@ pub struct MoeFamily {
     /// Config keys of the number of groups that experts are dealt out to, in order, and of how many of them a token may
     /// reach.
     pub group_keys: Option<(&'static str, &'static str)>,
+    /// How many of its experts a group is judged by.
+    pub group_best: usize,
 }
 
 const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
@@ -36,11 +38,13 @@ const PLAIN: MoeFamily = MoeFamily {
     experts_key: "num_experts",
     top_k_keys: &["num_experts_per_tok"],
     group_keys: None,
+    group_best: 1,
 };
 const DEEPSEEK: MoeFamily = MoeFamily {
     shared: &["shared_experts"],
     experts_key: "n_routed_experts",
     group_keys: Some(("n_group", "topk_group")),
+    group_best: 2,
     ..PLAIN
 };
 
@@ -64,7 +68,7 @@ pub const MOE_FAMILIES: &[MoeFamily] = &[
     MoeFamily { model_type: "qwen3_moe", ..PLAIN },
     MoeFamily { model_type: "qwen3_next", shared: &["shared_expert", "shared_expert_gate"], ..PLAIN },
     MoeFamily { model_type: "olmoe", ..PLAIN },
-    MoeFamily { model_type: "deepseek_v2", ..DEEPSEEK },
+    MoeFamily { model_type: "deepseek_v2", group_best: 1, ..DEEPSEEK },
     MoeFamily { model_type: "deepseek_v3", ..DEEPSEEK },
     MoeFamily { model_type: "glm4_moe", ..DEEPSEEK },
 ];

@@ -1,0 +1,300 @@
+//! Carrying a [`Rewrite`] out: streams in, positional writes out, a journal between.
+
+use super::journal::{self, Journal};
+use super::{MANIFEST, Manifest, Rewrite, Run};
+use crate::checkpoint::source::Source;
+use crate::checkpoint::writer::{available_bytes, disk_full};
+use crate::progress::{Progress, Stage};
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// What a [`Rewrite::run`] did.
+#[derive(Clone, Debug)]
+pub struct Copied {
+    /// Where every tensor came from.
+    pub manifest: Manifest,
+    /// Bytes of tensors that this run wrote.
+    pub written: u64,
+    /// Bytes of tensors that were in place already.
+    pub resumed: u64,
+}
+
+/// The unfinished output: a hidden directory beside the final one, with the files that are to be renamed into place, and
+/// what is needed to go on with them.
+struct Staging {
+    out: PathBuf,
+    dir: PathBuf,
+    /// Held as long as this process works here.
+    _lock: File,
+}
+
+impl Staging {
+    fn enter(out: &Path, identity: &str) -> Result<Self> {
+        let Some(name) = out.file_name() else {
+            return Err(Error::file(out, "cannot be an output directory; give it a name"));
+        };
+        let dir = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        let made = std::fs::create_dir(&dir);
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = dir.parent().unwrap_or(Path::new("."));
+                return Err(Error::file(parent, "no such directory; create it before writing into it"));
+            }
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", &dir)(error));
+            }
+            _ => {}
+        }
+        let path = dir.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(Error::io("open", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::file(&dir, "another process is writing this output; wait for it, or end it"));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+        }
+        let path = dir.join("identity");
+        match std::fs::read_to_string(&path) {
+            Ok(old) if old == identity => {}
+            // A kill between the first two steps leaves a directory without one, and nothing in it.
+            Ok(old) if old.is_empty() => write(out, &path, identity)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => write(out, &path, identity)?,
+            Err(error) => return Err(Error::io("read", &path)(error)),
+            Ok(_) => {
+                let problem = "holds an unfinished output of other arguments, or of a checkpoint that has changed since; \
+                               finish that one with its own command, or remove this directory";
+                return Err(Error::file(&dir, problem));
+            }
+        }
+        let staging = Staging { out: out.to_path_buf(), dir, _lock: lock };
+        match std::fs::create_dir(staging.data()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(write_error(out, "create", error)),
+            _ => Ok(staging),
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Opens a weight file at its full length, with its header. What is there already stays. Also says whether it was.
+    fn file(&self, name: &str, header: &[u8], bytes: u64) -> Result<(File, bool)> {
+        let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(self.data().join(name));
+        let file = open.map_err(|e| write_error(&self.out, "create", e))?;
+        let there = file.metadata().map_err(|e| write_error(&self.out, "read", e))?.len() == bytes;
+        file.set_len(bytes).map_err(|e| write_error(&self.out, "write", e))?;
+        file.write_all_at(header, 0).map_err(|e| write_error(&self.out, "write", e))?;
+        Ok((file, there))
+    }
+}
+
+fn write(out: &Path, path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
+    std::fs::write(path, text).map_err(|e| write_error(out, "write", e))
+}
+
+/// A disk that is full must be told from one that is forbidden; both name the final path.
+fn write_error(out: &Path, action: &'static str, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            let problem = disk_full(&error.to_string());
+            Error::file(out, format!("{problem}; then the same command goes on where this one stopped"))
+        }
+        _ => Error::io(action, out)(error),
+    }
+}
+
+/// Counts bytes, shows mebibytes.
+struct Meter {
+    stage: Stage,
+    bytes: Mutex<u64>,
+}
+
+impl Meter {
+    fn add(&self, bytes: u64) -> Result<()> {
+        let mut sum = self.bytes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let shown = *sum >> 20;
+        *sum += bytes;
+        self.stage.inc((*sum >> 20) - shown)
+    }
+}
+
+impl Rewrite {
+    /// Writes the files to the new directory `out`, and beside them [`MANIFEST`] and what `others` makes of it. If an
+    /// earlier run was stopped, by whatever means, this one goes on from its last finished piece; if it had ended, nothing
+    /// is written.
+    ///
+    /// Memory: a mebibyte for each of [`Source::streams`], and the list of pieces.
+    ///
+    /// # Errors
+    /// [`Error::File`] when `out` exists and is not this output, when an unfinished output of something else is in the
+    /// way, another process writes it, or the disk is full; [`Error::Io`], [`Error::Hub`] when reading or writing fails;
+    /// [`Error::Interrupted`]. What was copied until then is kept for the next run.
+    pub fn run(
+        &self,
+        source: &dyn Source,
+        out: &Path,
+        about: &Map<String, Value>,
+        others: impl FnOnce(&Manifest) -> Result<Vec<(String, Vec<u8>)>>,
+        progress: Progress,
+    ) -> Result<Copied> {
+        if out.symlink_metadata().is_ok() {
+            let manifest = Manifest::read(out).ok().flatten();
+            let Some(manifest) = manifest.filter(|manifest| manifest.identity == self.identity && manifest.about == *about)
+            else {
+                return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+            };
+            // A kill after the rename leaves the rest of the staging directory.
+            if let Ok(staging) = Staging::enter(out, &self.identity) {
+                let _ = std::fs::remove_dir_all(&staging.dir);
+            }
+            return Ok(Copied { manifest, written: 0, resumed: self.data_bytes() });
+        }
+        let parent = match out.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let staging = Staging::enter(out, &self.identity)?;
+        let (journal, mut done) = Journal::open(&staging.dir.join("journal"), self)?;
+        let left: u64 = self.pieces.iter().zip(&done).filter(|(_, done)| done.is_none()).map(|(p, _)| p.bytes).sum();
+        if let Some(available) = available_bytes(parent).filter(|&available| available < left) {
+            return Err(Error::file(out, disk_full(&format!("{left} bytes are needed, {available} are free"))));
+        }
+        let mut files = Vec::with_capacity(self.files.len());
+        for (number, (file, header)) in self.files.iter().zip(&self.headers).enumerate() {
+            let bytes: u64 = header.len() as u64 + file.tensors.iter().map(super::OutputTensor::bytes).sum::<u64>();
+            let (opened, there) = staging.file(&file.name, header, bytes)?;
+            if !there {
+                let of_file = |(piece, _): &(&super::Piece, &mut Option<u32>)| piece.file == number;
+                self.pieces.iter().zip(&mut done).filter(of_file).for_each(|(_, done)| *done = None);
+            }
+            files.push(opened);
+        }
+        if !journal::same_boot(&staging.dir.join("boot"))? {
+            journal::recheck(self, &files, &mut done);
+        }
+
+        let todo: Vec<usize> = (0..done.len()).filter(|&piece| done[piece].is_none()).collect();
+        let written: u64 = todo.iter().map(|&piece| self.pieces[piece].bytes).sum();
+        let resumed = self.data_bytes() - written;
+        let meter = Meter { stage: progress.stage("copy (MiB)", self.data_bytes() >> 20), bytes: Mutex::new(0) };
+        meter.add(resumed)?;
+        let done = Mutex::new(done);
+        let target = Target { rewrite: self, out, files: &files, journal: &journal, done: &done, meter: &meter };
+        target.copy(source, &self.runs(source, &todo))?;
+
+        let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let sums: Vec<u32> = done.into_iter().flatten().collect();
+        let manifest = self.manifest(source, about, &sums);
+        let data = staging.data();
+        let mut text = serde_json::to_vec(&manifest).map_err(|error| Error::file(out, error))?;
+        text.push(b'\n');
+        for (name, bytes) in others(&manifest)?.into_iter().chain([(MANIFEST.to_owned(), text)]) {
+            let path = data.join(name);
+            write(out, &path, bytes)?;
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| write_error(out, "flush", e))?;
+        }
+        for file in &files {
+            file.sync_all().map_err(|e| write_error(out, "flush", e))?;
+        }
+        File::open(&data).and_then(|dir| dir.sync_all()).map_err(|e| write_error(out, "flush", e))?;
+        if out.symlink_metadata().is_ok() {
+            return Err(Error::file(out, "has come to exist while it was being written; remove it and start again"));
+        }
+        std::fs::rename(&data, out).map_err(|e| write_error(out, "rename into place", e))?;
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| write_error(out, "flush", e))?;
+        // The output stands; what is left of the staging directory is removed by the next run if not by this one.
+        let _ = std::fs::remove_dir_all(&staging.dir);
+        Ok(Copied { manifest, written, resumed })
+    }
+}
+
+/// What the threads of a copy share.
+struct Target<'a> {
+    rewrite: &'a Rewrite,
+    out: &'a Path,
+    files: &'a [File],
+    journal: &'a Journal,
+    done: &'a Mutex<Vec<Option<u32>>>,
+    meter: &'a Meter,
+}
+
+impl Target<'_> {
+    /// Copies `runs`, as many at a time as the source has streams. Ends with the first error.
+    fn copy(&self, source: &dyn Source, runs: &[Run]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let error = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..source.streams().clamp(1, runs.len().max(1)) {
+                scope.spawn(|| {
+                    while !failed.load(Ordering::Relaxed) {
+                        let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                        if let Err(e) = self.copy_run(source, run, &failed) {
+                            // The others will fail because of this one.
+                            error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
+                            failed.store(true, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    /// Streams one run and deals its bytes out to the pieces.
+    fn copy_run(&self, source: &dyn Source, run: &Run, failed: &AtomicBool) -> Result<()> {
+        let mut pieces = run.pieces.iter().copied();
+        let mut current = pieces.next();
+        let mut hasher = crc32fast::Hasher::new();
+        let mut at = run.range.start;
+        source.stream(run.shard, run.range.clone(), &mut |mut bytes| {
+            if failed.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            while let Some(id) = current.filter(|_| !bytes.is_empty()) {
+                let piece = &self.rewrite.pieces[id];
+                // Bytes of a gap.
+                let skip = piece.from.saturating_sub(at).min(bytes.len() as u64);
+                (bytes, at) = (&bytes[skip as usize..], at + skip);
+                if bytes.is_empty() {
+                    break;
+                }
+                let inside = at - piece.from;
+                let take = (piece.bytes - inside).min(bytes.len() as u64);
+                let part = &bytes[..take as usize];
+                hasher.update(part);
+                self.files[piece.file]
+                    .write_all_at(part, piece.to + inside)
+                    .map_err(|e| write_error(self.out, "write", e))?;
+                (bytes, at) = (&bytes[take as usize..], at + take);
+                if inside + take == piece.bytes {
+                    let sum = std::mem::replace(&mut hasher, crc32fast::Hasher::new()).finalize();
+                    self.journal.add(id, sum).map_err(|e| write_error(self.out, "write", e))?;
+                    self.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[id] = Some(sum);
+                    self.meter.add(piece.bytes)?;
+                    current = pieces.next();
+                }
+            }
+            at += bytes.len() as u64;
+            Ok(())
+        })?;
+        match current {
+            None => Ok(()),
+            Some(id) => {
+                let piece = &self.rewrite.pieces[id];
+                let file = &source.files()[piece.shard];
+                let problem = format!("bytes {}..{} were not delivered; try again", piece.from, piece.from + piece.bytes);
+                Err(Error::file(format!("{}/{file}", source.origin()), problem))
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! New weight files with fewer experts: a whole checkpoint, or the experts of single layers.
+
+use super::keep::Keep;
+use super::layout::{Layout, Role, renumbered};
+use crate::checkpoint::{Copied, OutputFile, OutputTensor, Rewrite, Source, deal_out, index_text, shard_name};
+use crate::progress::Progress;
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Which experts stay, and how that was decided, for the manifest.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// The experts that stay.
+    pub keep: Keep,
+    /// How they were chosen: a metric's name and what belongs to it.
+    pub by: Map<String, Value>,
+}
+
+impl Selection {
+    /// What the manifest says of it.
+    pub(super) fn about(&self, what: &str) -> Result<Map<String, Value>> {
+        let keep = serde_json::to_value(&self.keep).map_err(|error| Error::file("manifest.json", error))?;
+        Ok(Map::from_iter([
+            ("output".to_owned(), what.into()),
+            ("by".to_owned(), Value::Object(self.by.clone())),
+            ("keep".to_owned(), keep),
+        ]))
+    }
+}
+
+/// What an output is called in its manifest.
+pub(super) const MODEL: &str = "model";
+pub(super) const SLICES: &str = "slices";
+
+/// The tensors of the layers in `keep` that belong to mixtures, as they will be: in the order of the source.
+fn sliced(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<HashMap<usize, Option<OutputTensor>>> {
+    let mut outputs = HashMap::new();
+    for (layer, kept) in keep.layers() {
+        for &(role, position) in layout.layers.get(&layer).map_or(&[][..], Vec::as_slice) {
+            let info = &source.index()[position];
+            let output = match role {
+                Role::Shared => continue,
+                Role::Router => Some(OutputTensor::slices(info, 0, kept)?),
+                Role::Stacked => Some(OutputTensor::slices(info, layout.family.expert_dim, kept)?),
+                Role::Expert(expert) => kept.binary_search(&expert).ok().map(|number| OutputTensor {
+                    name: renumbered(&info.name, number),
+                    ..OutputTensor::whole(info)
+                }),
+            };
+            outputs.insert(position, output);
+        }
+    }
+    Ok(outputs)
+}
+
+/// Every tensor of the pruned model, in the order of the source.
+pub(super) fn model_tensors(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<Vec<OutputTensor>> {
+    let mut sliced = sliced(source, layout, keep)?;
+    let tensor = |(position, info)| sliced.remove(&position).unwrap_or_else(|| Some(OutputTensor::whole(info)));
+    Ok(source.index().iter().enumerate().filter_map(tensor).collect())
+}
+
+/// The sliced tensors of each layer in `keep`, by the name of their file, in the order of the source.
+pub(super) fn slice_files(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<Vec<OutputFile>> {
+    let mut sliced = sliced(source, layout, keep)?;
+    let file = |(layer, kept): (usize, &[usize])| OutputFile {
+        name: format!("layer{layer}_keep{}.safetensors", kept.len()),
+        tensors: layout.layers[&layer].iter().filter_map(|(_, position)| sliced.remove(position)?).collect(),
+    };
+    Ok(keep.layers().map(file).collect())
+}
+
+/// `config.json` of the pruned model.
+pub(super) fn pruned_config(source: &dyn Source, layout: &Layout, kept: usize) -> Result<Map<String, Value>> {
+    let mut config = source.config_json()?;
+    config.insert(layout.family.experts_key.to_owned(), kept.into());
+    Ok(config)
+}
+
+/// Plans the pruned model, in shards of at most `max_shard` bytes (a larger tensor gets one of its own).
+///
+/// # Errors
+/// Those of [`Keep::uniform`] and [`Rewrite::new`].
+pub fn plan_model(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64) -> Result<Rewrite> {
+    keep.uniform(layout)?;
+    let shards = deal_out(model_tensors(source, layout, keep)?, max_shard, OutputTensor::bytes);
+    let of = shards.len();
+    let file = |(number, tensors)| OutputFile { name: shard_name(number, of), tensors };
+    Rewrite::new(source, shards.into_iter().enumerate().map(file).collect())
+}
+
+/// Plans one file for each layer in `keep`, with its kept experts and router rows.
+///
+/// # Errors
+/// Those of [`Rewrite::new`].
+pub fn plan_slices(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<Rewrite> {
+    Rewrite::new(source, slice_files(source, layout, keep)?)
+}
+
+/// Writes a loadable checkpoint without the other experts to the new directory `out`: weights and index, `config.json`
+/// with the new number of experts, tokenizer and every other file of the source, and `manifest.json`. Bytes are copied by
+/// ranges; see [`Rewrite::run`] for memory, interruption and resumption.
+///
+/// # Errors
+/// Those of [`plan_model`] and [`Rewrite::run`].
+pub fn build(
+    source: &dyn Source,
+    layout: &Layout,
+    selection: &Selection,
+    max_shard: u64,
+    out: &Path,
+    progress: Progress,
+) -> Result<Copied> {
+    let rewrite = plan_model(source, layout, &selection.keep, max_shard)?;
+    let kept = selection.keep.uniform(layout)?;
+    let others = |_: &_| {
+        let mut files = source.side_files()?;
+        let mut config = serde_json::to_vec_pretty(&pruned_config(source, layout, kept)?)
+            .map_err(|error| Error::file(out.join("config.json"), error))?;
+        config.push(b'\n');
+        files.push(("config.json".to_owned(), config));
+        files.extend(index_text(rewrite.files()));
+        Ok(files)
+    };
+    rewrite.run(source, out, &selection.about(MODEL)?, others, progress)
+}
+
+/// Writes the kept experts and router rows of each layer in the selection to `layer{L}_keep{K}.safetensors` in the new
+/// directory `out`. Each shard is read once, from front to back, however layers and shards interleave.
+///
+/// # Errors
+/// Those of [`plan_slices`] and [`Rewrite::run`].
+pub fn slice(
+    source: &dyn Source,
+    layout: &Layout,
+    selection: &Selection,
+    out: &Path,
+    progress: Progress,
+) -> Result<Copied> {
+    let rewrite = plan_slices(source, layout, &selection.keep)?;
+    rewrite.run(source, out, &selection.about(SLICES)?, |_| Ok(Vec::new()), progress)
+}

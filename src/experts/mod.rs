@@ -1,0 +1,16 @@
+//! Structural pruning of mixtures of experts.
+mod build;
+mod keep;
+mod layout;
+mod norms;
+mod ranking;
+mod scores;
+mod verify;
+
+pub use build::{Selection, build, plan_model, plan_slices, slice};
+pub use keep::{Keep, count};
+pub use layout::{Groups, Layout, Role, place};
+pub use norms::{router_norms, weight_norms};
+pub use ranking::{Ranking, SuperExperts};
+pub use scores::{ExpertScores, Metric};
+pub use verify::{Mismatch, Verification, verify};

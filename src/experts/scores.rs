@@ -1,0 +1,218 @@
+//! Scores of experts as an artifact: computed once, from which any number of experts can be chosen.
+
+use super::layout::Layout;
+use super::norms::{router_norms, weight_norms};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, Source};
+use crate::error::named;
+use crate::progress::Progress;
+use crate::record::TextRecord;
+use crate::{Error, Result};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What an expert is scored by; the higher, the more it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Metric {
+    /// L2 norm of its row in the router.
+    RouterNorm,
+    /// Frobenius norm of its weights.
+    WeightNorm,
+    /// Number of tokens routed to it.
+    Frequency,
+    /// Sum over those tokens of `||f(x)||_2`, the norm of its output (expert activation norm).
+    Ean,
+    /// REAP (Lasby et al. 2025): mean over those tokens of `g * ||f(x)||_2`, with the gate `g` that the forward pass
+    /// multiplies by.
+    Reap,
+    /// The same with the softmax over all experts as gate, as REAP's reference code takes it for Mixtral.
+    ReapSoftmax,
+    /// Largest magnitude in its output, by which super-experts are found.
+    MaxActivation,
+}
+
+named!(Metric, "metric",
+    RouterNorm => "router-norm", WeightNorm => "weight-norm", Frequency => "frequency", Ean => "ean",
+    Reap => "reap", ReapSoftmax => "reap-softmax", MaxActivation => "max-activation");
+
+impl Metric {
+    /// Whether it can be computed from the weights alone.
+    pub fn data_free(self) -> bool {
+        matches!(self, Metric::RouterNorm | Metric::WeightNorm)
+    }
+}
+
+/// Version of `scores.json`.
+const SCHEMA: u32 = 1;
+const DESCRIPTION: &str = "scores.json";
+
+/// Scores of every expert of a model, by one or more metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertScores {
+    /// Directory name or hub id of the model.
+    pub model: String,
+    /// `model_type` of its config.
+    pub family: String,
+    /// The text that was routed, for metrics that need one.
+    pub calibration: Option<TextRecord>,
+    /// Blocks with a mixture.
+    pub layers: Vec<usize>,
+    /// Experts per mixture.
+    pub experts: usize,
+    /// `(layers, experts)` each.
+    pub metrics: BTreeMap<Metric, Vec<Vec<f64>>>,
+}
+
+/// `scores.json`: everything but the numbers, which are tensors `(layers, experts)` in f64 in `model.safetensors` beside it.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    schema: u32,
+    model: String,
+    family: String,
+    calibration: Option<TextRecord>,
+    layers: Vec<usize>,
+    experts: usize,
+    metrics: Vec<String>,
+}
+
+impl ExpertScores {
+    /// Scores by a metric that the weights alone decide.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when `metric` needs a text; those of [`router_norms`] and [`weight_norms`].
+    pub fn data_free(source: &dyn Source, layout: &Layout, metric: Metric, progress: Progress) -> Result<Self> {
+        let values = match metric {
+            Metric::RouterNorm => router_norms(source, layout, progress)?,
+            Metric::WeightNorm => weight_norms(source, layout, progress)?,
+            _ => {
+                let problem = "is measured on a text; compute it with `lacuna experts score`, and name the result";
+                return Err(Error::argument("metric", metric, problem));
+            }
+        };
+        Ok(ExpertScores {
+            model: source.origin(),
+            family: layout.family.model_type.to_owned(),
+            calibration: None,
+            layers: layout.layers.keys().copied().collect(),
+            experts: layout.experts,
+            metrics: BTreeMap::from([(metric, values)]),
+        })
+    }
+
+    /// The scores by `metric`, `(layers, experts)`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there are none.
+    pub fn get(&self, metric: Metric) -> Result<&[Vec<f64>]> {
+        self.metrics.get(&metric).map(Vec::as_slice).ok_or_else(|| {
+            let known: Vec<String> = self.metrics.keys().map(Metric::to_string).collect();
+            Error::argument("metric", metric, format!("these scores hold {}", known.join(", ")))
+        })
+    }
+
+    /// Fails unless the scores are of a model with this layout.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] naming the difference.
+    pub fn check(&self, layout: &Layout) -> Result<()> {
+        let layers: Vec<usize> = layout.layers.keys().copied().collect();
+        if self.family == layout.family.model_type && self.layers == layers && self.experts == layout.experts {
+            return Ok(());
+        }
+        let describe = |family: &str, layers: &[usize], experts: usize| {
+            format!("{} layers of {experts} experts ({family}, layers {layers:?})", layers.len())
+        };
+        let problem = format!(
+            "have {}, the checkpoint has {}",
+            describe(&self.family, &self.layers, self.experts),
+            describe(layout.family.model_type, &layers, layout.experts)
+        );
+        Err(Error::argument("scores", &self.model, problem))
+    }
+
+    /// The super-experts (Su et al. 2025, with the thresholds of REAP's reference code): those of the first 75% of the
+    /// layers whose largest activation exceeds both the 99.5th percentile over all experts and a tenth of the largest.
+    /// Pairs of layer and expert.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the scores do not hold [`Metric::MaxActivation`].
+    pub fn super_experts(&self) -> Result<Vec<(usize, usize)>> {
+        let values = self.get(Metric::MaxActivation)?;
+        let mut sorted: Vec<f64> = values.iter().flatten().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let Some(&largest) = sorted.last() else { return Ok(Vec::new()) };
+        // Linear interpolation, as `torch.quantile`.
+        let rank = 0.995 * (sorted.len() - 1) as f64;
+        let (low, high) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
+        let threshold = (low + (high - low) * rank.fract()).max(largest / 10.0);
+        let considered = self.layers.len() * 3 / 4;
+        let mut found = Vec::new();
+        for (&layer, row) in self.layers.iter().zip(values).take(considered) {
+            found.extend(row.iter().enumerate().filter(|(_, value)| **value > threshold).map(|(expert, _)| (layer, expert)));
+        }
+        Ok(found)
+    }
+
+    /// Writes the directory `out`: `scores.json` and the numbers as tensors `(layers, experts)` in `model.safetensors`.
+    ///
+    /// # Errors
+    /// [`Error::File`] when `out` exists or the disk is full, [`Error::Io`].
+    pub fn write(&self, out: &Path) -> Result<()> {
+        let shape = vec![self.layers.len(), self.experts];
+        let plan = self.metrics.keys().map(|metric| (metric.to_string(), Dtype::F64, shape.clone())).collect();
+        let mut writer = CheckpointWriter::create(out, vec![plan])?;
+        for (metric, values) in &self.metrics {
+            let bytes: Vec<u8> = values.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+            writer.write(&metric.to_string(), &bytes)?;
+        }
+        let description = Description {
+            schema: SCHEMA,
+            model: self.model.clone(),
+            family: self.family.clone(),
+            calibration: self.calibration.clone(),
+            layers: self.layers.clone(),
+            experts: self.experts,
+            metrics: self.metrics.keys().map(Metric::to_string).collect(),
+        };
+        let mut text = serde_json::to_vec_pretty(&description).map_err(|error| Error::file(out, error))?;
+        text.push(b'\n');
+        writer.add_file(DESCRIPTION, &text)?;
+        writer.finish()
+    }
+
+    /// Reads what [`ExpertScores::write`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Tensor`] when `dir` holds no scores or damaged ones; [`Error::Io`].
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(DESCRIPTION);
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::file(&path, "missing; give a directory that `lacuna experts score` wrote"));
+            }
+            text => text.map_err(Error::io("read", &path))?,
+        };
+        let Description { schema, model, family, calibration, layers, experts, metrics } =
+            serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a description of scores ({e})")))?;
+        if schema != SCHEMA {
+            return Err(Error::file(&path, format!("schema {schema} is not {SCHEMA}; compute the scores again")));
+        }
+        let checkpoint = Checkpoint::open(dir)?;
+        let mut values = BTreeMap::new();
+        for name in metrics {
+            let info = checkpoint.get(&name)?;
+            if info.dtype != Dtype::F64 || info.shape != [layers.len(), experts] {
+                let problem = format!("is {} x {:?}, not F64 x [{}, {experts}]", info.dtype, info.shape, layers.len());
+                return Err(Error::tensor(dir, name, problem));
+            }
+            let bytes = checkpoint.read(&name)?;
+            let elements: Vec<f64> = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+            if elements.iter().any(|value| !value.is_finite()) {
+                return Err(Error::tensor(dir, name, "holds NaN or infinite scores; compute them again"));
+            }
+            values.insert(name.parse()?, elements.chunks(experts.max(1)).map(<[f64]>::to_vec).collect());
+        }
+        Ok(ExpertScores { model, family, calibration, layers, experts, metrics: values })
+    }
+}

@@ -1,0 +1,159 @@
+//! Deriving every tensor of an output again from its base, and comparing.
+
+use super::build::{MODEL, SLICES, model_tensors, pruned_config, slice_files};
+use super::keep::Keep;
+use super::layout::Layout;
+use crate::checkpoint::{Checkpoint, MANIFEST, Manifest, OutputTensor, Segment, Source};
+use crate::progress::{Progress, Stage};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// What a verification found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    /// Tensors that were compared.
+    pub tensors: usize,
+    /// Bytes that were compared.
+    pub bytes: u64,
+    /// Length of `mismatches`; 0 when the output is what it should be.
+    pub mismatch_count: usize,
+    /// What differs.
+    pub mismatches: Vec<Mismatch>,
+}
+
+/// A tensor or file of the output that is not what its base and its manifest make of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mismatch {
+    /// The tensor, or the file.
+    pub name: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// Reads the headers of an output, derives each of its tensors from `base` and the kept experts that the manifest lists, and
+/// compares shapes, types and every byte; for a model, also `config.json`. Bytes that differ are told apart by the
+/// manifest's checksums: either the output was changed, or the base was.
+///
+/// # Errors
+/// [`Error::File`] when `out` has no manifest or its headers are broken; [`Error::Argument`] when the manifest does not fit
+/// the base; those of reading. A difference is no error but a [`Mismatch`].
+pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verification> {
+    let manifest = Manifest::read(out)?.ok_or_else(|| {
+        Error::file(out.join(MANIFEST), "missing; `verify` checks what `lacuna experts build` or `slice` wrote")
+    })?;
+    let wrong = |problem: &str| Error::file(out.join(MANIFEST), problem);
+    let layout = Layout::find(base)?;
+    let lists: BTreeMap<usize, Vec<usize>> = serde_json::from_value(manifest.about["keep"].clone())
+        .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
+    let keep = Keep::new(&layout, lists)?;
+    let mut mismatches = Vec::new();
+    let (expected, output) = match manifest.about.get("output").and_then(Value::as_str) {
+        Some(MODEL) => {
+            let output = Checkpoint::open(out)?;
+            if output.config()? != pruned_config(base, &layout, keep.uniform(&layout)?)? {
+                mismatches.push(Mismatch {
+                    name: "config.json".into(),
+                    problem: "differs from the base's in more than the number of experts, or not in that".into(),
+                });
+            }
+            (model_tensors(base, &layout, &keep)?, output)
+        }
+        Some(SLICES) => {
+            let files = slice_files(base, &layout, &keep)?;
+            let paths = files.iter().map(|file| out.join(&file.name)).collect();
+            (files.into_iter().flat_map(|file| file.tensors).collect(), Checkpoint::open_files(out, paths)?)
+        }
+        _ => return Err(wrong("does not say what the output is; build it again")),
+    };
+
+    let mut found: HashMap<&str, usize> =
+        output.tensors().enumerate().map(|(position, info)| (info.name.as_str(), position)).collect();
+    let mut pairs = Vec::new();
+    for tensor in &expected {
+        match found.remove(tensor.name.as_str()).map(|position| &output.index()[position]) {
+            None => mismatches.push(Mismatch { name: tensor.name.clone(), problem: "is missing in the output".into() }),
+            Some(info) if info.dtype != tensor.dtype || info.shape != tensor.shape => mismatches.push(Mismatch {
+                name: tensor.name.clone(),
+                problem: format!(
+                    "is {} x {:?} in the output, should be {} x {:?}",
+                    info.dtype, info.shape, tensor.dtype, tensor.shape
+                ),
+            }),
+            Some(info) => pairs.push((tensor, info)),
+        }
+    }
+    let mut surplus: Vec<&str> = found.into_keys().collect();
+    surplus.sort_unstable();
+    mismatches
+        .extend(surplus.into_iter().map(|name| Mismatch { name: name.to_owned(), problem: "is in the output only".into() }));
+
+    let sums: HashMap<&str, &str> = manifest
+        .files
+        .iter()
+        .flat_map(|file| &file.tensors)
+        .map(|tensor| (tensor.name.as_str(), tensor.crc32.as_str()))
+        .collect();
+    let bytes = pairs.iter().map(|(tensor, _)| tensor.bytes()).sum();
+    let stage = progress.stage("verify", pairs.len() as u64);
+    let different: Vec<Option<Mismatch>> = pairs
+        .par_iter()
+        .map(|(tensor, info)| {
+            let place = Segment { shard: info.shard, range: info.range.clone() };
+            let found = compare(base, tensor, &output, &place, sums.get(tensor.name.as_str()).copied(), &stage)?;
+            stage.inc(1)?;
+            Ok(found.map(|problem| Mismatch { name: tensor.name.clone(), problem }))
+        })
+        .collect::<Result<_>>()?;
+    mismatches.extend(different.into_iter().flatten());
+    Ok(Verification { tensors: pairs.len(), bytes, mismatch_count: mismatches.len(), mismatches })
+}
+
+/// What is different between a tensor as derived from the base and the bytes at `place` of the output, if anything.
+fn compare(
+    base: &dyn Source,
+    tensor: &OutputTensor,
+    output: &Checkpoint,
+    place: &Segment,
+    recorded: Option<&str>,
+    stage: &Stage,
+) -> Result<Option<String>> {
+    let mut first = None;
+    let mut at = place.range.start;
+    let mut own = crc32fast::Hasher::new();
+    let mut buffer = Vec::new();
+    for segment in &tensor.segments {
+        base.stream(segment.shard, segment.range.clone(), &mut |bytes| {
+            buffer.clear();
+            output.stream(place.shard, at..at + bytes.len() as u64, &mut |piece| {
+                buffer.extend_from_slice(piece);
+                Ok(())
+            })?;
+            own.update(&buffer);
+            if first.is_none()
+                && let Some(offset) = buffer.iter().zip(bytes).position(|(a, b)| a != b)
+            {
+                first = Some(at + offset as u64 - place.range.start);
+            }
+            at += bytes.len() as u64;
+            stage.inc(0)
+        })?;
+    }
+    let sum = format!("{:08x}", own.finalize());
+    let file = output.shards()[place.shard].file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let unchanged = recorded == Some(sum.as_str());
+    Ok(match first {
+        Some(byte) if unchanged => {
+            Some(format!("byte {byte} differs from the base, but is as it was written to {file}: the base has changed since"))
+        }
+        Some(byte) => Some(format!("byte {byte} differs from the base: {file} has changed since it was written")),
+        None if !unchanged => Some(format!(
+            "equals the base, but its CRC-32 is {sum} and not {}, as the manifest says",
+            recorded.unwrap_or("recorded")
+        )),
+        None => None,
+    })
+}
