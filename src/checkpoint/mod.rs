@@ -25,6 +25,7 @@
 mod convert;
 mod gguf;
 mod header;
+mod headers;
 mod http;
 mod hub;
 mod index;
@@ -34,11 +35,13 @@ mod source;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
+pub use headers::HeadersOnly;
 pub use http::Retry;
 pub use hub::Hub;
 pub use remote::Remote;
 pub use rewrite::{
-    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite, Segment,
+    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite,
+    Segment,
 };
 pub use source::{Source, open_source};
 
@@ -175,14 +178,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::File`] when it is missing or not a JSON object.
     pub fn config(&self) -> Result<Map<String, Value>> {
-        let path = self.dir().join("config.json");
-        let text = match std::fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::file(&path, "missing; a checkpoint needs it beside its weights, download it too"));
-            }
-            text => text.map_err(Error::io("read", &path))?,
-        };
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a JSON object ({e})")))
+        read_config(self.dir())
     }
 
     /// All tensors: shard by shard, in the order of their bytes.
@@ -316,6 +312,18 @@ impl Checkpoint {
     pub fn bytes(&self) -> u64 {
         self.tensors().map(TensorInfo::bytes).sum()
     }
+}
+
+/// What `config.json` in `dir` holds.
+fn read_config(dir: &Path) -> Result<Map<String, Value>> {
+    let path = dir.join("config.json");
+    let text = match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::file(&path, "missing; a checkpoint needs it beside its weights, download it too"));
+        }
+        text => text.map_err(Error::io("read", &path))?,
+    };
+    serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a JSON object ({e})")))
 }
 
 /// `[row, column]` of a flat index.

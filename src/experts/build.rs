@@ -44,10 +44,10 @@ fn sliced(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<HashMap<u
                 Role::Shared => continue,
                 Role::Router => Some(OutputTensor::slices(info, 0, kept)?),
                 Role::Stacked => Some(OutputTensor::slices(info, layout.family.expert_dim, kept)?),
-                Role::Expert(expert) => kept.binary_search(&expert).ok().map(|number| OutputTensor {
-                    name: renumbered(&info.name, number),
-                    ..OutputTensor::whole(info)
-                }),
+                Role::Expert(expert) => kept
+                    .binary_search(&expert)
+                    .ok()
+                    .map(|number| OutputTensor { name: renumbered(&info.name, number), ..OutputTensor::whole(info) }),
             };
             outputs.insert(position, output);
         }

@@ -116,7 +116,11 @@ impl Keep {
     /// lose unequally or too much.
     pub fn uniform(&self, layout: &Layout) -> Result<usize> {
         if let Some(layer) = layout.layers.keys().find(|layer| !self.0.contains_key(layer)) {
-            return Err(Error::argument("keep", format!("layer {layer}"), "has no list; a model needs one for every layer"));
+            return Err(Error::argument(
+                "keep",
+                format!("layer {layer}"),
+                "has no list; a model needs one for every layer",
+            ));
         }
         let (first, kept) = self.layers().next().map_or((0, 0), |(layer, list)| (layer, list.len()));
         if let Some((layer, list)) = self.layers().find(|(_, list)| list.len() != kept) {
@@ -172,7 +176,9 @@ mod tests {
 
     #[test]
     fn fractions_keep_what_reap_does_not_drop() {
-        for (experts, fraction, expected) in [(128, 0.5, 64), (8, 0.75, 6), (10, 0.7, 7), (10, 0.9, 9), (60, 0.33, 20), (8, 1.0, 8), (8, 0.01, 1)] {
+        for (experts, fraction, expected) in
+            [(128, 0.5, 64), (8, 0.75, 6), (10, 0.7, 7), (10, 0.9, 9), (60, 0.33, 20), (8, 1.0, 8), (8, 0.01, 1)]
+        {
             assert_eq!(count(experts, fraction).unwrap(), expected, "{experts} x {fraction}");
         }
         for fraction in [0.0, -0.5, 1.01, f64::NAN] {
@@ -209,7 +215,13 @@ mod tests {
             (&grouped, &[(1, &[0, 1, 2, 5]), (2, &[2, 3, 6, 7])], "lose equally"),
             (&grouped, &[(1, &[0, 4]), (2, &[2, 6])], "to be judged by"),
         ] {
-            let error = keep(layout, lists).unwrap().uniform(layout).unwrap_err().to_string().replace(" = ", " ").replace("keep layer", "layer");
+            let error = keep(layout, lists)
+                .unwrap()
+                .uniform(layout)
+                .unwrap_err()
+                .to_string()
+                .replace(" = ", " ")
+                .replace("keep layer", "layer");
             assert!(error.contains(message), "{error}");
         }
     }

@@ -212,7 +212,17 @@ mod tests {
             let family = MoeFamily::find(model_type).unwrap();
             assert_eq!(place(family, 48, name), expected, "{model_type} {name}");
         }
-        let tested = ["gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe"];
+        let tested = [
+            "gpt_oss",
+            "mixtral",
+            "qwen2_moe",
+            "qwen3_moe",
+            "qwen3_next",
+            "olmoe",
+            "deepseek_v2",
+            "deepseek_v3",
+            "glm4_moe",
+        ];
         assert_eq!(MOE_FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().len(), tested.len());
     }
 

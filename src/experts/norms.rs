@@ -29,8 +29,9 @@ pub fn router_norms(source: &dyn Source, layout: &Layout, progress: Progress) ->
 /// # Errors
 /// [`Error::Tensor`] for weights in another quantised type; those of [`Source::stream`].
 pub fn weight_norms(source: &dyn Source, layout: &Layout, progress: Progress) -> Result<Vec<Vec<f64>>> {
-    let is_weight =
-        |role: Role, info: &TensorInfo| role != Role::Router && !info.name.ends_with("bias") && !info.name.ends_with("_scales");
+    let is_weight = |role: Role, info: &TensorInfo| {
+        role != Role::Router && !info.name.ends_with("bias") && !info.name.ends_with("_scales")
+    };
     norms(source, layout, "weight norms", progress, is_weight)
 }
 
@@ -84,7 +85,8 @@ fn sum_of_squares(source: &dyn Source, layout: &Layout, info: &TensorInfo, slice
         (Dtype::U8, Some(stem)) => {
             let name = format!("{stem}_scales");
             let scales = source.index().iter().find(|other| other.name == name);
-            let scales = scales.ok_or_else(|| Error::tensor(source.origin(), &name, "MXFP4 blocks need it, it is missing"))?;
+            let scales =
+                scales.ok_or_else(|| Error::tensor(source.origin(), &name, "MXFP4 blocks need it, it is missing"))?;
             if scales.bytes() * BLOCK as u64 != info.bytes() {
                 return Err(Error::tensor(path(), &info.name, format!("16 bytes for each scale of {name} are wanted")));
             }

@@ -237,7 +237,10 @@ mod tests {
         ];
         let family = MoeFamily::find("qwen3_next").unwrap();
         let locality = Locality::of(&tensors, &files, family);
-        assert_eq!(locality.layers.iter().map(|layer| (layer.layer, layer.bytes)).collect::<Vec<_>>(), [(0, 310), (2, 3)]);
+        assert_eq!(
+            locality.layers.iter().map(|layer| (layer.layer, layer.bytes)).collect::<Vec<_>>(),
+            [(0, 310), (2, 3)]
+        );
         assert_eq!(locality.matrix(), [[Some(110), None, Some(200)], [None, None, Some(3)]]);
         assert_eq!(locality.shard_names(), ["1", "2", "3"]);
         let parts = Parts::of(&tensors, Some(family));

@@ -149,7 +149,9 @@ impl ExpertScores {
         let considered = self.layers.len() * 3 / 4;
         let mut found = Vec::new();
         for (&layer, row) in self.layers.iter().zip(values).take(considered) {
-            found.extend(row.iter().enumerate().filter(|(_, value)| **value > threshold).map(|(expert, _)| (layer, expert)));
+            found.extend(
+                row.iter().enumerate().filter(|(_, value)| **value > threshold).map(|(expert, _)| (layer, expert)),
+            );
         }
         Ok(found)
     }
@@ -194,7 +196,8 @@ impl ExpertScores {
             text => text.map_err(Error::io("read", &path))?,
         };
         let Description { schema, model, family, calibration, layers, experts, metrics } =
-            serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a description of scores ({e})")))?;
+            serde_json::from_slice(&text)
+                .map_err(|e| Error::file(&path, format!("not a description of scores ({e})")))?;
         if schema != SCHEMA {
             return Err(Error::file(&path, format!("schema {schema} is not {SCHEMA}; compute the scores again")));
         }

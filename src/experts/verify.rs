@@ -88,8 +88,9 @@ pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verif
     }
     let mut surplus: Vec<&str> = found.into_keys().collect();
     surplus.sort_unstable();
-    mismatches
-        .extend(surplus.into_iter().map(|name| Mismatch { name: name.to_owned(), problem: "is in the output only".into() }));
+    mismatches.extend(
+        surplus.into_iter().map(|name| Mismatch { name: name.to_owned(), problem: "is in the output only".into() }),
+    );
 
     let sums: HashMap<&str, &str> = manifest
         .files
@@ -146,9 +147,9 @@ fn compare(
     let file = output.shards()[place.shard].file_name().unwrap_or_default().to_string_lossy().into_owned();
     let unchanged = recorded == Some(sum.as_str());
     Ok(match first {
-        Some(byte) if unchanged => {
-            Some(format!("byte {byte} differs from the base, but is as it was written to {file}: the base has changed since"))
-        }
+        Some(byte) if unchanged => Some(format!(
+            "byte {byte} differs from the base, but is as it was written to {file}: the base has changed since"
+        )),
         Some(byte) => Some(format!("byte {byte} differs from the base: {file} has changed since it was written")),
         None if !unchanged => Some(format!(
             "equals the base, but its CRC-32 is {sum} and not {}, as the manifest says",

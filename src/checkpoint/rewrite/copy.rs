@@ -147,7 +147,8 @@ impl Rewrite {
     ) -> Result<Copied> {
         if out.symlink_metadata().is_ok() {
             let manifest = Manifest::read(out).ok().flatten();
-            let Some(manifest) = manifest.filter(|manifest| manifest.identity == self.identity && manifest.about == *about)
+            let Some(manifest) =
+                manifest.filter(|manifest| manifest.identity == self.identity && manifest.about == *about)
             else {
                 return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
             };
@@ -292,7 +293,8 @@ impl Target<'_> {
             Some(id) => {
                 let piece = &self.rewrite.pieces[id];
                 let file = &source.files()[piece.shard];
-                let problem = format!("bytes {}..{} were not delivered; try again", piece.from, piece.from + piece.bytes);
+                let problem =
+                    format!("bytes {}..{} were not delivered; try again", piece.from, piece.from + piece.bytes);
                 Err(Error::file(format!("{}/{file}", source.origin()), problem))
             }
         }

@@ -34,7 +34,8 @@ impl Journal {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             old => old.map_err(Error::io("read", path))?,
         };
-        let word = |entry: &[u8], at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
+        let word =
+            |entry: &[u8], at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
         let mut valid = 0;
         for read in old.chunks_exact(ENTRY_BYTES) {
             let (piece, sum) = (word(read, 0), word(read, 4));
