@@ -357,7 +357,9 @@ fn hint(dir: &Path) -> &'static str {
             entries.flatten().any(|entry| entry.path().extension().is_some_and(|found| found == extension))
         })
     };
-    if has("gguf") {
+    if headers::HeadersOnly::is_at(dir) {
+        "only headers are here, which do for `lacuna inspect` and for plans; give the checkpoint itself"
+    } else if has("gguf") {
         "make a checkpoint of its GGUF file with `lacuna import FILE.gguf DIR`"
     } else if has("bin") || has("pt") || has("pth") {
         "convert its PyTorch weights with transformers' `save_pretrained`"
