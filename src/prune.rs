@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
 pub use crate::importance::Method;
 use crate::importance::Scorer;
 use crate::mask::{Mask, Pattern, Per, select};
-use crate::model::{Block, Linear, Model, Wanted, pass};
+use crate::model::{Block, ExpertStorage, Linear, Model, Wanted, pass};
 use crate::progress::{Progress, check_interrupt};
 use crate::record::{PruningRecord, Record, TensorRecord};
 use crate::text::Windows;
@@ -116,7 +116,8 @@ pub struct Pruned {
 /// Prunes a model in memory. The input is not changed; unpruned tensors are shared with it.
 ///
 /// # Errors
-/// [`Error::Argument`] for a configuration that makes no sense or does not fit the model, [`Error::Tensor`] for weights
+/// [`Error::Argument`] for a configuration that makes no sense or does not fit the model, and for a model whose experts are
+/// stacked in one tensor (gpt-oss); [`Error::Tensor`] for weights
 /// that are not finite, [`Error::Interrupted`].
 pub fn prune(model: &Model, calibration: Option<&Windows>, config: &PruneConfig, progress: Progress) -> Result<Pruned> {
     let started = Instant::now();
@@ -216,6 +217,11 @@ fn for_each_block(
     mut sink: impl FnMut(&Block, Vec<(String, Mask)>) -> Result<()>,
 ) -> Result<Vec<TensorRecord>> {
     config.validate_with(calibration)?;
+    if model.config().moe.as_ref().is_some_and(|moe| moe.storage != ExpertStorage::Separate) {
+        let problem =
+            "its experts are stacked in one tensor, whose weights cannot be pruned singly; prune whole experts";
+        return Err(Error::argument("model", model.name(), problem));
+    }
     let calibration = calibration.filter(|_| config.method.needs_calibration());
     let dense = match (calibration, config.propagate) {
         (Some(windows), Propagate::Dense) => Some(calibrate(model, windows, progress)?),

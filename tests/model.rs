@@ -6,12 +6,16 @@ mod random;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mistral, mixtral, qwen2, qwen3};
+use lacuna::Error;
+use lacuna::checkpoint::{Checkpoint, TensorInfo};
 use lacuna::generate::{GenerateConfig, generate};
 use lacuna::model::Model;
-use lacuna::text::Tokenizer;
+use lacuna::progress::Progress;
+use lacuna::prune::{Method, PruneConfig, prune};
+use lacuna::text::{Tokenizer, Windows};
 use random::with;
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 const CPU: Device = Device::Cpu;
@@ -88,6 +92,24 @@ fn qwen_config(family: &str) -> Value {
 
 fn qwen3_config() -> Value {
     with(qwen_config("qwen3"), json!({"head_dim": 32, "attention_bias": false, "tie_word_embeddings": true}))
+}
+
+fn qwen2_moe_config() -> Value {
+    let experts = json!({"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 56, "mlp_only_layers": [0]});
+    with(qwen_config("qwen2_moe"), experts)
+}
+
+fn olmoe_config() -> Value {
+    let experts = json!({"model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2, "clip_qkv": 1.5});
+    with(random::llama(), experts)
+}
+
+fn gpt_oss_config() -> Value {
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": false});
+    let experts = json!({"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2,
+        "sliding_window": 6, "rope_scaling": yarn});
+    with(random::llama(), experts)
 }
 
 #[test]
@@ -315,7 +337,9 @@ fn generation_with_a_cache_equals_full_forward_passes() {
         .map(str::to_owned)
         .into();
     let tokenizer = Tokenizer::train_bpe(&documents, 270).unwrap();
-    for config in [random::llama(), mistral_config(), qwen_config("qwen2"), qwen3_config(), mixtral_config()] {
+    let dense = [random::llama(), mistral_config(), qwen_config("qwen2"), qwen3_config()];
+    let mixtures = [mixtral_config(), qwen2_moe_config(), olmoe_config(), gpt_oss_config()];
+    for config in dense.into_iter().chain(mixtures) {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("model");
         random::write(&dir, &with(config.clone(), vocab.clone()), DType::F32, u64::MAX, 3);
@@ -334,4 +358,119 @@ fn generation_with_a_cache_equals_full_forward_passes() {
         let ended = generate(&random::open(&dir), prompt, &GenerateConfig::greedy(30)).unwrap();
         assert_eq!(ended, tokenizer.decode(&expected[..first]).unwrap(), "{config}: must end before eos_token_id");
     }
+}
+
+/// Writes `config` with random weights, changes some tensors of it by `change` and opens what came of it.
+fn open_changed(config: &Value, change: impl Fn(&mut BTreeMap<String, Tensor>)) -> String {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("model");
+    let checkpoint = random::write(&dir, config, DType::F32, u64::MAX, 5);
+    let load = |info: &TensorInfo| (info.name.clone(), checkpoint.load(&info.name, DType::F32, &CPU).unwrap());
+    let mut tensors: BTreeMap<String, Tensor> = checkpoint.tensors().map(load).collect();
+    change(&mut tensors);
+    safetensors::serialize_to_file(&tensors, None, &dir.join("model.safetensors")).unwrap();
+    let error = Model::open(&Checkpoint::open(&dir).unwrap(), DType::F32, &CPU).unwrap_err();
+    assert!(matches!(error, Error::Tensor { .. }), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn mixtures_that_are_not_what_the_config_says_are_refused_by_name() {
+    let cut = |tensors: &mut BTreeMap<String, Tensor>, name: &str, dim: usize| {
+        let tensor = tensors[name].narrow(dim, 0, tensors[name].dims()[dim] - 1).unwrap().contiguous().unwrap();
+        tensors.insert(name.into(), tensor);
+    };
+    let qwen = "model.layers.1.mlp.";
+    let gpt = "model.layers.0.mlp.";
+    let cases: [(Value, String, Option<usize>, &str); 8] = [
+        (qwen2_moe_config(), format!("{qwen}experts.3.up_proj.weight"), Some(0), "has shape [39, 64], but"),
+        (qwen2_moe_config(), format!("{qwen}experts.7.down_proj.weight"), None, "not in this checkpoint"),
+        (
+            qwen2_moe_config(),
+            format!("{qwen}gate.weight"),
+            Some(0),
+            "has shape [7, 64], but config.json calls for [8, 64]",
+        ),
+        (qwen2_moe_config(), format!("{qwen}shared_expert_gate.weight"), None, "not in this checkpoint"),
+        (mixtral_config(), "model.layers.1.block_sparse_moe.experts.0.w2.weight".into(), Some(1), "has shape [64, 95]"),
+        (olmoe_config(), "model.layers.0.self_attn.k_norm.weight".into(), Some(0), "calls for [32]"),
+        (
+            gpt_oss_config(),
+            format!("{gpt}experts.gate_up_proj"),
+            Some(0),
+            "[7, 64, 192], but config.json calls for [8,",
+        ),
+        (gpt_oss_config(), format!("{gpt}router.bias"), Some(0), "has shape [7], but config.json calls for [8]"),
+    ];
+    for (config, name, dim, problem) in cases {
+        let error = open_changed(&config, |tensors| match dim {
+            Some(dim) => cut(tensors, &name, dim),
+            None => drop(tensors.remove(&name)),
+        });
+        assert!(error.contains(&format!("tensor `{name}`")) && error.contains(problem), "{error}");
+    }
+}
+
+/// The MXFP4 fixture with one tensor changed.
+fn damaged_mxfp4(change: impl Fn(&mut BTreeMap<String, Tensor>)) -> Result<Model, Error> {
+    let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-gpt-oss-mxfp4"));
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(source.join("config.json"), dir.path().join("config.json")).unwrap();
+    let mut tensors =
+        candle_core::safetensors::load(source.join("model.safetensors"), &CPU).unwrap().into_iter().collect();
+    change(&mut tensors);
+    safetensors::serialize_to_file(&tensors, None, &dir.path().join("model.safetensors")).unwrap();
+    Model::open(&Checkpoint::open(dir.path()).unwrap(), DType::F32, &CPU)?.resident()
+}
+
+#[test]
+fn mxfp4_tensors_that_make_no_weights_are_refused_by_name() {
+    damaged_mxfp4(|_| ()).unwrap();
+    let scales = "model.layers.1.mlp.experts.down_proj_scales";
+    let edits: [(&str, fn(&Tensor) -> Tensor, &str); 3] = [
+        (scales, |t| t.ones_like().unwrap().affine(255.0, 0.0).unwrap(), "scale 0 is 255, with which weights are NaN"),
+        (scales, |t| t.to_dtype(DType::F32).unwrap(), "holds no bytes"),
+        (
+            "model.layers.0.mlp.experts.gate_up_proj_blocks",
+            |t| t.narrow(3, 0, 15).unwrap().contiguous().unwrap(),
+            "1, 16]",
+        ),
+    ];
+    for (name, edit, problem) in edits {
+        let error = damaged_mxfp4(|tensors| {
+            let tensor = edit(&tensors[name]);
+            tensors.insert(name.into(), tensor);
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(&format!("tensor `{name}`")) && error.contains(problem), "{error}");
+    }
+    let name = "model.layers.0.mlp.router.weight";
+    let error =
+        damaged_mxfp4(|tensors| drop(tensors.insert(name.into(), Tensor::zeros((8, 32), DType::U8, &CPU).unwrap())));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains(&format!("tensor `{name}`: holds bytes")), "{error}");
+}
+
+#[test]
+fn linears_of_mixtures_are_pruned_shared_experts_included() {
+    let windows =
+        Windows { name: "random".into(), seqlen: 32, ids: (0..4).map(|i| random::tokens(32, 128, i)).collect() };
+    for (config, linears) in [(qwen2_moe_config(), (4 + 3) + (4 + 8 * 3 + 3)), (olmoe_config(), 2 * (4 + 8 * 3))] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("model");
+        random::write(&dir, &config, DType::F32, u64::MAX, 6);
+        let pruned =
+            prune(&random::open(&dir), Some(&windows), &PruneConfig::new(Method::Wanda, 0.5), Progress::Hidden);
+        let pruned = pruned.unwrap();
+        assert_eq!((pruned.masks.len(), pruned.record.sparsity()), (linears, 0.5), "{config}");
+        assert!(pruned.masks.iter().all(|(name, _)| !name.contains("gate.weight")), "routers and gates are left alone");
+        let shared = |(name, _): &&(String, _)| name.contains(".shared_expert.");
+        assert_eq!(pruned.masks.iter().filter(shared).count(), if config["model_type"] == "qwen2_moe" { 3 } else { 0 });
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("model");
+    random::write(&dir, &gpt_oss_config(), DType::F32, u64::MAX, 6);
+    let error = prune(&random::open(&dir), Some(&windows), &PruneConfig::new(Method::Wanda, 0.5), Progress::Hidden);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("stacked") && error.contains("prune whole experts"), "{error}");
 }

@@ -161,7 +161,7 @@ fn a_mixture_learns_and_uses_its_experts() {
     let shards =
         ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"];
     assert!(shards.iter().all(|shard| out.join(shard).exists()), "{:?}", names(&out));
-    assert_eq!(Model::load(out.to_str().unwrap()).unwrap().config().moe.unwrap().experts, 4);
+    assert_eq!(Model::load(out.to_str().unwrap()).unwrap().config().moe.as_ref().unwrap().experts, 4);
 }
 
 #[test]

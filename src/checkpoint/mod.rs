@@ -41,7 +41,7 @@ pub use hub::Hub;
 pub use remote::Remote;
 pub use rewrite::{
     Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite,
-    Segment,
+    Seconds, Segment,
 };
 pub use source::{Source, open_source};
 

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Bytes that are handed over at a time.
-const PIECE: usize = 1 << 20;
+/// Most bytes that a stream holds and hands over at a time.
+pub(super) const STREAM_BYTES: u64 = 1 << 20;
 
 /// Headers that were read and checked, and the bytes behind them.
 pub trait Source: Sync {
@@ -97,11 +97,11 @@ impl Source for Checkpoint {
 
     fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let path = &self.shards()[shard];
-        let mut buffer = vec![0; PIECE.min((range.end - range.start) as usize)];
+        let mut buffer = vec![0; STREAM_BYTES.min(range.end - range.start) as usize];
         let mut at = range.start;
         while at < range.end {
             check_interrupt()?;
-            let piece = &mut buffer[..PIECE.min((range.end - at) as usize)];
+            let piece = &mut buffer[..STREAM_BYTES.min(range.end - at) as usize];
             self.0.files[shard].read_exact_at(piece, at).map_err(|error| match error.kind() {
                 std::io::ErrorKind::UnexpectedEof => {
                     Error::file(path, "the file has become shorter since it was opened; open it again")

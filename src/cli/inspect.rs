@@ -1,5 +1,6 @@
 //! `lacuna inspect`: what is in a checkpoint, from its headers alone.
 
+use super::size;
 use anyhow::Result;
 use lacuna::checkpoint::{HeadersOnly, Source, TensorInfo, open_source};
 use lacuna::experts::{LayerShards, Locality, PartSize, Parts};
@@ -193,15 +194,4 @@ fn row(kind: &Kind) -> [String; 6] {
         kind.parameters.to_string(),
         kind.bytes.to_string(),
     ]
-}
-
-/// Bytes for people: `513.2 MiB`.
-fn size(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, 0);
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
 mod evaluate;
+mod experts;
 mod generate;
 mod import;
 mod inspect;
@@ -36,6 +37,7 @@ enum Command {
     Import(import::Args),
     Prune(prune::Args),
     Evaluate(evaluate::Args),
+    Experts(experts::Args),
     Generate(generate::Args),
     Train(train::Args),
     /// Run notebooks without Jupyter
@@ -75,6 +77,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Import(args) => import::run(args).map(|()| ExitCode::SUCCESS),
         Command::Prune(args) => prune::run(args).map(|()| ExitCode::SUCCESS),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Experts(args) => experts::run(args),
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "notebook")]
@@ -173,4 +176,15 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// Bytes for people: `513.2 MiB`.
+fn size(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, 0);
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

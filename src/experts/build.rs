@@ -75,7 +75,11 @@ pub(super) fn slice_files(source: &dyn Source, layout: &Layout, keep: &Keep) -> 
 /// `config.json` of the pruned model.
 pub(super) fn pruned_config(source: &dyn Source, layout: &Layout, kept: usize) -> Result<Map<String, Value>> {
     let mut config = source.config_json()?;
-    config.insert(layout.family.experts_key.to_owned(), kept.into());
+    for key in layout.family.experts_keys() {
+        if let Some(value) = config.get_mut(key) {
+            *value = kept.into();
+        }
+    }
     Ok(config)
 }
 

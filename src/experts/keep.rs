@@ -3,6 +3,7 @@
 use super::layout::Layout;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -11,16 +12,6 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Keep(BTreeMap<usize, Vec<usize>>);
-
-/// An explicit list as a file holds it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Lists {
-    /// `{"0": [1, 5], "1": [0, 2]}`
-    ByLayer(BTreeMap<usize, Vec<usize>>),
-    /// `[[1, 5], [0, 2]]`, one list per layer with a mixture
-    InOrder(Vec<Vec<usize>>),
-}
 
 /// How many experts stay of `experts` at `fraction`: all but the `floor(experts * (1 - fraction))` of REAP's reference code.
 ///
@@ -69,17 +60,20 @@ impl Keep {
     /// [`Error::Io`], [`Error::File`] when the file is neither; those of [`Keep::new`].
     pub fn read(layout: &Layout, path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
-        let form = "neither {\"0\": [1, 5], ..} nor [[1, 5], ..], lists of the experts that stay";
-        let lists = match serde_json::from_slice(&text) {
-            Err(error) => return Err(Error::file(path, format!("{form} ({error})"))),
-            Ok(Lists::ByLayer(lists)) => lists,
-            Ok(Lists::InOrder(lists)) if lists.len() == layout.layers.len() => {
-                layout.layers.keys().copied().zip(lists).collect()
-            }
-            Ok(Lists::InOrder(lists)) => {
+        let form = |error| {
+            let forms = "neither {\"0\": [1, 5], ..} nor [[1, 5], ..], lists of the experts that stay";
+            Error::file(path, format!("{forms} ({error})"))
+        };
+        let json: Value = serde_json::from_slice(&text).map_err(form)?;
+        let lists = if json.is_object() {
+            serde_json::from_value(json).map_err(form)?
+        } else {
+            let lists: Vec<Vec<usize>> = serde_json::from_value(json).map_err(form)?;
+            if lists.len() != layout.layers.len() {
                 let problem = format!("{} lists for {} layers with a mixture", lists.len(), layout.layers.len());
                 return Err(Error::file(path, problem));
             }
+            layout.layers.keys().copied().zip(lists).collect()
         };
         Self::new(layout, lists)
     }

@@ -91,7 +91,8 @@ impl Layout {
             Error::file(&path, problem + &known.join(", "))
         })?;
         let number = |key: &str| number(&path, &config, key);
-        let experts = number(family.experts_key)?;
+        let key = family.experts_keys().into_iter().find(|key| config.contains_key(*key));
+        let experts = number(key.unwrap_or(family.experts_key))?;
         let top_k = number(family.top_k_keys[0])?;
         let groups = match family.group_keys {
             Some((groups, reachable)) if config.get(groups).and_then(Value::as_u64).unwrap_or(1) > 1 => {

@@ -4,7 +4,9 @@ mod keep;
 mod layout;
 mod norms;
 mod parts;
+mod plan;
 mod ranking;
+mod saliency;
 mod scores;
 mod verify;
 
@@ -13,6 +15,8 @@ pub use keep::{Keep, count};
 pub use layout::{Groups, Layout, Role, place};
 pub use norms::{router_norms, weight_norms};
 pub use parts::{LayerShards, Locality, Part, PartSize, Parts, ShardBytes};
+pub use plan::{Estimate, Plan, Probe, plan, probe};
 pub use ranking::{Ranking, SuperExperts};
+pub use saliency::{ExpertSaliency, saliency};
 pub use scores::{ExpertScores, Metric};
 pub use verify::{Mismatch, Verification, verify};

@@ -42,13 +42,15 @@ pub struct Mismatch {
 /// [`Error::File`] when `out` has no manifest or its headers are broken; [`Error::Argument`] when the manifest does not fit
 /// the base; those of reading. A difference is no error but a [`Mismatch`].
 pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verification> {
+    std::fs::metadata(out).map_err(Error::io("open", out))?;
     let manifest = Manifest::read(out)?.ok_or_else(|| {
         Error::file(out.join(MANIFEST), "missing; `verify` checks what `lacuna experts build` or `slice` wrote")
     })?;
     let wrong = |problem: &str| Error::file(out.join(MANIFEST), problem);
     let layout = Layout::find(base)?;
-    let lists: BTreeMap<usize, Vec<usize>> = serde_json::from_value(manifest.about["keep"].clone())
-        .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
+    let lists: BTreeMap<usize, Vec<usize>> =
+        serde_json::from_value(manifest.about.get("keep").cloned().unwrap_or_default())
+            .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
     let keep = Keep::new(&layout, lists)?;
     let mut mismatches = Vec::new();
     let (expected, output) = match manifest.about.get("output").and_then(Value::as_str) {

@@ -1,7 +1,7 @@
 //! One decoder block of the Llama family: attention and an MLP, with a tap on the input of every linear.
 
-use super::config::ModelConfig;
-use super::mixtral::Mixture;
+use super::config::{ModelConfig, QkNorm};
+use super::mixture::Mixture;
 use super::ops;
 use super::rope::Rope;
 use crate::Result;
@@ -52,6 +52,28 @@ pub trait Tap {
     fn router(&mut self, _probs: &Tensor, _chosen: &[Vec<u32>]) -> Result<()> {
         Ok(())
     }
+
+    /// What an expert made of the tokens routed to it. Comes after [`Tap::router`], expert by expert, for those that were
+    /// chosen; not at all in a pass that only feeds inputs to taps, and not for shared experts.
+    ///
+    /// # Errors
+    /// Whatever the tap fails with; the forward pass ends with it.
+    fn expert(&mut self, _output: &ExpertOutput<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The output of one expert of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertOutput<'a> {
+    /// Which expert.
+    pub expert: usize,
+    /// The tokens that were routed to it, ascending.
+    pub tokens: &'a [u32],
+    /// What the forward pass multiplies each token's output by, `(tokens,)`.
+    pub weights: &'a Tensor,
+    /// The output before that, `(tokens, hidden)`.
+    pub output: &'a Tensor,
 }
 
 impl Tap for () {
@@ -83,8 +105,9 @@ pub(crate) struct Attention {
     pub(crate) k: Linear,
     pub(crate) v: Linear,
     pub(crate) o: Linear,
-    pub(crate) q_norm: Option<Tensor>, // (head_dim,)
-    pub(crate) k_norm: Option<Tensor>, // (head_dim,)
+    pub(crate) q_norm: Option<Tensor>, // (head_dim,) or (heads * head_dim,)
+    pub(crate) k_norm: Option<Tensor>, // (head_dim,) or (kv_heads * head_dim,)
+    pub(crate) sinks: Option<Tensor>,  // (heads,)
     pub(crate) window: Option<usize>,
 }
 
@@ -100,16 +123,23 @@ impl Attention {
         let (batch, seq, _) = x.dims3()?;
         let (heads, kv, dim) = (config.heads, config.kv_heads, config.head_dim);
         tap.input(&[&self.q, &self.k, &self.v], x)?;
-        let split = |y: Tensor, heads: usize| -> Result<Tensor> {
-            Ok(y.reshape((batch, seq, heads, dim))?.transpose(1, 2)?.contiguous()?) // (batch, heads, seq, head_dim)
+        let project = |linear: &Linear, norm: Option<&Tensor>, heads: usize| -> Result<Tensor> {
+            let mut y = linear.forward(x)?; // (batch, seq, heads * head_dim)
+            if let (Some(QkNorm::Projection), Some(norm)) = (config.qk_norm, norm) {
+                y = ops::rms_norm(&y, norm, config.rms_norm_eps)?;
+            }
+            if let Some(limit) = config.clip_qkv {
+                y = y.clamp(-limit, limit)?;
+            }
+            let y = y.reshape((batch, seq, heads, dim))?.transpose(1, 2)?.contiguous()?; // (batch, heads, seq, head_dim)
+            match (config.qk_norm, norm) {
+                (Some(QkNorm::Head), Some(norm)) => ops::rms_norm(&y, norm, config.rms_norm_eps),
+                _ => Ok(y),
+            }
         };
-        let mut q = split(self.q.forward(x)?, heads)?;
-        let mut k = split(self.k.forward(x)?, kv)?;
-        let mut v = split(self.v.forward(x)?, kv)?;
-        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
-            q = ops::rms_norm(&q, q_norm, config.rms_norm_eps)?;
-            k = ops::rms_norm(&k, k_norm, config.rms_norm_eps)?;
-        }
+        let mut q = project(&self.q, self.q_norm.as_ref(), heads)?;
+        let mut k = project(&self.k, self.k_norm.as_ref(), kv)?;
+        let mut v = project(&self.v, None, kv)?;
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         q = ops::rope(&q, &rope.cos, &rope.sin, past)?;
         k = ops::rope(&k, &rope.cos, &rope.sin, past)?;
@@ -127,7 +157,8 @@ impl Attention {
         let v = v.reshape((batch * kv, keys, dim))?;
         let scores = q.matmul(&k.t()?)?; // (batch * kv_heads, group * seq, keys)
         let scale = 1.0 / (dim as f64).sqrt();
-        let probs = ops::causal_softmax(&scores, scale, seq, past, self.window)?.to_dtype(v.dtype())?;
+        let probs = ops::causal_softmax(&scores, scale, seq, past, self.window, self.sinks.as_ref())?;
+        let probs = probs.to_dtype(v.dtype())?;
         let y = probs.matmul(&v)?.reshape((batch, heads, seq, dim))?;
         let y = y.transpose(1, 2)?.reshape((batch, seq, heads * dim))?;
         tap.input(&[&self.o], &y)?;
@@ -180,14 +211,15 @@ pub struct Block {
 }
 
 impl Block {
-    /// The prunable linears, in the order in which a token meets them. A router is not among them.
+    /// The prunable linears, in the order in which a token meets them. A router or a gate of a shared expert is not among
+    /// them, nor are experts that stand in one tensor (gpt-oss).
     pub fn linears(&self) -> Vec<&Linear> {
         let Attention { q, k, v, o, .. } = &self.attention;
         let mut linears = vec![q, k, v, o];
         match &self.feed_forward {
             FeedForward::Dense(Mlp { gate, up, down }) => linears.extend([gate, up, down]),
             FeedForward::Mixture(mixture) => {
-                linears.extend(mixture.experts.iter().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
+                linears.extend(mixture.mlps().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
             }
         }
         linears
@@ -200,7 +232,7 @@ impl Block {
         match &mut self.feed_forward {
             FeedForward::Dense(Mlp { gate, up, down }) => linears.extend([gate, up, down]),
             FeedForward::Mixture(mixture) => {
-                linears.extend(mixture.experts.iter_mut().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
+                linears.extend(mixture.mlps_mut().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
             }
         }
         linears

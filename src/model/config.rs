@@ -1,5 +1,7 @@
 //! `config.json` of the supported families, with every field that changes the arithmetic.
 
+use super::moe::MoeFamily;
+use super::rope::RopeConfig;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -13,7 +15,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP (of one expert, in Mixtral).
+    /// Width of a dense block's MLP; that of an expert is in `moe`.
     pub intermediate_size: usize,
     /// Number of blocks.
     pub blocks: usize,
@@ -29,20 +31,33 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
-    /// Each query sees at most this many keys.
-    pub sliding_window: Option<SlidingWindow>,
+    /// For each block, how many keys a query sees, itself included; `None` is all.
+    pub sliding_window: Vec<Option<usize>>,
     /// Biases on the q, k and v projections.
     pub qkv_bias: bool,
     /// Bias on the o projection.
     pub o_bias: bool,
     /// Biases in the MLP.
     pub mlp_bias: bool,
-    /// RMS norm on each head of q and k (Qwen3).
-    pub qk_norm: bool,
+    /// RMS norm on q and k.
+    pub qk_norm: Option<QkNorm>,
+    /// q, k and v are clamped to plus and minus this (OLMoE).
+    pub clip_qkv: Option<f64>,
+    /// A learned logit per query head that takes part in the softmax and carries no value (gpt-oss).
+    pub sinks: bool,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
-    /// Experts, in a mixture.
+    /// Experts, where some block has a mixture of them.
     pub moe: Option<MoeConfig>,
+}
+
+/// What an RMS norm on q and k takes the mean of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head, all with the same scale `(head_dim,)` (Qwen3).
+    Head,
+    /// The whole projection, before it is split into heads; the scale is as wide (OLMoE).
+    Projection,
 }
 
 /// The supported families.
@@ -58,14 +73,26 @@ pub enum Family {
     Qwen3,
     /// Mixtral.
     Mixtral,
+    /// Qwen1.5-MoE and Qwen2-MoE.
+    Qwen2Moe,
+    /// Qwen3-MoE.
+    Qwen3Moe,
+    /// OLMoE.
+    Olmoe,
+    /// gpt-oss.
+    GptOss,
 }
 
-const FAMILIES: [(&str, Family); 5] = [
+const FAMILIES: [(&str, Family); 9] = [
     ("llama", Family::Llama),
     ("mistral", Family::Mistral),
     ("qwen2", Family::Qwen2),
     ("qwen3", Family::Qwen3),
     ("mixtral", Family::Mixtral),
+    ("qwen2_moe", Family::Qwen2Moe),
+    ("qwen3_moe", Family::Qwen3Moe),
+    ("olmoe", Family::Olmoe),
+    ("gpt_oss", Family::GptOss),
 ];
 
 impl Family {
@@ -75,99 +102,79 @@ impl Family {
     }
 }
 
-/// Attention to a limited number of keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlidingWindow {
-    /// Number of keys that a query sees, itself included.
-    pub tokens: usize,
-    /// First block with a window; those before see everything.
-    pub from_block: usize,
-}
-
 /// Mixture-of-experts settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MoeConfig {
-    /// Experts per block.
+    /// What the family calls its tensors.
+    pub names: &'static MoeFamily,
+    /// Experts per mixture.
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
+    /// Width of one expert.
+    pub intermediate_size: usize,
+    /// Width of the expert that every token passes through, scaled by a gate of its own (Qwen2-MoE).
+    pub shared_intermediate_size: Option<usize>,
+    /// Whether the probabilities of the chosen experts are made to sum to one. That is the same as a softmax over the
+    /// chosen logits only, as gpt-oss writes it.
+    pub norm_topk_prob: bool,
+    /// How the experts are stored, and with it what they compute.
+    pub storage: ExpertStorage,
+    /// For each block, whether it has a mixture; the others have an MLP.
+    pub blocks: Vec<bool>,
 }
 
-/// Rotary position embedding: base and scaling, as Hugging Face's `rope_type` names them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// Change of the frequencies for longer contexts.
-    pub scaling: RopeScaling,
+impl MoeConfig {
+    /// Whether the router has a bias.
+    pub(crate) fn router_bias(&self) -> bool {
+        matches!(self.storage, ExpertStorage::Stacked { .. })
+    }
 }
 
-/// How rotary frequencies are stretched.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// As trained.
-    Default,
-    /// Positions divided by `factor`.
-    Linear {
-        /// Stretch.
-        factor: f64,
-    },
-    /// NTK-aware: the base grows once a sequence is longer than the context.
-    Dynamic {
-        /// Stretch.
-        factor: f64,
-        /// `max_position_embeddings`, in tokens.
-        original: usize,
-    },
-    /// Llama 3.1's: low frequencies stretched, high ones kept, a ramp between.
-    Llama3 {
-        /// Stretch.
-        factor: f64,
-        /// Wavelengths above `original / low` are stretched fully.
-        low: f64,
-        /// Wavelengths below `original / high` are kept.
-        high: f64,
-        /// Context of the original model, in tokens.
-        original: usize,
-    },
-    /// YaRN (Peng et al. 2023), with its attention factor.
-    Yarn {
-        /// Stretch.
-        factor: f64,
-        /// Rotations above which a dimension is kept.
-        beta_fast: f64,
-        /// Rotations below which a dimension is stretched fully.
-        beta_slow: f64,
-        /// Context of the original model, in tokens.
-        original: usize,
-        /// Multiplies cos and sin.
-        attention_factor: f64,
-        /// Whether the ramp's ends are rounded to whole dimensions.
-        truncate: bool,
+/// How the experts of a mixture are stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ExpertStorage {
+    /// Three linears an expert, `down(silu(gate(x)) * up(x))`.
+    Separate,
+    /// gpt-oss: all experts in one tensor, gate and up interleaved, biases throughout, the router's included;
+    /// `(up + 1) * gate * sigmoid(alpha * gate)`.
+    Stacked {
+        /// Whether weights are packed in MXFP4: two 4-bit floats a byte, a scale for 32 of them.
+        mxfp4: bool,
+        /// Bound of the gate from above, and of `up` on both sides.
+        limit: f64,
+        /// Slope of the sigmoid.
+        alpha: f64,
     },
 }
 
 /// Typed access to a JSON object, with errors that name the file and the key.
-struct Fields<'a> {
-    path: &'a Path,
-    map: &'a Map<String, Value>,
+pub(super) struct Fields<'a> {
+    pub(super) path: &'a Path,
+    pub(super) map: &'a Map<String, Value>,
 }
 
 impl Fields<'_> {
-    fn present(&self, key: &str) -> Option<&Value> {
+    pub(super) fn present(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, key: &str, value: &Value, wanted: &str) -> Error {
+    pub(super) fn wrong(&self, key: &str, value: &Value, wanted: &str) -> Error {
         Error::file(self.path, format!("`{key}` is {value}, which is not {wanted}"))
     }
 
-    fn usize_or(&self, key: &str, default: usize) -> Result<usize> {
+    pub(super) fn usize_or(&self, key: &str, default: usize) -> Result<usize> {
         let Some(value) = self.present(key) else { return Ok(default) };
         match value.as_u64() {
             Some(number) if number > 0 && number < 1 << 40 => Ok(number as usize),
             _ => Err(self.wrong(key, value, "a positive whole number")),
         }
+    }
+
+    /// A whole number that may be zero.
+    fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+        let zero = self.present(key).is_some_and(|value| value.as_u64() == Some(0));
+        if zero { Ok(0) } else { self.usize_or(key, default) }
     }
 
     fn usize(&self, key: &str) -> Result<usize> {
@@ -177,7 +184,7 @@ impl Fields<'_> {
         }
     }
 
-    fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
+    pub(super) fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
         let Some(value) = self.present(key) else { return Ok(default) };
         match value.as_f64() {
             Some(number) if number.is_finite() && number >= 0.0 => Ok(number),
@@ -185,7 +192,7 @@ impl Fields<'_> {
         }
     }
 
-    fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+    pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
         let Some(value) = self.present(key) else { return Ok(default) };
         value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
@@ -225,128 +232,166 @@ impl ModelConfig {
             return Err(Error::file(path, format!("the head width {head_dim} is not even; rotary embedding needs it")));
         }
         let max_position_embeddings = fields.usize_or("max_position_embeddings", 2048)?;
-        let sliding_window = match fields.present("sliding_window") {
-            Some(_) if family == Family::Llama => None,
-            Some(_)
-                if matches!(family, Family::Qwen2 | Family::Qwen3)
-                    && !fields.bool_or("use_sliding_window", false)? =>
-            {
-                None
-            }
-            Some(_) => Some(SlidingWindow {
-                tokens: fields.usize("sliding_window")?,
-                from_block: if matches!(family, Family::Qwen2 | Family::Qwen3) {
-                    fields.usize_or("max_window_layers", blocks)?
-                } else {
-                    0
-                },
-            }),
-            None => None,
+        let attention_bias = fields.bool_or("attention_bias", family == Family::GptOss)?;
+        let (qkv_bias, o_bias) = match family {
+            Family::Qwen2 => (true, false),
+            Family::Qwen2Moe => (fields.bool_or("qkv_bias", true)?, false),
+            _ => (attention_bias, attention_bias),
         };
-        let attention_bias = fields.bool_or("attention_bias", false)?;
-        let moe = if family == Family::Mixtral {
-            let moe = MoeConfig {
-                experts: fields.usize("num_local_experts")?,
-                top_k: fields.usize_or("num_experts_per_tok", 2)?,
-            };
-            if moe.top_k > moe.experts {
-                return Err(Error::file(
-                    path,
-                    format!("`num_experts_per_tok` ({}) exceeds `num_local_experts` ({})", moe.top_k, moe.experts),
-                ));
-            }
-            Some(moe)
-        } else {
-            None
-        };
+        let intermediate_size = fields.usize("intermediate_size")?;
         Ok(ModelConfig {
             family,
             vocab_size: fields.usize("vocab_size")?,
             hidden_size,
-            intermediate_size: fields.usize("intermediate_size")?,
+            intermediate_size,
             blocks,
             heads,
             kv_heads,
             head_dim,
-            rms_norm_eps: fields.f64_or("rms_norm_eps", 1e-6)?,
-            rope: rope(&fields, max_position_embeddings, if family == Family::Mixtral { 1e6 } else { 1e4 })?,
+            rms_norm_eps: fields
+                .f64_or("rms_norm_eps", if matches!(family, Family::Olmoe | Family::GptOss) { 1e-5 } else { 1e-6 })?,
+            rope: RopeConfig::from_fields(&fields, family, max_position_embeddings)?,
             max_position_embeddings,
-            sliding_window,
-            qkv_bias: attention_bias || family == Family::Qwen2,
-            o_bias: attention_bias && family != Family::Qwen2,
+            sliding_window: sliding_window(&fields, family, blocks)?,
+            qkv_bias,
+            o_bias,
             mlp_bias: fields.bool_or("mlp_bias", false)?,
-            qk_norm: family == Family::Qwen3,
+            qk_norm: match family {
+                Family::Qwen3 | Family::Qwen3Moe => Some(QkNorm::Head),
+                Family::Olmoe => Some(QkNorm::Projection),
+                _ => None,
+            },
+            clip_qkv: match fields.present("clip_qkv") {
+                Some(_) if family == Family::Olmoe => Some(fields.f64_or("clip_qkv", 0.0)?),
+                _ => None,
+            },
+            sinks: family == Family::GptOss,
             tie_word_embeddings: fields.bool_or("tie_word_embeddings", false)?,
-            moe,
+            moe: match MoeFamily::find(model_type) {
+                Some(names) => Some(moe(&fields, names, family, hidden_size, intermediate_size, blocks)?),
+                None => None,
+            },
         })
+    }
+
+    /// The settings of block `i`'s mixture, `None` where it has an MLP.
+    pub fn mixture(&self, i: usize) -> Option<&MoeConfig> {
+        self.moe.as_ref().filter(|moe| moe.blocks.get(i) == Some(&true))
     }
 }
 
-/// `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters` that holds both.
-fn rope(top: &Fields<'_>, max_positions: usize, default_theta: f64) -> Result<RopeConfig> {
-    let empty = Map::new();
-    let nested = match top.present("rope_parameters").or_else(|| top.present("rope_scaling")) {
-        Some(Value::Object(map)) => map,
-        Some(other) => return Err(top.wrong("rope_scaling", other, "an object")),
-        None => &empty,
+/// The number of keys that a query sees in each block: by `layer_types` where the config has them, else by the family's
+/// rule.
+fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<Vec<Option<usize>>> {
+    let used = match family {
+        Family::Llama | Family::Olmoe => false,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::Qwen3Moe => {
+            fields.bool_or("use_sliding_window", false)?
+        }
+        Family::Mistral | Family::Mixtral | Family::GptOss => true,
     };
-    let fields = Fields { path: top.path, map: nested };
-    let theta = fields.f64_or("rope_theta", top.f64_or("rope_theta", default_theta)?)?;
-    if let Some(partial) = top.present("partial_rotary_factor").filter(|value| value.as_f64() != Some(1.0)) {
-        return Err(top.wrong("partial_rotary_factor", partial, "1.0, the only supported value"));
+    if !used || fields.present("sliding_window").is_none() {
+        return Ok(vec![None; blocks]);
     }
-    let kind = fields.present("rope_type").or_else(|| fields.present("type")).and_then(Value::as_str);
-    let original = fields.usize_or("original_max_position_embeddings", max_positions)?;
-    let factor = fields.f64_or("factor", 1.0)?;
-    if factor < 1.0 {
-        return Err(Error::file(top.path, format!("the rope `factor` is {factor}; it must be at least 1")));
+    let tokens = fields.usize("sliding_window")?;
+    let by_types = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::GptOss);
+    if let Some(value) = fields.present("layer_types").filter(|_| by_types) {
+        let window = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Some(Some(tokens)),
+            Some("full_attention") => Some(None),
+            _ => None,
+        };
+        let windows = value.as_array().and_then(|kinds| kinds.iter().map(window).collect::<Option<Vec<_>>>());
+        return windows.filter(|windows| windows.len() == blocks).ok_or_else(|| {
+            fields.wrong("layer_types", value, &format!("a list of {blocks} times sliding_attention or full_attention"))
+        });
     }
-    let scaling = match kind.unwrap_or("default") {
-        "default" | "mrope" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor },
-        // As Hugging Face: an `original_max_position_embeddings` plays no part here.
-        "dynamic" => RopeScaling::Dynamic { factor, original: max_positions },
-        "llama3" => RopeScaling::Llama3 {
-            factor,
-            low: fields.f64_or("low_freq_factor", 1.0)?,
-            high: fields.f64_or("high_freq_factor", 4.0)?,
-            original,
-        },
-        "yarn" => {
-            let factor =
-                if fields.present("factor").is_some() { factor } else { max_positions as f64 / original as f64 };
-            RopeScaling::Yarn {
-                factor,
-                beta_fast: fields.f64_or("beta_fast", 32.0)?,
-                beta_slow: fields.f64_or("beta_slow", 1.0)?,
-                original,
-                attention_factor: match fields.present("attention_factor") {
-                    Some(_) => fields.f64_or("attention_factor", 1.0)?,
-                    None => {
-                        let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                        match (fields.present("mscale"), fields.present("mscale_all_dim")) {
-                            (Some(_), Some(_)) => {
-                                scale(fields.f64_or("mscale", 1.0)?) / scale(fields.f64_or("mscale_all_dim", 1.0)?)
-                            }
-                            _ => scale(1.0),
-                        }
-                    }
-                },
-                truncate: fields.bool_or("truncate", true)?,
+    let layers = fields.count_or("max_window_layers", blocks)?;
+    let slides = |block: usize| match family {
+        Family::Qwen2 | Family::Qwen3 => block >= layers,
+        Family::Qwen2Moe => block < layers && block.is_multiple_of(2),
+        Family::GptOss => block.is_multiple_of(2),
+        _ => true,
+    };
+    Ok((0..blocks).map(|block| slides(block).then_some(tokens)).collect())
+}
+
+fn moe(
+    fields: &Fields<'_>,
+    names: &'static MoeFamily,
+    family: Family,
+    hidden_size: usize,
+    intermediate_size: usize,
+    blocks: usize,
+) -> Result<MoeConfig> {
+    let experts_key = names.experts_keys().into_iter().find(|key| fields.present(key).is_some());
+    let experts_key = experts_key.unwrap_or(names.experts_key);
+    let experts = fields.usize(experts_key)?;
+    let top_k_key = names.top_k_keys.iter().find(|key| fields.present(key).is_some()).unwrap_or(&names.top_k_keys[0]);
+    let top_k = match family {
+        Family::Mixtral => fields.usize_or(top_k_key, 2)?,
+        _ => fields.usize(top_k_key)?,
+    };
+    if top_k > experts {
+        let problem = format!("`{top_k_key}` ({top_k}) exceeds `{experts_key}` ({experts})");
+        return Err(Error::file(fields.path, problem));
+    }
+    let qwen = matches!(family, Family::Qwen2Moe | Family::Qwen3Moe);
+    let mixtures = if qwen {
+        let step = fields.usize_or("decoder_sparse_step", 1)?;
+        let dense: &[Value] = match fields.present("mlp_only_layers") {
+            None => &[],
+            Some(Value::Array(dense)) if dense.iter().all(Value::is_u64) => dense,
+            Some(other) => return Err(fields.wrong("mlp_only_layers", other, "a list of block numbers")),
+        };
+        let dense = |block: usize| dense.iter().any(|value| value.as_u64() == Some(block as u64));
+        (0..blocks).map(|block| !dense(block) && (block + 1).is_multiple_of(step)).collect()
+    } else {
+        vec![true; blocks]
+    };
+    let storage = match family {
+        Family::GptOss => {
+            let mxfp4 = match fields.present("quantization_config") {
+                None => false,
+                Some(settings) if settings["quant_method"] == "mxfp4" => true,
+                Some(other) => return Err(fields.wrong("quantization_config", other, "of `quant_method` `mxfp4`")),
+            };
+            if mxfp4 && !(hidden_size.is_multiple_of(32) && intermediate_size.is_multiple_of(32)) {
+                let problem = format!(
+                    "`hidden_size` ({hidden_size}) and `intermediate_size` ({intermediate_size}) must be multiples of 32 \
+                     in MXFP4"
+                );
+                return Err(Error::file(fields.path, problem));
+            }
+            ExpertStorage::Stacked {
+                mxfp4,
+                limit: fields.f64_or("swiglu_limit", 7.0)?,
+                alpha: fields.f64_or("swiglu_alpha", 1.702)?,
             }
         }
-        other => {
-            return Err(Error::file(
-                top.path,
-                format!("rope type `{other}` is not supported; known: default, linear, dynamic, llama3, yarn"),
-            ));
-        }
+        _ => ExpertStorage::Separate,
     };
-    Ok(RopeConfig { theta, scaling })
+    Ok(MoeConfig {
+        names,
+        experts,
+        top_k,
+        intermediate_size: if qwen { fields.usize("moe_intermediate_size")? } else { intermediate_size },
+        shared_intermediate_size: match family {
+            Family::Qwen2Moe => Some(fields.usize("shared_expert_intermediate_size")?),
+            _ => None,
+        },
+        norm_topk_prob: match family {
+            Family::Mixtral | Family::GptOss => true,
+            _ => fields.bool_or("norm_topk_prob", false)?,
+        },
+        storage,
+        blocks: mixtures,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::rope::RopeScaling;
     use super::*;
 
     fn parse(text: &str) -> Result<ModelConfig> {
@@ -361,12 +406,90 @@ mod tests {
     #[test]
     fn families_differ_by_config() {
         let config = parse(QWEN3).unwrap();
-        assert!(config.qk_norm && config.tie_word_embeddings && !config.qkv_bias);
-        assert_eq!((config.head_dim, config.sliding_window, config.rope.theta), (8, None, 1e6));
+        assert!(config.qk_norm == Some(QkNorm::Head) && config.tie_word_embeddings && !config.qkv_bias);
+        assert_eq!((config.head_dim, config.sliding_window, config.rope.theta), (8, vec![None; 2], 1e6));
         let qwen2 = parse(&QWEN3.replace("qwen3", "qwen2")).unwrap();
-        assert!(qwen2.qkv_bias && !qwen2.o_bias && !qwen2.qk_norm);
+        assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.qk_norm.is_none());
         let mistral = parse(&QWEN3.replace("qwen3", "mistral")).unwrap();
-        assert_eq!(mistral.sliding_window, Some(SlidingWindow { tokens: 128, from_block: 0 }));
+        assert_eq!(mistral.sliding_window, [Some(128); 2]);
+    }
+
+    const MOE: &str = r#"{"model_type":"qwen3_moe","vocab_size":10,"hidden_size":64,"intermediate_size":32,
+        "num_hidden_layers":4,"num_attention_heads":4,"head_dim":8,"sliding_window":16,"rope_scaling":{},
+        "moe_intermediate_size":24,"shared_expert_intermediate_size":40,"num_experts":8,"num_experts_per_tok":2}"#;
+
+    fn moe(text: &str) -> (ModelConfig, MoeConfig) {
+        let config = parse(text).unwrap();
+        let moe = config.moe.clone().unwrap();
+        (config, moe)
+    }
+
+    #[test]
+    fn mixtures_differ_by_family() {
+        let (config, qwen3) = moe(MOE);
+        assert_eq!((qwen3.experts, qwen3.top_k, qwen3.intermediate_size), (8, 2, 24));
+        assert_eq!((qwen3.blocks, qwen3.norm_topk_prob, qwen3.shared_intermediate_size), (vec![true; 4], false, None));
+        assert_eq!((config.qk_norm, config.sliding_window), (Some(QkNorm::Head), vec![None; 4]));
+        // As transformers 5 writes it.
+        assert_eq!(moe(&MOE.replace("num_experts\"", "num_local_experts\"")).1.experts, 8);
+        let sparse = MOE.replace("\"rope_scaling\":{}", "\"mlp_only_layers\":[3],\"decoder_sparse_step\":2");
+        let (config, moe2) = moe(&sparse.replace("qwen3", "qwen2"));
+        assert_eq!(moe2.blocks, [false, true, false, false]);
+        assert!(config.mixture(1).is_some() && config.mixture(3).is_none() && config.mixture(4).is_none());
+        assert_eq!((moe2.shared_intermediate_size, config.qkv_bias, config.o_bias), (Some(40), true, false));
+        let (config, olmoe) = moe(&MOE.replace("qwen3_moe", "olmoe"));
+        assert_eq!((olmoe.intermediate_size, config.qk_norm, config.clip_qkv), (32, Some(QkNorm::Projection), None));
+        assert_eq!((config.rms_norm_eps, olmoe.storage), (1e-5, ExpertStorage::Separate));
+
+        let gpt_oss = MOE.replace("qwen3_moe", "gpt_oss").replace("num_experts\"", "num_local_experts\"");
+        let (config, stacked) = moe(&gpt_oss);
+        assert_eq!(stacked.storage, ExpertStorage::Stacked { mxfp4: false, limit: 7.0, alpha: 1.702 });
+        assert_eq!((config.sliding_window, config.sinks), (vec![Some(16), None, Some(16), None], true));
+        assert!(config.qkv_bias && config.o_bias && stacked.norm_topk_prob);
+        // Without `rope_scaling`, as transformers takes it.
+        let yarn = moe(&gpt_oss.replace("\"rope_scaling\":{},", "")).0.rope;
+        let RopeScaling::Yarn { factor, attention_factor, truncate, original, .. } = yarn.scaling else {
+            panic!("{yarn:?}")
+        };
+        assert_eq!((yarn.theta, factor, truncate, original), (1.5e5, 32.0, false, 4096));
+        assert!((attention_factor - 1.346_573_6).abs() < 1e-6);
+        let types = r#""layer_types":["full_attention","full_attention","sliding_attention","full_attention"],"vocab"#;
+        assert_eq!(moe(&gpt_oss.replace("\"vocab", types)).0.sliding_window, [None, None, Some(16), None]);
+        // OpenAI's own name for the number of experts per token.
+        assert_eq!(moe(&gpt_oss.replace("num_experts_per_tok", "experts_per_token")).1.top_k, 2);
+        let packed = moe(&gpt_oss.replace("\"vocab", "\"quantization_config\":{\"quant_method\":\"mxfp4\"},\"vocab"));
+        assert!(matches!(packed.1.storage, ExpertStorage::Stacked { mxfp4: true, .. }));
+        let blocks = packed.0.tensors().into_iter().find(|(name, _)| name.ends_with("down_proj_blocks"));
+        assert_eq!(blocks, Some(("model.layers.0.mlp.experts.down_proj_blocks".into(), vec![8, 64, 1, 16])));
+    }
+
+    #[test]
+    fn wrong_mixtures_name_the_key() {
+        for (from, to, message) in [
+            ("\"num_experts\":8", "\"num_experts\":1", "`num_experts_per_tok` (2) exceeds `num_experts` (1)"),
+            ("\"num_experts\":8,", "", "`num_experts` is missing"),
+            (",\"num_experts_per_tok\":2", "", "`num_experts_per_tok` is missing"),
+            ("\"moe_intermediate_size\":24,", "", "`moe_intermediate_size` is missing"),
+            ("\"rope_scaling\":{}", "\"mlp_only_layers\":[-1]", "`mlp_only_layers` is [-1]"),
+            (
+                "qwen3_moe\"",
+                "qwen2_moe\",\"use_sliding_window\":true,\"layer_types\":[\"x\"]",
+                "`layer_types` is [\"x\"]",
+            ),
+            (
+                "qwen3_moe\"",
+                "gpt_oss\",\"num_local_experts\":8,\"quantization_config\":{\"quant_method\":\"fp8\"}",
+                "mxfp4",
+            ),
+            ("\"qwen3_moe\"", "\"deepseek_v3\"", "`model_type` is `deepseek_v3`, a family that is not supported"),
+        ] {
+            let error = parse(&MOE.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        let gpt_oss = MOE.replace("qwen3_moe", "gpt_oss");
+        let mxfp4 = "\"quantization_config\":{\"quant_method\":\"mxfp4\"},\"hidden_size\":48";
+        let error = parse(&gpt_oss.replace("\"hidden_size\":64", mxfp4)).unwrap_err().to_string();
+        assert!(error.contains("multiples of 32"), "{error}");
     }
 
     #[test]

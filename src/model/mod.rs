@@ -1,19 +1,23 @@
-//! Language models of the Llama family and Mixtral: a forward pass with a tap on every linear's input, and blocks that are
-//! loaded one at a time.
+//! Language models of the Llama family and mixtures of experts: a forward pass with a tap on every linear's input, on
+//! routers and on experts, and blocks that are loaded one at a time.
 //!
 //! Tensor names are Hugging Face's. Weights come from a checkpoint when asked for ([`Model::open`]), or stay in memory
 //! ([`Model::load`]).
 
 mod block;
 mod config;
-mod mixtral;
+mod layout;
+mod mixture;
 mod moe;
+mod mxfp4;
 mod ops;
 mod rope;
+mod stacked;
 
-pub use block::{Block, KvCache, Linear, Tap};
-pub use config::{Family, ModelConfig, MoeConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use block::{Block, ExpertOutput, KvCache, Linear, Tap};
+pub use config::{ExpertStorage, Family, ModelConfig, MoeConfig, QkNorm};
 pub use moe::{MOE_FAMILIES, MoeFamily};
+pub use rope::{RopeConfig, RopeScaling};
 
 pub(crate) use block::Wanted;
 pub(crate) use ops::log_sum_exp;
@@ -26,8 +30,11 @@ use crate::text::Tokenizer;
 use crate::{Error, Result};
 use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
-use mixtral::Mixture;
+use layout::{EMBEDDING, HEAD, Kind, MLP, NORM, Needed};
+use mixture::{Experts, Mixture, Shared};
 use rayon::prelude::*;
+use safetensors::Dtype;
+use stacked::{Stacked, StackedLinear, StackedWeight};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,9 +61,17 @@ enum Source {
     Resident(Arc<HashMap<String, Tensor>>),
 }
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
+/// What is wrong with a tensor of `shape` where another was `needed`, if anything.
+fn misfit(needed: &Needed, shape: &[usize], bytes: bool) -> Option<String> {
+    if shape != needed.shape {
+        return Some(format!("has shape {shape:?}, but config.json calls for {:?}", needed.shape));
+    }
+    match (needed.kind, bytes) {
+        (Kind::Float, true) => Some("holds bytes, but config.json calls for floats".into()),
+        (Kind::Fp4 | Kind::Scales, false) => Some("holds no bytes, but config.json calls for MXFP4".into()),
+        _ => None,
+    }
+}
 
 impl Model {
     /// A model whose blocks are read from `checkpoint` as they are needed, in `dtype` on `device`.
@@ -78,11 +93,10 @@ impl Model {
             dtype,
             device: device.clone(),
         };
-        for (tensor, shape) in model.config.tensors() {
-            let info = checkpoint.get(&tensor)?;
-            if info.shape != shape {
-                let problem = format!("has shape {:?}, but config.json calls for {shape:?}", info.shape);
-                return Err(Error::tensor(checkpoint.dir(), tensor, problem));
+        for needed in model.config.needed() {
+            let info = checkpoint.get(&needed.name)?;
+            if let Some(problem) = misfit(&needed, &info.shape, info.dtype == Dtype::U8) {
+                return Err(Error::tensor(checkpoint.dir(), needed.name, problem));
             }
         }
         Ok(model)
@@ -102,8 +116,14 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] or [`Error::Tensor`] from reading.
     pub fn resident(&self) -> Result<Model> {
-        let names = self.config.tensors().into_iter().map(|(name, _)| name);
-        let tensors = names.map(|name| Ok((name.clone(), self.tensor(&name)?))).collect::<Result<_>>()?;
+        let load = |Needed { name, kind, .. }: Needed| {
+            let tensor = match kind {
+                Kind::Float => self.tensor(&name)?,
+                Kind::Fp4 | Kind::Scales => self.packed(&name, kind)?,
+            };
+            Ok((name, tensor))
+        };
+        let tensors = self.config.needed().into_iter().map(load).collect::<Result<_>>()?;
         Ok(Model { source: Source::Resident(Arc::new(tensors)), ..self.clone() })
     }
 
@@ -113,14 +133,13 @@ impl Model {
     /// [`Error::Tensor`] when a tensor is missing or has another shape than `config` calls for.
     pub fn from_tensors(config: ModelConfig, tensors: HashMap<String, Tensor>, device: &Device) -> Result<Model> {
         let nowhere = Path::new("tensors in memory");
-        for (name, shape) in config.tensors() {
-            match tensors.get(&name) {
-                Some(tensor) if tensor.dims() == shape => {}
-                Some(tensor) => {
-                    let problem = format!("has shape {:?}, but the config calls for {shape:?}", tensor.dims());
-                    return Err(Error::tensor(nowhere, name, problem));
-                }
-                None => return Err(Error::tensor(nowhere, name, "is missing")),
+        for needed in config.needed() {
+            let problem = match tensors.get(&needed.name) {
+                Some(tensor) => misfit(&needed, tensor.dims(), tensor.dtype() == DType::U8),
+                None => Some("is missing".into()),
+            };
+            if let Some(problem) = problem {
+                return Err(Error::tensor(nowhere, needed.name, problem));
             }
         }
         let dtype = tensors.get(NORM).map_or(DType::F32, Tensor::dtype);
@@ -218,7 +237,7 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] from reading the weights.
     pub fn record(&self) -> Result<ModelRecord> {
-        let parameters = self.config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
+        let parameters = self.config.parameters();
         let sha256 = self.checkpoint().map(Checkpoint::sha256).transpose()?.unwrap_or_default();
         Ok(ModelRecord { name: self.name.clone(), family: self.config.family.name().into(), parameters, sha256 })
     }
@@ -236,6 +255,22 @@ impl Model {
         }
     }
 
+    /// A tensor of MXFP4 bytes, as it is stored.
+    fn packed(&self, name: &str, kind: Kind) -> Result<Tensor> {
+        let Source::Checkpoint(checkpoint) = &self.source else { return self.tensor(name) };
+        let (bytes, shape) = (checkpoint.read(name)?, checkpoint.get(name)?.shape.clone());
+        let largest = mxfp4::largest_scale(self.dtype);
+        if let Some(at) = bytes.iter().position(|&scale| kind == Kind::Scales && scale > largest) {
+            let problem = format!(
+                "scale {at} is {}, with which weights are NaN or infinite as {}; the model is damaged",
+                bytes[at],
+                self.dtype.as_str()
+            );
+            return Err(Error::tensor(checkpoint.dir(), name, problem));
+        }
+        Ok(Tensor::from_vec(bytes, shape, &self.device)?)
+    }
+
     /// Block `i` with its weights, read now if they are not in memory.
     ///
     /// # Errors
@@ -243,37 +278,22 @@ impl Model {
     pub fn block(&self, i: usize) -> Result<Block> {
         let config = &self.config;
         let prefix = format!("model.layers.{i}");
-        let linear = |name: &str, bias: bool| -> Result<Linear> {
-            let name = format!("{prefix}.{name}");
-            Ok(Linear {
-                weight: self.tensor(&format!("{name}.weight"))?,
-                bias: bias.then(|| self.tensor(&format!("{name}.bias"))).transpose()?,
-                name: format!("{name}.weight"),
-            })
-        };
+        let linear = |name: &str, bias: bool| self.linear(&format!("{prefix}.{name}"), bias);
         let norm = |name: &str| self.tensor(&format!("{prefix}.{name}.weight"));
+        let qk_norm = |name: &str| config.qk_norm.map(|_| norm(name)).transpose();
         let attention = Attention {
             q: linear("self_attn.q_proj", config.qkv_bias)?,
             k: linear("self_attn.k_proj", config.qkv_bias)?,
             v: linear("self_attn.v_proj", config.qkv_bias)?,
             o: linear("self_attn.o_proj", config.o_bias)?,
-            q_norm: config.qk_norm.then(|| norm("self_attn.q_norm")).transpose()?,
-            k_norm: config.qk_norm.then(|| norm("self_attn.k_norm")).transpose()?,
-            window: config.sliding_window.filter(|window| i >= window.from_block).map(|window| window.tokens),
+            q_norm: qk_norm("self_attn.q_norm")?,
+            k_norm: qk_norm("self_attn.k_norm")?,
+            sinks: config.sinks.then(|| self.tensor(&format!("{prefix}.self_attn.sinks"))).transpose()?,
+            window: config.sliding_window.get(i).copied().flatten(),
         };
-        let mlp = |prefix: &str, [gate, up, down]: [&str; 3]| -> Result<Mlp> {
-            let linear = |name: &str| linear(&format!("{prefix}.{name}"), config.mlp_bias);
-            Ok(Mlp { gate: linear(gate)?, up: linear(up)?, down: linear(down)? })
-        };
-        let feed_forward = match config.moe {
-            None => FeedForward::Dense(mlp("mlp", ["gate_proj", "up_proj", "down_proj"])?),
-            Some(moe) => FeedForward::Mixture(Mixture {
-                router: linear("block_sparse_moe.gate", false)?,
-                experts: (0..moe.experts)
-                    .map(|expert| mlp(&format!("block_sparse_moe.experts.{expert}"), ["w1", "w3", "w2"]))
-                    .collect::<Result<_>>()?,
-                top_k: moe.top_k,
-            }),
+        let feed_forward = match config.mixture(i) {
+            None => FeedForward::Dense(self.mlp(&format!("{prefix}.mlp"), MLP, config.mlp_bias)?),
+            Some(moe) => FeedForward::Mixture(self.mixture(&format!("{prefix}.{}", moe.names.module), moe)?),
         };
         Ok(Block {
             attention,
@@ -281,6 +301,59 @@ impl Model {
             attention_norm: norm("input_layernorm")?,
             feed_forward_norm: norm("post_attention_layernorm")?,
         })
+    }
+
+    fn linear(&self, name: &str, bias: bool) -> Result<Linear> {
+        Ok(Linear {
+            weight: self.tensor(&format!("{name}.weight"))?,
+            bias: bias.then(|| self.tensor(&format!("{name}.bias"))).transpose()?,
+            name: format!("{name}.weight"),
+        })
+    }
+
+    fn mlp(&self, prefix: &str, names: [&str; 3], bias: bool) -> Result<Mlp> {
+        let [gate, up, down] = names.map(|name| self.linear(&format!("{prefix}.{name}"), bias));
+        Ok(Mlp { gate: gate?, up: up?, down: down? })
+    }
+
+    fn mixture(&self, prefix: &str, moe: &MoeConfig) -> Result<Mixture> {
+        let expert = |expert| self.mlp(&format!("{prefix}.experts.{expert}"), moe.names.linears, false);
+        let stacked = |name: &str, mxfp4: bool| self.stacked(&format!("{prefix}.experts.{name}"), mxfp4);
+        let experts = match moe.storage {
+            ExpertStorage::Separate => Experts::Separate((0..moe.experts).map(expert).collect::<Result<_>>()?),
+            ExpertStorage::Stacked { mxfp4, limit, alpha } => Experts::Stacked(Stacked {
+                gate_up: stacked("gate_up_proj", mxfp4)?,
+                down: stacked("down_proj", mxfp4)?,
+                limit,
+                alpha,
+            }),
+        };
+        let shared = match moe.names.shared {
+            [mlp, gate] if moe.shared_intermediate_size.is_some() => Some(Shared {
+                mlp: self.mlp(&format!("{prefix}.{mlp}"), MLP, false)?,
+                gate: self.linear(&format!("{prefix}.{gate}"), false)?,
+            }),
+            _ => None,
+        };
+        Ok(Mixture {
+            router: self.linear(&format!("{prefix}.{}", moe.names.router), moe.router_bias())?,
+            experts,
+            shared,
+            top_k: moe.top_k,
+            norm_topk_prob: moe.norm_topk_prob,
+        })
+    }
+
+    fn stacked(&self, name: &str, mxfp4: bool) -> Result<StackedLinear> {
+        let weight = if mxfp4 {
+            StackedWeight::Mxfp4 {
+                blocks: self.packed(&format!("{name}_blocks"), Kind::Fp4)?,
+                scales: self.packed(&format!("{name}_scales"), Kind::Scales)?,
+            }
+        } else {
+            StackedWeight::Float(self.tensor(name)?)
+        };
+        Ok(StackedLinear { weight, bias: self.tensor(&format!("{name}_bias"))? })
     }
 
     /// Rotary tables for sequences of `positions` tokens.
@@ -401,62 +474,5 @@ impl Head {
     pub(crate) fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let head = Linear { name: HEAD.into(), weight: self.weight.clone(), bias: None };
         Ok(head.forward(&ops::rms_norm(x, &self.norm, self.eps)?)?.to_dtype(DType::F32)?)
-    }
-}
-
-impl ModelConfig {
-    /// Name and shape of every tensor that the forward pass reads.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let hidden = self.hidden_size;
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut tensors = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, hidden])];
-        for i in 0..self.blocks {
-            let prefix = format!("model.layers.{i}");
-            let mut add = |name: &str, shape: Vec<usize>| tensors.push((format!("{prefix}.{name}"), shape));
-            add("input_layernorm.weight", vec![hidden]);
-            for (name, out, input, bias) in [
-                ("q", q, hidden, self.qkv_bias),
-                ("k", kv, hidden, self.qkv_bias),
-                ("v", kv, hidden, self.qkv_bias),
-                ("o", hidden, q, self.o_bias),
-            ] {
-                add(&format!("self_attn.{name}_proj.weight"), vec![out, input]);
-                if bias {
-                    add(&format!("self_attn.{name}_proj.bias"), vec![out]);
-                }
-            }
-            if self.qk_norm {
-                add("self_attn.q_norm.weight", vec![self.head_dim]);
-                add("self_attn.k_norm.weight", vec![self.head_dim]);
-            }
-            add("post_attention_layernorm.weight", vec![hidden]);
-            let mut mlp = |prefix: &str, names: [&str; 3]| {
-                let [gate, up, down] = names;
-                for (name, out, input) in [
-                    (gate, self.intermediate_size, hidden),
-                    (up, self.intermediate_size, hidden),
-                    (down, hidden, self.intermediate_size),
-                ] {
-                    add(&format!("{prefix}.{name}.weight"), vec![out, input]);
-                    if self.mlp_bias {
-                        add(&format!("{prefix}.{name}.bias"), vec![out]);
-                    }
-                }
-            };
-            match self.moe {
-                None => mlp("mlp", ["gate_proj", "up_proj", "down_proj"]),
-                Some(moe) => {
-                    for expert in 0..moe.experts {
-                        mlp(&format!("block_sparse_moe.experts.{expert}"), ["w1", "w3", "w2"]);
-                    }
-                    add("block_sparse_moe.gate.weight", vec![moe.experts, hidden]);
-                }
-            }
-        }
-        tensors.push((NORM.to_owned(), vec![hidden]));
-        if !self.tie_word_embeddings {
-            tensors.push((HEAD.to_owned(), vec![self.vocab_size, hidden]));
-        }
-        tensors
     }
 }

@@ -78,4 +78,10 @@ impl MoeFamily {
     pub fn find(model_type: &str) -> Option<&'static MoeFamily> {
         MOE_FAMILIES.iter().find(|family| family.model_type == model_type)
     }
+
+    /// Config keys that may hold the number of routed experts: the family's own, and the one that transformers 5 writes
+    /// instead for some families (`num_local_experts` for Qwen3-MoE).
+    pub fn experts_keys(&self) -> [&'static str; 2] {
+        [self.experts_key, if self.experts_key == "num_local_experts" { "num_experts" } else { "num_local_experts" }]
+    }
 }

@@ -73,7 +73,7 @@ fn lane_sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 vectorised! {
-    fn softmax_row(scores: &[f32], scale: f32, out: &mut [f32]) {
+    fn softmax_row(scores: &[f32], scale: f32, sink: f32, out: &mut [f32]) {
         let mut lanes = [f32::NEG_INFINITY; LANES];
         let chunks = scores.chunks_exact(LANES);
         for (lane, &value) in lanes.iter_mut().zip(chunks.remainder()) {
@@ -84,11 +84,12 @@ vectorised! {
                 *lane = if value > *lane { value } else { *lane };
             }
         }
-        let max = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        let sink = sink / scale;
+        let max = lanes.iter().fold(sink, |a, &b| a.max(b));
         for (out, &value) in out.iter_mut().zip(scores) {
             *out = exp((value - max) * scale);
         }
-        let inverse = 1.0 / lane_sum(out, |x| x);
+        let inverse = 1.0 / (lane_sum(out, |x| x) + exp((sink - max) * scale));
         for out in out.iter_mut() {
             *out *= inverse;
         }
@@ -127,48 +128,93 @@ impl CausalSoftmax {
     }
 }
 
+impl CausalSoftmax {
+    /// Which of `heads` the row belongs to: the heads of a sequence stand below each other.
+    fn head(&self, row: usize, heads: usize) -> usize {
+        row / self.queries % heads
+    }
+
+    fn forward(&self, scores: &[f32], layout: &Layout, sinks: &[f32]) -> (CpuStorage, Shape) {
+        let keys = layout.dims()[layout.dims().len() - 1];
+        let mut out = vec![0f32; scores.len()];
+        out.par_chunks_mut(keys).zip(scores.par_chunks(keys)).with_min_len(32).enumerate().for_each(
+            |(row, (out, scores))| {
+                let visible = self.visible(row);
+                let sink = sinks[self.head(row, sinks.len())];
+                softmax_row(&scores[visible.clone()], self.scale, sink, &mut out[visible]);
+            },
+        );
+        (CpuStorage::F32(out), layout.shape().clone())
+    }
+
+    /// Gradient of the scores, and `sum(y * grad)` of each row, from the probabilities `y` without the sink's.
+    fn backward(&self, y: &Tensor, grad: &Tensor) -> CandleResult<(Tensor, Tensor)> {
+        let weighted = (y * grad)?;
+        let mean = weighted.sum_keepdim(D::Minus1)?;
+        Ok((((weighted - y.broadcast_mul(&mean)?)? * self.scale as f64)?, mean))
+    }
+}
+
 impl CustomOp1 for CausalSoftmax {
     fn name(&self) -> &'static str {
         "causal-softmax"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let scores = contiguous(storage, layout)?;
-        let keys = layout.dims()[layout.dims().len() - 1];
-        let mut out = vec![0f32; scores.len()];
-        out.par_chunks_mut(keys).zip(scores.par_chunks(keys)).with_min_len(32).enumerate().for_each(
-            |(row, (out, scores))| {
-                let visible = self.visible(row);
-                softmax_row(&scores[visible.clone()], self.scale, &mut out[visible]);
-            },
-        );
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        // A sink of -inf weighs nothing.
+        Ok(self.forward(contiguous(storage, layout)?, layout, &[f32::NEG_INFINITY]))
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
-        let weighted = (y * grad)?;
-        let mean = weighted.sum_keepdim(D::Minus1)?;
-        Ok(Some(((weighted - y.broadcast_mul(&mean)?)? * self.scale as f64)?))
+        Ok(Some(self.backward(y, grad)?.0))
+    }
+}
+
+/// With sinks `(heads,)`.
+impl CustomOp2 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        "causal-softmax-with-sinks"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> CandleResult<(CpuStorage, Shape)> {
+        Ok(self.forward(contiguous(s1, l1)?, l1, contiguous(s2, l2)?))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        sinks: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
+        let (scores, mean) = self.backward(y, grad)?;
+        // The sink's probability is what the others leave, and no gradient reaches it directly.
+        let sink = (1.0 - y.sum_keepdim(D::Minus1)?)?;
+        let slopes = (sink * mean)?.neg()?.reshape(((), sinks.elem_count(), self.queries))?;
+        Ok((Some(scores), Some(slopes.sum(2)?.sum(0)?)))
     }
 }
 
 /// `softmax(scores * scale)` over the last dimension, where the query in row `r` of `scores (.., rows, keys)` stands at
-/// position `past + r % queries` and sees the keys up to itself, at most `window` of them.
+/// position `past + r % queries` and sees the keys up to itself, at most `window` of them. `sinks (heads,)`, where there
+/// are any, take part as one more key whose probability is left out; all rows together are `(batch, heads, queries)`.
 pub(crate) fn causal_softmax(
     scores: &Tensor,
     scale: f64,
     queries: usize,
     past: usize,
     window: Option<usize>,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor> {
     let op = CausalSoftmax { scale: scale as f32, past, window, queries };
     if fused(scores) {
-        return Ok(scores.contiguous()?.apply_op1(op)?);
+        return Ok(match sinks {
+            Some(sinks) => scores.contiguous()?.apply_op2(&sinks.contiguous()?, op)?,
+            None => scores.contiguous()?.apply_op1(op)?,
+        });
     }
-    let (rows, keys) = scores.dims2().or_else(|_| {
-        let dims = scores.dims();
-        Ok::<_, candle_core::Error>((dims[dims.len() - 2], dims[dims.len() - 1]))
-    })?;
+    let dims = scores.dims();
+    let (rows, keys) = (dims[dims.len() - 2], dims[dims.len() - 1]);
     let mask: Vec<f32> = (0..rows)
         .flat_map(|row| {
             let visible = op.visible(row);
@@ -176,8 +222,14 @@ pub(crate) fn causal_softmax(
         })
         .collect();
     let mask = Tensor::from_vec(mask, (rows, keys), scores.device())?;
-    let scores = (scores.to_dtype(DType::F32)? * scale)?.broadcast_add(&mask)?;
-    Ok(candle_nn::ops::softmax_last_dim(&scores)?)
+    let masked = (scores.to_dtype(DType::F32)? * scale)?.broadcast_add(&mask)?;
+    let Some(sinks) = sinks else { return Ok(candle_nn::ops::softmax_last_dim(&masked)?) };
+    let heads = sinks.elem_count();
+    let batch = scores.elem_count() / (heads * queries * keys);
+    let column = sinks.to_dtype(DType::F32)?.reshape((1, heads, 1))?.broadcast_as((batch, heads, queries))?;
+    let column = column.reshape([&dims[..dims.len() - 1], &[1]].concat())?;
+    let probs = candle_nn::ops::softmax_last_dim(&Tensor::cat(&[masked, column], D::Minus1)?)?;
+    Ok(probs.narrow(D::Minus1, 0, keys)?.contiguous()?)
 }
 
 vectorised! {
@@ -379,12 +431,24 @@ mod tests {
     #[test]
     fn causal_softmax_equals_masked_softmax_and_rows_repeat_per_head() {
         let scores = ramp((10, 5), 3.0); // two heads of five queries over five keys
-        let fused = causal_softmax(&scores, 0.5, 5, 0, Some(3)).unwrap();
-        let wide = causal_softmax(&scores.to_dtype(DType::F64).unwrap(), 0.5, 5, 0, Some(3)).unwrap();
+        let fused = causal_softmax(&scores, 0.5, 5, 0, Some(3), None).unwrap();
+        let wide = causal_softmax(&scores.to_dtype(DType::F64).unwrap(), 0.5, 5, 0, Some(3), None).unwrap();
         assert!(max_diff(&fused, &wide.to_dtype(DType::F32).unwrap()) < 1e-6);
         let rows = fused.to_vec2::<f32>().unwrap();
         assert_eq!(rows[0], [1.0, 0.0, 0.0, 0.0, 0.0]);
         assert_eq!(rows[9][..2], [0.0, 0.0], "a window of three keys");
+    }
+
+    #[test]
+    fn sinks_take_their_share_of_each_heads_rows() {
+        let scores = ramp((10, 5), 3.0); // two heads of five queries over five keys
+        let sinks = Tensor::new(&[1f32, -2.0], &Device::Cpu).unwrap();
+        let fused = causal_softmax(&scores, 0.5, 5, 0, Some(3), Some(&sinks)).unwrap();
+        let wide = causal_softmax(&scores.to_dtype(DType::F64).unwrap(), 0.5, 5, 0, Some(3), Some(&sinks)).unwrap();
+        assert!(max_diff(&fused, &wide) < 1e-6);
+        let first = (scores.to_vec2::<f32>().unwrap()[5][0] * 0.5).exp();
+        let rows = fused.to_vec2::<f32>().unwrap();
+        assert!((rows[5][0] - first / (first + (-2f32).exp())).abs() < 1e-6, "the second head's first query: {rows:?}");
     }
 
     /// Gradient of `sum(f(x) * ramp)` by autograd against central differences.
@@ -412,7 +476,13 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        check_gradient(ramp((6, 6), 1.0), |x| causal_softmax(x, 0.7, 6, 0, None).unwrap());
+        check_gradient(ramp((6, 6), 1.0), |x| causal_softmax(x, 0.7, 6, 0, None, None).unwrap());
+        let sinks = || Tensor::new(&[0.3f32, -0.4], &Device::Cpu).unwrap();
+        check_gradient(ramp((6, 3), 1.0), |x| causal_softmax(x, 0.7, 3, 0, None, Some(&sinks())).unwrap());
+        check_gradient(sinks().reshape((1, 2)).unwrap(), |sinks| {
+            let sinks = sinks.flatten_all().unwrap();
+            causal_softmax(&ramp((6, 3), 1.0), 0.7, 3, 0, None, Some(&sinks)).unwrap()
+        });
         check_gradient(ramp((5, 8), 2.0), |x| swiglu(x, &ramp((5, 8), 0.5)).unwrap());
         check_gradient(ramp((5, 8), 2.0), |x| swiglu(&ramp((5, 8), 0.5), x).unwrap());
         check_gradient(ramp((5, 8), 2.0), |x| rms_norm(x, &ramp((1, 8), 0.5).flatten_all().unwrap(), 1e-5).unwrap());

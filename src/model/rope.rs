@@ -1,8 +1,141 @@
-//! Rotary position tables for every scaling that Hugging Face's `modeling_rope_utils` computes.
+//! Rotary position settings and tables, for every scaling that Hugging Face's `modeling_rope_utils` computes.
 
-use super::config::{ModelConfig, RopeScaling};
+use super::config::{Family, Fields, ModelConfig};
+use crate::{Error, Result};
+use serde_json::{Map, Value};
 use std::f64::consts::PI;
 use std::sync::Arc;
+
+/// Rotary position embedding: base and scaling, as Hugging Face's `rope_type` names them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Change of the frequencies for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are stretched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As trained.
+    Default,
+    /// Positions divided by `factor`.
+    Linear {
+        /// Stretch.
+        factor: f64,
+    },
+    /// NTK-aware: the base grows once a sequence is longer than the context.
+    Dynamic {
+        /// Stretch.
+        factor: f64,
+        /// `max_position_embeddings`, in tokens.
+        original: usize,
+    },
+    /// Llama 3.1's: low frequencies stretched, high ones kept, a ramp between.
+    Llama3 {
+        /// Stretch.
+        factor: f64,
+        /// Wavelengths above `original / low` are stretched fully.
+        low: f64,
+        /// Wavelengths below `original / high` are kept.
+        high: f64,
+        /// Context of the original model, in tokens.
+        original: usize,
+    },
+    /// YaRN (Peng et al. 2023), with its attention factor.
+    Yarn {
+        /// Stretch.
+        factor: f64,
+        /// Rotations above which a dimension is kept.
+        beta_fast: f64,
+        /// Rotations below which a dimension is stretched fully.
+        beta_slow: f64,
+        /// Context of the original model, in tokens.
+        original: usize,
+        /// Multiplies cos and sin.
+        attention_factor: f64,
+        /// Whether the ramp's ends are rounded to whole dimensions.
+        truncate: bool,
+    },
+}
+
+impl RopeConfig {
+    /// `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters` that holds both.
+    pub(super) fn from_fields(top: &Fields<'_>, family: Family, max_positions: usize) -> Result<RopeConfig> {
+        let default_theta = match family {
+            Family::Mixtral => 1e6,
+            Family::GptOss => 1.5e5,
+            _ => 1e4,
+        };
+        let mut default = Map::new();
+        if family == Family::GptOss {
+            let yarn = [("factor", 32.0), ("beta_fast", 32.0), ("beta_slow", 1.0)];
+            default.extend(yarn.map(|(key, value)| (key.to_owned(), value.into())));
+            default.insert("rope_type".into(), "yarn".into());
+            default.insert("original_max_position_embeddings".into(), 4096.into());
+            default.insert("truncate".into(), false.into());
+        }
+        let nested = match top.present("rope_parameters").or_else(|| top.present("rope_scaling")) {
+            Some(Value::Object(map)) => map,
+            Some(other) => return Err(top.wrong("rope_scaling", other, "an object")),
+            None => &default,
+        };
+        let fields = Fields { path: top.path, map: nested };
+        let theta = fields.f64_or("rope_theta", top.f64_or("rope_theta", default_theta)?)?;
+        if let Some(partial) = top.present("partial_rotary_factor").filter(|value| value.as_f64() != Some(1.0)) {
+            return Err(top.wrong("partial_rotary_factor", partial, "1.0, the only supported value"));
+        }
+        let kind = fields.present("rope_type").or_else(|| fields.present("type")).and_then(Value::as_str);
+        let original = fields.usize_or("original_max_position_embeddings", max_positions)?;
+        let factor = fields.f64_or("factor", 1.0)?;
+        if factor < 1.0 {
+            return Err(Error::file(top.path, format!("the rope `factor` is {factor}; it must be at least 1")));
+        }
+        let scaling = match kind.unwrap_or("default") {
+            "default" | "mrope" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor },
+            // As Hugging Face: an `original_max_position_embeddings` plays no part here.
+            "dynamic" => RopeScaling::Dynamic { factor, original: max_positions },
+            "llama3" => RopeScaling::Llama3 {
+                factor,
+                low: fields.f64_or("low_freq_factor", 1.0)?,
+                high: fields.f64_or("high_freq_factor", 4.0)?,
+                original,
+            },
+            "yarn" => {
+                let factor =
+                    if fields.present("factor").is_some() { factor } else { max_positions as f64 / original as f64 };
+                RopeScaling::Yarn {
+                    factor,
+                    beta_fast: fields.f64_or("beta_fast", 32.0)?,
+                    beta_slow: fields.f64_or("beta_slow", 1.0)?,
+                    original,
+                    attention_factor: match fields.present("attention_factor") {
+                        Some(_) => fields.f64_or("attention_factor", 1.0)?,
+                        None => {
+                            let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                            match (fields.present("mscale"), fields.present("mscale_all_dim")) {
+                                (Some(_), Some(_)) => {
+                                    scale(fields.f64_or("mscale", 1.0)?) / scale(fields.f64_or("mscale_all_dim", 1.0)?)
+                                }
+                                _ => scale(1.0),
+                            }
+                        }
+                    },
+                    truncate: fields.bool_or("truncate", true)?,
+                }
+            }
+            other => {
+                return Err(Error::file(
+                    top.path,
+                    format!("rope type `{other}` is not supported; known: default, linear, dynamic, llama3, yarn"),
+                ));
+            }
+        };
+        Ok(RopeConfig { theta, scaling })
+    }
+}
 
 /// `cos` and `sin`, each `(positions, head_dim / 2)` row-major.
 #[derive(Clone, Debug)]

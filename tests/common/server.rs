@@ -249,9 +249,10 @@ fn serve(mut stream: &TcpStream, state: &State, storage: bool) -> Result<()> {
         let mut at = 0;
         while at < end {
             let bytes = body.read(at..end.min(at + piece))?;
-            stream.write_all(&bytes)?;
             at += bytes.len() as u64;
+            // Counted before the client can have them.
             *lock(&state.sent).entry(request.path.clone()).or_default() += bytes.len() as u64;
+            stream.write_all(&bytes)?;
             std::thread::sleep(pause);
         }
         if chunked {

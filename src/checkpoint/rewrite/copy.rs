@@ -6,13 +6,15 @@ use crate::checkpoint::source::Source;
 use crate::checkpoint::writer::{available_bytes, disk_full};
 use crate::progress::{Progress, Stage};
 use crate::{Error, Result};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// What a [`Rewrite::run`] did.
 #[derive(Clone, Debug)]
@@ -23,6 +25,35 @@ pub struct Copied {
     pub written: u64,
     /// Bytes of tensors that were in place already.
     pub resumed: u64,
+    /// Where the time of this run went.
+    pub seconds: Seconds,
+}
+
+/// Where the time of a copy went. Streams run side by side, so that parts can add up to more than the whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Seconds {
+    /// Waiting for bytes of the source, over all streams.
+    pub read: f64,
+    /// Dealing them out to tensors, with checksums, over all streams.
+    pub slice: f64,
+    /// Handing them to the file system, over all streams.
+    pub write: f64,
+    /// Flushing them to the disk at the end.
+    pub flush: f64,
+    /// From the first byte to the rename.
+    pub total: f64,
+}
+
+/// Nanoseconds that threads add to.
+#[derive(Default)]
+struct Clock {
+    read: AtomicU64,
+    slice: AtomicU64,
+    write: AtomicU64,
+}
+
+fn nanos(since: Instant) -> u64 {
+    since.elapsed().as_nanos() as u64
 }
 
 /// The unfinished output: a hidden directory beside the final one, with the files that are to be renamed into place, and
@@ -156,12 +187,13 @@ impl Rewrite {
             if let Ok(staging) = Staging::enter(out, &self.identity) {
                 let _ = std::fs::remove_dir_all(&staging.dir);
             }
-            return Ok(Copied { manifest, written: 0, resumed: self.data_bytes() });
+            return Ok(Copied { manifest, written: 0, resumed: self.data_bytes(), seconds: Seconds::default() });
         }
         let parent = match out.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
+        let started = Instant::now();
         let staging = Staging::enter(out, &self.identity)?;
         let (journal, mut done) = Journal::open(&staging.dir.join("journal"), self)?;
         let left: u64 = self.pieces.iter().zip(&done).filter(|(_, done)| done.is_none()).map(|(p, _)| p.bytes).sum();
@@ -188,7 +220,9 @@ impl Rewrite {
         let meter = Meter { stage: progress.stage("copy (MiB)", self.data_bytes() >> 20), bytes: Mutex::new(0) };
         meter.add(resumed)?;
         let done = Mutex::new(done);
-        let target = Target { rewrite: self, out, files: &files, journal: &journal, done: &done, meter: &meter };
+        let clock = Clock::default();
+        let target =
+            Target { rewrite: self, out, files: &files, journal: &journal, done: &done, meter: &meter, clock: &clock };
         target.copy(source, &self.runs(source, &todo))?;
 
         let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -202,6 +236,7 @@ impl Rewrite {
             write(out, &path, bytes)?;
             File::open(&path).and_then(|file| file.sync_all()).map_err(|e| write_error(out, "flush", e))?;
         }
+        let flushing = Instant::now();
         for file in &files {
             file.sync_all().map_err(|e| write_error(out, "flush", e))?;
         }
@@ -211,10 +246,40 @@ impl Rewrite {
         }
         std::fs::rename(&data, out).map_err(|e| write_error(out, "rename into place", e))?;
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| write_error(out, "flush", e))?;
+        let spent = |nanos: &AtomicU64| nanos.load(Ordering::Relaxed) as f64 / 1e9;
+        let seconds = Seconds {
+            read: spent(&clock.read),
+            slice: spent(&clock.slice),
+            write: spent(&clock.write),
+            flush: flushing.elapsed().as_secs_f64(),
+            total: started.elapsed().as_secs_f64(),
+        };
         // The output stands; what is left of the staging directory is removed by the next run if not by this one.
         let _ = std::fs::remove_dir_all(&staging.dir);
-        Ok(Copied { manifest, written, resumed })
+        Ok(Copied { manifest, written, resumed, seconds })
     }
+}
+
+/// A file system's block, or a multiple of it.
+const BLOCK: usize = 4096;
+
+/// Writes what is not zero: the file was made at its full length and holds zeros where nothing was written, so what is
+/// sparse stays sparse.
+fn write_sparse(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    let mut start = None;
+    let mut place = 0;
+    for block in bytes.chunks(BLOCK) {
+        match (start, block.iter().all(|&byte| byte == 0)) {
+            (Some(from), true) => {
+                file.write_all_at(&bytes[from..place], at + from as u64)?;
+                start = None;
+            }
+            (None, false) => start = Some(place),
+            _ => {}
+        }
+        place += block.len();
+    }
+    start.map_or(Ok(()), |from| file.write_all_at(&bytes[from..], at + from as u64))
 }
 
 /// What the threads of a copy share.
@@ -225,6 +290,7 @@ struct Target<'a> {
     journal: &'a Journal,
     done: &'a Mutex<Vec<Option<u32>>>,
     meter: &'a Meter,
+    clock: &'a Clock,
 }
 
 impl Target<'_> {
@@ -257,7 +323,9 @@ impl Target<'_> {
         let mut current = pieces.next();
         let mut hasher = crc32fast::Hasher::new();
         let mut at = run.range.start;
-        source.stream(run.shard, run.range.clone(), &mut |mut bytes| {
+        let (started, mut writing, mut inside_sink) = (Instant::now(), 0, 0);
+        let streamed = source.stream(run.shard, run.range.clone(), &mut |mut bytes| {
+            let entered = Instant::now();
             if failed.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
@@ -273,9 +341,10 @@ impl Target<'_> {
                 let take = (piece.bytes - inside).min(bytes.len() as u64);
                 let part = &bytes[..take as usize];
                 hasher.update(part);
-                self.files[piece.file]
-                    .write_all_at(part, piece.to + inside)
+                let before = Instant::now();
+                write_sparse(&self.files[piece.file], part, piece.to + inside)
                     .map_err(|e| write_error(self.out, "write", e))?;
+                writing += nanos(before);
                 (bytes, at) = (&bytes[take as usize..], at + take);
                 if inside + take == piece.bytes {
                     let sum = std::mem::replace(&mut hasher, crc32fast::Hasher::new()).finalize();
@@ -286,8 +355,13 @@ impl Target<'_> {
                 }
             }
             at += bytes.len() as u64;
+            inside_sink += nanos(entered);
             Ok(())
-        })?;
+        });
+        self.clock.read.fetch_add(nanos(started).saturating_sub(inside_sink), Ordering::Relaxed);
+        self.clock.slice.fetch_add(inside_sink.saturating_sub(writing), Ordering::Relaxed);
+        self.clock.write.fetch_add(writing, Ordering::Relaxed);
+        streamed?;
         match current {
             None => Ok(()),
             Some(id) => {

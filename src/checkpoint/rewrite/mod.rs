@@ -2,16 +2,16 @@
 //! read.
 //!
 //! A [`Rewrite`] says, tensor by tensor, which ranges of which shards make it up. [`Rewrite::run`] copies them in pieces of
-//! at most a mebibyte, in the order of the source, several streams at a time, and notes every finished piece in a journal
+//! at most 256 KiB, in the order of the source, several streams at a time, and notes every finished piece in a journal
 //! beside the unfinished output. So a run that was killed at any instant goes on where it stopped, and the output appears
 //! under its final name only when all of it is on the disk.
 
 mod copy;
 mod journal;
 
-pub use copy::Copied;
+pub use copy::{Copied, Seconds};
 
-use super::source::Source;
+use super::source::{STREAM_BYTES, Source};
 use super::{TensorInfo, header, index};
 use crate::{Error, Result};
 use safetensors::Dtype;
@@ -28,7 +28,7 @@ pub const MANIFEST: &str = "manifest.json";
 pub const MANIFEST_SCHEMA: u32 = 1;
 
 /// Longest piece that is copied, and lost by a kill, at a time.
-const PIECE_BYTES: u64 = 1 << 20;
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// Bytes of one shard of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,6 +202,47 @@ impl Rewrite {
     pub fn requests(&self, source: &dyn Source) -> usize {
         let all: Vec<usize> = (0..self.pieces.len()).collect();
         self.runs(source, &all).len()
+    }
+
+    /// Memory that [`Rewrite::run`] takes beyond the program itself, in bytes: a buffer for each stream, and the list of
+    /// pieces with their state.
+    pub fn memory_bytes(&self, source: &dyn Source) -> u64 {
+        let pieces = self.pieces.len() * (size_of::<Piece>() + 2 * size_of::<usize>() + size_of::<Option<u32>>());
+        let headers: usize = self.headers.iter().map(Vec::len).sum();
+        let described = source.index().len() * (size_of::<TensorInfo>() + 64) + 4 * headers;
+        (pieces + described) as u64 + source.streams() as u64 * STREAM_BYTES
+    }
+
+    /// The first of the longest tensors, as bytes without a type, until they are `max_bytes`: enough to measure how fast a
+    /// source and a disk are.
+    ///
+    /// # Errors
+    /// Those of [`Rewrite::new`].
+    pub fn sample(&self, source: &dyn Source, max_bytes: u64) -> Result<Rewrite> {
+        let mut tensors: Vec<&OutputTensor> = self.files.iter().flat_map(|file| &file.tensors).collect();
+        tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.bytes()));
+        let mut left = max_bytes;
+        let mut sampled = Vec::new();
+        for tensor in tensors {
+            let mut segments = Vec::new();
+            for Segment { shard, range } in &tensor.segments {
+                let end = range.end.min(range.start + left);
+                left -= end - range.start;
+                if end > range.start {
+                    segments.push(Segment { shard: *shard, range: range.start..end });
+                }
+            }
+            if !segments.is_empty() {
+                let bytes: u64 = segments.iter().map(Segment::bytes).sum();
+                sampled.push(OutputTensor {
+                    name: tensor.name.clone(),
+                    dtype: Dtype::U8,
+                    shape: vec![bytes as usize],
+                    segments,
+                });
+            }
+        }
+        Rewrite::new(source, vec![OutputFile { name: "sample.safetensors".into(), tensors: sampled }])
     }
 
     fn manifest(&self, source: &dyn Source, about: &Map<String, Value>, piece_sums: &[u32]) -> Manifest {

@@ -1,0 +1,356 @@
+//! `lacuna experts`
+
+use super::print_json;
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use lacuna::checkpoint::{Source, open_source};
+use lacuna::error::Error;
+use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Ranking, Selection, SuperExperts};
+use lacuna::progress::Progress;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+/// Drop experts of a mixture: plan, slice, build, verify
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Plan(Plan),
+    Slice(Slice),
+    Build(Build),
+    Verify(Verify),
+}
+
+/// Which experts stay.
+#[derive(Debug, clap::Args)]
+struct Choice {
+    /// Fraction of each layer's experts that stays
+    #[arg(long, value_name = "FRACTION", group = "how_many", allow_negative_numbers = true)]
+    keep: Option<f64>,
+    /// Number of each layer's experts that stays
+    #[arg(long, value_name = "N", group = "how_many")]
+    count: Option<usize>,
+    /// JSON file of the experts that stay: {"0": [1, 5], ..} by layer, or a list of lists
+    #[arg(long, value_name = "FILE", group = "how_many", conflicts_with = "by")]
+    keep_list: Option<PathBuf>,
+    /// What decides: first, last, random, router-norm, weight-norm; with --scores frequency, ean, reap, reap-softmax
+    #[arg(long)]
+    by: Option<By>,
+    /// Scores that `lacuna experts score` wrote
+    #[arg(long, value_name = "DIR")]
+    scores: Option<PathBuf>,
+    /// Judge super-experts by their score, as any other
+    #[arg(long, requires = "scores")]
+    ignore_super_experts: bool,
+    /// Seed of a random choice
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// What decides which experts stay.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    First,
+    Last,
+    Random,
+    Score(Metric),
+}
+
+impl FromStr for By {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "first" => Ok(By::First),
+            "last" => Ok(By::Last),
+            "random" => Ok(By::Random),
+            _ => text.parse().map(By::Score).map_err(|_| {
+                let known = "first, last, random, router-norm, weight-norm, frequency, ean, reap, reap-softmax";
+                Error::argument("by", text, format!("must be one of {known}"))
+            }),
+        }
+    }
+}
+
+impl Choice {
+    fn select(&self, source: &dyn Source, layout: &Layout) -> anyhow::Result<Selection> {
+        let count = match (&self.keep_list, self.keep, self.count) {
+            (Some(path), ..) => {
+                let by = Map::from_iter([("choice".to_owned(), "list".into())]);
+                return Ok(Selection { keep: Keep::read(layout, path)?, by });
+            }
+            (_, Some(fraction), _) => experts::count(layout.experts, fraction)?,
+            (_, _, Some(count)) => count,
+            _ => bail!("how many experts stay? give --keep FRACTION, --count N or --keep-list FILE"),
+        };
+        let mut by = Map::new();
+        let mut name = |choice: &str| by.insert("choice".to_owned(), choice.into());
+        let ranking = match self.by.unwrap_or(By::First) {
+            By::First => {
+                name("first");
+                Ranking::first(layout)
+            }
+            By::Last => {
+                name("last");
+                Ranking::last(layout)
+            }
+            By::Random => {
+                name("random");
+                by.insert("seed".to_owned(), self.seed.into());
+                Ranking::random(layout, self.seed)
+            }
+            By::Score(metric) => {
+                name(&metric.to_string());
+                let scores = match &self.scores {
+                    Some(path) => ExpertScores::read(path)?,
+                    None => ExpertScores::data_free(source, layout, metric, Progress::Stderr)?,
+                };
+                let protect = !self.ignore_super_experts && !metric.data_free();
+                let supers = if protect { SuperExperts::Protect } else { SuperExperts::Ignore };
+                if let Some(text) = &scores.calibration {
+                    by.insert("calibration".to_owned(), serde_json::to_value(text)?);
+                    by.insert("super_experts_protected".to_owned(), protect.into());
+                }
+                Ranking::by_score(layout, &scores, metric, supers)?
+            }
+        };
+        Ok(Selection { keep: ranking.keep(layout, count)?, by })
+    }
+}
+
+/// Bytes as people write them: 5GB, 512MiB, 1000000.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024f64.powi(2),
+        "gib" => 1024f64.powi(3),
+        _ => return Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
+    };
+    match text[..digits].parse::<f64>() {
+        Ok(number) if number * unit >= 1.0 => Ok((number * unit) as u64),
+        _ => Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
+    }
+}
+
+/// Say what a build will read, write and need; or measure one layer
+#[derive(Debug, clap::Args)]
+struct Plan {
+    /// Directory or hub id; of a hub, only headers are read
+    model: String,
+    #[command(flatten)]
+    choice: Choice,
+    /// Longest weight file
+    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
+    max_shard_size: u64,
+    /// Where the output would go: its disk is measured
+    #[arg(long, default_value = "pruned")]
+    out: PathBuf,
+    /// Slice one layer to a scratch directory beside the output, and say what it cost
+    #[arg(long, requires = "layer")]
+    probe: bool,
+    /// The layer to measure
+    #[arg(long, requires = "probe")]
+    layer: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Write the kept experts of single layers, one file each
+#[derive(Debug, clap::Args)]
+struct Slice {
+    /// Directory or hub id
+    model: String,
+    #[command(flatten)]
+    choice: Choice,
+    /// Layers, as 0,3,8-11 [default: all with a mixture]
+    #[arg(long, value_parser = parse_layers)]
+    layers: Option<Layers>,
+    /// Directory to make
+    #[arg(long)]
+    out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Layers(Vec<usize>);
+
+fn parse_layers(text: &str) -> Result<Layers, String> {
+    let wrong = || format!("`{text}` names no layers; write 0,3,8-11");
+    let mut layers = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) =
+            (first.trim().parse().map_err(|_| wrong())?, last.trim().parse().map_err(|_| wrong())?);
+        if first > last || last > 100_000 {
+            return Err(wrong());
+        }
+        layers.extend(first..=last);
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(Layers(layers))
+}
+
+/// Write a loadable checkpoint without the other experts; the same command again goes on after a kill
+#[derive(Debug, clap::Args)]
+struct Build {
+    /// Directory or hub id; of a hub, only what stays is downloaded, straight into the output
+    model: String,
+    #[command(flatten)]
+    choice: Choice,
+    /// Longest weight file
+    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
+    max_shard_size: u64,
+    /// Directory to make
+    #[arg(long)]
+    out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Derive every tensor of an output again from its base and compare; exit code 1 if any differs
+#[derive(Debug, clap::Args)]
+struct Verify {
+    /// Directory or hub id that the output was made from
+    base: String,
+    /// What `build` or `slice` wrote
+    out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Plan(args) => plan(&args).map(|()| ExitCode::SUCCESS),
+        Command::Slice(args) => slice(&args).map(|()| ExitCode::SUCCESS),
+        Command::Build(args) => build(&args).map(|()| ExitCode::SUCCESS),
+        Command::Verify(args) => verify(&args),
+    }
+}
+
+fn open(spec: &str) -> anyhow::Result<(Box<dyn Source>, Layout)> {
+    let source = open_source(spec, Progress::Stderr)?;
+    let layout = Layout::find(&*source)?;
+    Ok((source, layout))
+}
+
+fn plan(args: &Plan) -> anyhow::Result<()> {
+    let (source, layout) = open(&args.model)?;
+    let source = &*source;
+    let selection = args.choice.select(source, &layout)?;
+    if let Some(layer) = args.layer {
+        let probe =
+            experts::probe(source, &layout, &selection, args.max_shard_size, layer, &args.out, Progress::Stderr)?;
+        return if args.json { print_json(&probe) } else { Ok(print!("{}", probe.to_markdown())) };
+    }
+    let plan = experts::plan(source, &layout, &selection.keep, args.max_shard_size, &args.out)?;
+    if args.json { print_json(&plan) } else { Ok(print!("{}", plan.to_markdown())) }
+}
+
+fn slice(args: &Slice) -> anyhow::Result<()> {
+    let (source, layout) = open(&args.model)?;
+    let mut selection = args.choice.select(&*source, &layout)?;
+    if let Some(Layers(layers)) = &args.layers {
+        selection.keep = selection.keep.only(layers)?;
+    }
+    let copied = resumable(experts::slice(&*source, &layout, &selection, &args.out, Progress::Stderr))?;
+    report(&copied, args.json)
+}
+
+fn build(args: &Build) -> anyhow::Result<()> {
+    if args.choice.by.is_none() && args.choice.keep_list.is_none() {
+        bail!("which experts stay? give --by METRIC or --keep-list FILE");
+    }
+    let (source, layout) = open(&args.model)?;
+    let selection = args.choice.select(&*source, &layout)?;
+    let copied = experts::build(&*source, &layout, &selection, args.max_shard_size, &args.out, Progress::Stderr);
+    report(&resumable(copied)?, args.json)
+}
+
+/// An interrupt leaves what was copied.
+fn resumable<T>(result: lacuna::Result<T>) -> anyhow::Result<T> {
+    match result {
+        Err(Error::Interrupted) => {
+            Err(Error::Interrupted).context("what was copied is kept, and the same command goes on from there")
+        }
+        result => Ok(result?),
+    }
+}
+
+fn report(copied: &lacuna::checkpoint::Copied, json: bool) -> anyhow::Result<()> {
+    let files: Vec<Value> =
+        copied.manifest.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect();
+    if json {
+        return print_json(&json!({
+            "files": files, "written_bytes": copied.written, "resumed_bytes": copied.resumed, "seconds": copied.seconds,
+        }));
+    }
+    let bytes: u64 = copied.manifest.files.iter().map(|file| file.bytes).sum();
+    println!("{} files, {}", files.len(), super::size(bytes));
+    if copied.resumed > 0 {
+        println!("{} of that were there already", super::size(copied.resumed));
+    }
+    if copied.written > 0 {
+        let seconds = copied.seconds.total;
+        println!(
+            "{} written in {seconds:.1} s, {:.0} MB/s",
+            super::size(copied.written),
+            copied.written as f64 / 1e6 / seconds
+        );
+    }
+    Ok(())
+}
+
+fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
+    let source = open_source(&args.base, Progress::Stderr)?;
+    let found = experts::verify(&*source, &args.out, Progress::Stderr)?;
+    if args.json {
+        print_json(&found)?;
+    } else {
+        for mismatch in &found.mismatches {
+            println!("{}: {}", mismatch.name, mismatch.problem);
+        }
+        println!(
+            "mismatch_count {} ({} tensors, {} compared)",
+            found.mismatch_count,
+            found.tensors,
+            super::size(found.bytes)
+        );
+    }
+    Ok(if found.mismatch_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_layers_are_written_as_people_do() {
+        assert_eq!(parse_bytes("5GB").unwrap(), 5_000_000_000);
+        assert_eq!(parse_bytes("1.5 MiB").unwrap(), 1_572_864);
+        assert_eq!(parse_bytes("7").unwrap(), 7);
+        for wrong in ["", "GB", "0", "5 XB", "-1"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_layers("8-10,0, 3,9").unwrap().0, [0, 3, 8, 9, 10]);
+        for wrong in ["", "a", "3-1", "1-"] {
+            assert!(parse_layers(wrong).is_err(), "{wrong}");
+        }
+    }
+}

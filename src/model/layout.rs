@@ -1,0 +1,142 @@
+//! Which tensors a model is made of: their names, shapes and kinds.
+
+use super::config::{ExpertStorage, ModelConfig, MoeConfig, QkNorm};
+use super::mxfp4;
+
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const NORM: &str = "model.norm.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// Gate, up and down projection of a block's own MLP, and of a shared expert.
+pub(super) const MLP: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
+/// What the elements of a stored tensor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Floats.
+    Float,
+    /// Bytes with two 4-bit floats each.
+    Fp4,
+    /// Bytes, each the exponent that scales a group of 4-bit floats.
+    Scales,
+}
+
+/// A tensor that the forward pass reads.
+#[derive(Clone, Debug)]
+pub(super) struct Needed {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) kind: Kind,
+}
+
+impl ModelConfig {
+    /// Name and shape of every tensor that the forward pass reads, as they are stored: MXFP4 weights are blocks of bytes
+    /// and their scales.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        self.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
+    }
+
+    /// Number of weights.
+    pub(super) fn parameters(&self) -> u64 {
+        let weights = |needed: &Needed| {
+            let elements: u64 = needed.shape.iter().map(|&dim| dim as u64).product();
+            match needed.kind {
+                Kind::Float => elements,
+                Kind::Fp4 => 2 * elements,
+                Kind::Scales => 0,
+            }
+        };
+        self.needed().iter().map(weights).sum()
+    }
+
+    pub(super) fn needed(&self) -> Vec<Needed> {
+        let hidden = self.hidden_size;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut list = List(vec![]);
+        list.float(EMBEDDING.into(), &[self.vocab_size, hidden]);
+        for i in 0..self.blocks {
+            let prefix = format!("model.layers.{i}");
+            list.float(format!("{prefix}.input_layernorm.weight"), &[hidden]);
+            for (name, out, input, bias) in [
+                ("q", q, hidden, self.qkv_bias),
+                ("k", kv, hidden, self.qkv_bias),
+                ("v", kv, hidden, self.qkv_bias),
+                ("o", hidden, q, self.o_bias),
+            ] {
+                list.linear(&format!("{prefix}.self_attn.{name}_proj"), out, input, bias);
+            }
+            if let Some(norm) = self.qk_norm {
+                let width = |projection| if norm == QkNorm::Head { self.head_dim } else { projection };
+                list.float(format!("{prefix}.self_attn.q_norm.weight"), &[width(q)]);
+                list.float(format!("{prefix}.self_attn.k_norm.weight"), &[width(kv)]);
+            }
+            if self.sinks {
+                list.float(format!("{prefix}.self_attn.sinks"), &[self.heads]);
+            }
+            list.float(format!("{prefix}.post_attention_layernorm.weight"), &[hidden]);
+            match self.mixture(i) {
+                None => list.mlp(&format!("{prefix}.mlp"), MLP, self.intermediate_size, hidden, self.mlp_bias),
+                Some(moe) => list.mixture(&format!("{prefix}.{}", moe.names.module), moe, hidden),
+            }
+        }
+        list.float(NORM.into(), &[hidden]);
+        if !self.tie_word_embeddings {
+            list.float(HEAD.into(), &[self.vocab_size, hidden]);
+        }
+        list.0
+    }
+}
+
+struct List(Vec<Needed>);
+
+impl List {
+    fn add(&mut self, name: String, shape: &[usize], kind: Kind) {
+        self.0.push(Needed { name, shape: shape.to_vec(), kind });
+    }
+
+    fn float(&mut self, name: String, shape: &[usize]) {
+        self.add(name, shape, Kind::Float);
+    }
+
+    fn linear(&mut self, name: &str, out: usize, input: usize, bias: bool) {
+        self.float(format!("{name}.weight"), &[out, input]);
+        if bias {
+            self.float(format!("{name}.bias"), &[out]);
+        }
+    }
+
+    fn mlp(&mut self, prefix: &str, [gate, up, down]: [&str; 3], width: usize, hidden: usize, bias: bool) {
+        self.linear(&format!("{prefix}.{gate}"), width, hidden, bias);
+        self.linear(&format!("{prefix}.{up}"), width, hidden, bias);
+        self.linear(&format!("{prefix}.{down}"), hidden, width, bias);
+    }
+
+    fn mixture(&mut self, prefix: &str, moe: &MoeConfig, hidden: usize) {
+        let (experts, width) = (moe.experts, moe.intermediate_size);
+        match moe.storage {
+            ExpertStorage::Separate => {
+                for expert in 0..experts {
+                    self.mlp(&format!("{prefix}.experts.{expert}"), moe.names.linears, width, hidden, false);
+                }
+            }
+            ExpertStorage::Stacked { mxfp4, .. } => {
+                for (name, input, out) in [("gate_up_proj", hidden, 2 * width), ("down_proj", width, hidden)] {
+                    let name = format!("{prefix}.experts.{name}");
+                    if mxfp4 {
+                        let groups = input / mxfp4::GROUP;
+                        self.add(format!("{name}_blocks"), &[experts, out, groups, mxfp4::GROUP / 2], Kind::Fp4);
+                        self.add(format!("{name}_scales"), &[experts, out, groups], Kind::Scales);
+                    } else {
+                        self.float(name.clone(), &[experts, input, out]);
+                    }
+                    self.float(format!("{name}_bias"), &[experts, out]);
+                }
+            }
+        }
+        self.linear(&format!("{prefix}.{}", moe.names.router), experts, hidden, moe.router_bias());
+        if let (Some(width), [shared, gate]) = (moe.shared_intermediate_size, moe.names.shared) {
+            self.mlp(&format!("{prefix}.{shared}"), MLP, width, hidden, false);
+            self.linear(&format!("{prefix}.{gate}"), 1, hidden, false);
+        }
+    }
+}
