@@ -182,6 +182,10 @@ impl Source for HeadersOnly {
         Err(Error::file(self.dir.join(&self.files[shard]), problem))
     }
 
+    fn has_weights(&self) -> bool {
+        false
+    }
+
     fn streams(&self) -> usize {
         1
     }

@@ -46,6 +46,11 @@ pub trait Source: Sync {
         self.origin()
     }
 
+    /// Whether there are bytes to hand over, not headers alone.
+    fn has_weights(&self) -> bool {
+        true
+    }
+
     /// How many streams are worth having in flight.
     fn streams(&self) -> usize;
 
