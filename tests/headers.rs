@@ -110,6 +110,29 @@ fn inspect_saves_headers_and_reads_them() {
     assert_says(String::from_utf8(again.stderr).unwrap(), &["already exists"]);
 }
 
+#[test]
+fn a_plan_needs_headers_only_and_a_build_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |command: &str, more: &[&str]| {
+        let mut lacuna = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        let headers = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/gpt-oss-120b-headers");
+        lacuna.current_dir(&dir).args(["experts", command]).arg(headers);
+        lacuna.args(["--keep", "0.5", "--by", "first"]).args(more).output().unwrap()
+    };
+    // Where the tests run, the disk may be too small for 32 GiB, which a plan says.
+    let output = run("plan", &["--json"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&plan["expert_bytes"], &plan["estimate"]), (&json!(13_236_480), &Value::Null));
+    } else {
+        assert_says(said, &["bytes are needed", "choose a directory on another disk"]);
+    }
+    let output = run("build", &["--out", "pruned"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!dir.path().join("pruned").exists());
+}
+
 /// A checkpoint in one file with `model_type` and these tensors, four bytes each.
 fn model(dir: &Path, config: &Value, tensors: &[&str]) {
     std::fs::create_dir_all(dir).unwrap();
