@@ -50,7 +50,7 @@ pub mod prelude {
     pub use crate::progress::Progress;
     pub use crate::prune::{Method, Propagate, PruneConfig, Pruned, prune, prune_to};
     pub use crate::record::Record;
-    pub use crate::report::{Format, Plot, Report, Table, read_records, write_record};
+    pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
     pub use crate::text::{Tokenizer, Windows};
 }
 

@@ -3,13 +3,16 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mixtral};
-use lacuna::checkpoint::Checkpoint;
+use lacuna::checkpoint::{Checkpoint, HeadersOnly, Source, TensorInfo};
 use lacuna::evaluate::evaluate;
+use lacuna::experts::{Layout, Locality, Part, Parts};
 use lacuna::generate::{GenerateConfig, generate};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::text::{Tokenizer, Windows, documents, ngram_perplexity};
 use lacuna::train::TrainRecord;
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -139,6 +142,201 @@ fn experts_share_the_work_and_differ() {
         let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
         assert!(cosine.abs() < 0.5, "{cosine}");
     }
+}
+
+const GPT_OSS: &str = "gpt-oss-120b-headers";
+
+/// gpt-oss-120b without its weights: the shapes of the public model, dealt out to shards as a public report of it says.
+struct GptOss {
+    files: Vec<String>,
+    tensors: Vec<TensorInfo>,
+}
+
+impl GptOss {
+    const LAYERS: usize = 36;
+    const HIDDEN: usize = 2880;
+    const EXPERTS: usize = 128;
+    const VOCAB: usize = 201_088;
+    /// Layer by layer, the shards that hold its mixture.
+    const SHARDS: [&[usize]; GptOss::LAYERS] = [
+        &[9],
+        &[9, 10],
+        &[2, 9],
+        &[1, 2],
+        &[4, 5, 14],
+        &[5],
+        &[5],
+        &[5, 6],
+        &[6],
+        &[6, 7],
+        &[10],
+        &[10, 11],
+        &[11],
+        &[11],
+        &[7, 11],
+        &[7],
+        &[7, 8],
+        &[8],
+        &[8, 9],
+        &[9],
+        &[2, 3],
+        &[3],
+        &[3],
+        &[3, 4],
+        &[4],
+        &[0, 4],
+        &[0],
+        &[0, 1],
+        &[1],
+        &[1],
+        &[2, 12],
+        &[12, 13],
+        &[13],
+        &[13, 14],
+        &[14],
+        &[14],
+    ];
+
+    fn new() -> Self {
+        let mut shards: Vec<Vec<(String, Dtype, Vec<usize>)>> = vec![Vec::new(); 15];
+        let (bf16, u8) = (Dtype::BF16, Dtype::U8);
+        let (h, e) = (Self::HIDDEN, Self::EXPERTS);
+        shards[0].push(("model.embed_tokens.weight".into(), bf16, vec![Self::VOCAB, h]));
+        for (layer, own) in Self::SHARDS.iter().enumerate() {
+            // Which part stands in which of a layer's shards is not reported; what is split is split by tensors.
+            let (first, middle, last) = (own[0], own[own.len() / 2], own[own.len() - 1]);
+            let mut add = |shard: usize, name: &str, dtype: Dtype, shape: &[usize]| {
+                shards[shard].push((format!("model.layers.{layer}.{name}"), dtype, shape.to_vec()));
+            };
+            add(first, "input_layernorm.weight", bf16, &[h]);
+            add(first, "post_attention_layernorm.weight", bf16, &[h]);
+            for (name, rows) in [("q", 4096), ("k", 512), ("v", 512)] {
+                add(first, &format!("self_attn.{name}_proj.weight"), bf16, &[rows, h]);
+                add(first, &format!("self_attn.{name}_proj.bias"), bf16, &[rows]);
+            }
+            add(first, "self_attn.o_proj.weight", bf16, &[h, 4096]);
+            add(first, "self_attn.o_proj.bias", bf16, &[h]);
+            add(first, "self_attn.sinks", bf16, &[64]);
+            add(first, "mlp.router.weight", bf16, &[e, h]);
+            add(first, "mlp.router.bias", bf16, &[e]);
+            for (name, out, shard, scales) in [("gate_up_proj", 2 * h, first, middle), ("down_proj", h, last, last)] {
+                add(shard, &format!("mlp.experts.{name}_blocks"), u8, &[e, out, h / 32, 16]);
+                add(scales, &format!("mlp.experts.{name}_scales"), u8, &[e, out, h / 32]);
+                add(shard, &format!("mlp.experts.{name}_bias"), bf16, &[e, out]);
+            }
+        }
+        shards[14].push(("model.norm.weight".into(), bf16, vec![h]));
+        shards[14].push(("lm_head.weight".into(), bf16, vec![Self::VOCAB, h]));
+
+        let mut tensors = Vec::new();
+        for (shard, plan) in shards.into_iter().enumerate() {
+            let (mut header, mut at) = (Map::new(), 0);
+            let mut ranges = Vec::new();
+            for (name, dtype, shape) in &plan {
+                let bytes = (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64;
+                let entry = json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": [at, at + bytes]});
+                header.insert(name.clone(), entry);
+                ranges.push(at..at + bytes);
+                at += bytes;
+            }
+            let start = 8 + Value::Object(header).to_string().len().next_multiple_of(8) as u64;
+            for ((name, dtype, shape), range) in plan.into_iter().zip(ranges) {
+                tensors.push(TensorInfo { name, dtype, shape, shard, range: start + range.start..start + range.end });
+            }
+        }
+        Self { files: (0..15).map(|shard| format!("model-{shard:05}-of-00014.safetensors")).collect(), tensors }
+    }
+}
+
+impl Source for GptOss {
+    fn origin(&self) -> String {
+        "openai/gpt-oss-120b".into()
+    }
+
+    fn files(&self) -> Vec<String> {
+        self.files.clone()
+    }
+
+    fn index(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn config_json(&self) -> lacuna::Result<Map<String, Value>> {
+        let config = json!({
+            "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": Self::HIDDEN,
+            "intermediate_size": Self::HIDDEN, "num_hidden_layers": Self::LAYERS, "num_local_experts": Self::EXPERTS,
+            "num_experts_per_tok": 4, "experts_per_token": 4, "num_attention_heads": 64, "num_key_value_heads": 8,
+            "head_dim": 64, "vocab_size": Self::VOCAB, "rms_norm_eps": 1e-5, "rope_theta": 150_000,
+            "sliding_window": 128, "swiglu_limit": 7.0, "hidden_act": "silu", "tie_word_embeddings": false,
+            "torch_dtype": "bfloat16",
+            "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+            ]},
+        });
+        Ok(config.as_object().unwrap().clone())
+    }
+
+    fn side_files(&self) -> lacuna::Result<Vec<(String, Vec<u8>)>> {
+        Ok(Vec::new())
+    }
+
+    fn stream(
+        &self,
+        _: usize,
+        _: std::ops::Range<u64>,
+        _: &mut dyn FnMut(&[u8]) -> lacuna::Result<()>,
+    ) -> lacuna::Result<()> {
+        unreachable!("there are no weights")
+    }
+
+    fn streams(&self) -> usize {
+        1
+    }
+
+    fn worth_skipping(&self) -> u64 {
+        0
+    }
+}
+
+/// With `LACUNA_MAKE_DATA` set, the files are written; without it, compared.
+#[test]
+fn gpt_oss_headers_are_those_made_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("headers");
+    HeadersOnly::save(&GptOss::new(), &made).unwrap();
+    for name in ["config.json", "headers.json"] {
+        let (made, shipped) = (made.join(name), data(GPT_OSS).join(name));
+        if std::env::var_os("LACUNA_MAKE_DATA").is_some() {
+            std::fs::copy(&made, &shipped).unwrap();
+        }
+        assert!(std::fs::read(made).unwrap() == std::fs::read(&shipped).unwrap(), "{} differs", shipped.display());
+    }
+    assert!(std::fs::metadata(data(GPT_OSS).join("headers.json")).unwrap().len() < 100_000);
+}
+
+/// Figures of the public model: 60.77 GiB in 15 shards, 13,236,480 bytes an expert.
+#[test]
+fn gpt_oss_headers_add_up_to_the_public_figures() {
+    let source = HeadersOnly::open(data(GPT_OSS)).unwrap();
+    let layout = Layout::find(&source).unwrap();
+    assert_eq!((layout.layers.len(), layout.experts, layout.top_k), (36, 128, 4));
+    assert_eq!(layout.expert_bytes(&source, 35), 13_236_480);
+    let (index, files) = (source.index(), source.files());
+    assert_eq!((files.len(), index.len()), (15, 687));
+    let total: u64 = index.iter().map(TensorInfo::bytes).sum();
+    assert_eq!(total, 65_248_815_744);
+    assert!((total as f64 / 2f64.powi(30) - 60.77).abs() < 0.005);
+    assert_eq!(Parts::of(index, Some(layout.family)).bytes(Part::Experts), 36 * 128 * 13_236_480);
+    let locality = Locality::of(index, &files, layout.family);
+    assert_eq!(locality.layers.len(), GptOss::LAYERS);
+    for layer in &locality.layers {
+        let shards: Vec<usize> = layer.shards.iter().map(|shard| shard.shard).collect();
+        let row =
+            format!("| {} | {} |", layer.layer, shards.iter().map(usize::to_string).collect::<Vec<_>>().join(", "));
+        assert_eq!(shards, GptOss::SHARDS[layer.layer]);
+        assert!(readme(GPT_OSS).contains(&row), "the README lacks {row}");
+    }
+    assert_eq!(locality.shard_names(), (0..15).map(|shard| shard.to_string()).collect::<Vec<_>>());
 }
 
 /// Most words of a continuation are words: of the training text, that is.

@@ -2,7 +2,7 @@
 
 use lacuna::Error;
 use lacuna::record::{EvaluationRecord, ModelRecord, PruningRecord, Record, SCHEMA_VERSION, TensorRecord, TextRecord};
-use lacuna::report::{Format, Plot, Report, Table, read_records, write_record};
+use lacuna::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -283,6 +283,145 @@ fn plot_bundle_has_text_svg_and_png() -> lacuna::Result<()> {
     assert_eq!(bundle.iter().map(|(mime, _)| *mime).collect::<Vec<_>>(), ["text/plain", "image/svg+xml", "image/png"]);
     assert!(bundle[0].1.starts_with("Perplexity against sparsity: wanda (3 points), magnitude (3 points), "));
     assert!(bundle[2].1.starts_with("iVBORw0KGgo"));
+    Ok(())
+}
+
+#[test]
+fn both_axes_may_be_logarithmic_and_in_percent() -> lacuna::Result<()> {
+    let points = [(0.001, 1.0), (0.01, 10.0), (0.0, 3.0), (0.1, 100.0)];
+    let plot = Plot::curves("Two").percent_x().log_x().log_y().series("all", points).baseline("dense", 10.0);
+    assert_eq!(plot.caption(), "Not shown (not finite or not positive): all: 1 of 4 points.");
+    let svg = plot.svg()?;
+    assert!(["0.1%", "1%", "10%", "100"].iter().all(|label| svg.contains(label)));
+    let curve = svg.lines().filter(|line| is_curve(line)).nth(1).expect("a curve behind the legend's");
+    let points: Vec<(i32, i32)> = attributes(curve, "polyline", "points")[0]
+        .split_whitespace()
+        .map(|p| p.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap())
+        .collect();
+    let [(x0, y0), (x1, y1), (x2, y2)] = points[..] else { panic!("{points:?}") };
+    assert!((x0 + x2 - 2 * x1).abs() < 3 && (y0 + y2 - 2 * y1).abs() < 3, "a straight line: {points:?}");
+    // The dashes cross the curve where it meets the baseline.
+    let dashes = svg.lines().filter(|line| line.starts_with("<polyline") && line.contains("#464646"));
+    let heights: BTreeSet<_> =
+        dashes.map(|l| attributes(l, "polyline", "points")[0].split([',', ' ']).nth(1).unwrap()).collect();
+    assert!(heights.contains(y1.to_string().as_str()), "{heights:?} {y1}");
+    Ok(())
+}
+
+#[test]
+fn many_layers_share_an_ordered_scale_and_do_not_squeeze_the_chart() -> lacuna::Result<()> {
+    let layers = |n: usize| {
+        let points = |layer: usize| (0..16).map(move |i| (f64::from(i), (layer * i as usize) as f64));
+        (0..n).fold(Plot::curves("Layers").y("Saliency").ordered(), |plot, layer| {
+            plot.points(format!("layer {layer}"), points(layer))
+        })
+    };
+    let (few, many) = (layers(4).svg()?, layers(36).svg()?);
+    assert!(few.contains(r#"height="500""#) && many.contains(r#"height="566""#), "three more rows of legend");
+    assert!(few.contains("#440154") && many.contains("#440154"));
+    // A marker and a place in the legend for each; small circles, for there are many.
+    assert_eq!(many.lines().filter(|line| line.starts_with("<circle") && line.contains(r#"r="8""#)).count(), 36 * 17);
+    assert!(many.len() < 150_000, "{} bytes", many.len());
+    Ok(())
+}
+
+fn heat_map(rows: usize, columns: usize) -> HeatMap {
+    let value = move |row: usize, column: usize| 0.01 + ((row * 37 + column * 91) % 101) as f64 / 100.0;
+    HeatMap::new("Where <tokens> go", (0..rows).map(move |row| (0..columns).map(move |column| value(row, column))))
+        .rows("Layer")
+        .columns("Expert")
+        .unit("Share of tokens (%)")
+        .percent()
+}
+
+#[test]
+fn a_heat_map_shows_values_marks_axes_and_the_bar() -> lacuna::Result<()> {
+    let map = heat_map(4, 8).mark("dropped", [(0, 0), (3, 7)]).mark("protected", [(1, 1)]);
+    let svg = map.svg()?;
+    assert_well_formed(&svg);
+    for label in ["Where &lt;tokens&gt; go", "Layer", "Expert", "Share of tokens (%)", "dropped", "protected", "40%"] {
+        assert!(svg.contains(label), "{label} is missing");
+    }
+    // Every cell has its value, and both ends of the scale are used.
+    assert_eq!(svg.lines().filter(|line| line.ends_with(".0%")).count(), 32);
+    let png = map.png()?;
+    let mut reader = png::Decoder::new(png.as_slice()).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    assert_eq!((info.width, info.height), (1600, 644));
+    let colors: BTreeSet<&[u8]> = pixels.chunks(3).collect();
+    assert!(colors.len() > 200, "{} colours", colors.len());
+    assert_eq!(
+        map.summary(),
+        "Where <tokens> go: 4 × 8 cells, Share of tokens (%) from 1.0% to 99.0%, 2 cells dropped, 1 cell protected"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_large_heat_map_stays_small_and_its_ticks_apart() -> lacuna::Result<()> {
+    let map = heat_map(36, 128).mark("dropped", (0..36).flat_map(|row| (0..64).map(move |column| (row, column * 2))));
+    let svg = map.svg()?;
+    assert_well_formed(&svg);
+    assert!(svg.len() < 300_000, "{} bytes", svg.len());
+    let squares: usize =
+        svg.lines().filter(|line| line.starts_with("<path fill=\"#")).map(|l| l.matches('M').count()).sum();
+    let single = svg.lines().filter(|line| line.starts_with("<rect")).count();
+    assert!(squares + single >= 36 * 128 + 128, "cells and bar: {squares} + {single}");
+    // Labels of one axis stand on one line; those of the columns must not touch.
+    let place = |name: &str, line: &str| attributes(line, "text", name)[0].parse::<i32>().unwrap();
+    let lines: Vec<&str> = svg.lines().collect();
+    let labelled = lines.windows(2).filter(|pair| pair[0].starts_with("<text") && pair[1].parse::<u32>().is_ok());
+    let columns: Vec<i32> = labelled.filter(|p| p[0].contains("middle")).map(|pair| place("x", pair[0])).collect();
+    assert!(columns.len() > 10 && columns.windows(2).all(|pair| pair[1] - pair[0] > 70), "{columns:?}");
+    assert!(map.svg()? == svg && map.png()? == map.png()?);
+    Ok(())
+}
+
+#[test]
+fn a_cell_without_a_value_is_grey_and_names_stand_for_numbers() -> lacuna::Result<()> {
+    let map = HeatMap::new("Shards", [[Some(1.0), None], [None, Some(1e6)]])
+        .row_names(["first", "last"])
+        .column_names(["a & b", "c"])
+        .log();
+    let svg = map.svg()?;
+    assert_well_formed(&svg);
+    assert!(svg.contains("#F0F0F0") && svg.contains("last") && svg.contains("a &amp; b") && svg.contains("1,000,000"));
+    // One value everywhere is no error.
+    HeatMap::new("Even", [[0.5; 3]]).percent().svg()?;
+    Ok(())
+}
+
+#[test]
+fn heat_maps_that_cannot_be_drawn_are_errors() {
+    let message = |map: HeatMap| map.svg().unwrap_err().to_string();
+    let none: [[f64; 0]; 0] = [];
+    assert!(message(HeatMap::new("A", none)).ends_with("\"A\" has no cells; give it at least one row and one column"));
+    assert!(message(HeatMap::new("A", [[0.0; 0]])).contains("no cells"));
+    assert!(
+        message(HeatMap::new("B", [vec![1.0, 2.0], vec![3.0]])).contains("row 1 of \"B\" has 1 cells, row 0 has 2")
+    );
+    let nan = message(HeatMap::new("C", [[1.0, f64::NAN]]));
+    assert!(nan.contains("row 0, column 1 of \"C\" is NaN") && nan.contains("None for a blank cell"), "{nan}");
+    assert!(message(HeatMap::new("D", [[1.0, 0.0]]).log()).contains("must be positive and finite"));
+    assert!(message(HeatMap::new("E", [[None::<f64>]])).contains("no cell of \"E\" has a value"));
+    assert!(message(heat_map(2, 2).row_names(["one"])).contains("1 row names for 2 rows"));
+    assert!(message(heat_map(2, 2).mark("m", [(2, 0)])).contains("row 2, column 0; there are 2 rows and 2 columns"));
+    let marks = (0..4).fold(heat_map(2, 2), |map, i| map.mark(i.to_string(), [(0, 0)]));
+    assert!(message(marks).contains("4 kinds of marks; there are signs for 3"));
+    assert!(message(heat_map(2, 2).size(100, 100)).contains("100 x 100 pixels"));
+    assert!(message(heat_map(2, 2).row_names(["a".repeat(200), "b".into()])).contains("no room for its cells"));
+}
+
+#[test]
+fn a_report_holds_heat_maps_like_plots() -> lacuna::Result<()> {
+    let dir = tempfile::tempdir().unwrap();
+    let files = Report::new("Experts").plot("routing", heat_map(4, 8)).write(dir.path(), "03")?;
+    assert!(files.iter().any(|path| path.ends_with("03_routing.png")));
+    let markdown = fs::read_to_string(&files[0]).unwrap();
+    assert!(markdown.contains("](03_routing.svg)") && markdown.contains("4 × 8 cells"), "{markdown}");
+    let bundle = heat_map(4, 8).bundle()?;
+    assert_eq!(bundle.iter().map(|(mime, _)| *mime).collect::<Vec<_>>(), ["text/plain", "image/svg+xml", "image/png"]);
     Ok(())
 }
 

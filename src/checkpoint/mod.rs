@@ -25,6 +25,7 @@
 mod convert;
 mod gguf;
 mod header;
+mod headers;
 mod http;
 mod hub;
 mod index;
@@ -34,6 +35,7 @@ mod source;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
+pub use headers::HeadersOnly;
 pub use http::Retry;
 pub use hub::Hub;
 pub use remote::Remote;
@@ -176,14 +178,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::File`] when it is missing or not a JSON object.
     pub fn config(&self) -> Result<Map<String, Value>> {
-        let path = self.dir().join("config.json");
-        let text = match std::fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::file(&path, "missing; a checkpoint needs it beside its weights, download it too"));
-            }
-            text => text.map_err(Error::io("read", &path))?,
-        };
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a JSON object ({e})")))
+        read_config(self.dir())
     }
 
     /// All tensors: shard by shard, in the order of their bytes.
@@ -319,6 +314,18 @@ impl Checkpoint {
     }
 }
 
+/// What `config.json` in `dir` holds.
+fn read_config(dir: &Path) -> Result<Map<String, Value>> {
+    let path = dir.join("config.json");
+    let text = match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::file(&path, "missing; a checkpoint needs it beside its weights, download it too"));
+        }
+        text => text.map_err(Error::io("read", &path))?,
+    };
+    serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a JSON object ({e})")))
+}
+
 /// `[row, column]` of a flat index.
 fn place(mut at: usize, shape: &[usize]) -> String {
     let mut place = vec![0; shape.len()];
@@ -350,7 +357,9 @@ fn hint(dir: &Path) -> &'static str {
             entries.flatten().any(|entry| entry.path().extension().is_some_and(|found| found == extension))
         })
     };
-    if has("gguf") {
+    if headers::HeadersOnly::is_at(dir) {
+        "only headers are here, which do for `lacuna inspect` and for plans; give the checkpoint itself"
+    } else if has("gguf") {
         "make a checkpoint of its GGUF file with `lacuna import FILE.gguf DIR`"
     } else if has("bin") || has("pt") || has("pth") {
         "convert its PyTorch weights with transformers' `save_pretrained`"

@@ -1,6 +1,6 @@
 //! A checkpoint of which only the headers need be at hand; its bytes are read by ranges, from a disk or over a network.
 
-use super::{Checkpoint, Hub, TensorInfo};
+use super::{Checkpoint, HeadersOnly, Hub, TensorInfo};
 use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -46,6 +46,11 @@ pub trait Source: Sync {
         self.origin()
     }
 
+    /// Whether there are bytes to hand over, not headers alone.
+    fn has_weights(&self) -> bool {
+        true
+    }
+
     /// How many streams are worth having in flight.
     fn streams(&self) -> usize;
 
@@ -54,13 +59,18 @@ pub trait Source: Sync {
 }
 
 /// Opens the directory `spec` if there is one, else reads the headers of `owner/name[@revision]` from a hub with the
-/// environment's settings ([`Hub::from_env`]). A model that is whole in the hub's cache is read there.
+/// environment's settings ([`Hub::from_env`]). A model that is whole in the hub's cache is read there. A directory may
+/// hold headers only.
 ///
 /// # Errors
-/// [`Error::Argument`] when `spec` is neither; those of [`Checkpoint::open`] and [`Hub::headers`].
+/// [`Error::Argument`] when `spec` is neither; those of [`Checkpoint::open`], [`HeadersOnly::open`] and
+/// [`Hub::headers`].
 pub fn open_source(spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
-    let path = Path::new(spec);
-    if path.exists() { Ok(Box::new(Checkpoint::open(path)?)) } else { Hub::from_env().source(spec, progress) }
+    match Path::new(spec) {
+        path if HeadersOnly::is_at(path) => Ok(Box::new(HeadersOnly::open(path)?)),
+        path if path.exists() => Ok(Box::new(Checkpoint::open(path)?)),
+        _ => Hub::from_env().source(spec, progress),
+    }
 }
 
 impl Source for Checkpoint {

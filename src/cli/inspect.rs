@@ -2,17 +2,24 @@
 
 use super::size;
 use anyhow::Result;
-use lacuna::checkpoint::Checkpoint;
+use lacuna::checkpoint::{HeadersOnly, Source, TensorInfo, open_source};
+use lacuna::experts::{LayerShards, Locality, PartSize, Parts};
+use lacuna::model::MoeFamily;
 use lacuna::progress::Progress;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-/// Describes a model: family, sizes, types, and its tensors by kind.
+/// Describes a model: family, sizes, types, its parts, which shards hold which mixture of experts, and its tensors by
+/// kind. Reads headers only.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directory of a checkpoint, or `owner/name[@revision]` on a hub
+    /// Directory of a checkpoint or of saved headers, or `owner/name[@revision]` on a hub
     model: String,
+    /// Save config.json and the headers to a new directory, which `inspect` and plans take instead of the checkpoint
+    #[arg(long, value_name = "DIR")]
+    save_headers: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -35,6 +42,10 @@ struct Inspection {
     experts: Option<u64>,
     experts_per_token: Option<u64>,
     shards: usize,
+    parts: Parts,
+    /// Of a mixture of experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locality: Option<Locality>,
     tensors: Vec<Kind>,
 }
 
@@ -51,8 +62,11 @@ struct Kind {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let checkpoint = Checkpoint::resolve(&args.model, Progress::Stderr)?;
-    let inspection = inspect(&checkpoint, &checkpoint.config()?);
+    let source = open_source(&args.model, Progress::Stderr)?;
+    let inspection = inspect(source.as_ref(), &source.config_json()?);
+    if let Some(dir) = &args.save_headers {
+        HeadersOnly::save(source.as_ref(), dir)?;
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&inspection)?);
     } else {
@@ -61,11 +75,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn inspect(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Inspection {
+fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let (index, files, family) = (source.index(), source.files(), model_type.and_then(MoeFamily::find));
     let number = |names: &[&str]| names.iter().find_map(|name| config.get(*name)?.as_u64());
     let mut dtypes = BTreeMap::new();
     let mut tensors: Vec<Kind> = Vec::new();
-    for info in checkpoint.tensors() {
+    for info in index {
         *dtypes.entry(info.dtype.to_string()).or_default() += info.bytes();
         let (name, dtype) = (kind(&info.name), info.dtype.to_string());
         // There are a few dozen kinds at most.
@@ -80,9 +96,9 @@ fn inspect(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Inspection {
     }
     let heads = number(&["num_attention_heads"]);
     Inspection {
-        family: config.get("model_type").and_then(Value::as_str).map(str::to_owned),
-        parameters: checkpoint.parameters(),
-        bytes: checkpoint.bytes(),
+        family: model_type.map(str::to_owned),
+        parameters: index.iter().map(TensorInfo::elements).sum(),
+        bytes: index.iter().map(TensorInfo::bytes).sum(),
         dtypes,
         layers: number(&["num_hidden_layers"]),
         hidden_size: number(&["hidden_size"]),
@@ -92,10 +108,16 @@ fn inspect(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Inspection {
         tied_embeddings: config
             .get("tie_word_embeddings")
             .and_then(Value::as_bool)
-            .unwrap_or_else(|| !checkpoint.contains("lm_head.weight")),
-        experts: number(&["num_local_experts", "num_experts", "n_routed_experts"]),
-        experts_per_token: number(&["num_experts_per_tok", "experts_per_token"]),
-        shards: checkpoint.shards().len(),
+            .unwrap_or_else(|| !index.iter().any(|tensor| tensor.name == "lm_head.weight")),
+        // Of a family that is not known, what is usual.
+        experts: family.map_or_else(
+            || number(&["num_local_experts", "num_experts", "n_routed_experts"]),
+            |family| number(&[family.experts_key]),
+        ),
+        experts_per_token: number(family.map_or(&["num_experts_per_tok", "experts_per_token"], |f| f.top_k_keys)),
+        shards: files.len(),
+        parts: Parts::of(index, family),
+        locality: family.map(|family| Locality::of(index, &files, family)),
         tensors,
     }
 }
@@ -120,17 +142,46 @@ fn print(inspection: &Inspection) {
     println!("tied embeddings  {}", if inspection.tied_embeddings { "yes" } else { "no" });
     if let Some(experts) = inspection.experts {
         println!("experts          {experts} a layer, {} for each token", known(inspection.experts_per_token));
+        if let Some(locality) = &inspection.locality {
+            println!("mixtures         in {} layers", locality.layers.len());
+        }
     }
     println!();
-    let rows: Vec<[String; 6]> = inspection.tensors.iter().map(row).collect();
-    let header = ["tensor", "count", "shape", "dtype", "parameters", "bytes"].map(str::to_owned);
-    let lines: Vec<&[String; 6]> = std::iter::once(&header).chain(&rows).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    for [name, count, shape, dtype, parameters, bytes] in lines {
-        let [w0, w1, w2, w3, w4, w5] = widths;
-        println!("{name:w0$}  {count:>w1$}  {shape:>w2$}  {dtype:>w3$}  {parameters:>w4$}  {bytes:>w5$}");
+    let parts = inspection.parts.0.iter().map(|size| part(size, inspection.bytes));
+    print_table(["part", "tensors", "bytes", "", "share"], &[0], parts);
+    if let Some(locality) = &inspection.locality {
+        println!("\nShards, by the numbers of their files, that hold the experts and the router of a layer:\n");
+        let names = locality.shard_names();
+        print_table(["layer", "bytes", "shards"], &[2], locality.layers.iter().map(|layer| shards(layer, &names)));
     }
+    println!();
+    let header = ["tensor", "count", "shape", "dtype", "parameters", "bytes"];
+    print_table(header, &[0], inspection.tensors.iter().map(row));
+}
+
+/// Prints columns two spaces apart; those of `left` are aligned to the left.
+fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Iterator<Item = [String; N]>) {
+    let lines: Vec<[String; N]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|i| lines.iter().map(|line| line[i].len()).max().unwrap_or(0));
+    for line in lines {
+        let cell = |(i, text): (usize, &String)| {
+            let width = widths[i];
+            if left.contains(&i) { format!("{text:width$}") } else { format!("{text:>width$}") }
+        };
+        let cells: Vec<String> = line.iter().enumerate().map(cell).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+}
+
+fn part(part: &PartSize, of: u64) -> [String; 5] {
+    let share = format!("{:.1}%", 100.0 * part.bytes as f64 / of.max(1) as f64);
+    [part.part.to_string(), part.tensors.to_string(), part.bytes.to_string(), size(part.bytes), share]
+}
+
+fn shards(layer: &LayerShards, names: &[String]) -> [String; 3] {
+    let shards: Vec<String> =
+        layer.shards.iter().map(|shard| format!("{} ({})", names[shard.shard], size(shard.bytes))).collect();
+    [layer.layer.to_string(), layer.bytes.to_string(), shards.join(", ")]
 }
 
 fn row(kind: &Kind) -> [String; 6] {

@@ -62,7 +62,7 @@ pub struct Estimate {
 const SAMPLE_BYTES: u64 = 32 << 20;
 
 /// Plans a pruned model in `out`, whose parent must exist, and copies a sample of at most 32 MiB there to measure how long
-/// the rest will take.
+/// the rest will take; where only headers are at hand, it measures nothing.
 ///
 /// # Errors
 /// Everything that would fail later: those of [`plan_model`], and [`Error::File`] when the disk is too small; those of
@@ -75,6 +75,9 @@ pub fn plan(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64, o
         let problem =
             format!("{} bytes are needed, {free} are free; choose a directory on another disk", plan.output_bytes);
         return Err(Error::file(out, problem));
+    }
+    if !source.has_weights() {
+        return Ok(plan);
     }
     let sample = rewrite.sample(source, SAMPLE_BYTES)?;
     let seconds = measure(source, &sample, out, Progress::Hidden)?.total;

@@ -9,9 +9,29 @@ pub(super) enum Scale {
     /// Fractions, labelled in percent.
     Percent,
     Log,
+    /// Fractions on a log scale, labelled in percent.
+    LogPercent,
 }
 
-/// A laid-out axis. Positions are values, or their decimal logarithms on [`Scale::Log`].
+impl Scale {
+    pub(super) fn is_log(self) -> bool {
+        matches!(self, Scale::Log | Scale::LogPercent)
+    }
+
+    pub(super) fn is_percent(self) -> bool {
+        matches!(self, Scale::Percent | Scale::LogPercent)
+    }
+
+    pub(super) fn with_log(self) -> Scale {
+        if self.is_percent() { Scale::LogPercent } else { Scale::Log }
+    }
+
+    pub(super) fn with_percent(self) -> Scale {
+        if self.is_log() { Scale::LogPercent } else { Scale::Percent }
+    }
+}
+
+/// A laid-out axis. Positions are values, or their decimal logarithms on a log scale.
 #[derive(Debug)]
 pub(super) struct Axis {
     scale: Scale,
@@ -29,9 +49,27 @@ impl Axis {
             values.into_iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         match scale {
             Scale::Log => Axis::log(low, high),
+            Scale::LogPercent => Axis::log(low * 100.0, high * 100.0).percent_of_fractions(),
             Scale::Linear => Axis::linear(scale, low, high, 1.0, ""),
             Scale::Percent => Axis::linear(scale, low, high, 100.0, "%"),
         }
+    }
+
+    /// Like [`Axis::over`], and it ends where the values do, unless they are all the same.
+    pub(super) fn tight(scale: Scale, low: f64, high: f64) -> Axis {
+        let mut axis = Axis::over(scale, [low, high]);
+        let (low, high) = (axis.position(low), axis.position(high));
+        if high > low {
+            let slack = (high - low) * 1e-9;
+            axis.ticks.retain(|(at, _)| (low - slack..=high + slack).contains(at));
+            axis.range = low..high;
+        }
+        axis
+    }
+
+    /// The position of `value` between the ends, from 0 to 1.
+    pub(super) fn share(&self, value: f64) -> f64 {
+        ((self.position(value) - self.range.start) / (self.range.end - self.range.start)).clamp(0.0, 1.0)
     }
 
     /// One place per category, labelled where there is room for every `step`-th.
@@ -42,7 +80,14 @@ impl Axis {
 
     /// Where `value` stands.
     pub(super) fn position(&self, value: f64) -> f64 {
-        if self.scale == Scale::Log { value.log10() } else { value }
+        if self.scale.is_log() { value.log10() } else { value }
+    }
+
+    /// An axis over percentages as one over fractions.
+    fn percent_of_fractions(self) -> Axis {
+        // 1% stands at log10(0.01).
+        let (range, ticks) = (self.range.start - 2.0..self.range.end - 2.0, self.ticks.into_iter());
+        Axis { scale: Scale::LogPercent, range, ticks: ticks.map(|(at, label)| (at - 2.0, label + "%")).collect() }
     }
 
     fn linear(scale: Scale, low: f64, high: f64, factor: f64, suffix: &str) -> Axis {
@@ -151,6 +196,23 @@ mod tests {
         let axis = Axis::over(Scale::Percent, [0.0, 0.9]);
         assert_eq!(labels(&axis), ["0%", "20%", "40%", "60%", "80%"]);
         assert!(axis.range.start < 0.0 && axis.range.end > 0.9);
+    }
+
+    #[test]
+    fn fractions_on_a_log_scale_are_labelled_in_percent() {
+        let axis = Axis::over(Scale::Linear.with_percent().with_log(), [0.001, 0.5]);
+        assert_eq!(labels(&axis), ["0.1%", "0.2%", "0.5%", "1%", "2%", "5%", "10%", "20%", "50%"]);
+        assert_eq!(axis.position(0.01), -2.0);
+    }
+
+    #[test]
+    fn a_tight_axis_ends_with_its_values() {
+        let axis = Axis::tight(Scale::Linear, 0.0, 0.3);
+        assert_eq!((axis.range.start, axis.range.end), (0.0, 0.3));
+        assert!(labels(&axis).starts_with(&["0.00"]) && labels(&axis).ends_with(&["0.30"]), "{:?}", axis.ticks);
+        assert_eq!([0.0, 0.15, 0.3].map(|v| axis.share(v)), [0.0, 0.5, 1.0]);
+        let middle = [Axis::tight(Scale::Linear, 2.0, 2.0).share(2.0), Axis::tight(Scale::Log, 1.0, 100.0).share(10.0)];
+        assert!(middle.iter().all(|share| (share - 0.5).abs() < 1e-9), "{middle:?}");
     }
 
     #[test]

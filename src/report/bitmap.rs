@@ -3,7 +3,7 @@
 //! plotters' own `ab_glyph` text drops each glyph's side bearing and snaps to whole pixels, which shows as uneven
 //! letters. Here text is set at sub-pixel positions, at the places where the SVG backend anchors it.
 
-use super::draw::{Scene, error};
+use super::pen::{Drawing, error};
 use crate::{Error, Result};
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use plotters::backend::{BitMapBackend, DrawingBackend};
@@ -150,15 +150,17 @@ const DENSITY: u32 = 2;
 /// Samples per device pixel, along each side; plotters does not smooth thick lines.
 const SAMPLES: u32 = 2;
 
-/// The scene as a PNG of twice its nominal width and height.
-pub(super) fn png(scene: &Scene<'_>, (width, height): (u32, u32)) -> Result<Vec<u8>> {
+/// The picture as a PNG of twice its nominal width and height.
+pub(super) fn png(drawing: &impl Drawing) -> Result<Vec<u8>> {
+    register()?;
+    let (width, height) = drawing.size();
     let (w, h) = (width * DENSITY, height * DENSITY);
     let (fine_w, fine_h) = (w * SAMPLES, h * SAMPLES);
     let mut fine = vec![255u8; (fine_w * fine_h * 3) as usize];
     {
         let backend = Bitmap { pixels: BitMapBackend::with_buffer(&mut fine, (fine_w, fine_h)), fonts: fonts()? };
         let root = backend.into_drawing_area();
-        scene.draw(&root, f64::from(DENSITY * SAMPLES))?;
+        drawing.draw(&root, f64::from(DENSITY * SAMPLES))?;
         root.present().map_err(error)?;
     }
     encode(&mean_of_samples(&fine, w as usize, h as usize), w, h)

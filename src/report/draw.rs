@@ -3,54 +3,31 @@
 //! The layout is in nominal pixels; `Pen` multiplies by the scale. From top to bottom: title, legend, chart with its
 //! axes, caption. The legend stands above the chart, so it never covers data.
 
-use super::axis::{Axis, Scale};
-use super::bitmap::{FAMILY, SIZE_PER_EM, text_width};
+use super::axis::Axis;
+use super::bitmap::text_width;
 use super::format::number;
+use super::palette;
+use super::pen::{
+    AXIS, Drawing, GRID, LABEL, LEGEND_ROW, MARGIN, Pen, QUIET, SMALL, TEXT, TICK, TITLE, check_size, error,
+};
 use super::plot::{Plot, Series};
-use crate::{Error, Result};
+use crate::Result;
 use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
-use plotters::drawing::{DrawingArea, IntoDrawingArea};
-use plotters::element::{Circle, PathElement, Polygon, Rectangle, Text};
-use plotters::prelude::{DrawingBackend, SVGBackend};
+use plotters::drawing::DrawingArea;
+use plotters::element::{PathElement, Rectangle, Text};
+use plotters::prelude::DrawingBackend;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color, FontDesc, FontFamily, FontStyle, RGBColor, ShapeStyle, TextStyle, WHITE};
-use std::fmt::Display;
+use plotters::style::{Color, RGBColor, WHITE};
 
-/// Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that white paper swallows.
-const COLORS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(110, 110, 110),
-];
-const TEXT: RGBColor = RGBColor(40, 40, 40);
-const QUIET: RGBColor = RGBColor(95, 95, 95);
-const GRID: RGBColor = RGBColor(228, 228, 228);
-const AXIS: RGBColor = RGBColor(120, 120, 120);
-const BASELINE: RGBColor = RGBColor(70, 70, 70);
-
-/// Sizes in nominal pixels; text sizes are ems.
-const MARGIN: f64 = 18.0;
-const TITLE: f64 = 18.0;
-const LABEL: f64 = 14.0;
-const TICK: f64 = 13.0;
-const SMALL: f64 = 11.5;
-const LEGEND_ROW: f64 = 22.0;
 /// Samples in the legend: a piece of a line, a marker alone.
 const LINE: f64 = 30.0;
 const MARK: f64 = 15.0;
+/// Points beyond which single markers are small circles.
+const CROWD: usize = 200;
 /// Bars get their values written above them up to this many.
 const LABELLED_BARS: usize = 24;
-
-/// An [`Error::Report`] about a plot.
-pub(super) fn error(problem: impl Display) -> Error {
-    Error::Report { doing: "drawing a plot".into(), problem: problem.to_string() }
-}
 
 /// A plot that was checked and whose axes and legend are laid out.
 pub(super) struct Scene<'a> {
@@ -61,6 +38,8 @@ pub(super) struct Scene<'a> {
     floor: f64,
     legend: Vec<Entry<'a>>,
     legend_rows: usize,
+    /// Whether single points are so many that their markers must be small.
+    crowded: bool,
     caption: String,
 }
 
@@ -88,18 +67,14 @@ impl<'a> Scene<'a> {
         if let Some(empty) = plot.series.iter().find(|series| series.points.is_empty()) {
             return Err(error(format!("series \"{}\" of \"{title}\" has no points", empty.name)));
         }
-        let (width, height) = plot.size;
-        if !(320..=4000).contains(&width) || !(200..=4000).contains(&height) {
-            return Err(error(format!(
-                "\"{title}\" is {width} x {height} pixels; 320 x 200 to 4000 x 4000 can be drawn"
-            )));
-        }
+        check_size(title, plot.size)?;
+        let width = plot.size.0;
         let shown: Vec<(f64, f64)> =
             plot.series.iter().flat_map(|s| &s.points).copied().filter(|p| plot.shows(*p)).collect();
         if shown.is_empty() {
             return Err(error(format!("no point of \"{title}\" can be shown; {}", plot.caption())));
         }
-        let baselines = plot.baselines.iter().map(|(_, y)| *y).filter(|y| plot.shows((0.0, *y)));
+        let baselines = plot.baselines.iter().map(|(_, y)| *y).filter(|y| plot.shows_y(*y));
         let mut floor = 0.0;
         if let Some(categories) = &plot.categories {
             if let Some(long) = plot.series.iter().find(|s| s.points.len() > categories.len()) {
@@ -109,7 +84,7 @@ impl<'a> Scene<'a> {
                     long.name
                 )));
             }
-            if plot.y_scale == Scale::Log {
+            if plot.y_scale.is_log() {
                 floor = baselines.clone().next().ok_or_else(|| {
                     error(format!("bars of \"{title}\" have no zero to rise from on a log axis; add a baseline"))
                 })?;
@@ -120,7 +95,7 @@ impl<'a> Scene<'a> {
         if bars.is_some() {
             // Values have room above the bars; from zero, bars stand on the axis.
             y.range.end += (y.range.end - y.range.start) * 0.03;
-            if plot.y_scale != Scale::Log && shown.iter().all(|p| p.1 >= floor) {
+            if !plot.y_scale.is_log() && shown.iter().all(|p| p.1 >= floor) {
                 y.range.start = y.position(floor);
                 y.ticks.retain(|(at, _)| *at >= y.range.start);
             }
@@ -135,43 +110,8 @@ impl<'a> Scene<'a> {
             }
         };
         let (legend, legend_rows) = legend(plot, f64::from(width) - 2.0 * MARGIN)?;
-        Ok(Scene { plot, x, y, floor, legend, legend_rows, caption: plot.caption() })
-    }
-
-    /// The scene as SVG: drawn at twice the size, so that coordinates have half-pixel precision.
-    pub(super) fn svg(&self, (width, height): (u32, u32)) -> Result<String> {
-        let mut body = String::new();
-        {
-            let root = SVGBackend::with_string(&mut body, (width * 2, height * 2)).into_drawing_area();
-            self.draw(&root, 2.0)?;
-            root.present().map_err(error)?;
-        }
-        let (w, h) = (width * 2, height * 2);
-        let opening = format!(r#"<svg width="{w}" height="{h}" "#);
-        let sized = format!(r#"<svg role="img" width="{width}" height="{height}" "#);
-        let title: String = escape(&self.plot.title);
-        let rest = body.strip_prefix(&opening).ok_or_else(|| error("plotters began an SVG in an unknown way"))?;
-        let (attributes, content) = rest.split_once('\n').ok_or_else(|| error("plotters wrote an empty SVG"))?;
-        Ok(format!("{sized}{attributes}\n<title>{title}</title>\n{content}"))
-    }
-
-    /// Draws everything onto `root`, whose size is the plot's times `scale`.
-    pub(super) fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
-        let pen = Pen { scale };
-        let (width, height) = (f64::from(self.plot.size.0), f64::from(self.plot.size.1));
-        root.fill(&WHITE).map_err(error)?;
-        pen.text(root, &self.plot.title, (MARGIN, MARGIN - 2.0), TITLE, true, TEXT)?;
-        let legend_top = MARGIN + TITLE + 12.0;
-        self.draw_legend(root, &pen, legend_top)?;
-        let top = legend_top + self.legend_rows as f64 * LEGEND_ROW + 8.0;
-        let caption = if self.caption.is_empty() { 0.0 } else { SMALL + 8.0 };
-        let bottom = height - MARGIN + 4.0 - caption;
-        if !self.caption.is_empty() {
-            pen.text(root, &self.caption, (MARGIN, bottom + 8.0), SMALL, false, QUIET)?;
-        }
-        let area =
-            root.clone().shrink((pen.px(MARGIN), pen.px(top)), (pen.px(width - 2.0 * MARGIN), pen.px(bottom - top)));
-        self.draw_chart(root, &area, &pen)
+        let crowded = shown.len() > CROWD;
+        Ok(Scene { plot, x, y, floor, legend, legend_rows, crowded, caption: plot.caption() })
     }
 
     fn draw_legend<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, pen: &Pen, top: f64) -> Result<()> {
@@ -182,16 +122,16 @@ impl<'a> Scene<'a> {
             match entry.key {
                 Key::Baseline => pen.dashes(root, pen.px(x0), pen.px(x1), pen.px(y))?,
                 Key::Series(series) if self.plot.categories.is_some() => {
-                    let (half, color) = (pen.px(6.0), color(series));
+                    let (half, color) = (pen.px(6.0), self.color(series));
                     let corners = [(middle.0 - half, middle.1 - half), (middle.0 + half, middle.1 + half)];
                     root.draw(&Rectangle::new(corners, color.filled())).map_err(error)?;
                 }
                 Key::Series(series) => {
                     if series.line {
                         let ends = vec![(pen.px(x0), pen.px(y)), (pen.px(x1), pen.px(y))];
-                        root.draw(&PathElement::new(ends, pen.stroke(color(series), 2.5))).map_err(error)?;
+                        root.draw(&PathElement::new(ends, pen.stroke(self.color(series), 2.5))).map_err(error)?;
                     }
-                    pen.marker(root, middle, series)?;
+                    pen.marker(root, middle, self.shape(series), self.color(series), self.outline(series))?;
                 }
             }
             let style = pen.style(TICK, false, TEXT).pos(Pos::new(HPos::Left, VPos::Center));
@@ -240,10 +180,11 @@ impl<'a> Scene<'a> {
 
         let at = |(x, y): (f64, f64)| chart.backend_coord(&(self.x.position(x), self.y.position(y)));
         let frame = chart.plotting_area().get_pixel_range().0;
-        let baselines = self.plot.baselines.iter().filter(|(_, y)| self.plot.shows((0.0, *y)));
+        let baselines = self.plot.baselines.iter().filter(|(_, y)| self.plot.shows_y(*y));
         let draw_baselines = || -> Result<()> {
             for (_, y) in baselines {
-                pen.dashes(root, frame.start, frame.end - 1, at((self.middle_x(), *y)).1)?;
+                let place = (self.x.range.start, self.y.position(*y));
+                pen.dashes(root, frame.start, frame.end - 1, chart.backend_coord(&place).1)?;
             }
             Ok(())
         };
@@ -255,12 +196,12 @@ impl<'a> Scene<'a> {
         for series in &self.plot.series {
             let path: Vec<_> = series.points.iter().copied().filter(|p| self.plot.shows(*p)).map(at).collect();
             if series.line && path.len() > 1 {
-                root.draw(&PathElement::new(path, pen.stroke(color(series), 2.5))).map_err(error)?;
+                root.draw(&PathElement::new(path, pen.stroke(self.color(series), 2.5))).map_err(error)?;
             }
         }
         for series in &self.plot.series {
             for point in series.points.iter().copied().filter(|p| self.plot.shows(*p)).map(at) {
-                pen.marker(root, point, series)?;
+                pen.marker(root, point, self.shape(series), self.color(series), self.outline(series))?;
             }
         }
         Ok(())
@@ -279,10 +220,9 @@ impl<'a> Scene<'a> {
                 let left = x - 0.4 + i as f64 * width;
                 let (from, to) = (at((left + 0.06 * width, self.floor)), at((left + 0.94 * width, y)));
                 let corners = [(from.0, from.1.min(to.1)), (to.0, from.1.max(to.1))];
-                root.draw(&Rectangle::new(corners, color(series).filled())).map_err(error)?;
+                root.draw(&Rectangle::new(corners, self.color(series).filled())).map_err(error)?;
                 if bars <= LABELLED_BARS {
-                    let text =
-                        if self.plot.y_scale == Scale::Percent { format!("{:.1}%", y * 100.0) } else { number(y) };
+                    let text = if self.plot.y_scale.is_percent() { format!("{:.1}%", y * 100.0) } else { number(y) };
                     let (up, v_pos) = if y >= self.floor { (-5.0, VPos::Bottom) } else { (5.0, VPos::Top) };
                     let style = pen.style(SMALL, false, TEXT).pos(Pos::new(HPos::Center, v_pos));
                     let place = ((from.0 + to.0) / 2, to.1 + pen.px(up));
@@ -293,9 +233,52 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    /// Any x inside the axis.
-    fn middle_x(&self) -> f64 {
-        (self.x.range.start + self.x.range.end) / 2.0
+    /// In a crowd shapes are not made out any more, and circles are drawn fastest.
+    fn shape(&self, series: &Series) -> usize {
+        if self.crowded && !series.line { 0 } else { series.marker }
+    }
+
+    /// Radius of a series' hollow markers, smaller where there are many; `None` for the filled ones of a curve.
+    fn outline(&self, series: &Series) -> Option<f64> {
+        (!series.line).then_some(if self.crowded { 4.0 } else { 6.0 })
+    }
+
+    fn color(&self, series: &Series) -> RGBColor {
+        if self.plot.ordered {
+            palette::ordered(series.color, self.plot.series.len())
+        } else {
+            palette::kind(series.color)
+        }
+    }
+}
+
+impl Drawing for Scene<'_> {
+    fn title(&self) -> &str {
+        &self.plot.title
+    }
+
+    fn size(&self) -> (u32, u32) {
+        // The chart keeps its height under a long legend.
+        let more = LEGEND_ROW as u32 * self.legend_rows.saturating_sub(2) as u32;
+        (self.plot.size.0, self.plot.size.1 + more)
+    }
+
+    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
+        let pen = Pen { scale };
+        let (width, height) = (f64::from(self.size().0), f64::from(self.size().1));
+        root.fill(&WHITE).map_err(error)?;
+        pen.text(root, &self.plot.title, (MARGIN, MARGIN - 2.0), TITLE, true, TEXT)?;
+        let legend_top = MARGIN + TITLE + 12.0;
+        self.draw_legend(root, &pen, legend_top)?;
+        let top = legend_top + self.legend_rows as f64 * LEGEND_ROW + 8.0;
+        let caption = if self.caption.is_empty() { 0.0 } else { SMALL + 8.0 };
+        let bottom = height - MARGIN + 4.0 - caption;
+        if !self.caption.is_empty() {
+            pen.text(root, &self.caption, (MARGIN, bottom + 8.0), SMALL, false, QUIET)?;
+        }
+        let area =
+            root.clone().shrink((pen.px(MARGIN), pen.px(top)), (pen.px(width - 2.0 * MARGIN), pen.px(bottom - top)));
+        self.draw_chart(root, &area, &pen)
     }
 }
 
@@ -332,7 +315,7 @@ impl Ranged for Placed {
 /// Lays the legend out in rows of at most `width`.
 fn legend(plot: &Plot, width: f64) -> Result<(Vec<Entry<'_>>, usize)> {
     let series = plot.series.iter().map(|series| (Key::Series(series), series.name.clone()));
-    let lines = plot.baselines.iter().filter(|(_, y)| plot.shows((0.0, *y)));
+    let lines = plot.baselines.iter().filter(|(_, y)| plot.shows_y(*y));
     let lines = lines.map(|(name, y)| (Key::Baseline, format!("{name} ({})", number(*y))));
     let (mut x, mut row, mut entries) = (0.0, 0, Vec::new());
     for (key, name) in series.chain(lines) {
@@ -346,113 +329,4 @@ fn legend(plot: &Plot, width: f64) -> Result<(Vec<Entry<'_>>, usize)> {
         x += needed + 22.0;
     }
     Ok((entries, row + 1))
-}
-
-fn color(series: &Series) -> RGBColor {
-    COLORS[series.color % COLORS.len()]
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-/// Nominal pixels to the backend's.
-struct Pen {
-    scale: f64,
-}
-
-impl Pen {
-    fn px(&self, nominal: f64) -> i32 {
-        (nominal * self.scale).round() as i32
-    }
-
-    fn stroke(&self, color: RGBColor, width: f64) -> ShapeStyle {
-        color.stroke_width(self.px(width).max(1) as u32)
-    }
-
-    fn style(&self, em: f64, bold: bool, color: RGBColor) -> TextStyle<'static> {
-        let weight = if bold { FontStyle::Bold } else { FontStyle::Normal };
-        FontDesc::new(FontFamily::Name(FAMILY), em * self.scale * SIZE_PER_EM, weight).color(&color)
-    }
-
-    fn text<DB: DrawingBackend>(
-        &self,
-        root: &DrawingArea<DB, Shift>,
-        text: &str,
-        (x, y): (f64, f64),
-        em: f64,
-        bold: bool,
-        color: RGBColor,
-    ) -> Result<()> {
-        let style = self.style(em, bold, color);
-        root.draw(&Text::new(text.to_owned(), (self.px(x), self.px(y)), style)).map_err(error)
-    }
-
-    fn dashes<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, from: i32, to: i32, y: i32) -> Result<()> {
-        let (dash, gap) = (self.px(7.0), self.px(5.0));
-        for start in (from..to).step_by((dash + gap).max(1) as usize) {
-            let ends = vec![(start, y), ((start + dash).min(to), y)];
-            root.draw(&PathElement::new(ends, self.stroke(BASELINE, 1.5))).map_err(error)?;
-        }
-        Ok(())
-    }
-
-    /// A filled marker with a thin white rim for a curve; an outline, which hides no other, for single points.
-    fn marker<DB: DrawingBackend>(
-        &self,
-        root: &DrawingArea<DB, Shift>,
-        center: (i32, i32),
-        series: &Series,
-    ) -> Result<()> {
-        let color = color(series);
-        if series.line {
-            self.shape(root, center, series.marker, 6.5, WHITE.filled())?;
-            self.shape(root, center, series.marker, 5.0, color.filled())
-        } else {
-            self.shape(root, center, series.marker, 6.0, self.stroke(color, 2.0))
-        }
-    }
-
-    /// One of eight shapes, `radius` nominal pixels large.
-    fn shape<DB: DrawingBackend>(
-        &self,
-        root: &DrawingArea<DB, Shift>,
-        (cx, cy): (i32, i32),
-        shape: usize,
-        radius: f64,
-        style: ShapeStyle,
-    ) -> Result<()> {
-        // Unit outlines of about equal area; y points down.
-        const SQUARE: &[(f64, f64)] = &[(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)];
-        const UP: &[(f64, f64)] = &[(0.0, -1.2), (1.1, 0.75), (-1.1, 0.75)];
-        const DIAMOND: &[(f64, f64)] = &[(0.0, -1.25), (1.25, 0.0), (0.0, 1.25), (-1.25, 0.0)];
-        const DOWN: &[(f64, f64)] = &[(0.0, 1.2), (1.1, -0.75), (-1.1, -0.75)];
-        const PENTAGON: &[(f64, f64)] = &[(0.0, -1.15), (1.09, -0.36), (0.68, 0.93), (-0.68, 0.93), (-1.09, -0.36)];
-        const LEFT: &[(f64, f64)] = &[(-1.2, 0.0), (0.75, -1.1), (0.75, 1.1)];
-        const RIGHT: &[(f64, f64)] = &[(1.2, 0.0), (-0.75, -1.1), (-0.75, 1.1)];
-        let outline = match shape % 8 {
-            0 => {
-                let radius = self.px(radius);
-                return root.draw(&Circle::new((cx, cy), radius, style)).map_err(error);
-            }
-            1 => SQUARE,
-            2 => UP,
-            3 => DIAMOND,
-            4 => DOWN,
-            5 => PENTAGON,
-            6 => LEFT,
-            _ => RIGHT,
-        };
-        let points: Vec<_> =
-            outline.iter().map(|(x, y)| (cx + self.px(x * radius), cy + self.px(y * radius))).collect();
-        if style.filled {
-            return root.draw(&Polygon::new(points, style)).map_err(error);
-        }
-        // Edge by edge with round corners: plotters fills a thick closed path by the even-odd rule, with holes.
-        for (i, corner) in points.iter().enumerate() {
-            root.draw(&PathElement::new(vec![*corner, points[(i + 1) % points.len()]], style)).map_err(error)?;
-            root.draw(&Circle::new(*corner, style.stroke_width / 2, style.filled())).map_err(error)?;
-        }
-        Ok(())
-    }
 }

@@ -5,14 +5,21 @@
 mod axis;
 mod bitmap;
 mod draw;
+mod figure;
 mod format;
+mod heatmap;
+mod heatmap_draw;
 mod json;
 mod labels;
+mod palette;
+mod pen;
 mod plot;
 mod render;
 mod table;
 
+pub use figure::Figure;
 pub use format::{Format, number, thousands};
+pub use heatmap::HeatMap;
 pub use json::{read_records, write_record};
 pub use plot::Plot;
 pub use table::Table;
@@ -37,7 +44,7 @@ pub struct Report {
 enum Part {
     Text(String),
     Table(String, Table),
-    Plot(String, Box<Plot>),
+    Plot(String, Figure),
 }
 
 impl Report {
@@ -64,9 +71,9 @@ impl Report {
         self
     }
 
-    /// Adds a plot, shown here and written to `STEM_NAME.svg` and `STEM_NAME.png`.
-    pub fn plot(mut self, name: impl Into<String>, plot: Plot) -> Report {
-        self.parts.push(Part::Plot(name.into(), Box::new(plot)));
+    /// Adds a [`Plot`] or a [`HeatMap`], shown here and written to `STEM_NAME.svg` and `STEM_NAME.png`.
+    pub fn plot(mut self, name: impl Into<String>, plot: impl Into<Figure>) -> Report {
+        self.parts.push(Part::Plot(name.into(), plot.into()));
         self
     }
 

@@ -1,12 +1,13 @@
 //! Plots: what to show. How it is drawn is in `draw`.
 
 use super::axis::Scale;
-use super::bitmap::{self, base64};
-use super::draw::{Scene, error};
+use super::draw::Scene;
 use super::format::number;
 use super::labels::Labels;
+use super::pen::{self, error};
+use super::{bitmap, figure};
+use crate::Result;
 use crate::record::Record;
-use crate::{Result, notebook};
 
 /// Curves or grouped bars, as SVG and PNG. The same plot gives the same bytes.
 ///
@@ -34,6 +35,8 @@ pub struct Plot {
     pub(super) size: (u32, u32),
     pub(super) series: Vec<Series>,
     pub(super) baselines: Vec<(String, f64)>,
+    /// Whether colours follow the order of the series.
+    pub(super) ordered: bool,
     /// Names of the groups of bars; `None` for curves.
     pub(super) categories: Option<Vec<String>>,
 }
@@ -63,6 +66,7 @@ impl Plot {
             size: (800, 500),
             series: Vec::new(),
             baselines: Vec::new(),
+            ordered: false,
             categories: None,
         }
     }
@@ -86,23 +90,36 @@ impl Plot {
 
     /// Labels the x axis, whose values are fractions, in percent.
     pub fn percent_x(mut self) -> Plot {
-        self.x_scale = Scale::Percent;
+        self.x_scale = self.x_scale.with_percent();
         self
     }
 
     /// Labels the y axis, whose values are fractions, in percent.
     pub fn percent_y(mut self) -> Plot {
-        self.y_scale = Scale::Percent;
+        self.y_scale = self.y_scale.with_percent();
         self
     }
 
     /// Makes the y axis logarithmic. Values that are not positive are left out, and the caption says so.
     pub fn log_y(mut self) -> Plot {
-        self.y_scale = Scale::Log;
+        self.y_scale = self.y_scale.with_log();
         self
     }
 
-    /// Sets the nominal size in pixels; a PNG has twice as many along each side.
+    /// Makes the x axis logarithmic. Values that are not positive are left out, and the caption says so.
+    pub fn log_x(mut self) -> Plot {
+        self.x_scale = self.x_scale.with_log();
+        self
+    }
+
+    /// Colours the series from dark to light in their order: layers of a model, say, of which there may be many.
+    pub fn ordered(mut self) -> Plot {
+        self.ordered = true;
+        self
+    }
+
+    /// Sets the nominal size in pixels; a PNG has twice as many along each side. A legend of more than two rows adds to
+    /// the height.
     pub fn size(mut self, width: u32, height: u32) -> Plot {
         self.size = (width, height);
         self
@@ -241,19 +258,25 @@ impl Plot {
                 notes.push(format!("{}: {dropped} of {of} points", series.name));
             }
         }
-        for (name, y) in self.baselines.iter().filter(|(_, y)| !self.shows((0.0, *y))) {
+        for (name, y) in self.baselines.iter().filter(|(_, y)| !self.shows_y(*y)) {
             notes.push(format!("{name}: {}", number(*y)));
         }
         if notes.is_empty() {
             return String::new();
         }
-        let reason = if self.y_scale == Scale::Log { "not finite or not positive" } else { "not finite" };
+        let reason =
+            if self.x_scale.is_log() || self.y_scale.is_log() { "not finite or not positive" } else { "not finite" };
         format!("Not shown ({reason}): {}.", notes.join("; "))
     }
 
     /// Whether a point can stand on the axes.
     pub(super) fn shows(&self, (x, y): (f64, f64)) -> bool {
-        x.is_finite() && y.is_finite() && (self.y_scale != Scale::Log || y > 0.0)
+        x.is_finite() && (!self.x_scale.is_log() || x > 0.0) && self.shows_y(y)
+    }
+
+    /// Whether `y` can stand on its axis.
+    pub(super) fn shows_y(&self, y: f64) -> bool {
+        y.is_finite() && (!self.y_scale.is_log() || y > 0.0)
     }
 
     /// The plot as an SVG document.
@@ -261,8 +284,7 @@ impl Plot {
     /// # Errors
     /// When there is no series, a series has no point, or no point can be shown.
     pub fn svg(&self) -> Result<String> {
-        bitmap::register()?;
-        Scene::new(self)?.svg(self.size)
+        pen::svg(&Scene::new(self)?)
     }
 
     /// The plot as a PNG of twice its nominal width and height.
@@ -270,8 +292,7 @@ impl Plot {
     /// # Errors
     /// As [`Plot::svg`].
     pub fn png(&self) -> Result<Vec<u8>> {
-        bitmap::register()?;
-        bitmap::png(&Scene::new(self)?, self.size)
+        bitmap::png(&Scene::new(self)?)
     }
 
     /// One line that says what the plot shows.
@@ -289,7 +310,7 @@ impl Plot {
     /// # Errors
     /// As [`Plot::svg`].
     pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
-        Ok(vec![("text/plain", self.summary()), ("image/svg+xml", self.svg()?), ("image/png", base64(&self.png()?))])
+        Ok(figure::bundle(self.summary(), self.svg()?, &self.png()?))
     }
 
     /// Shows the plot as a cell's value.
@@ -297,10 +318,7 @@ impl Plot {
     /// # Panics
     /// When the plot cannot be drawn: a cell's display has no other way to fail.
     pub fn evcxr_display(&self) {
-        match self.bundle() {
-            Ok(bundle) => notebook::emit(&bundle.iter().map(|(mime, text)| (*mime, text.as_str())).collect::<Vec<_>>()),
-            Err(error) => panic!("{error}"),
-        }
+        figure::display(self.bundle());
     }
 }
 

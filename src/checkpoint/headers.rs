@@ -1,0 +1,196 @@
+//! Headers without weights: enough to inspect and to plan, where the weights are somewhere else.
+//!
+//! A directory with `config.json` and `headers.json`, which holds the header of every shard as it stands in the file:
+//!
+//! ```json
+//! {"schema": 1, "files": [{"name": "model-00001-of-00002.safetensors", "bytes": 4096, "header_bytes": 1016,
+//!   "header": {"model.norm.weight": {"dtype": "BF16", "shape": [1536], "data_offsets": [0, 3072]}}}]}
+//! ```
+
+use super::header::{self, Entries};
+use super::index::is_file_name;
+use super::source::Source;
+use super::{INDEX, SINGLE, TensorInfo};
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::collections::HashSet;
+use std::fs::{File, Permissions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The file with the headers.
+const HEADERS: &str = "headers.json";
+const CONFIG: &str = "config.json";
+const SCHEMA: u64 = 1;
+/// Bytes of the length that a safetensors file begins with.
+const LENGTH_BYTES: u64 = 8;
+
+/// A checkpoint's headers, checked like those of a [`Checkpoint`](super::Checkpoint), without its weights.
+#[derive(Clone, Debug)]
+pub struct HeadersOnly {
+    dir: PathBuf,
+    files: Vec<String>,
+    tensors: Vec<TensorInfo>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    schema: u64,
+    files: Vec<Shard>,
+}
+
+#[derive(Deserialize)]
+struct Shard {
+    name: String,
+    /// Of the whole file.
+    bytes: u64,
+    header_bytes: u64,
+    header: Entries,
+}
+
+impl HeadersOnly {
+    /// Whether `dir` holds headers and no weights.
+    pub fn is_at(dir: &Path) -> bool {
+        dir.join(HEADERS).is_file() && !dir.join(SINGLE).exists() && !dir.join(INDEX).exists()
+    }
+
+    /// Opens a directory that [`HeadersOnly::save`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when `headers.json` cannot be read; [`Error::File`] or [`Error::Tensor`] when it is of another
+    /// schema, or a header breaks a rule of the safetensors format.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = dir.join(HEADERS);
+        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let Document { schema, files: shards } =
+            serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("holds no headers ({e})")))?;
+        if schema != SCHEMA {
+            let problem = format!("has schema {schema}, and this lacuna reads schema {SCHEMA}; save the headers again");
+            return Err(Error::file(&path, problem));
+        }
+        let mut names = HashSet::new();
+        if let Some(shard) = shards.iter().find(|shard| !is_file_name(&shard.name) || !names.insert(&shard.name)) {
+            let problem = format!("`{}` is no file name, or stands there twice; save the headers again", shard.name);
+            return Err(Error::file(&path, problem));
+        }
+        let paths: Vec<PathBuf> = shards.iter().map(|shard| dir.join(&shard.name)).collect();
+        let headers = shards
+            .iter()
+            .zip(&paths)
+            .enumerate()
+            .map(|(number, (shard, path))| header::parse(path, shard.bytes, shard.json(path)?, number));
+        let (tensors, _) = header::join(&paths, headers)?;
+        Ok(Self { dir: dir.to_path_buf(), files: shards.into_iter().map(|shard| shard.name).collect(), tensors })
+    }
+
+    /// Writes the headers and `config.json` of `source` to `out`, which must not exist and appears when both are whole.
+    ///
+    /// # Errors
+    /// [`Error::File`] when `out` exists; [`Error::Io`] when it cannot be written; those of [`Source::config_json`].
+    pub fn save(source: &dyn Source, out: &Path) -> Result<()> {
+        let name = out.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| Error::file(out, "cannot be an output directory; give it a name"))?;
+        if out.symlink_metadata().is_ok() {
+            return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+        }
+        let parent = out.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        let config = format!("{:#}\n", Value::Object(source.config_json()?));
+        let mut temp = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".tmp")
+            // As `mkdir` would; tempfile's own choice, 0700, would outlive the rename.
+            .permissions(Permissions::from_mode(0o777))
+            .tempdir_in(parent)
+            // tempfile adds the temporary path, which tells the user nothing.
+            .map_err(|e| Error::io("create an output directory in", parent)(io::Error::from(e.kind())))?;
+        for (name, text) in [(CONFIG, config), (HEADERS, text(source))] {
+            let path = temp.path().join(name);
+            std::fs::write(&path, text)
+                .and_then(|()| File::open(&path)?.sync_all())
+                .map_err(Error::io("write", out))?;
+        }
+        File::open(temp.path()).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", out))?;
+        std::fs::rename(temp.path(), out).map_err(Error::io("rename into place", out))?;
+        temp.disable_cleanup(true);
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", parent))
+    }
+}
+
+impl Shard {
+    /// The header's text. Spaces, which the format allows at its end, make up for those that the file had elsewhere.
+    fn json(&self, path: &Path) -> Result<Vec<u8>> {
+        let length = header::length(path, self.bytes, &self.header_bytes.to_le_bytes())? as usize;
+        let entry = |(name, value): &(String, Value)| format!("{}:{value}", Value::from(name.as_str()));
+        let entries: Vec<String> = self.header.0.iter().map(entry).collect();
+        let mut json = format!("{{{}}}", entries.join(",")).into_bytes();
+        if json.len() > length {
+            let problem = format!("{} bytes of header do not fit into {length}; save the headers again", json.len());
+            return Err(Error::file(path, problem));
+        }
+        json.resize(length, b' ');
+        Ok(json)
+    }
+}
+
+/// `headers.json`: a line for every tensor.
+fn text(source: &dyn Source) -> String {
+    let shard = |(number, name): (usize, String)| {
+        let tensors: Vec<_> = source.index().iter().filter(|tensor| tensor.shard == number).collect();
+        let start = tensors.iter().map(|tensor| tensor.range.start).min().unwrap_or(LENGTH_BYTES + 2);
+        let bytes = tensors.iter().map(|tensor| tensor.range.end).max().unwrap_or(start);
+        let entry = |tensor: &&TensorInfo| {
+            let offsets = [tensor.range.start - start, tensor.range.end - start];
+            let entry = json!({"dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": offsets});
+            format!("{}:{entry}", Value::from(tensor.name.as_str()))
+        };
+        let (name, header_bytes) = (Value::from(name), start - LENGTH_BYTES);
+        let entries = tensors.iter().map(entry).collect::<Vec<_>>().join(",\n");
+        format!("{{\"name\":{name},\"bytes\":{bytes},\"header_bytes\":{header_bytes},\"header\":{{\n{entries}}}}}")
+    };
+    let shards: Vec<String> = source.files().into_iter().enumerate().map(shard).collect();
+    format!("{{\"schema\":{SCHEMA},\"files\":[\n{}]}}\n", shards.join(",\n"))
+}
+
+impl Source for HeadersOnly {
+    fn origin(&self) -> String {
+        self.dir.display().to_string()
+    }
+
+    fn files(&self) -> Vec<String> {
+        self.files.clone()
+    }
+
+    fn index(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn config_json(&self) -> Result<Map<String, Value>> {
+        super::read_config(&self.dir)
+    }
+
+    /// None: they stay with the weights.
+    fn side_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        Ok(Vec::new())
+    }
+
+    fn stream(&self, shard: usize, _: Range<u64>, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let problem = "only headers are here, no weights: enough to inspect and plan; give the checkpoint itself";
+        Err(Error::file(self.dir.join(&self.files[shard]), problem))
+    }
+
+    fn has_weights(&self) -> bool {
+        false
+    }
+
+    fn streams(&self) -> usize {
+        1
+    }
+
+    fn worth_skipping(&self) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,259 @@
+//! Heat maps: what to show. How it is drawn is in `heatmap_draw`.
+
+use super::axis::Scale;
+use super::format::{number, thousands};
+use super::heatmap_draw::Scene;
+use super::pen;
+use super::{bitmap, figure};
+use crate::Result;
+
+/// A matrix in colours, from dark (low) to light (high), with a bar that tells which colour is which number; as SVG and
+/// PNG. A cell without a value stays grey. The same map gives the same bytes.
+///
+/// ```
+/// # fn main() -> lacuna::Result<()> {
+/// use lacuna::report::HeatMap;
+/// let map = HeatMap::new("Where tokens go", [[0.2, 0.1, 0.7], [0.3, 0.4, 0.3]])
+///     .rows("Layer")
+///     .columns("Expert")
+///     .unit("Share of tokens (%)")
+///     .percent()
+///     .mark("dropped", [(0, 1), (1, 0)]);
+/// assert!(map.svg()?.contains("dropped"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct HeatMap {
+    pub(super) title: String,
+    pub(super) values: Vec<Vec<Option<f64>>>,
+    pub(super) row_label: String,
+    pub(super) column_label: String,
+    pub(super) row_names: Option<Vec<String>>,
+    pub(super) column_names: Option<Vec<String>>,
+    pub(super) unit: String,
+    pub(super) scale: Scale,
+    pub(super) marks: Vec<(String, Vec<(usize, usize)>)>,
+    size: Option<(u32, u32)>,
+}
+
+impl HeatMap {
+    /// A map of `values`, row by row, the first row on top; `None` is a cell without a value.
+    pub fn new<R, V>(title: impl Into<String>, values: impl IntoIterator<Item = R>) -> HeatMap
+    where
+        R: IntoIterator<Item = V>,
+        V: Into<Option<f64>>,
+    {
+        HeatMap {
+            title: title.into(),
+            values: values.into_iter().map(|row| row.into_iter().map(Into::into).collect()).collect(),
+            row_label: String::new(),
+            column_label: String::new(),
+            row_names: None,
+            column_names: None,
+            unit: String::new(),
+            scale: Scale::Linear,
+            marks: Vec::new(),
+            size: None,
+        }
+    }
+
+    /// Says what a row is; rows are numbered from 0 unless [`HeatMap::row_names`] names them.
+    pub fn rows(mut self, label: impl Into<String>) -> HeatMap {
+        self.row_label = label.into();
+        self
+    }
+
+    /// Says what a column is; columns are numbered from 0 unless [`HeatMap::column_names`] names them.
+    pub fn columns(mut self, label: impl Into<String>) -> HeatMap {
+        self.column_label = label.into();
+        self
+    }
+
+    /// Names every row.
+    pub fn row_names(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> HeatMap {
+        self.row_names = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Names every column.
+    pub fn column_names(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> HeatMap {
+        self.column_names = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Says what the colours measure; the unit belongs in it.
+    pub fn unit(mut self, label: impl Into<String>) -> HeatMap {
+        self.unit = label.into();
+        self
+    }
+
+    /// Writes the values, which are fractions, in percent.
+    pub fn percent(mut self) -> HeatMap {
+        self.scale = self.scale.with_percent();
+        self
+    }
+
+    /// Spaces the colours by the logarithm. Every value must then be positive.
+    pub fn log(mut self) -> HeatMap {
+        self.scale = self.scale.with_log();
+        self
+    }
+
+    /// Marks cells `(row, column)`; each of at most three calls has a sign of its own, which the legend explains.
+    pub fn mark(mut self, name: impl Into<String>, cells: impl IntoIterator<Item = (usize, usize)>) -> HeatMap {
+        self.marks.push((name.into(), cells.into_iter().collect()));
+        self
+    }
+
+    /// Sets the nominal size in pixels, which otherwise follows from the number of rows and columns; a PNG has twice as
+    /// many along each side.
+    pub fn size(mut self, width: u32, height: u32) -> HeatMap {
+        self.size = Some((width, height));
+        self
+    }
+
+    /// The nominal size in pixels.
+    pub(super) fn pixels(&self) -> (u32, u32) {
+        self.size.unwrap_or_else(|| {
+            let (rows, columns) = (self.values.len().max(1), self.values.first().map_or(0, Vec::len));
+            let row = (420 / rows).clamp(11, 48);
+            let legend = if self.marks.is_empty() && self.unit.is_empty() { 0 } else { 22 };
+            let height = ((rows * row).max(96) + 108 + legend).min(4000);
+            (if columns > 64 { 960 } else { 800 }, height as u32)
+        })
+    }
+
+    /// `value` as cells and the summary write it.
+    pub(super) fn written(&self, value: f64) -> String {
+        match self.scale {
+            scale if scale.is_percent() => format!("{:.1}%", value * 100.0),
+            _ if value.fract() == 0.0 && value.abs() < 1e9 => thousands(value as i128),
+            _ => number(value),
+        }
+    }
+
+    /// The map as an SVG document.
+    ///
+    /// # Errors
+    /// When there is no value, rows differ in length, a value is not finite (or, on a log scale, not positive), names or
+    /// marks do not fit the cells, or the size cannot be drawn.
+    pub fn svg(&self) -> Result<String> {
+        Ok(merge_shapes(&pen::svg(&Scene::new(self)?)?))
+    }
+
+    /// The map as a PNG of twice its nominal width and height.
+    ///
+    /// # Errors
+    /// As [`HeatMap::svg`].
+    pub fn png(&self) -> Result<Vec<u8>> {
+        bitmap::png(&Scene::new(self)?)
+    }
+
+    /// One line that says what the map shows.
+    pub fn summary(&self) -> String {
+        let (rows, columns) = (self.values.len(), self.values.first().map_or(0, Vec::len));
+        let values = || self.values.iter().flatten().flatten().copied();
+        let range = values().reduce(f64::min).zip(values().reduce(f64::max));
+        let range = range.map_or("no values".into(), |(low, high)| {
+            let unit = if self.unit.is_empty() { String::new() } else { format!("{} ", self.unit) };
+            format!("{unit}from {} to {}", self.written(low), self.written(high))
+        });
+        let cells = |n: usize| if n == 1 { "1 cell".to_owned() } else { format!("{n} cells") };
+        let marks: String = self.marks.iter().map(|(name, at)| format!(", {} {name}", cells(at.len()))).collect();
+        format!("{}: {rows} × {columns} cells, {range}{marks}", self.title)
+    }
+
+    /// What a notebook shows, by MIME type; the PNG is in base64.
+    ///
+    /// # Errors
+    /// As [`HeatMap::svg`].
+    pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
+        Ok(figure::bundle(self.summary(), self.svg()?, &self.png()?))
+    }
+
+    /// Shows the map as a cell's value.
+    ///
+    /// # Panics
+    /// When the map cannot be drawn: a cell's display has no other way to fail.
+    pub fn evcxr_display(&self) {
+        figure::display(self.bundle());
+    }
+}
+
+/// Makes one path of successive shapes that look alike, which saves most of a map's bytes.
+fn merge_shapes(svg: &str) -> String {
+    let lines: Vec<_> = svg.lines().map(|line| (line, rectangle(line).or_else(|| polyline(line)))).collect();
+    let mut out = String::with_capacity(svg.len());
+    for run in lines.chunk_by(|a, b| a.1.as_ref().zip(b.1.as_ref()).is_some_and(|(a, b)| a.0 == b.0)) {
+        match run {
+            [(_, Some((style, _))), _, ..] => {
+                let path: String = run.iter().flat_map(|(_, shape)| shape).map(|(_, path)| path.as_str()).collect();
+                out += &format!("<path {style} d=\"{path}\"/>\n");
+            }
+            _ => run.iter().for_each(|(line, _)| out += &format!("{line}\n")),
+        }
+    }
+    out
+}
+
+/// Style and path of a filled opaque rectangle as plotters writes it.
+fn rectangle(line: &str) -> Option<(String, String)> {
+    let mut rest = line.strip_prefix("<rect ")?;
+    let [x, y, w, h] = [
+        attribute(&mut rest, "x")?,
+        attribute(&mut rest, "y")?,
+        attribute(&mut rest, "width")?,
+        attribute(&mut rest, "height")?,
+    ];
+    let (opacity, fill, stroke) =
+        (attribute(&mut rest, "opacity")?, attribute(&mut rest, "fill")?, attribute(&mut rest, "stroke")?);
+    // Without blending at the edges, neighbours of one colour show no seam.
+    let style = format!("fill=\"{fill}\" shape-rendering=\"crispEdges\"");
+    (opacity == "1" && fill != "none" && stroke == "none").then(|| (style, format!("M{x} {y}h{w}v{h}h-{w}z")))
+}
+
+/// Style and path of an opaque line as plotters writes it.
+fn polyline(line: &str) -> Option<(String, String)> {
+    let mut rest = line.strip_prefix("<polyline ")?;
+    let (fill, opacity) = (attribute(&mut rest, "fill")?, attribute(&mut rest, "opacity")?);
+    let (stroke, width) = (attribute(&mut rest, "stroke")?, attribute(&mut rest, "stroke-width")?);
+    let points = attribute(&mut rest, "points")?.trim_end().replace(' ', "L").replace(',', " ");
+    let style = format!("fill=\"none\" stroke=\"{stroke}\" stroke-width=\"{width}\"");
+    (fill == "none" && opacity == "1").then(|| (style, format!("M{points}")))
+}
+
+/// The value of the attribute `name`, with which `rest` must begin; `rest` goes on behind it.
+fn attribute<'a>(rest: &mut &'a str, name: &str) -> Option<&'a str> {
+    let (value, after) = rest.strip_prefix(name)?.strip_prefix("=\"")?.split_once('"')?;
+    *rest = after.trim_start();
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn successive_shapes_that_look_alike_become_a_path() {
+        let rect = |x: i32, fill: &str| {
+            format!(r##"<rect x="{x}" y="2" width="3" height="4" opacity="1" fill="{fill}" stroke="none"/>"##)
+        };
+        let line = |points: &str| {
+            format!(r##"<polyline fill="none" opacity="1" stroke="#FFF" stroke-width="2" points="{points}"/>"##)
+        };
+        let text = r#"<text x="1">a</text>"#.to_owned();
+        let svg = [rect(0, "#000"), rect(3, "#000"), rect(6, "#111"), text.clone(), rect(9, "#111")];
+        let lines = [line("1,2 3,4 "), line("5,6 7,8 "), line("1,1 2,2 ").replace("\"2\"", "\"4\"")];
+        let expected = [
+            r##"<path fill="#000" shape-rendering="crispEdges" d="M0 2h3v4h-3zM3 2h3v4h-3z"/>"##,
+            &svg[2],
+            &text,
+            &svg[4],
+            r##"<path fill="none" stroke="#FFF" stroke-width="2" d="M1 2L3 4M5 6L7 8"/>"##,
+            &lines[2],
+            "",
+        ];
+        assert_eq!(merge_shapes(&[&svg[..], &lines].concat().join("\n")), expected.join("\n"));
+    }
+}
