@@ -70,14 +70,15 @@ const SAMPLE_BYTES: u64 = 32 << 20;
 pub fn plan(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64, out: &Path) -> Result<Plan> {
     let rewrite = plan_model(source, layout, keep, max_shard)?;
     let mut plan = Plan::of(source, layout, keep, &rewrite)?;
+    if !source.has_weights() {
+        // Nothing can be built from headers: this plan is for another machine.
+        return Ok(plan);
+    }
     plan.free_bytes = available_bytes(parent(out));
     if let Some(free) = plan.free_bytes.filter(|&free| free < plan.output_bytes) {
         let problem =
             format!("{} bytes are needed, {free} are free; choose a directory on another disk", plan.output_bytes);
         return Err(Error::file(out, problem));
-    }
-    if !source.has_weights() {
-        return Ok(plan);
     }
     let sample = rewrite.sample(source, SAMPLE_BYTES)?;
     let seconds = measure(source, &sample, out, Progress::Hidden)?.total;

@@ -176,6 +176,10 @@ impl Rewrite {
         others: impl FnOnce(&Manifest) -> Result<Vec<(String, Vec<u8>)>>,
         progress: Progress,
     ) -> Result<Copied> {
+        if !source.has_weights() {
+            // It says so, before anything is made.
+            source.stream(0, 0..1, &mut |_| Ok(()))?;
+        }
         if out.symlink_metadata().is_ok() {
             let manifest = Manifest::read(out).ok().flatten();
             let Some(manifest) =
