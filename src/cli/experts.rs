@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
-use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Ranking, Selection, SuperExperts};
+use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts};
 use lacuna::progress::Progress;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -257,10 +257,18 @@ fn plan(args: &Plan) -> anyhow::Result<()> {
     if let Some(layer) = args.layer {
         let probe =
             experts::probe(source, &layout, &selection, args.max_shard_size, layer, &args.out, Progress::Stderr)?;
-        return if args.json { print_json(&probe) } else { Ok(print!("{}", probe.to_markdown())) };
+        return show(&probe, args.json, Probe::to_markdown);
     }
     let plan = experts::plan(source, &layout, &selection.keep, args.max_shard_size, &args.out)?;
-    if args.json { print_json(&plan) } else { Ok(print!("{}", plan.to_markdown())) }
+    show(&plan, args.json, experts::Plan::to_markdown)
+}
+
+fn show<T: serde::Serialize>(value: &T, json: bool, markdown: impl Fn(&T) -> String) -> anyhow::Result<()> {
+    if json {
+        return print_json(value);
+    }
+    print!("{}", markdown(value));
+    Ok(())
 }
 
 fn slice(args: &Slice) -> anyhow::Result<()> {
