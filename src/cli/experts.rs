@@ -306,7 +306,8 @@ fn report(copied: &lacuna::checkpoint::Copied, json: bool) -> anyhow::Result<()>
         copied.manifest.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect();
     if json {
         return print_json(&json!({
-            "files": files, "written_bytes": copied.written, "resumed_bytes": copied.resumed, "seconds": copied.seconds,
+            "files": files, "written_bytes": copied.written,
+            "shared_bytes": copied.shared, "resumed_bytes": copied.resumed, "seconds": copied.seconds,
         }));
     }
     let bytes: u64 = copied.manifest.files.iter().map(|file| file.bytes).sum();
@@ -321,6 +322,9 @@ fn report(copied: &lacuna::checkpoint::Copied, json: bool) -> anyhow::Result<()>
             super::size(copied.written),
             copied.written as f64 / 1e6 / seconds
         );
+    }
+    if copied.shared > 0 {
+        println!("{} of that take no space: the file system shares them with the source", super::size(copied.shared));
     }
     Ok(())
 }
