@@ -294,9 +294,8 @@ fn build(args: &Build) -> anyhow::Result<()> {
 /// An interrupt leaves what was copied.
 fn resumable<T>(result: lacuna::Result<T>) -> anyhow::Result<T> {
     match result {
-        Err(Error::Interrupted) => {
-            Err(Error::Interrupted).context("what was copied is kept, and the same command goes on from there")
-        }
+        Err(Error::Interrupted) => Err(Error::Interrupted)
+            .context("interrupted; what was copied is kept, and the same command goes on from there"),
         result => Ok(result?),
     }
 }

@@ -70,12 +70,16 @@ struct Staging {
     _lock: File,
 }
 
+fn staging_of(out: &Path) -> Result<PathBuf> {
+    match out.file_name() {
+        Some(name) => Ok(out.with_file_name(format!(".{}.partial", name.to_string_lossy()))),
+        None => Err(Error::file(out, "cannot be an output directory; give it a name")),
+    }
+}
+
 impl Staging {
     fn enter(out: &Path, identity: &str) -> Result<Self> {
-        let Some(name) = out.file_name() else {
-            return Err(Error::file(out, "cannot be an output directory; give it a name"));
-        };
-        let dir = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        let dir = staging_of(out)?;
         let made = std::fs::create_dir(&dir);
         match made {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -209,12 +213,16 @@ impl Rewrite {
             _ => Path::new("."),
         };
         let started = Instant::now();
+        let fits = |left: u64| match available_bytes(parent).filter(|&available| available < left) {
+            Some(free) => Err(Error::file(out, disk_full(&format!("{left} bytes are needed, {free} are free")))),
+            None => Ok(()),
+        };
+        if !staging_of(out)?.exists() {
+            fits(self.data_bytes())?;
+        }
         let staging = Staging::enter(out, &self.identity)?;
         let (journal, mut done) = Journal::open(&staging.dir.join("journal"), self)?;
-        let left: u64 = self.pieces.iter().zip(&done).filter(|(_, done)| done.is_none()).map(|(p, _)| p.bytes).sum();
-        if let Some(available) = available_bytes(parent).filter(|&available| available < left) {
-            return Err(Error::file(out, disk_full(&format!("{left} bytes are needed, {available} are free"))));
-        }
+        fits(self.pieces.iter().zip(&done).filter(|(_, done)| done.is_none()).map(|(piece, _)| piece.bytes).sum())?;
         let mut files = Vec::with_capacity(self.files.len());
         for (number, (file, header)) in self.files.iter().zip(&self.headers).enumerate() {
             let bytes: u64 = header.len() as u64 + file.tensors.iter().map(super::OutputTensor::bytes).sum::<u64>();
