@@ -14,7 +14,7 @@ use crate::{Error, Result};
 use polars::prelude::{Column, DataFrame};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize, Serializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What an expert is scored by; the higher, the more it matters.
@@ -345,10 +345,11 @@ impl ExpertScores {
     }
 }
 
-/// Begins the directory `out` with room for `metrics` of `shape` `(layers, experts)`.
+/// Begins the directory `out` with room for `metrics`, in the order of [`Metric`], of `shape` `(layers, experts)`.
 fn writer(out: &Path, metrics: impl Iterator<Item = Metric>, shape: [usize; 2]) -> Result<CheckpointWriter> {
+    let metrics: BTreeSet<Metric> = metrics.collect();
     let tensor = |metric: Metric| (metric.to_string(), Dtype::F64, shape.to_vec());
-    CheckpointWriter::create(out, vec![metrics.map(tensor).collect()])
+    CheckpointWriter::create(out, vec![metrics.into_iter().map(tensor).collect()])
 }
 
 /// The first expert with the score that `best` chooses.
