@@ -139,12 +139,12 @@ impl ExpertScores {
         })
     }
 
-    /// [`ExpertScores::calibrated`] together with [`Metric::RouterNorm`], written to the new directory `out`. Whatever can
+    /// [`ExpertScores::calibrated`] together with [`Metric::RouterNorm`], written to the new directory `out`. What can
     /// keep it from being written fails before the forward pass.
     ///
     /// # Errors
-    /// [`Error::File`] for a model that exists in memory only; those of [`Layout::find`], [`ExpertScores::calibrated`] and
-    /// [`ExpertScores::write`].
+    /// [`Error::File`] for a model that exists in memory only; those of [`Layout::find`], [`ExpertScores::calibrated`]
+    /// and [`ExpertScores::write`].
     pub fn calibrate_to(model: &Model, windows: &Windows, out: &Path, progress: Progress) -> Result<Self> {
         let Some(checkpoint) = model.checkpoint() else {
             return Err(Error::file(out, "the model exists in memory only; score the checkpoint that it came from"));
@@ -231,9 +231,10 @@ impl ExpertScores {
         Ok(found)
     }
 
-    /// One row per layer: `layer`, the least, median and largest score by `metric` (`reap_min`, `reap_median`, `reap_max`),
-    /// and, where [`Metric::Frequency`] was measured, `most_routed` and `least_routed` (experts; the first of several),
-    /// `most_tokens` and `least_tokens` (what was routed to them), `never_routed` (how many experts got no token).
+    /// One row per layer: `layer`, the least, median and largest score by `metric` (`reap_min`, `reap_median`,
+    /// `reap_max`), and, where [`Metric::Frequency`] was measured, `most_routed` and `least_routed` (experts; the first
+    /// of several), `most_tokens` and `least_tokens` (what was routed to them), `never_routed` (how many experts got no
+    /// token).
     ///
     /// # Errors
     /// [`Error::Argument`] when there are no scores by `metric`, or not one for each expert.
@@ -279,8 +280,8 @@ impl ExpertScores {
     /// Writes the directory `out`: `scores.json` and the numbers as tensors `(layers, experts)` in `model.safetensors`.
     ///
     /// # Errors
-    /// [`Error::File`] when `out` exists or the disk is full, [`Error::Io`]; [`Error::Argument`] when a metric does not have
-    /// one finite score for each expert.
+    /// [`Error::File`] when `out` exists or the disk is full, [`Error::Io`]; [`Error::Argument`] when a metric does not
+    /// have one finite score for each expert.
     pub fn write(&self, out: &Path) -> Result<()> {
         self.write_with(writer(out, self.metrics.keys().copied(), [self.layers.len(), self.experts])?)
     }
