@@ -111,7 +111,9 @@ fn a_table_sums_up_each_layer() {
     let reap = vec![vec![0.5, 0.0, 2.0, 0.25], vec![4.0, 3.0, 2.0, 1.0]];
     let metrics = BTreeMap::from([(Metric::Frequency, frequency), (Metric::Reap, reap)]);
     let (model, family) = ("m".to_owned(), "mixtral".to_owned());
-    let mut scores = ExpertScores { model, family, calibration: None, layers: vec![2, 5], experts: 4, metrics };
+    let routers_sha256 = String::new();
+    let layers = vec![2, 5];
+    let mut scores = ExpertScores { model, family, routers_sha256, calibration: None, layers, experts: 4, metrics };
     let table = scores.table(Metric::Reap).unwrap();
     assert_eq!(
         table.csv().unwrap(),
@@ -197,6 +199,11 @@ fn scores_that_do_not_fit_are_refused() {
         let ranking = Ranking::by_score(&layout(name), scores, Metric::Reap, SuperExperts::Ignore);
         assert_says(ranking.unwrap_err(), says);
     };
+    let checkpoint = Checkpoint::open(Path::new(DATA).join("tiny-olmoe")).unwrap();
+    scores.check_model(&checkpoint, &layout("tiny-olmoe")).unwrap();
+    let sibling = ExpertScores { routers_sha256: "0".repeat(64), ..scores.clone() };
+    let error = sibling.check_model(&checkpoint, &layout("tiny-olmoe")).unwrap_err();
+    assert_says(error, &["scores = tiny-olmoe", "other routers", "score this one"]);
     refused(&scores, "tiny-qwen3-moe", &["tiny-olmoe", "(olmoe, layers [0, 1])", "(qwen3_moe, layers [0, 2])"]);
     for spoil in [
         |rows: &mut Vec<Vec<f64>>| rows[1][3] = f64::NAN,

@@ -110,7 +110,11 @@ impl Choice {
             By::Score(metric) => {
                 name(&metric.to_string());
                 let scores = match &self.scores {
-                    Some(path) => ExpertScores::read(path)?,
+                    Some(path) => {
+                        let scores = ExpertScores::read(path)?;
+                        scores.check_model(source, layout)?;
+                        scores
+                    }
                     None => ExpertScores::data_free(source, layout, metric, Progress::Stderr)?,
                 };
                 let protect = !self.ignore_super_experts && !metric.data_free();

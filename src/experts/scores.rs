@@ -71,6 +71,8 @@ pub struct ExpertScores {
     pub family: String,
     /// The text that was routed, for metrics that need one.
     pub calibration: Option<TextRecord>,
+    /// [`Layout::routers_sha256`] of the model; empty for one that exists in memory only.
+    pub routers_sha256: String,
     /// Blocks with a mixture.
     pub layers: Vec<usize>,
     /// Experts per mixture.
@@ -85,6 +87,7 @@ struct Description {
     schema: u32,
     model: String,
     family: String,
+    routers_sha256: String,
     calibration: Option<TextRecord>,
     layers: Vec<usize>,
     experts: usize,
@@ -108,6 +111,7 @@ impl ExpertScores {
         Ok(ExpertScores {
             model: source.origin(),
             family: layout.family.model_type.to_owned(),
+            routers_sha256: layout.routers_sha256(source)?,
             calibration: None,
             layers: layout.layers.keys().copied().collect(),
             experts: layout.experts,
@@ -129,9 +133,14 @@ impl ExpertScores {
             Metric::MaxActivation => list(|layer| layer.max_activation.clone()),
             _ => list(|layer| layer.frequency.iter().map(|&tokens| tokens as f64).collect()),
         };
+        let routers_sha256 = match model.checkpoint() {
+            Some(checkpoint) => Layout::find(checkpoint)?.routers_sha256(checkpoint)?,
+            None => String::new(),
+        };
         Ok(ExpertScores {
             model: model.name().to_owned(),
             family: model.config().family.name().to_owned(),
+            routers_sha256,
             calibration: Some(windows.record()),
             layers: layers.iter().map(|layer| layer.layer).collect(),
             experts: layers.first().map_or(0, |layer| layer.frequency.len()),
@@ -188,6 +197,20 @@ impl ExpertScores {
             describe(&self.family, &self.layers, self.experts),
             describe(layout.family.model_type, &layers, layout.experts)
         );
+        Err(Error::argument("scores", &self.model, problem))
+    }
+
+    /// Fails unless the scores are of the very model in `source`, by the bytes of its routers: models of one shape differ
+    /// in those.
+    ///
+    /// # Errors
+    /// Those of [`ExpertScores::check`]; [`Error::Argument`] for scores of a sibling; those of reading the routers.
+    pub fn check_model(&self, source: &dyn Source, layout: &Layout) -> Result<()> {
+        self.check(layout)?;
+        if self.routers_sha256 == layout.routers_sha256(source)? {
+            return Ok(());
+        }
+        let problem = format!("were measured on a model with other routers than {}; score this one", source.origin());
         Err(Error::argument("scores", &self.model, problem))
     }
 
@@ -296,6 +319,7 @@ impl ExpertScores {
             schema: SCHEMA,
             model: self.model.clone(),
             family: self.family.clone(),
+            routers_sha256: self.routers_sha256.clone(),
             calibration: self.calibration.clone(),
             layers: self.layers.clone(),
             experts: self.experts,
@@ -320,7 +344,7 @@ impl ExpertScores {
             }
             text => text.map_err(Error::io("read", &path))?,
         };
-        let Description { schema, model, family, calibration, layers, experts, metrics } =
+        let Description { schema, model, family, routers_sha256, calibration, layers, experts, metrics } =
             serde_json::from_slice(&text)
                 .map_err(|e| Error::file(&path, format!("not a description of scores ({e})")))?;
         if schema != SCHEMA {
@@ -342,7 +366,7 @@ impl ExpertScores {
             let metric = name.parse().map_err(|error: Error| Error::file(&path, error))?;
             values.insert(metric, elements.chunks(experts.max(1)).map(<[f64]>::to_vec).collect());
         }
-        Ok(ExpertScores { model, family, calibration, layers, experts, metrics: values })
+        Ok(ExpertScores { model, family, routers_sha256, calibration, layers, experts, metrics: values })
     }
 }
 
