@@ -228,10 +228,39 @@ fn verification_tells_a_changed_base_from_a_changed_output() {
     assert_says(&found.mismatches[0].problem, &["byte 5", "the base has changed since"]);
     std::fs::write(path, &whole).unwrap();
 
-    // A config that promises other experts, a tensor too many, one too few.
-    std::fs::write(out.join("config.json"), std::fs::read(base.dir().join("config.json")).unwrap()).unwrap();
-    let found = verify();
-    assert_eq!((found.mismatch_count, found.mismatches[0].name.as_str()), (1, "config.json"));
+    // A config that promises other experts; a tokenizer that was changed, on either side, or is gone.
+    let swap = |path: PathBuf, bytes: &[u8]| {
+        let old = std::fs::read(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        let found = verify();
+        std::fs::write(path, old).unwrap();
+        found.mismatches.into_iter().map(|mismatch| (mismatch.name, mismatch.problem)).collect::<Vec<_>>()
+    };
+    let found = swap(out.join("config.json"), &std::fs::read(base.dir().join("config.json")).unwrap());
+    assert_eq!(found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["config.json"; 2], "{found:?}");
+    let found = swap(out.join("tokenizer.json"), b"{}");
+    assert_eq!(found, [("tokenizer.json".to_owned(), "has changed since it was written".to_owned())]);
+    let found = swap(base.dir().join("tokenizer.json"), b"{}");
+    assert_eq!(found.len(), 1);
+    assert_says(&found[0].1, &["the base's has changed since"]);
+    std::fs::remove_file(out.join("tokenizer.json")).unwrap();
+    assert_says(&verify().mismatches[0].problem, &["missing in the output"]);
+    std::fs::write(out.join("tokenizer.json"), "{\"a\": 1}").unwrap();
+    assert_eq!(verify().mismatch_count, 0);
+
+    // A manifest that tells another story.
+    type Forge = fn(&mut Manifest);
+    let forges: [(Forge, &str); 3] = [
+        (|m| m.shards.reverse(), MANIFEST),
+        (|m| m.files[0].tensors[7].source[0].1 += 2, "model."),
+        (|m| m.files[0].tensors[3].crc32 = "00000000".into(), "model."),
+    ];
+    for (forge, name) in forges {
+        let mut manifest = Manifest::read(&out).unwrap().unwrap();
+        forge(&mut manifest);
+        let found = swap(out.join(MANIFEST), &serde_json::to_vec(&manifest).unwrap());
+        assert!(found.len() == 1 && found[0].0.starts_with(name), "{found:?}");
+    }
     std::fs::remove_file(out.join(MANIFEST)).unwrap();
     assert_says(experts::verify(&base, &out, Progress::Hidden).unwrap_err(), &["manifest.json", "missing"]);
 }
@@ -296,6 +325,100 @@ fn commands_plan_build_slice_and_verify() {
     assert_eq!(Manifest::read(&dir.join("listed")).unwrap().unwrap().about["keep"]["0"], json!([0, 7]), "sorted");
 }
 
+/// The staging directory of `out` in `dir` as a kill leaves it: some pieces done, in `dir/.out.partial`.
+fn half_built(dir: &Path, args: &[&str]) {
+    let mut child = command(dir, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let journal = dir.join(".out.partial/journal");
+    while std::fs::metadata(&journal).map_or(0, |metadata| metadata.len()) < 24 {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended before it could be killed");
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(dir.join(".out.partial/data").is_dir(), "it was killed too late");
+}
+
+#[test]
+fn what_a_crash_left_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // Half of the weights are zeros, which are not written.
+    let moe = Moe { hidden: 1024, width: 1024, blocks: 4, ..Moe::small("mixtral") };
+    let base = moe.write(&dir.join("base"), 2, 1);
+    for shard in base.shards() {
+        let file = std::fs::OpenOptions::new().write(true).open(shard).unwrap();
+        for info in base.tensors().filter(|info| &base.shards()[info.shard] == shard && info.name.contains("w1")) {
+            file.write_all_at(&vec![0; info.bytes() as usize], info.range.start).unwrap();
+        }
+    }
+    let build = |by: &'static str| ["experts", "build", "base", "--keep", "0.5", "--by", by, "--out", "out"];
+    let verified = |what: &str| {
+        let output = lacuna(dir, &build("last"));
+        assert!(output.status.success(), "{what}: {}", text(&output.stderr));
+        let found =
+            experts::verify(&Checkpoint::open(base.dir()).unwrap(), &dir.join("out"), Progress::Hidden).unwrap();
+        assert_eq!(found.mismatch_count, 0, "{what}: {:?}", found.mismatches[0]);
+        assert_eq!(names(dir), ["base", "out"], "{what}");
+        std::fs::remove_dir_all(dir.join("out")).unwrap();
+    };
+    let partial = dir.join(".out.partial");
+    let weights = partial.join("data/model.safetensors");
+    let garbage = || {
+        let size = std::fs::metadata(&weights).unwrap().len();
+        let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
+        file.write_all_at(&vec![0xff; size as usize - 65_536], 65_536).unwrap();
+    };
+
+    half_built(dir, &build("last"));
+    garbage();
+    std::fs::write(partial.join("boot"), "another").unwrap();
+    verified("bytes that never reached the disk");
+
+    // The same, and killed again once it was found out.
+    half_built(dir, &build("last"));
+    garbage();
+    std::fs::write(partial.join("boot"), "another").unwrap();
+    let mut child = command(dir, &build("last")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while std::fs::read(partial.join("boot")).is_ok_and(|boot| boot == b"another") {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    verified("killed after the check");
+
+    half_built(dir, &build("last"));
+    garbage();
+    std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(100_000).unwrap();
+    verified("a file of another length");
+
+    half_built(dir, &build("first"));
+    std::fs::write(partial.join("identity"), "").unwrap();
+    verified("nobody's directory");
+}
+
+#[test]
+fn an_output_is_done_only_while_it_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    Moe::small("mixtral").write(&dir.join("base"), 3, 1);
+    let build = ["experts", "build", "base", "--keep", "0.5", "--by", "first", "--out", "out"];
+    let refused = |says: &str| {
+        let output = lacuna(dir, &build);
+        assert_eq!(output.status.code(), Some(1));
+        assert_says(text(&output.stderr), &[says]);
+    };
+    assert!(lacuna(dir, &build).status.success());
+    let config = dir.join("base/config.json");
+    let old = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, old.replace("\"hidden_size\":32", "\"hidden_size\":33")).unwrap();
+    refused("already exists, made with other arguments");
+    std::fs::write(&config, old).unwrap();
+    let output = lacuna(dir, &build);
+    assert_says(text(&output.stdout), &["were there already"]);
+    std::fs::remove_file(dir.join("out/model.safetensors")).unwrap();
+    refused("already exists; remove it");
+}
+
 #[test]
 fn bad_input_is_named_and_leaves_nothing() {
     type Damage = fn(&Path);
@@ -330,6 +453,31 @@ fn bad_input_is_named_and_leaves_nothing() {
         bias.3[0] = 9;
         moe::write(&dir.join("base"), &moe.config(), tensors, 3, 1);
     };
+    let odd: Damage = |dir| {
+        let moe = Moe::small("mixtral");
+        let mut tensors = moe.tensors();
+        let expert =
+            tensors.iter_mut().find(|tensor| tensor.0.ends_with("0.block_sparse_moe.experts.3.w2.weight")).unwrap();
+        expert.3 = vec![16, 64];
+        moe::write(&dir.join("base"), &moe.config(), tensors, 3, 1);
+    };
+    static WITHOUT: fn(&Path, &str) = |dir, part| {
+        let moe = Moe::small("mixtral");
+        let mut tensors = moe.tensors();
+        tensors.retain(|tensor| !(tensor.0.contains(part) && tensor.0.contains("layers.1.")));
+        moe::write(&dir.join("base"), &moe.config(), tensors, 3, 1);
+    };
+    let layer: Damage = |dir| WITHOUT(dir, "layers.1.");
+    let linear: Damage = |dir| WITHOUT(dir, ".w3.");
+    static CONFIG: fn(&Path, &str, Value) = |dir, key, value| {
+        let moe = Moe::small("deepseek_v3");
+        let mut config = moe.config();
+        config[key] = value;
+        moe::write(&dir.join("base"), &config, moe.tensors(), 3, 1);
+    };
+    let thirds: Damage = |dir| CONFIG(dir, "n_group", 3.into());
+    let fraction: Damage = |dir| CONFIG(dir, "n_group", 8.5.into());
+    let absurd: Damage = |dir| CONFIG(dir, "n_routed_experts", 100_000_000_000_000_000u64.into());
     let dense: Damage = |dir| std::fs::write(dir.join("base/config.json"), r#"{"model_type": "llama"}"#).unwrap();
     let uneven: Damage = |dir| std::fs::write(dir.join("keep.json"), "[[0, 1], [0, 1, 2], [0, 1]]").unwrap();
     let twice: Damage = |dir| std::fs::write(dir.join("keep.json"), "[[0, 1], [1, 1], [0, 1]]").unwrap();
@@ -340,7 +488,7 @@ fn bad_input_is_named_and_leaves_nothing() {
     };
     let half = &["--keep", "0.5", "--by", "first"][..];
     let list = &["--keep-list", "keep.json"][..];
-    let cases: [(&str, Damage, &[&str], &[&str]); 17] = [
+    let cases: [(&str, Damage, &[&str], &[&str]); 25] = [
         (
             "truncated shard",
             truncate,
@@ -356,6 +504,34 @@ fn bad_input_is_named_and_leaves_nothing() {
         ),
         ("lost expert", lose, half, &["`model.layers.2.block_sparse_moe.experts.5.w3.weight`", "missing"]),
         ("stacked tensor of another shape", stack, half, &["`model.layers.0.mlp.experts.down_proj_bias`", "[9, 32]"]),
+        (
+            "expert of another shape",
+            odd,
+            half,
+            &["`model.layers.0.block_sparse_moe.experts.3.w2.weight`", "[16, 64]", "other experts have"],
+        ),
+        ("lost layer", layer, half, &["`model.layers.1.block_sparse_moe`", "3 blocks", "is a shard missing?"]),
+        ("lost linear", linear, half, &["`model.layers.1.block_sparse_moe.experts.0.w3`", "missing"]),
+        ("groups that do not divide", thirds, half, &["config.json", "8 experts in 3 groups", "impossible"]),
+        ("groups that are no number", fraction, half, &["config.json", "`n_group`", "whole number"]),
+        (
+            "absurd number of experts",
+            absurd,
+            half,
+            &["config.json", "`n_routed_experts`", "more experts than any model"],
+        ),
+        (
+            "scores that would be ignored",
+            nothing,
+            &["--keep", "0.5", "--by", "first", "--scores", "x"],
+            &["--scores needs --by METRIC"],
+        ),
+        (
+            "seed that would be ignored",
+            nothing,
+            &["--keep", "0.5", "--by", "first", "--seed", "1"],
+            &["--seed needs --by random"],
+        ),
         ("dense model", dense, half, &["config.json", "`llama`", "no mixture"]),
         ("unequal counts", uneven, list, &["layer 1", "3 experts", "one number for all layers"]),
         ("repeated expert", twice, list, &["layer 1", "expert 1 twice"]),

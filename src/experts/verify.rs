@@ -3,7 +3,7 @@
 use super::build::{MODEL, SLICES, model_tensors, pruned_config, slice_files};
 use super::keep::Keep;
 use super::layout::Layout;
-use crate::checkpoint::{Checkpoint, MANIFEST, Manifest, OutputTensor, Segment, Source};
+use crate::checkpoint::{Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source};
 use crate::progress::{Progress, Stage};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -35,8 +35,9 @@ pub struct Mismatch {
 }
 
 /// Reads the headers of an output, derives each of its tensors from `base` and the kept experts that the manifest lists, and
-/// compares shapes, types and every byte; for a model, also `config.json`. Bytes that differ are told apart by the
-/// manifest's checksums: either the output was changed, or the base was.
+/// compares shapes, types and every byte; for a model, also `config.json`. Then the manifest: its sources, files and
+/// checksums, and the files beside the weights. Bytes that differ are told apart by the checksums: either the output was
+/// changed, or the base was. What cannot be derived is how the experts were chosen (`by`).
 ///
 /// # Errors
 /// [`Error::File`] when `out` has no manifest or its headers are broken; [`Error::Argument`] when the manifest does not fit
@@ -94,25 +95,76 @@ pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verif
         surplus.into_iter().map(|name| Mismatch { name: name.to_owned(), problem: "is in the output only".into() }),
     );
 
-    let sums: HashMap<&str, &str> = manifest
-        .files
-        .iter()
-        .flat_map(|file| &file.tensors)
-        .map(|tensor| (tensor.name.as_str(), tensor.crc32.as_str()))
-        .collect();
+    if manifest.shards != base.files() {
+        let problem = "names other weight files than the base has".to_owned();
+        mismatches.push(Mismatch { name: MANIFEST.into(), problem });
+    }
+    let mut recorded: HashMap<&str, (&str, &ManifestTensor)> = HashMap::new();
+    for file in &manifest.files {
+        recorded.extend(file.tensors.iter().map(|tensor| (tensor.name.as_str(), (file.name.as_str(), tensor))));
+    }
+    for (tensor, info) in &pairs {
+        let place = &output.files()[info.shard];
+        let told = recorded.get(tensor.name.as_str()).is_some_and(|(file, told)| {
+            let segments = tensor.segments.iter().map(|s| (s.shard, s.range.start, s.range.end));
+            file == place && segments.eq(told.source.iter().copied())
+        });
+        if !told {
+            let problem = format!("{MANIFEST} does not say that it is in {place}, made of what it is made of");
+            mismatches.push(Mismatch { name: tensor.name.clone(), problem });
+        }
+    }
+    let what = manifest.about.get("output").and_then(Value::as_str).unwrap_or_default();
+    mismatches.extend(check_others(base, out, &manifest, what == MODEL)?);
     let bytes = pairs.iter().map(|(tensor, _)| tensor.bytes()).sum();
     let stage = progress.stage("verify", pairs.len() as u64);
     let different: Vec<Option<Mismatch>> = pairs
         .par_iter()
         .map(|(tensor, info)| {
             let place = Segment { shard: info.shard, range: info.range.clone() };
-            let found = compare(base, tensor, &output, &place, sums.get(tensor.name.as_str()).copied(), &stage)?;
+            let sum = recorded.get(tensor.name.as_str()).map(|(_, tensor)| tensor.crc32.as_str());
+            let found = compare(base, tensor, &output, &place, sum, &stage)?;
             stage.inc(1)?;
             Ok(found.map(|problem| Mismatch { name: tensor.name.clone(), problem }))
         })
         .collect::<Result<_>>()?;
     mismatches.extend(different.into_iter().flatten());
     Ok(Verification { tensors: pairs.len(), bytes, mismatch_count: mismatches.len(), mismatches })
+}
+
+/// Compares the files beside the weights with what the manifest says of them, and those that were copied with the base's.
+fn check_others(base: &dyn Source, out: &Path, manifest: &Manifest, copied: bool) -> Result<Vec<Mismatch>> {
+    let mut mismatches = Vec::new();
+    let mut differs = |name: &str, problem: &str| {
+        mismatches.push(Mismatch { name: name.to_owned(), problem: problem.to_owned() });
+    };
+    let of_base = if copied { base.side_files()? } else { Vec::new() };
+    if let Some(lost) = of_base.iter().find(|name| manifest.others.iter().all(|other| other.name != **name)) {
+        differs(lost, "is beside the base's weights, and was not copied");
+    }
+    for other in &manifest.others {
+        let path = out.join(&other.name);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                differs(&other.name, "is missing in the output");
+                continue;
+            }
+            bytes => bytes.map_err(Error::io("read", &path))?,
+        };
+        if format!("{:08x}", crc32fast::hash(&bytes)) != other.crc32 {
+            differs(&other.name, "has changed since it was written");
+        } else if of_base.contains(&other.name) {
+            let mut hasher = crc32fast::Hasher::new();
+            base.side_file(&other.name, &mut |piece| {
+                hasher.update(piece);
+                Ok(())
+            })?;
+            if format!("{:08x}", hasher.finalize()) != other.crc32 {
+                differs(&other.name, "is as it was written: the base's has changed since");
+            }
+        }
+    }
+    Ok(mismatches)
 }
 
 /// What is different between a tensor as derived from the base and the bytes at `place` of the output, if anything.
