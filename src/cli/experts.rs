@@ -1,18 +1,19 @@
 //! `lacuna experts`
 
-use super::print_json;
+use super::{Compute, print_json, seqlen, tokenizer_for};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
 use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Ranking, Selection, SuperExperts};
 use lacuna::progress::Progress;
+use lacuna::text::Windows;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-/// Drop experts of a mixture: plan, slice, build, verify
+/// Drop experts of a mixture: score, plan, slice, build, verify
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -21,6 +22,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Score(Score),
     Plan(Plan),
     Slice(Slice),
     Build(Build),
@@ -143,6 +145,33 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Measure on a text what each expert does: frequency, ean, reap, reap-softmax, max-activation; and router-norm
+#[derive(Debug, clap::Args)]
+struct Score {
+    /// Directory or hub id
+    model: String,
+    /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
+    #[arg(long)]
+    calib: PathBuf,
+    /// Calibration windows
+    #[arg(long, default_value_t = 128)]
+    windows: usize,
+    /// Tokens per window [default: the model's context, at most 2048]
+    #[arg(long)]
+    seqlen: Option<usize>,
+    /// Seed of the calibration windows
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    compute: Compute,
+    /// Directory to make, for --scores of plan, slice and build
+    #[arg(long)]
+    out: PathBuf,
+    /// Print every score as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Say what a build will read, write and need; or measure one layer
 #[derive(Debug, clap::Args)]
 struct Plan {
@@ -237,6 +266,7 @@ struct Verify {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
+        Command::Score(args) => score(&args).map(|()| ExitCode::SUCCESS),
         Command::Plan(args) => plan(&args).map(|()| ExitCode::SUCCESS),
         Command::Slice(args) => slice(&args).map(|()| ExitCode::SUCCESS),
         Command::Build(args) => build(&args).map(|()| ExitCode::SUCCESS),
@@ -248,6 +278,29 @@ fn open(spec: &str) -> anyhow::Result<(Box<dyn Source>, Layout)> {
     let source = open_source(spec, Progress::Stderr)?;
     let layout = Layout::find(&*source)?;
     Ok((source, layout))
+}
+
+fn score(args: &Score) -> anyhow::Result<()> {
+    // Before a download; the rest is checked before the forward pass.
+    if args.out.symlink_metadata().is_ok() {
+        bail!("{}: already exists; remove it, or choose another output directory", args.out.display());
+    }
+    let model = args.compute.open(&args.model)?;
+    let seqlen = seqlen(&model, args.seqlen);
+    let tokenizer = tokenizer_for(&args.calib, &model)?;
+    let windows = Windows::calibration(&args.calib, tokenizer.as_ref(), args.windows, seqlen, args.seed)?;
+    let scores = ExpertScores::calibrate_to(&model, &windows, &args.out, Progress::Stderr)?;
+    if args.json {
+        return print_json(&scores);
+    }
+    print!("{}", scores.table(Metric::Reap)?.text());
+    let supers = scores.super_experts()?;
+    if !supers.is_empty() {
+        let list: Vec<String> = supers.iter().map(|(layer, expert)| format!("{layer}/{expert}")).collect();
+        println!("super-experts (layer/expert): {}", list.join(", "));
+    }
+    println!("{} layers of {} experts -> {}", scores.layers.len(), scores.experts, args.out.display());
+    Ok(())
 }
 
 fn plan(args: &Plan) -> anyhow::Result<()> {

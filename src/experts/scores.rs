@@ -2,13 +2,18 @@
 
 use super::layout::Layout;
 use super::norms::{router_norms, weight_norms};
+use super::saliency::{ExpertSaliency, saliency};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, Source};
 use crate::error::named;
-use crate::progress::Progress;
+use crate::model::Model;
+use crate::progress::{Progress, check_interrupt};
 use crate::record::TextRecord;
+use crate::report::Table;
+use crate::text::Windows;
 use crate::{Error, Result};
+use polars::prelude::{Column, DataFrame};
 use safetensors::Dtype;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -37,9 +42,19 @@ named!(Metric, "metric",
     Reap => "reap", ReapSoftmax => "reap-softmax", MaxActivation => "max-activation");
 
 impl Metric {
+    /// Those that one pass of a text through the model measures.
+    pub const CALIBRATED: [Metric; 5] =
+        [Metric::Frequency, Metric::Ean, Metric::Reap, Metric::ReapSoftmax, Metric::MaxActivation];
+
     /// Whether it can be computed from the weights alone.
     pub fn data_free(self) -> bool {
         matches!(self, Metric::RouterNorm | Metric::WeightNorm)
+    }
+}
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -48,7 +63,7 @@ const SCHEMA: u32 = 1;
 const DESCRIPTION: &str = "scores.json";
 
 /// Scores of every expert of a model, by one or more metrics.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExpertScores {
     /// Directory name or hub id of the model.
     pub model: String,
@@ -100,6 +115,51 @@ impl ExpertScores {
         })
     }
 
+    /// Scores by [`Metric::CALIBRATED`], from one forward pass of `windows` ([`saliency`]).
+    ///
+    /// # Errors
+    /// Those of [`saliency`].
+    pub fn calibrated(model: &Model, windows: &Windows, progress: Progress) -> Result<Self> {
+        let layers = saliency(model, windows, progress)?;
+        let list = |score: fn(&ExpertSaliency) -> Vec<f64>| -> Vec<Vec<f64>> { layers.iter().map(score).collect() };
+        let values = |metric| match metric {
+            Metric::Ean => list(|layer| layer.ean.clone()),
+            Metric::Reap => list(|layer| layer.reap.clone()),
+            Metric::ReapSoftmax => list(|layer| layer.reap_softmax.clone()),
+            Metric::MaxActivation => list(|layer| layer.max_activation.clone()),
+            _ => list(|layer| layer.frequency.iter().map(|&tokens| tokens as f64).collect()),
+        };
+        Ok(ExpertScores {
+            model: model.name().to_owned(),
+            family: model.config().family.name().to_owned(),
+            calibration: Some(windows.record()),
+            layers: layers.iter().map(|layer| layer.layer).collect(),
+            experts: layers.first().map_or(0, |layer| layer.frequency.len()),
+            metrics: Metric::CALIBRATED.into_iter().map(|metric| (metric, values(metric))).collect(),
+        })
+    }
+
+    /// [`ExpertScores::calibrated`] together with [`Metric::RouterNorm`], written to the new directory `out`. Whatever can
+    /// keep it from being written fails before the forward pass.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a model that exists in memory only; those of [`Layout::find`], [`ExpertScores::calibrated`] and
+    /// [`ExpertScores::write`].
+    pub fn calibrate_to(model: &Model, windows: &Windows, out: &Path, progress: Progress) -> Result<Self> {
+        let Some(checkpoint) = model.checkpoint() else {
+            return Err(Error::file(out, "the model exists in memory only; score the checkpoint that it came from"));
+        };
+        let layout = Layout::find(checkpoint)?;
+        let metrics = Metric::CALIBRATED.into_iter().chain([Metric::RouterNorm]);
+        let writer = writer(out, metrics, [layout.layers.len(), layout.experts])?;
+        let data_free = Self::data_free(checkpoint, &layout, Metric::RouterNorm, progress)?;
+        let mut scores = Self::calibrated(model, windows, progress)?;
+        scores.metrics.extend(data_free.metrics);
+        scores.check(&layout)?;
+        scores.write_with(writer)?;
+        Ok(scores)
+    }
+
     /// The scores by `metric`, `(layers, experts)`.
     ///
     /// # Errors
@@ -111,14 +171,14 @@ impl ExpertScores {
         })
     }
 
-    /// Fails unless the scores are of a model with this layout.
+    /// Fails unless the scores are of a model with this layout, and every expert has one by each metric.
     ///
     /// # Errors
     /// [`Error::Argument`] naming the difference.
     pub fn check(&self, layout: &Layout) -> Result<()> {
         let layers: Vec<usize> = layout.layers.keys().copied().collect();
         if self.family == layout.family.model_type && self.layers == layers && self.experts == layout.experts {
-            return Ok(());
+            return self.check_values();
         }
         let describe = |family: &str, layers: &[usize], experts: usize| {
             format!("{} layers of {experts} experts ({family}, layers {layers:?})", layers.len())
@@ -129,6 +189,21 @@ impl ExpertScores {
             describe(layout.family.model_type, &layers, layout.experts)
         );
         Err(Error::argument("scores", &self.model, problem))
+    }
+
+    fn check_values(&self) -> Result<()> {
+        for (metric, rows) in &self.metrics {
+            let shaped = rows.len() == self.layers.len() && rows.iter().all(|row| row.len() == self.experts);
+            if !shaped || rows.iter().flatten().any(|value| !value.is_finite()) {
+                let problem = format!(
+                    "needs a finite score for each of {} experts in each of {} layers",
+                    self.experts,
+                    self.layers.len()
+                );
+                return Err(Error::argument("metric", metric, problem));
+            }
+        }
+        Ok(())
     }
 
     /// The super-experts (Su et al. 2025, with the thresholds of REAP's reference code): those of the first 75% of the
@@ -156,14 +231,62 @@ impl ExpertScores {
         Ok(found)
     }
 
+    /// One row per layer: `layer`, the least, median and largest score by `metric` (`reap_min`, `reap_median`, `reap_max`),
+    /// and, where [`Metric::Frequency`] was measured, `most_routed` and `least_routed` (experts; the first of several),
+    /// `most_tokens` and `least_tokens` (what was routed to them), `never_routed` (how many experts got no token).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there are no scores by `metric`, or not one for each expert.
+    pub fn table(&self, metric: Metric) -> Result<Table> {
+        self.check_values()?;
+        let sorted = |row: &Vec<f64>| {
+            let mut row = row.clone();
+            row.sort_by(f64::total_cmp);
+            row
+        };
+        let rows: Vec<Vec<f64>> = self.get(metric)?.iter().map(sorted).collect();
+        let name = |of: &str| format!("{}_{of}", metric.to_string().replace('-', "_")).into();
+        let scores = |of: &str, score: fn(&[f64]) -> f64| {
+            Column::new(name(of), rows.iter().map(|row| score(row)).collect::<Vec<f64>>())
+        };
+        let layers: Vec<u64> = self.layers.iter().map(|&layer| layer as u64).collect();
+        let mut columns = vec![
+            Column::new("layer".into(), layers),
+            scores("min", |row| row.first().copied().unwrap_or_default()),
+            scores("median", |row| {
+                let middle = |of: usize| row.get(of / 2).copied().unwrap_or_default();
+                f64::midpoint(middle(row.len().saturating_sub(1)), middle(row.len()))
+            }),
+            scores("max", |row| row.last().copied().unwrap_or_default()),
+        ];
+        if let Some(frequency) = self.metrics.get(&Metric::Frequency) {
+            let counts = |name: &str, count: fn(&[f64]) -> usize| {
+                Column::new(name.into(), frequency.iter().map(|row| count(row) as u64).collect::<Vec<u64>>())
+            };
+            columns.extend([
+                counts("most_routed", |row| position(row, f64::max)),
+                counts("most_tokens", |row| row.iter().copied().fold(0.0, f64::max) as usize),
+                counts("least_routed", |row| position(row, f64::min)),
+                counts("least_tokens", |row| row.iter().copied().reduce(f64::min).unwrap_or_default() as usize),
+                counts("never_routed", |row| row.iter().filter(|&&tokens| tokens == 0.0).count()),
+            ]);
+        }
+        let frame = DataFrame::new_infer_height(columns);
+        let frame = frame.map_err(|error| Error::Report { doing: "making a table".into(), problem: error.to_string() });
+        Ok(frame?.into())
+    }
+
     /// Writes the directory `out`: `scores.json` and the numbers as tensors `(layers, experts)` in `model.safetensors`.
     ///
     /// # Errors
-    /// [`Error::File`] when `out` exists or the disk is full, [`Error::Io`].
+    /// [`Error::File`] when `out` exists or the disk is full, [`Error::Io`]; [`Error::Argument`] when a metric does not have
+    /// one finite score for each expert.
     pub fn write(&self, out: &Path) -> Result<()> {
-        let shape = vec![self.layers.len(), self.experts];
-        let plan = self.metrics.keys().map(|metric| (metric.to_string(), Dtype::F64, shape.clone())).collect();
-        let mut writer = CheckpointWriter::create(out, vec![plan])?;
+        self.write_with(writer(out, self.metrics.keys().copied(), [self.layers.len(), self.experts])?)
+    }
+
+    fn write_with(&self, mut writer: CheckpointWriter) -> Result<()> {
+        self.check_values()?;
         for (metric, values) in &self.metrics {
             let bytes: Vec<u8> = values.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
             writer.write(&metric.to_string(), &bytes)?;
@@ -177,9 +300,10 @@ impl ExpertScores {
             experts: self.experts,
             metrics: self.metrics.keys().map(Metric::to_string).collect(),
         };
-        let mut text = serde_json::to_vec_pretty(&description).map_err(|error| Error::file(out, error))?;
+        let mut text = serde_json::to_vec_pretty(&description).map_err(|error| Error::file(DESCRIPTION, error))?;
         text.push(b'\n');
         writer.add_file(DESCRIPTION, &text)?;
+        check_interrupt()?;
         writer.finish()
     }
 
@@ -214,8 +338,21 @@ impl ExpertScores {
             if elements.iter().any(|value| !value.is_finite()) {
                 return Err(Error::tensor(dir, name, "holds NaN or infinite scores; compute them again"));
             }
-            values.insert(name.parse()?, elements.chunks(experts.max(1)).map(<[f64]>::to_vec).collect());
+            let metric = name.parse().map_err(|error: Error| Error::file(&path, error))?;
+            values.insert(metric, elements.chunks(experts.max(1)).map(<[f64]>::to_vec).collect());
         }
         Ok(ExpertScores { model, family, calibration, layers, experts, metrics: values })
     }
+}
+
+/// Begins the directory `out` with room for `metrics` of `shape` `(layers, experts)`.
+fn writer(out: &Path, metrics: impl Iterator<Item = Metric>, shape: [usize; 2]) -> Result<CheckpointWriter> {
+    let tensor = |metric: Metric| (metric.to_string(), Dtype::F64, shape.to_vec());
+    CheckpointWriter::create(out, vec![metrics.map(tensor).collect()])
+}
+
+/// The first expert with the score that `best` chooses.
+fn position(row: &[f64], best: fn(f64, f64) -> f64) -> usize {
+    let best = row.iter().copied().reduce(best);
+    row.iter().position(|score| Some(*score) == best).unwrap_or_default()
 }

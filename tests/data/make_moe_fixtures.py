@@ -1,4 +1,4 @@
-"""Makes the tiny mixtures of experts that tests/model.rs and tests/saliency.rs compare with.
+"""Makes the tiny mixtures of experts that tests/saliency.rs and tests/experts_oracles.rs compare with.
 
     python make_moe_fixtures.py OUT
 
@@ -13,6 +13,9 @@ computes for them), and `saliency.json`, for each block with a mixture:
     max_activation  largest |element| of f(x)
 
 All but the logits are accumulated in float64 from what the routers and mixtures received in the float32 forward pass.
+`saliency.json` also lists for each block the four experts that have the highest score, ties by position, and `logits_reap4.npz`
+is what transformers computes when each block has only those of the highest REAP: rows of routers and slices of experts are
+taken out of the modules.
 """
 
 import json
@@ -50,6 +53,7 @@ FAMILIES = {
         num_local_experts=8, sliding_window=8, swiglu_limit=2.0,
     ),
 }
+KEEP = 4
 LUT = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
@@ -157,12 +161,29 @@ def saliency(model, tokens):
     return logits, layers
 
 
+def best(layers, score):
+    """The experts of each layer that stay, ascending."""
+    return [sorted(np.argsort([-value for value in layer[score]], kind="stable")[:KEEP].tolist()) for layer in layers]
+
+
+def prune(model, layers, kept):
+    """Leaves each block with a mixture its `kept` experts."""
+    for layer, kept in zip(layers, kept):
+        mixture = model.model.layers[layer["layer"]].mlp
+        router = mixture.router if hasattr(mixture, "router") else mixture.gate
+        for module in (mixture.experts, router):
+            for parameter in module.parameters():
+                parameter.data = parameter.data[kept].clone()
+            module.num_experts = len(kept)
+
+
 def write(out, model, tokens, logits, layers):
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     (out / "tokens.json").write_text(json.dumps({"shape": list(tokens.shape), "input_ids": tokens.tolist()}) + "\n")
     np.savez(out / "logits.npz", logits=logits.numpy())
-    (out / "saliency.json").write_text(json.dumps({"layers": layers}, indent=1) + "\n")
+    lists = {f"kept_by_{score}": best(layers, score) for score in ("reap", "reap_softmax", "frequency")}
+    (out / "saliency.json").write_text(json.dumps({"layers": layers, **lists}, indent=1) + "\n")
 
 
 def main(out):
@@ -176,6 +197,10 @@ def main(out):
         logits, layers = saliency(model, tokens)
         print(f"{name}: logits of {logits.std():.2f}, frequencies {[layer['frequency'] for layer in layers]}")
         write(out / name, model, tokens, logits, layers)
+        prune(model, layers, best(layers, "reap"))
+        pruned, _ = saliency(model, tokens)
+        print(f"  logits after pruning differ by {(pruned - logits).std():.2f}")
+        np.savez(out / name / "logits_reap4.npz", logits=pruned.numpy())
         if packed:
             twin = out / name.replace("f32", "mxfp4")
             twin.mkdir(parents=True, exist_ok=True)
