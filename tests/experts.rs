@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 const FAMILIES: [&str; 9] =
@@ -404,4 +404,82 @@ fn another_output_in_progress_is_not_mixed_up() {
     drop(lock);
     assert!(lacuna(dir, &build).status.success());
     assert_eq!(names(dir), ["base", "out"]);
+}
+
+/// A file system of its own in `disk`, unmounted at the end.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// What the shell script mounts at `disk`; `None`, with a message, where this user may not, or a program is missing.
+    fn mount(script: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("mkdir disk && {script}");
+        let mounted = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(dir));
+        }
+        eprintln!("skipped: this user cannot run `{script}`");
+        None
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("disk")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn blocks_are_shared_where_the_file_system_can() {
+    let made = Disk::mount("truncate -s 400M image && mkfs.xfs -q -m reflink=1 image && mount -o loop image disk");
+    let Some(mounted) = made else { return };
+    let disk = mounted.path();
+    // Experts are whole blocks long, as in real models; what stands before them is not.
+    let moe = Moe { hidden: 256, width: 512, blocks: 2, ..Moe::small("mixtral") };
+    let base = moe.write(&disk.join("base"), 2, 1);
+    let layout = Layout::find(&base).unwrap();
+    let keep = Ranking::random(&layout, 2).keep(&layout, 4).unwrap();
+    let out = disk.join("out");
+    let copied = build(&base, &keep, 1 << 30, &out).unwrap();
+    assert!(copied.shared > copied.written / 3, "{} of {} bytes are shared", copied.shared, copied.written);
+    assert_eq!(experts::verify(&base, &out, Progress::Hidden).unwrap().mismatch_count, 0);
+
+    // What is shared is not the same file: a change of one leaves the other.
+    let before = base.sha256().unwrap();
+    let path = out.join("model.safetensors");
+    let size = std::fs::metadata(&path).unwrap().len();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&vec![0; size as usize / 2], size / 2).unwrap();
+    assert_eq!(Checkpoint::open(base.dir()).unwrap().sha256().unwrap(), before);
+}
+
+#[test]
+fn a_full_disk_is_named_and_nothing_is_lost() {
+    let Some(mounted) = Disk::mount("mount -t tmpfs -o size=1m tmpfs disk") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (dir.path().join("base"), mounted.path().join("out"));
+    let moe = Moe { hidden: 128, width: 128, ..Moe::small("mixtral") };
+    let base = moe.write(&base, 2, 1);
+    let layout = Layout::find(&base).unwrap();
+    let keep = Ranking::first(&layout).keep(&layout, 2).unwrap();
+    // All of it: known before anything is begun.
+    let all = Ranking::first(&layout).keep(&layout, 8).unwrap();
+    assert_says(build(&base, &all, 1 << 30, &out).unwrap_err(), &["disk/out", "disk is full", "are free"]);
+    assert_eq!(names(&mounted.path()), [""; 0]);
+
+    // The weights fit; the tokenizer, which comes after them, does not.
+    std::fs::write(base.dir().join("vocab.txt"), vec![b'x'; 1 << 20]).unwrap();
+    let error = build(&base, &keep, 1 << 30, &out).unwrap_err();
+    assert_says(error, &["disk/out", "disk is full", "the same command goes on"]);
+    assert_eq!(names(&mounted.path()), [".out.partial"], "nothing is under the final name");
+    let grown = Command::new("mount").args(["-o", "remount,size=8m"]).arg(mounted.path()).status().unwrap();
+    assert!(grown.success());
+    let copied = build(&base, &keep, 1 << 30, &out).unwrap();
+    assert_eq!((copied.written, copied.resumed), (0, Checkpoint::open(&out).unwrap().bytes()), "nothing is lost");
+    assert_eq!(experts::verify(&base, &out, Progress::Hidden).unwrap().mismatch_count, 0);
+    assert_eq!(names(&mounted.path()), ["out"]);
 }

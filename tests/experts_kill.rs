@@ -137,6 +137,26 @@ fn build_is_killed_at_any_instant() {
 }
 
 #[test]
+fn an_interrupt_says_how_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    large(&dir.path().join("base"));
+    let runner = Runner { dir: dir.path(), model: "base", endpoint: String::new() };
+    let child = runner.start("out");
+    let journal = dir.path().join(".out.partial/journal");
+    while std::fs::metadata(&journal).map_or(0, |metadata| metadata.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    signal(&child, libc::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the same command goes on from there") && !said.contains("nothing half-written"), "{said}");
+    assert_eq!(names(dir.path()), [".out.partial", "base"]);
+    runner.finish("out");
+    assert_eq!(names(dir.path()), ["base", "out"]);
+}
+
+#[test]
 fn fetch_is_killed_at_any_instant() {
     let dir = tempfile::tempdir().unwrap();
     let base = large(&dir.path().join("base"));

@@ -427,7 +427,8 @@ fn damaged_mxfp4(change: impl Fn(&mut BTreeMap<String, Tensor>)) -> Result<Model
 fn mxfp4_tensors_that_make_no_weights_are_refused_by_name() {
     damaged_mxfp4(|_| ()).unwrap();
     let scales = "model.layers.1.mlp.experts.down_proj_scales";
-    let edits: [(&str, fn(&Tensor) -> Tensor, &str); 3] = [
+    type Edit = fn(&Tensor) -> Tensor;
+    let edits: [(&str, Edit, &str); 3] = [
         (scales, |t| t.ones_like().unwrap().affine(255.0, 0.0).unwrap(), "scale 0 is 255, with which weights are NaN"),
         (scales, |t| t.to_dtype(DType::F32).unwrap(), "holds no bytes"),
         (

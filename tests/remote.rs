@@ -23,7 +23,8 @@ const SHARDS: [&str; 3] =
 fn model() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let values: Vec<f32> = (0..300_000).map(|i| i as f32).collect();
-    let shards: [&[(&str, &[usize], &[f32])]; 3] = [
+    type Tensors<'a> = &'a [(&'a str, &'a [usize], &'a [f32])];
+    let shards: [Tensors; 3] = [
         &[("a", &[300, 900], &values[..270_000]), ("b", &[30_000], &values[270_000..])],
         &[("c", &[2, 2], &[1., 2., 3., 4.])],
         &[("d", &[1], &[5.])],

@@ -1,8 +1,11 @@
 //! Expert saliency and the forward pass of every family with a mixture, against PyTorch (tests/data/README.md says how the
 //! numbers were made).
 
-use candle_core::npy::NpzTensors;
-use candle_core::{DType, Device, IndexOp, Tensor};
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use candle_core::{DType, Device, Tensor};
+use fixtures::{DATA, FIXTURES, logits, open, reference, windows, worst_logit};
 use lacuna::checkpoint::Checkpoint;
 use lacuna::evaluate::evaluate;
 use lacuna::experts::{ExpertSaliency, saliency};
@@ -10,49 +13,10 @@ use lacuna::model::{Model, ModelConfig};
 use lacuna::progress::Progress;
 use lacuna::text::Windows;
 use serde_json::Value;
-use std::collections::HashMap;
 use std::path::Path;
-
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
-
-/// Each fixture with its windows and their length.
-const FIXTURES: [(&str, usize, usize); 6] = [
-    ("tiny-mixtral", 4, 64),
-    ("tiny-gpt-oss", 4, 64),
-    ("tiny-qwen3-moe", 3, 40),
-    ("tiny-qwen2-moe", 3, 40),
-    ("tiny-olmoe", 3, 40),
-    ("tiny-gpt-oss-f32", 3, 40),
-];
-
-fn open(name: &str) -> Model {
-    let checkpoint = Checkpoint::open(format!("{DATA}/{name}")).unwrap();
-    Model::open(&checkpoint, DType::F32, &Device::Cpu).unwrap()
-}
-
-fn windows(name: &str, count: usize, seqlen: usize) -> Windows {
-    Windows::evaluation(format!("{DATA}/{name}/tokens.json"), None, Some(count), seqlen).unwrap()
-}
-
-fn logits(name: &str, file: &str) -> Tensor {
-    NpzTensors::new(format!("{DATA}/{name}/{file}")).unwrap().get("logits").unwrap().unwrap()
-}
-
-fn reference(name: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(format!("{DATA}/{name}/saliency.json")).unwrap()).unwrap()
-}
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-/// Largest difference of the logits of all windows from `expected (windows, seqlen, vocab)`.
-fn worst_logit(model: &Model, windows: &Windows, expected: &Tensor) -> f32 {
-    let worst = |(i, ids): (usize, &Vec<u32>)| {
-        let difference = (model.forward(ids).unwrap() - expected.get(i).unwrap()).unwrap();
-        difference.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
-    };
-    windows.ids.iter().enumerate().map(worst).fold(0.0, f32::max)
 }
 
 #[test]
@@ -171,67 +135,6 @@ fn saliency_is_the_same_on_any_number_of_threads() {
     };
     let one = of(1);
     assert!(of(2) == one && of(5) == one);
-}
-
-/// The experts with the largest REAP, ascending; ties by position.
-fn kept(layer: &ExpertSaliency, score: &[f64], keep: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..layer.frequency.len()).collect();
-    order.sort_by(|&a, &b| score[b].total_cmp(&score[a]).then(a.cmp(&b)));
-    order.truncate(keep);
-    order.sort_unstable();
-    order
-}
-
-/// The model with the `kept` experts of each block only, made from its tensors.
-fn without_others(name: &str, kept: &[Vec<usize>]) -> Model {
-    let checkpoint = Checkpoint::open(format!("{DATA}/{name}")).unwrap();
-    let mut json = checkpoint.config().unwrap();
-    json.insert("num_local_experts".into(), kept[0].len().into());
-    let config = ModelConfig::from_json(Path::new("config.json"), &json).unwrap();
-    let names = config.moe.as_ref().unwrap().names;
-    let load = |name: &str| checkpoint.load(name, DType::F32, &Device::Cpu).unwrap();
-    let mut tensors = HashMap::new();
-    for (name, shape) in config.tensors() {
-        let Some((block, part)) = name.strip_prefix("model.layers.").and_then(|name| name.split_once('.')) else {
-            tensors.insert(name.clone(), load(&name));
-            continue;
-        };
-        let kept = &kept[block.parse::<usize>().unwrap()];
-        let inside = part.strip_prefix(names.module).and_then(|part| part.strip_prefix('.')).unwrap_or_default();
-        let tensor = match inside.strip_prefix("experts.").and_then(|rest| rest.split_once('.')) {
-            Some((expert, rest)) => {
-                let expert = kept[expert.parse::<usize>().unwrap()];
-                load(&format!("model.layers.{block}.{}.experts.{expert}.{rest}", names.module))
-            }
-            // One row of routers and stacked experts for each expert.
-            None if !inside.is_empty() => {
-                let rows = load(&name);
-                Tensor::stack(&kept.iter().map(|&expert| rows.i(expert).unwrap()).collect::<Vec<_>>(), 0).unwrap()
-            }
-            None => load(&name),
-        };
-        assert_eq!(tensor.dims(), shape, "{name}");
-        tensors.insert(name, tensor);
-    }
-    Model::from_tensors(config, tensors, &Device::Cpu).unwrap()
-}
-
-#[test]
-fn the_best_experts_are_the_references_and_alone_give_its_logits() {
-    for name in ["tiny-mixtral", "tiny-gpt-oss"] {
-        let windows = windows(name, 4, 64);
-        let layers = saliency(&open(name), &windows, Progress::Hidden).unwrap();
-        let lists = |score: fn(&ExpertSaliency) -> Vec<f64>| -> Vec<Vec<usize>> {
-            layers.iter().map(|layer| kept(layer, &score(layer), 4)).collect()
-        };
-        let expected = |key: &str| serde_json::from_value::<Vec<Vec<usize>>>(reference(name)[key].clone()).unwrap();
-        let by_reap = lists(|layer| layer.reap.clone());
-        assert_eq!(by_reap, expected("kept_by_reap"), "{name}");
-        assert_eq!(lists(|layer| layer.reap_softmax.clone()), expected("kept_by_reap_softmax"), "{name}");
-        let worst = worst_logit(&without_others(name, &by_reap), &windows, &logits(name, "logits_reap4.npz"));
-        println!("{name}: logits after pruning differ by {worst:.1e}");
-        assert!(worst < 1e-4, "{name}: logits after pruning differ by {worst}");
-    }
 }
 
 #[test]

@@ -203,6 +203,14 @@ pub(super) fn join(
     Ok((tensors, by_name))
 }
 
+/// Pads a header with spaces until its length is `remainder` modulo `modulus`, both multiples of 8.
+pub(super) fn pad(header: &mut Vec<u8>, remainder: u64, modulus: u64) {
+    let surplus = (header.len() as u64 % modulus + modulus - remainder) % modulus;
+    header.resize(header.len() + ((modulus - surplus) % modulus) as usize, b' ');
+    let length = header.len() as u64 - LENGTH_BYTES;
+    header[..LENGTH_BYTES as usize].copy_from_slice(&length.to_le_bytes());
+}
+
 /// The bytes that stand before the data of `tensors` (name, dtype, shape), which follow one another in this order.
 /// Padded with spaces so that the data begin on a multiple of 8.
 pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)]) -> Result<Vec<u8>, String> {

@@ -4,6 +4,7 @@ use super::{Checkpoint, HeadersOnly, Hub, TensorInfo};
 use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -40,6 +41,11 @@ pub trait Source: Sync {
     /// # Errors
     /// [`Error::Io`], [`Error::File`] or [`Error::Hub`] when they cannot be read; whatever `sink` fails with.
     fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+    /// The file of `shard`, where it is on this machine, so that a file system may share its blocks.
+    fn local(&self, _shard: usize) -> Option<&File> {
+        None
+    }
 
     /// A text that is another one once the bytes may have changed.
     fn stamp(&self) -> String {
@@ -119,8 +125,12 @@ impl Source for Checkpoint {
         Ok(())
     }
 
+    fn local(&self, shard: usize) -> Option<&File> {
+        self.0.files.get(shard)
+    }
+
     fn stamp(&self) -> String {
-        let stamp = |(path, file): (&std::path::PathBuf, &std::fs::File)| {
+        let stamp = |(path, file): (&std::path::PathBuf, &File)| {
             let metadata = file.metadata().ok();
             let changed = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
             format!("{:?} {:?} {changed:?}\n", path.file_name(), metadata.map(|metadata| metadata.len()))

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
-use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Ranking, Selection, SuperExperts};
+use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts};
 use lacuna::progress::Progress;
 use lacuna::text::Windows;
 use serde_json::{Map, Value, json};
@@ -110,7 +110,11 @@ impl Choice {
             By::Score(metric) => {
                 name(&metric.to_string());
                 let scores = match &self.scores {
-                    Some(path) => ExpertScores::read(path)?,
+                    Some(path) => {
+                        let scores = ExpertScores::read(path)?;
+                        scores.check_model(source, layout)?;
+                        scores
+                    }
                     None => ExpertScores::data_free(source, layout, metric, Progress::Stderr)?,
                 };
                 let protect = !self.ignore_super_experts && !metric.data_free();
@@ -310,10 +314,18 @@ fn plan(args: &Plan) -> anyhow::Result<()> {
     if let Some(layer) = args.layer {
         let probe =
             experts::probe(source, &layout, &selection, args.max_shard_size, layer, &args.out, Progress::Stderr)?;
-        return if args.json { print_json(&probe) } else { Ok(print!("{}", probe.to_markdown())) };
+        return show(&probe, args.json, Probe::to_markdown);
     }
     let plan = experts::plan(source, &layout, &selection.keep, args.max_shard_size, &args.out)?;
-    if args.json { print_json(&plan) } else { Ok(print!("{}", plan.to_markdown())) }
+    show(&plan, args.json, experts::Plan::to_markdown)
+}
+
+fn show<T: serde::Serialize>(value: &T, json: bool, markdown: impl Fn(&T) -> String) -> anyhow::Result<()> {
+    if json {
+        return print_json(value);
+    }
+    print!("{}", markdown(value));
+    Ok(())
 }
 
 fn slice(args: &Slice) -> anyhow::Result<()> {
@@ -339,9 +351,8 @@ fn build(args: &Build) -> anyhow::Result<()> {
 /// An interrupt leaves what was copied.
 fn resumable<T>(result: lacuna::Result<T>) -> anyhow::Result<T> {
     match result {
-        Err(Error::Interrupted) => {
-            Err(Error::Interrupted).context("what was copied is kept, and the same command goes on from there")
-        }
+        Err(Error::Interrupted) => Err(Error::Interrupted)
+            .context("interrupted; what was copied is kept, and the same command goes on from there"),
         result => Ok(result?),
     }
 }
@@ -351,7 +362,8 @@ fn report(copied: &lacuna::checkpoint::Copied, json: bool) -> anyhow::Result<()>
         copied.manifest.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect();
     if json {
         return print_json(&json!({
-            "files": files, "written_bytes": copied.written, "resumed_bytes": copied.resumed, "seconds": copied.seconds,
+            "files": files, "written_bytes": copied.written,
+            "shared_bytes": copied.shared, "resumed_bytes": copied.resumed, "seconds": copied.seconds,
         }));
     }
     let bytes: u64 = copied.manifest.files.iter().map(|file| file.bytes).sum();
@@ -366,6 +378,9 @@ fn report(copied: &lacuna::checkpoint::Copied, json: bool) -> anyhow::Result<()>
             super::size(copied.written),
             copied.written as f64 / 1e6 / seconds
         );
+    }
+    if copied.shared > 0 {
+        println!("{} of that take no space: the file system shares them with the source", super::size(copied.shared));
     }
     Ok(())
 }

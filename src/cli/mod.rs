@@ -86,11 +86,13 @@ pub(crate) fn main() -> ExitCode {
         Command::Kernel(args) => kernel::run(args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {}", message(&error));
-        match error.downcast_ref::<Error>() {
-            Some(Error::Interrupted) => ExitCode::from(130),
-            _ => ExitCode::FAILURE,
+        if let Some(Error::Interrupted) = error.downcast_ref() {
+            // What a command says of it replaces the general message.
+            eprintln!("error: {error}");
+            return ExitCode::from(130);
         }
+        eprintln!("error: {}", message(&error));
+        ExitCode::FAILURE
     })
 }
 

@@ -137,7 +137,7 @@ impl Plan {
             ("one expert in one layer", exact(self.expert_bytes)),
             ("all weights now", exact(self.source_bytes)),
             ("to read", format!("{}, in {} ranges", exact(self.read_bytes), thousands(self.requests as u64))),
-            ("to write", format!("{}, in {} shards", exact(self.output_bytes), self.output_shards)),
+            ("to write", format!("{}, in {} files", exact(self.output_bytes), self.output_shards)),
             ("memory beside the program", exact(self.memory_bytes)),
         ];
         if let Some(free) = self.free_bytes {
@@ -147,7 +147,11 @@ impl Plan {
             let rate = bytes_per_second / 1e6;
             rows.push((
                 "time",
-                format!("about {seconds:.0} s at {rate:.0} MB/s ({} took {sample_seconds:.2} s)", exact(*sample_bytes)),
+                format!(
+                    "{} at {rate:.0} MB/s ({} took {sample_seconds:.2} s)",
+                    duration(*seconds),
+                    exact(*sample_bytes)
+                ),
             ));
         }
         markdown(["plan", ""], &rows)
@@ -163,6 +167,15 @@ fn markdown([left, right]: [&str; 2], rows: &[(&str, String)]) -> String {
         text += &format!("| {name:width$} | {value:>other$} |\n");
     }
     text
+}
+
+/// Seconds as an estimate: no finer than they are known.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..1.0 => "under 1 s".to_owned(),
+        ..120.0 => format!("about {seconds:.0} s"),
+        _ => format!("about {:.0} min", seconds / 60.0),
+    }
 }
 
 fn thousands(number: u64) -> String {
@@ -288,7 +301,7 @@ impl Probe {
         if let Some(bytes) = self.peak_rss_bytes {
             rows.push(("peak RSS", exact(bytes)));
         }
-        let model = [("to write", exact(self.model_bytes)), ("time", format!("about {:.0} s", self.model_seconds))];
+        let model = [("to write", exact(self.model_bytes)), ("time", duration(self.model_seconds))];
         let assumptions: String = self.assumptions.iter().map(|line| format!("- {line}\n")).collect();
         let layer = format!("layer {}", self.layer);
         format!("{}\n{}\n{assumptions}", markdown([&layer, ""], &rows), markdown(["whole model", ""], &model))

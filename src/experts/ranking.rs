@@ -110,7 +110,8 @@ mod tests {
     fn scores(metric: Metric, rows: Vec<Vec<f64>>) -> ExpertScores {
         let (model, family) = ("m".to_owned(), "deepseek_v3".to_owned());
         let metrics = BTreeMap::from([(metric, rows)]);
-        ExpertScores { model, family, calibration: None, layers: (0..4).collect(), experts: 8, metrics }
+        let routers_sha256 = String::new();
+        ExpertScores { model, family, routers_sha256, calibration: None, layers: (0..4).collect(), experts: 8, metrics }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 use polars::prelude::{Column, DataFrame};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize, Serializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What an expert is scored by; the higher, the more it matters.
@@ -71,6 +71,8 @@ pub struct ExpertScores {
     pub family: String,
     /// The text that was routed, for metrics that need one.
     pub calibration: Option<TextRecord>,
+    /// [`Layout::routers_sha256`] of the model; empty for one that exists in memory only.
+    pub routers_sha256: String,
     /// Blocks with a mixture.
     pub layers: Vec<usize>,
     /// Experts per mixture.
@@ -85,6 +87,7 @@ struct Description {
     schema: u32,
     model: String,
     family: String,
+    routers_sha256: String,
     calibration: Option<TextRecord>,
     layers: Vec<usize>,
     experts: usize,
@@ -108,6 +111,7 @@ impl ExpertScores {
         Ok(ExpertScores {
             model: source.origin(),
             family: layout.family.model_type.to_owned(),
+            routers_sha256: layout.routers_sha256(source)?,
             calibration: None,
             layers: layout.layers.keys().copied().collect(),
             experts: layout.experts,
@@ -129,9 +133,14 @@ impl ExpertScores {
             Metric::MaxActivation => list(|layer| layer.max_activation.clone()),
             _ => list(|layer| layer.frequency.iter().map(|&tokens| tokens as f64).collect()),
         };
+        let routers_sha256 = match model.checkpoint() {
+            Some(checkpoint) => Layout::find(checkpoint)?.routers_sha256(checkpoint)?,
+            None => String::new(),
+        };
         Ok(ExpertScores {
             model: model.name().to_owned(),
             family: model.config().family.name().to_owned(),
+            routers_sha256,
             calibration: Some(windows.record()),
             layers: layers.iter().map(|layer| layer.layer).collect(),
             experts: layers.first().map_or(0, |layer| layer.frequency.len()),
@@ -139,12 +148,12 @@ impl ExpertScores {
         })
     }
 
-    /// [`ExpertScores::calibrated`] together with [`Metric::RouterNorm`], written to the new directory `out`. Whatever can
+    /// [`ExpertScores::calibrated`] together with [`Metric::RouterNorm`], written to the new directory `out`. What can
     /// keep it from being written fails before the forward pass.
     ///
     /// # Errors
-    /// [`Error::File`] for a model that exists in memory only; those of [`Layout::find`], [`ExpertScores::calibrated`] and
-    /// [`ExpertScores::write`].
+    /// [`Error::File`] for a model that exists in memory only; those of [`Layout::find`], [`ExpertScores::calibrated`]
+    /// and [`ExpertScores::write`].
     pub fn calibrate_to(model: &Model, windows: &Windows, out: &Path, progress: Progress) -> Result<Self> {
         let Some(checkpoint) = model.checkpoint() else {
             return Err(Error::file(out, "the model exists in memory only; score the checkpoint that it came from"));
@@ -191,6 +200,20 @@ impl ExpertScores {
         Err(Error::argument("scores", &self.model, problem))
     }
 
+    /// Fails unless the scores are of the very model in `source`, by the bytes of its routers: models of one shape differ
+    /// in those.
+    ///
+    /// # Errors
+    /// Those of [`ExpertScores::check`]; [`Error::Argument`] for scores of a sibling; those of reading the routers.
+    pub fn check_model(&self, source: &dyn Source, layout: &Layout) -> Result<()> {
+        self.check(layout)?;
+        if self.routers_sha256 == layout.routers_sha256(source)? {
+            return Ok(());
+        }
+        let problem = format!("were measured on a model with other routers than {}; score this one", source.origin());
+        Err(Error::argument("scores", &self.model, problem))
+    }
+
     fn check_values(&self) -> Result<()> {
         for (metric, rows) in &self.metrics {
             let shaped = rows.len() == self.layers.len() && rows.iter().all(|row| row.len() == self.experts);
@@ -231,9 +254,10 @@ impl ExpertScores {
         Ok(found)
     }
 
-    /// One row per layer: `layer`, the least, median and largest score by `metric` (`reap_min`, `reap_median`, `reap_max`),
-    /// and, where [`Metric::Frequency`] was measured, `most_routed` and `least_routed` (experts; the first of several),
-    /// `most_tokens` and `least_tokens` (what was routed to them), `never_routed` (how many experts got no token).
+    /// One row per layer: `layer`, the least, median and largest score by `metric` (`reap_min`, `reap_median`,
+    /// `reap_max`), and, where [`Metric::Frequency`] was measured, `most_routed` and `least_routed` (experts; the first
+    /// of several), `most_tokens` and `least_tokens` (what was routed to them), `never_routed` (how many experts got no
+    /// token).
     ///
     /// # Errors
     /// [`Error::Argument`] when there are no scores by `metric`, or not one for each expert.
@@ -279,8 +303,8 @@ impl ExpertScores {
     /// Writes the directory `out`: `scores.json` and the numbers as tensors `(layers, experts)` in `model.safetensors`.
     ///
     /// # Errors
-    /// [`Error::File`] when `out` exists or the disk is full, [`Error::Io`]; [`Error::Argument`] when a metric does not have
-    /// one finite score for each expert.
+    /// [`Error::File`] when `out` exists or the disk is full, [`Error::Io`]; [`Error::Argument`] when a metric does not
+    /// have one finite score for each expert.
     pub fn write(&self, out: &Path) -> Result<()> {
         self.write_with(writer(out, self.metrics.keys().copied(), [self.layers.len(), self.experts])?)
     }
@@ -295,6 +319,7 @@ impl ExpertScores {
             schema: SCHEMA,
             model: self.model.clone(),
             family: self.family.clone(),
+            routers_sha256: self.routers_sha256.clone(),
             calibration: self.calibration.clone(),
             layers: self.layers.clone(),
             experts: self.experts,
@@ -319,7 +344,7 @@ impl ExpertScores {
             }
             text => text.map_err(Error::io("read", &path))?,
         };
-        let Description { schema, model, family, calibration, layers, experts, metrics } =
+        let Description { schema, model, family, routers_sha256, calibration, layers, experts, metrics } =
             serde_json::from_slice(&text)
                 .map_err(|e| Error::file(&path, format!("not a description of scores ({e})")))?;
         if schema != SCHEMA {
@@ -341,14 +366,15 @@ impl ExpertScores {
             let metric = name.parse().map_err(|error: Error| Error::file(&path, error))?;
             values.insert(metric, elements.chunks(experts.max(1)).map(<[f64]>::to_vec).collect());
         }
-        Ok(ExpertScores { model, family, calibration, layers, experts, metrics: values })
+        Ok(ExpertScores { model, family, routers_sha256, calibration, layers, experts, metrics: values })
     }
 }
 
-/// Begins the directory `out` with room for `metrics` of `shape` `(layers, experts)`.
+/// Begins the directory `out` with room for `metrics`, in the order of [`Metric`], of `shape` `(layers, experts)`.
 fn writer(out: &Path, metrics: impl Iterator<Item = Metric>, shape: [usize; 2]) -> Result<CheckpointWriter> {
+    let metrics: BTreeSet<Metric> = metrics.collect();
     let tensor = |metric: Metric| (metric.to_string(), Dtype::F64, shape.to_vec());
-    CheckpointWriter::create(out, vec![metrics.map(tensor).collect()])
+    CheckpointWriter::create(out, vec![metrics.into_iter().map(tensor).collect()])
 }
 
 /// The first expert with the score that `best` chooses.

@@ -346,7 +346,7 @@ impl State {
                 return status("403 Forbidden");
             }
             let file = path.strip_prefix("/blobs/").unwrap_or_default();
-            return self.file(file, range.as_deref()).unwrap_or_else(|wrong| status(wrong));
+            return self.file(file, range.as_deref()).unwrap_or_else(&status);
         }
         let access = self.access.lock().unwrap().clone();
         if let Some(token) = access.token {
@@ -370,7 +370,7 @@ impl State {
         let Some((_, file)) = file else { return status("404 Not Found") };
         let storage = lock(&self.storage).clone();
         match storage.filter(|_| file.ends_with(".safetensors")) {
-            None => self.file(file, range.as_deref()).unwrap_or_else(|wrong| status(wrong)),
+            None => self.file(file, range.as_deref()).unwrap_or_else(status),
             Some(storage) => {
                 let link = format!("{storage}/blobs/{file}?signature={}", lock(&self.signature));
                 let linked = format!("x-linked-etag: \"{}\"\r\nx-repo-commit: {COMMIT}\r\n", etag(file));

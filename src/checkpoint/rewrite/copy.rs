@@ -1,7 +1,7 @@
 //! Carrying a [`Rewrite`] out: streams in, positional writes out, a journal between.
 
 use super::journal::{self, Journal};
-use super::{MANIFEST, Manifest, Rewrite, Run};
+use super::{BLOCK_BYTES, MANIFEST, Manifest, Piece, Rewrite, Run};
 use crate::checkpoint::source::Source;
 use crate::checkpoint::writer::{available_bytes, disk_full};
 use crate::progress::{Progress, Stage};
@@ -10,6 +10,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -21,8 +24,10 @@ use std::time::Instant;
 pub struct Copied {
     /// Where every tensor came from.
     pub manifest: Manifest,
-    /// Bytes of tensors that this run wrote.
+    /// Bytes of tensors that this run put into place.
     pub written: u64,
+    /// Bytes of those that the file system did not copy, but shares with the source until either is changed.
+    pub shared: u64,
     /// Bytes of tensors that were in place already.
     pub resumed: u64,
     /// Where the time of this run went.
@@ -65,12 +70,16 @@ struct Staging {
     _lock: File,
 }
 
+fn staging_of(out: &Path) -> Result<PathBuf> {
+    match out.file_name() {
+        Some(name) => Ok(out.with_file_name(format!(".{}.partial", name.to_string_lossy()))),
+        None => Err(Error::file(out, "cannot be an output directory; give it a name")),
+    }
+}
+
 impl Staging {
     fn enter(out: &Path, identity: &str) -> Result<Self> {
-        let Some(name) = out.file_name() else {
-            return Err(Error::file(out, "cannot be an output directory; give it a name"));
-        };
-        let dir = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        let dir = staging_of(out)?;
         let made = std::fs::create_dir(&dir);
         match made {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -191,25 +200,35 @@ impl Rewrite {
             if let Ok(staging) = Staging::enter(out, &self.identity) {
                 let _ = std::fs::remove_dir_all(&staging.dir);
             }
-            return Ok(Copied { manifest, written: 0, resumed: self.data_bytes(), seconds: Seconds::default() });
+            return Ok(Copied {
+                manifest,
+                written: 0,
+                shared: 0,
+                resumed: self.data_bytes(),
+                seconds: Seconds::default(),
+            });
         }
         let parent = match out.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
         let started = Instant::now();
+        let fits = |left: u64| match available_bytes(parent).filter(|&available| available < left) {
+            Some(free) => Err(Error::file(out, disk_full(&format!("{left} bytes are needed, {free} are free")))),
+            None => Ok(()),
+        };
+        if !staging_of(out)?.exists() {
+            fits(self.data_bytes())?;
+        }
         let staging = Staging::enter(out, &self.identity)?;
         let (journal, mut done) = Journal::open(&staging.dir.join("journal"), self)?;
-        let left: u64 = self.pieces.iter().zip(&done).filter(|(_, done)| done.is_none()).map(|(p, _)| p.bytes).sum();
-        if let Some(available) = available_bytes(parent).filter(|&available| available < left) {
-            return Err(Error::file(out, disk_full(&format!("{left} bytes are needed, {available} are free"))));
-        }
+        fits(self.pieces.iter().zip(&done).filter(|(_, done)| done.is_none()).map(|(piece, _)| piece.bytes).sum())?;
         let mut files = Vec::with_capacity(self.files.len());
         for (number, (file, header)) in self.files.iter().zip(&self.headers).enumerate() {
             let bytes: u64 = header.len() as u64 + file.tensors.iter().map(super::OutputTensor::bytes).sum::<u64>();
             let (opened, there) = staging.file(&file.name, header, bytes)?;
             if !there {
-                let of_file = |(piece, _): &(&super::Piece, &mut Option<u32>)| piece.file == number;
+                let of_file = |(piece, _): &(&Piece, &mut Option<u32>)| piece.file == number;
                 self.pieces.iter().zip(&mut done).filter(of_file).for_each(|(_, done)| *done = None);
             }
             files.push(opened);
@@ -225,9 +244,19 @@ impl Rewrite {
         meter.add(resumed)?;
         let done = Mutex::new(done);
         let clock = Clock::default();
-        let target =
-            Target { rewrite: self, out, files: &files, journal: &journal, done: &done, meter: &meter, clock: &clock };
+        let target = Target {
+            rewrite: self,
+            out,
+            files: &files,
+            journal: &journal,
+            done: &done,
+            meter: &meter,
+            clock: &clock,
+            shared: AtomicU64::new(0),
+            sharing_failed: AtomicBool::new(false),
+        };
         target.copy(source, &self.runs(source, &todo))?;
+        let shared = target.shared.into_inner();
 
         let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let sums: Vec<u32> = done.into_iter().flatten().collect();
@@ -260,19 +289,16 @@ impl Rewrite {
         };
         // The output stands; what is left of the staging directory is removed by the next run if not by this one.
         let _ = std::fs::remove_dir_all(&staging.dir);
-        Ok(Copied { manifest, written, resumed, seconds })
+        Ok(Copied { manifest, written, shared, resumed, seconds })
     }
 }
-
-/// A file system's block, or a multiple of it.
-const BLOCK: usize = 4096;
 
 /// Writes what is not zero: the file was made at its full length and holds zeros where nothing was written, so what is
 /// sparse stays sparse.
 fn write_sparse(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     let mut start = None;
     let mut place = 0;
-    for block in bytes.chunks(BLOCK) {
+    for block in bytes.chunks(BLOCK_BYTES as usize) {
         match (start, block.iter().all(|&byte| byte == 0)) {
             (Some(from), true) => {
                 file.write_all_at(&bytes[from..place], at + from as u64)?;
@@ -286,6 +312,25 @@ fn write_sparse(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     start.map_or(Ok(()), |from| file.write_all_at(&bytes[from..], at + from as u64))
 }
 
+/// Makes `bytes` bytes of `to` the very blocks of `from`, copied once either is changed; all three are multiples of a
+/// block. Whether that was done.
+#[cfg(target_os = "linux")]
+fn share_blocks(from: &File, offset: u64, bytes: u64, to: &File, to_offset: u64) -> bool {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(from.as_raw_fd()),
+        src_offset: offset,
+        src_length: bytes,
+        dest_offset: to_offset,
+    };
+    // SAFETY: both files are open, and the kernel reads the range only.
+    unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE as _, &range) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn share_blocks(_: &File, _: u64, _: u64, _: &File, _: u64) -> bool {
+    false
+}
+
 /// What the threads of a copy share.
 struct Target<'a> {
     rewrite: &'a Rewrite,
@@ -295,6 +340,8 @@ struct Target<'a> {
     done: &'a Mutex<Vec<Option<u32>>>,
     meter: &'a Meter,
     clock: &'a Clock,
+    shared: AtomicU64,
+    sharing_failed: AtomicBool,
 }
 
 impl Target<'_> {
@@ -321,8 +368,57 @@ impl Target<'_> {
         error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    /// Has the file system share whole blocks of the source with the output, where it can and both are equally far into a
+    /// block. Returns the ranges of output files that need not be written.
+    fn share(&self, source: &dyn Source, run: &Run) -> Vec<(usize, Range<u64>)> {
+        let mut shared = Vec::new();
+        let Some(file) = source.local(run.shard) else { return shared };
+        let pieces: Vec<&Piece> = run.pieces.iter().map(|&id| &self.rewrite.pieces[id]).collect();
+        let adjacent =
+            |a: &&Piece, b: &&Piece| a.file == b.file && a.from + a.bytes == b.from && a.to + a.bytes == b.to;
+        for stretch in pieces.chunk_by(adjacent) {
+            let (first, last) = (stretch[0], stretch[stretch.len() - 1]);
+            let skip = first.from.next_multiple_of(BLOCK_BYTES) - first.from;
+            let end = (last.from + last.bytes) / BLOCK_BYTES * BLOCK_BYTES;
+            let bytes = end.saturating_sub(first.from + skip);
+            let to = first.to + skip;
+            if bytes == 0 || !to.is_multiple_of(BLOCK_BYTES) || self.sharing_failed.load(Ordering::Relaxed) {
+                continue;
+            }
+            if share_blocks(file, first.from + skip, bytes, &self.files[first.file], to) {
+                self.shared.fetch_add(bytes, Ordering::Relaxed);
+                shared.push((first.file, to..to + bytes));
+            } else {
+                // Most file systems cannot, and none can across two of them.
+                self.sharing_failed.store(true, Ordering::Relaxed);
+            }
+        }
+        shared
+    }
+
+    /// Writes `bytes` to `at` in a file, except what the file shares with the source.
+    fn write(&self, file: usize, bytes: &[u8], at: u64, shared: &[(usize, Range<u64>)]) -> Result<()> {
+        let end = at + bytes.len() as u64;
+        let mut parts = vec![at..end];
+        let overlapping = shared.iter().filter(|(other, range)| *other == file && range.start < end && at < range.end);
+        for (_, range) in overlapping {
+            let outside = |part: Range<u64>| {
+                [part.start..part.end.min(range.start), part.start.max(range.end)..part.end]
+                    .into_iter()
+                    .filter(|part| part.start < part.end)
+            };
+            parts = parts.into_iter().flat_map(outside).collect();
+        }
+        for part in parts {
+            let bytes = &bytes[(part.start - at) as usize..(part.end - at) as usize];
+            write_sparse(&self.files[file], bytes, part.start).map_err(|e| write_error(self.out, "write", e))?;
+        }
+        Ok(())
+    }
+
     /// Streams one run and deals its bytes out to the pieces.
     fn copy_run(&self, source: &dyn Source, run: &Run, failed: &AtomicBool) -> Result<()> {
+        let shared = self.share(source, run);
         let mut pieces = run.pieces.iter().copied();
         let mut current = pieces.next();
         let mut hasher = crc32fast::Hasher::new();
@@ -346,8 +442,7 @@ impl Target<'_> {
                 let part = &bytes[..take as usize];
                 hasher.update(part);
                 let before = Instant::now();
-                write_sparse(&self.files[piece.file], part, piece.to + inside)
-                    .map_err(|e| write_error(self.out, "write", e))?;
+                self.write(piece.file, part, piece.to + inside, &shared)?;
                 writing += nanos(before);
                 (bytes, at) = (&bytes[take as usize..], at + take);
                 if inside + take == piece.bytes {

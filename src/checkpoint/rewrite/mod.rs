@@ -18,7 +18,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 /// Name of the file that says where every tensor of an output came from.
@@ -149,7 +149,10 @@ impl Rewrite {
             file.tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
             let described = |tensor: &OutputTensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
             let described: Vec<_> = file.tensors.iter().map(described).collect();
-            let header = header::write(&described).map_err(|problem| wrong(&file.name, problem))?;
+            let mut header = header::write(&described).map_err(|problem| wrong(&file.name, problem))?;
+            if let Some(remainder) = clonable_remainder(&file.tensors, &header) {
+                header::pad(&mut header, remainder, BLOCK_BYTES);
+            }
             let mut to = header.len() as u64;
             for tensor in &file.tensors {
                 if header::byte_len(tensor.dtype, &tensor.shape) != Some(tensor.bytes()) {
@@ -355,6 +358,26 @@ impl Manifest {
         }
         Ok(Some(manifest))
     }
+}
+
+/// Block of the file systems that can share blocks between files.
+const BLOCK_BYTES: u64 = 4096;
+
+/// The length of the header, modulo a block, with which most bytes of a file are as far into a block as in the source, so
+/// that a file system may share those blocks; `None` if that is not worth the padding.
+fn clonable_remainder(tensors: &[OutputTensor], header: &[u8]) -> Option<u64> {
+    let mut bytes: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut to = 0;
+    for segment in tensors.iter().flat_map(|tensor| &tensor.segments) {
+        // A header's length is a multiple of 8, for alignment.
+        let remainder = (segment.range.start + BLOCK_BYTES - to % BLOCK_BYTES) % BLOCK_BYTES;
+        if remainder.is_multiple_of(8) && segment.bytes() >= BLOCK_BYTES {
+            *bytes.entry(remainder).or_default() += segment.bytes();
+        }
+        to += segment.bytes();
+    }
+    let (&remainder, &most) = bytes.iter().max_by_key(|&(_, bytes)| bytes)?;
+    (most >= PIECE_BYTES && header.len() as u64 % BLOCK_BYTES != remainder).then_some(remainder)
 }
 
 /// A hash of everything that decides which bytes the output will hold.
