@@ -284,7 +284,9 @@ fn commands_plan_build_slice_and_verify() {
         text(&output.stdout),
         &["| experts kept ", "| peak RSS ", "| whole model", "- layers have equally long ranges"],
     );
-    json(&["experts", "slice", "base", "--count", "2", "--layers", "0,2", "--out", "slices", "--json"]);
+    json(&[
+        "experts", "slice", "base", "--count", "2", "--by", "first", "--layers", "0,2", "--out", "slices", "--json",
+    ]);
     assert_eq!(names(&dir.join("slices")), ["layer0_keep2.safetensors", "layer2_keep2.safetensors", MANIFEST]);
     let output = lacuna(dir, &["experts", "verify", "base", "slices"]);
     assert_says(text(&output.stdout), &["mismatch_count 0"]);

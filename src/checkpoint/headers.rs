@@ -173,8 +173,12 @@ impl Source for HeadersOnly {
     }
 
     /// None: they stay with the weights.
-    fn side_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+    fn side_files(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    fn side_file(&self, name: &str, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        Err(Error::file(self.dir.join(name), "only headers are here; give the checkpoint itself"))
     }
 
     fn stream(&self, shard: usize, _: Range<u64>, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {

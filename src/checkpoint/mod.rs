@@ -40,13 +40,13 @@ pub use http::Retry;
 pub use hub::Hub;
 pub use remote::Remote;
 pub use rewrite::{
-    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OutputFile, OutputTensor, Rewrite,
-    Seconds, Segment,
+    Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OtherFile, OutputFile, OutputTensor,
+    Rewrite, Seconds, Segment, SideFiles,
 };
 pub use source::{Source, open_source};
 
 pub(crate) use index::shard_name;
-pub(crate) use rewrite::index_text;
+pub(crate) use rewrite::{index_text, parent};
 pub(crate) use writer::{available_bytes, deal_out};
 
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};

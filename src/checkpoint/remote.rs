@@ -189,9 +189,13 @@ impl Source for Remote {
         Ok(self.config.get_or_init(|| config).clone())
     }
 
-    fn side_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+    fn side_files(&self) -> Result<Vec<String>> {
         let wanted = |name: &&String| hub::is_side_file(name) && writer::is_side_file(name) && *name != "config.json";
-        self.listed.iter().filter(wanted).map(|name| Ok((name.clone(), self.small_file(name)?))).collect()
+        Ok(self.listed.iter().filter(wanted).cloned().collect())
+    }
+
+    fn side_file(&self, name: &str, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        sink(&self.small_file(name)?)
     }
 
     fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {

@@ -41,7 +41,8 @@ struct Choice {
     /// JSON file of the experts that stay: {"0": [1, 5], ..} by layer, or a list of lists
     #[arg(long, value_name = "FILE", group = "how_many", conflicts_with = "by")]
     keep_list: Option<PathBuf>,
-    /// What decides: first, last, random, router-norm, weight-norm; with --scores frequency, ean, reap, reap-softmax
+    /// What decides: first, last, random, router-norm, weight-norm; with --scores also frequency, ean, reap,
+    /// reap-softmax, max-activation
     #[arg(long)]
     by: Option<By>,
     /// Scores that `lacuna experts score` wrote
@@ -50,9 +51,9 @@ struct Choice {
     /// Judge super-experts by their score, as any other
     #[arg(long, requires = "scores")]
     ignore_super_experts: bool,
-    /// Seed of a random choice
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// Seed of a random choice [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 /// What decides which experts stay.
@@ -73,7 +74,8 @@ impl FromStr for By {
             "last" => Ok(By::Last),
             "random" => Ok(By::Random),
             _ => text.parse().map(By::Score).map_err(|_| {
-                let known = "first, last, random, router-norm, weight-norm, frequency, ean, reap, reap-softmax";
+                let known =
+                    "first, last, random, router-norm, weight-norm, frequency, ean, reap, reap-softmax, max-activation";
                 Error::argument("by", text, format!("must be one of {known}"))
             }),
         }
@@ -81,7 +83,23 @@ impl FromStr for By {
 }
 
 impl Choice {
+    /// A plan may be made for any experts; an output is made of those that somebody chose.
+    fn decided(&self) -> anyhow::Result<()> {
+        if self.by.is_none() && self.keep_list.is_none() {
+            bail!("which experts stay? give --by METRIC or --keep-list FILE");
+        }
+        Ok(())
+    }
+
     fn select(&self, source: &dyn Source, layout: &Layout) -> anyhow::Result<Selection> {
+        // What would be ignored was meant for something else.
+        let (scored, random) = (matches!(self.by, Some(By::Score(_))), matches!(self.by, Some(By::Random)));
+        if self.scores.is_some() && !scored {
+            bail!("--scores needs --by METRIC, one of those that were scored");
+        }
+        if self.seed.is_some() && !random {
+            bail!("--seed needs --by random");
+        }
         let count = match (&self.keep_list, self.keep, self.count) {
             (Some(path), ..) => {
                 let by = Map::from_iter([("choice".to_owned(), "list".into())]);
@@ -104,8 +122,9 @@ impl Choice {
             }
             By::Random => {
                 name("random");
-                by.insert("seed".to_owned(), self.seed.into());
-                Ranking::random(layout, self.seed)
+                let seed = self.seed.unwrap_or_default();
+                by.insert("seed".to_owned(), seed.into());
+                Ranking::random(layout, seed)
             }
             By::Score(metric) => {
                 name(&metric.to_string());
@@ -329,6 +348,7 @@ fn show<T: serde::Serialize>(value: &T, json: bool, markdown: impl Fn(&T) -> Str
 }
 
 fn slice(args: &Slice) -> anyhow::Result<()> {
+    args.choice.decided()?;
     let (source, layout) = open(&args.model)?;
     let mut selection = args.choice.select(&*source, &layout)?;
     if let Some(Layers(layers)) = &args.layers {
@@ -339,9 +359,7 @@ fn slice(args: &Slice) -> anyhow::Result<()> {
 }
 
 fn build(args: &Build) -> anyhow::Result<()> {
-    if args.choice.by.is_none() && args.choice.keep_list.is_none() {
-        bail!("which experts stay? give --by METRIC or --keep-list FILE");
-    }
+    args.choice.decided()?;
     let (source, layout) = open(&args.model)?;
     let selection = args.choice.select(&*source, &layout)?;
     let copied = experts::build(&*source, &layout, &selection, args.max_shard_size, &args.out, Progress::Stderr);

@@ -2,7 +2,9 @@
 
 use super::keep::Keep;
 use super::layout::{Layout, Role, renumbered};
-use crate::checkpoint::{Copied, OutputFile, OutputTensor, Rewrite, Source, deal_out, index_text, shard_name};
+use crate::checkpoint::{
+    Copied, OutputFile, OutputTensor, Rewrite, SideFiles, Source, deal_out, index_text, shard_name,
+};
 use crate::progress::Progress;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -119,16 +121,12 @@ pub fn build(
 ) -> Result<Copied> {
     let rewrite = plan_model(source, layout, &selection.keep, max_shard)?;
     let kept = selection.keep.uniform(layout)?;
-    let others = |_: &_| {
-        let mut files = source.side_files()?;
-        let mut config = serde_json::to_vec_pretty(&pruned_config(source, layout, kept)?)
-            .map_err(|error| Error::file(out.join("config.json"), error))?;
-        config.push(b'\n');
-        files.push(("config.json".to_owned(), config));
-        files.extend(index_text(rewrite.files()));
-        Ok(files)
-    };
-    rewrite.run(source, out, &selection.about(MODEL)?, others, progress)
+    let mut config = serde_json::to_vec_pretty(&pruned_config(source, layout, kept)?)
+        .map_err(|error| Error::file(out.join("config.json"), error))?;
+    config.push(b'\n');
+    let mut generated = vec![("config.json".to_owned(), config)];
+    generated.extend(index_text(rewrite.files()));
+    rewrite.run(source, out, &selection.about(MODEL)?, &generated, SideFiles::Copied, progress)
 }
 
 /// Writes the kept experts and router rows of each layer in the selection to `layer{L}_keep{K}.safetensors` in the new
@@ -144,5 +142,5 @@ pub fn slice(
     progress: Progress,
 ) -> Result<Copied> {
     let rewrite = plan_slices(source, layout, &selection.keep)?;
-    rewrite.run(source, out, &selection.about(SLICES)?, |_| Ok(Vec::new()), progress)
+    rewrite.run(source, out, &selection.about(SLICES)?, &[], SideFiles::Left, progress)
 }

@@ -2,6 +2,7 @@
 
 use super::layout::Layout;
 use crate::{Error, Result};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,6 +13,31 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Keep(BTreeMap<usize, Vec<usize>>);
+
+/// A JSON object from layer to list, which names no layer twice.
+struct Once(BTreeMap<usize, Vec<usize>>);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Once;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object from layer to list")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Once, A::Error> {
+                let mut lists = BTreeMap::new();
+                while let Some((layer, list)) = map.next_entry::<usize, Vec<usize>>()? {
+                    if lists.insert(layer, list).is_some() {
+                        return Err(serde::de::Error::custom(format!("layer {layer} stands there twice")));
+                    }
+                }
+                Ok(Once(lists))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
 
 /// How many experts stay of `experts` at `fraction`: all but the `floor(experts * (1 - fraction))` of REAP's reference code.
 ///
@@ -26,7 +52,7 @@ pub fn count(experts: usize, fraction: f64) -> Result<usize> {
 }
 
 impl Keep {
-    /// The same number of layers and lists that a caller made, checked.
+    /// Lists of experts by layer, sorted and checked.
     ///
     /// # Errors
     /// [`Error::Argument`] when a list is empty, names an expert twice or one of `experts` or above, or a layer is not one
@@ -66,7 +92,9 @@ impl Keep {
         };
         let json: Value = serde_json::from_slice(&text).map_err(form)?;
         let lists = if json.is_object() {
-            serde_json::from_value(json).map_err(form)?
+            // Again, for a value has forgotten a layer that stands there twice.
+            let Once(lists) = serde_json::from_slice(&text).map_err(form)?;
+            lists
         } else {
             let lists: Vec<Vec<usize>> = serde_json::from_value(json).map_err(form)?;
             if lists.len() != layout.layers.len() {
@@ -230,7 +258,9 @@ mod tests {
             Keep::read(&layout, &path)
         };
         assert_eq!(read(r#"{"1": [3, 0], "2": [1, 2]}"#).unwrap(), read("[[0, 3], [2, 1]]").unwrap());
-        for text in ["[[0]]", "{\"1\": 3}", "nonsense", "[[0, -1], [1]]"] {
+        for text in
+            ["{\"1\": [0, 1], \"1\": [2, 3], \"2\": [0, 1]}", "[[0]]", "{\"1\": 3}", "nonsense", "[[0, -1], [1]]"]
+        {
             assert!(read(text).unwrap_err().to_string().contains("keep.json"), "{text}");
         }
     }

@@ -5,8 +5,11 @@ use crate::model::{MOE_FAMILIES, MoeFamily};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+
+/// More than any model has, and few enough to count them.
+const MOST_EXPERTS: usize = 1 << 16;
 
 /// What a tensor of a mixture is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,11 +32,11 @@ pub fn place(family: &MoeFamily, blocks: usize, name: &str) -> Option<(usize, Ro
         None => (blocks, name.strip_prefix("mtp.layers.")?),
     };
     let (block, rest) = rest.split_once('.')?;
-    let block = first + block.parse::<usize>().ok()?;
+    let block = first.checked_add(canonical(block)?)?;
     let rest = rest.strip_prefix(family.module)?.strip_prefix('.')?;
     let (part, rest) = rest.split_once('.')?;
     let role = match part {
-        "experts" => match rest.split('.').next().and_then(|number| number.parse().ok()) {
+        "experts" => match rest.split('.').next().and_then(canonical) {
             Some(expert) => Role::Expert(expert),
             None => Role::Stacked,
         },
@@ -42,6 +45,11 @@ pub fn place(family: &MoeFamily, blocks: usize, name: &str) -> Option<(usize, Ro
         _ => return None,
     };
     Some((block, role))
+}
+
+/// A number as names are written with: `01` is none.
+fn canonical(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|number: &usize| number.to_string() == text)
 }
 
 /// `name` with the number of its expert replaced.
@@ -95,9 +103,21 @@ impl Layout {
         let key = family.experts_keys().into_iter().find(|key| config.contains_key(*key));
         let experts = number(key.unwrap_or(family.experts_key))?;
         let top_k = number(family.top_k_keys[0])?;
+        if experts > MOST_EXPERTS {
+            let key = key.unwrap_or(family.experts_key);
+            return Err(Error::file(&path, format!("`{key}` is {experts}, more experts than any model has")));
+        }
         let groups = match family.group_keys {
-            Some((groups, reachable)) if config.get(groups).and_then(Value::as_u64).unwrap_or(1) > 1 => {
-                Some(Groups { groups: number(groups)?, reachable: number(reachable)? })
+            Some((key, reachable)) if config.get(key).is_some_and(|groups| !groups.is_null()) => {
+                let groups = Groups { groups: number(key)?, reachable: number(reachable)? };
+                if experts % groups.groups != 0 || groups.reachable > groups.groups {
+                    let problem = format!(
+                        "{experts} experts in {} groups (`{key}`), of which a token reaches {} (`{reachable}`): impossible",
+                        groups.groups, groups.reachable
+                    );
+                    return Err(Error::file(&path, problem));
+                }
+                Some(groups).filter(|groups| groups.groups > 1)
             }
             _ => None,
         };
@@ -108,6 +128,7 @@ impl Layout {
                 layers.entry(block).or_default().push((role, position));
             }
         }
+        Self::check_blocks(source, family, blocks)?;
         // A shared expert alone is no mixture.
         layers.retain(|_, tensors| tensors.iter().any(|(role, _)| *role != Role::Shared));
         if layers.is_empty() {
@@ -118,50 +139,100 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Every block has a feed-forward layer, be it a mixture or dense: else a shard is missing.
+    fn check_blocks(source: &dyn Source, family: &MoeFamily, blocks: usize) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for info in source.index() {
+            if let Some((block, rest)) = info.name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
+                && [family.module, "mlp"].iter().any(|module| rest.split('.').next() == Some(module))
+            {
+                seen.extend(canonical(block));
+            }
+        }
+        match (0..blocks).find(|block| !seen.contains(block)) {
+            None => Ok(()),
+            Some(block) => {
+                let name = format!("model.layers.{block}.{}", family.module);
+                let problem =
+                    format!("no tensor of it is here, and config.json has {blocks} blocks; is a shard missing?");
+                Err(Error::tensor(source.origin(), name, problem))
+            }
+        }
+    }
+
     fn check(&self, source: &dyn Source) -> Result<()> {
-        let index = source.index();
-        let shard = |info: &TensorInfo| Path::new(&source.origin()).join(&source.files()[info.shard]);
+        for (&layer, tensors) in &self.layers {
+            self.check_layer(source, layer, tensors)?;
+        }
+        Ok(())
+    }
+
+    fn check_layer(&self, source: &dyn Source, layer: usize, tensors: &[(Role, usize)]) -> Result<()> {
         let key = self.family.experts_key;
-        for (layer, tensors) in &self.layers {
-            let mut suffixes: BTreeMap<String, Vec<bool>> = BTreeMap::new();
-            let mut router = false;
-            for &(role, position) in tensors {
-                let info = &index[position];
-                let rows = match role {
-                    Role::Shared => continue,
-                    Role::Expert(expert) if expert >= self.experts => {
-                        let problem = format!("config.json has {} experts (`{key}`)", self.experts);
-                        return Err(Error::tensor(shard(info), &info.name, problem));
-                    }
-                    Role::Expert(expert) => {
-                        let suffix = renumbered(&info.name, 0);
-                        suffixes.entry(suffix).or_insert_with(|| vec![false; self.experts])[expert] = true;
-                        continue;
-                    }
-                    Role::Stacked => info.shape.get(self.family.expert_dim),
-                    Role::Router => {
-                        router = true;
-                        info.shape.first()
-                    }
-                };
-                if rows != Some(&self.experts) {
-                    let problem = format!(
-                        "its shape {:?} does not have the {} experts of config.json (`{key}`)",
-                        info.shape, self.experts
-                    );
+        let shard = |info: &TensorInfo| Path::new(&source.origin()).join(&source.files()[info.shard]);
+        // By the name that expert 0 has: which experts have it, and what it looks like in the first of them.
+        let mut kinds: BTreeMap<String, (Vec<bool>, &TensorInfo)> = BTreeMap::new();
+        let (mut router, mut stacked) = (false, Vec::new());
+        for &(role, position) in tensors {
+            let info = &source.index()[position];
+            let rows = match role {
+                Role::Shared => continue,
+                Role::Expert(expert) if expert >= self.experts => {
+                    let problem = format!("config.json has {} experts (`{key}`)", self.experts);
                     return Err(Error::tensor(shard(info), &info.name, problem));
                 }
-            }
-            for (first, seen) in suffixes {
-                if let Some(missing) = seen.iter().position(|seen| !seen) {
-                    let problem = "is missing, while other experts have it; is the checkpoint complete?";
-                    return Err(Error::tensor(source.origin(), renumbered(&first, missing), problem));
+                Role::Expert(expert) => {
+                    let kind = kinds.entry(renumbered(&info.name, 0));
+                    let (seen, first) = kind.or_insert_with(|| (vec![false; self.experts], info));
+                    if (first.dtype, &first.shape) != (info.dtype, &info.shape) {
+                        let problem = format!(
+                            "{} x {:?} is not what other experts have, {} x {:?} in `{}`",
+                            info.dtype, info.shape, first.dtype, first.shape, first.name
+                        );
+                        return Err(Error::tensor(shard(info), &info.name, problem));
+                    }
+                    seen[expert] = true;
+                    continue;
                 }
+                Role::Stacked => {
+                    stacked.push(info.name.as_str());
+                    info.shape.get(self.family.expert_dim)
+                }
+                Role::Router => {
+                    router = true;
+                    info.shape.first()
+                }
+            };
+            if rows != Some(&self.experts) {
+                let problem = format!(
+                    "its shape {:?} does not have the {} experts of config.json (`{key}`)",
+                    info.shape, self.experts
+                );
+                return Err(Error::tensor(shard(info), &info.name, problem));
             }
-            if !router || tensors.iter().all(|(role, _)| matches!(role, Role::Router | Role::Shared)) {
-                let what = if router { "experts" } else { self.family.router };
-                let name = format!("model.layers.{layer}.{}.{what}", self.family.module);
-                return Err(Error::tensor(source.origin(), name, "is missing; is the checkpoint complete?"));
+        }
+        for (first, (seen, _)) in &kinds {
+            if let Some(missing) = seen.iter().position(|seen| !seen) {
+                let problem = "is missing, while other experts have it; is the checkpoint complete?";
+                return Err(Error::tensor(source.origin(), renumbered(first, missing), problem));
+            }
+        }
+        let missing = |what: String| {
+            let name = format!("model.layers.{layer}.{}.{what}", self.family.module);
+            Err(Error::tensor(source.origin(), name, "is missing; is the checkpoint complete?"))
+        };
+        if !router {
+            return missing(self.family.router.to_owned());
+        }
+        for linear in self.family.linears {
+            let separate = format!(".experts.0.{linear}.");
+            // Gate and up projection stand in one tensor there.
+            let joined = [linear, "gate_up_proj"].map(|linear| format!(".experts.{linear}"));
+            let is_gate_or_up = linear != self.family.linears[2];
+            let found = kinds.keys().any(|name| name.contains(&separate))
+                || stacked.iter().any(|name| name.contains(&joined[0]) || is_gate_or_up && name.contains(&joined[1]));
+            if !found {
+                return missing(format!("experts.0.{linear}"));
             }
         }
         Ok(())
@@ -234,18 +305,18 @@ mod tests {
             let family = MoeFamily::find(model_type).unwrap();
             assert_eq!(place(family, 48, name), expected, "{model_type} {name}");
         }
-        let tested = [
-            "gpt_oss",
-            "mixtral",
-            "qwen2_moe",
-            "qwen3_moe",
-            "qwen3_next",
-            "olmoe",
-            "deepseek_v2",
-            "deepseek_v3",
-            "glm4_moe",
-        ];
-        assert_eq!(MOE_FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().len(), tested.len());
+        for (alias, family) in [("experts.01.w1", "mixtral"), ("experts.+1.w1", "mixtral")] {
+            let name = format!("model.layers.0.block_sparse_moe.{alias}.weight");
+            let role = place(MoeFamily::find(family).unwrap(), 48, &name);
+            assert_eq!(role, Some((0, Role::Stacked)), "{name} is not expert 1, and has no 8 rows");
+        }
+    }
+
+    #[test]
+    fn every_family_has_a_name_in_the_test_above() {
+        let tested = "gpt_oss mixtral qwen2_moe qwen3_moe qwen3_next olmoe deepseek_v2 deepseek_v3 glm4_moe";
+        let families: Vec<_> = MOE_FAMILIES.iter().map(|family| family.model_type).collect();
+        assert_eq!(families.join(" "), tested);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::build::{Selection, plan_model, plan_slices};
 use super::keep::Keep;
 use super::layout::Layout;
-use crate::checkpoint::{Rewrite, Seconds, Source, TensorInfo, available_bytes};
+use crate::checkpoint::{Rewrite, Seconds, SideFiles, Source, TensorInfo, available_bytes, parent};
 use crate::progress::Progress;
 use crate::{Error, Result};
 use serde::Serialize;
@@ -74,6 +74,7 @@ pub fn plan(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64, o
         // Nothing can be built from headers: this plan is for another machine.
         return Ok(plan);
     }
+    rewrite.check_output(out)?;
     plan.free_bytes = available_bytes(parent(out));
     if let Some(free) = plan.free_bytes.filter(|&free| free < plan.output_bytes) {
         let problem =
@@ -90,11 +91,6 @@ pub fn plan(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64, o
         seconds: plan.output_bytes as f64 / bytes_per_second,
     });
     Ok(plan)
-}
-
-/// The directory that a new one at `out` will stand in.
-fn parent(out: &Path) -> &Path {
-    out.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 impl Plan {
@@ -204,7 +200,7 @@ fn measure(source: &dyn Source, rewrite: &Rewrite, out: &Path, progress: Progres
     let parent = parent(out);
     let scratch = tempfile::Builder::new().prefix(".lacuna-probe-").tempdir_in(parent);
     let scratch = scratch.map_err(Error::io("create a directory in", parent))?;
-    let copied = rewrite.run(source, &scratch.path().join("probe"), &Map::new(), |_| Ok(Vec::new()), progress)?;
+    let copied = rewrite.run(source, &scratch.path().join("probe"), &Map::new(), &[], SideFiles::Left, progress)?;
     Ok(copied.seconds)
 }
 

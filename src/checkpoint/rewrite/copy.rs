@@ -1,20 +1,20 @@
 //! Carrying a [`Rewrite`] out: streams in, positional writes out, a journal between.
 
-use super::journal::{self, Journal};
-use super::{BLOCK_BYTES, MANIFEST, Manifest, Piece, Rewrite, Run};
+use super::journal::Journal;
+use super::staging::{Resumed, Staging, is_free_name, parent, write_error};
+use super::{BLOCK_BYTES, MANIFEST, Manifest, OtherFile, Piece, Rewrite, Run};
 use crate::checkpoint::source::Source;
-use crate::checkpoint::writer::{available_bytes, disk_full};
 use crate::progress::{Progress, Stage};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::Range;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -61,96 +61,6 @@ fn nanos(since: Instant) -> u64 {
     since.elapsed().as_nanos() as u64
 }
 
-/// The unfinished output: a hidden directory beside the final one, with the files that are to be renamed into place, and
-/// what is needed to go on with them.
-struct Staging {
-    out: PathBuf,
-    dir: PathBuf,
-    /// Held as long as this process works here.
-    _lock: File,
-}
-
-fn staging_of(out: &Path) -> Result<PathBuf> {
-    match out.file_name() {
-        Some(name) => Ok(out.with_file_name(format!(".{}.partial", name.to_string_lossy()))),
-        None => Err(Error::file(out, "cannot be an output directory; give it a name")),
-    }
-}
-
-impl Staging {
-    fn enter(out: &Path, identity: &str) -> Result<Self> {
-        let dir = staging_of(out)?;
-        let made = std::fs::create_dir(&dir);
-        match made {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let parent = dir.parent().unwrap_or(Path::new("."));
-                return Err(Error::file(parent, "no such directory; create it before writing into it"));
-            }
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::io("create", &dir)(error));
-            }
-            _ => {}
-        }
-        let path = dir.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let lock = lock.map_err(Error::io("open", &path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::file(&dir, "another process is writing this output; wait for it, or end it"));
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-        }
-        let path = dir.join("identity");
-        match std::fs::read_to_string(&path) {
-            Ok(old) if old == identity => {}
-            // A kill between the first two steps leaves a directory without one, and nothing in it.
-            Ok(old) if old.is_empty() => write(out, &path, identity)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => write(out, &path, identity)?,
-            Err(error) => return Err(Error::io("read", &path)(error)),
-            Ok(_) => {
-                let problem = "holds an unfinished output of other arguments, or of a checkpoint that has changed since; \
-                               finish that one with its own command, or remove this directory";
-                return Err(Error::file(&dir, problem));
-            }
-        }
-        let staging = Staging { out: out.to_path_buf(), dir, _lock: lock };
-        match std::fs::create_dir(staging.data()) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(write_error(out, "create", error)),
-            _ => Ok(staging),
-        }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.dir.join("data")
-    }
-
-    /// Opens a weight file at its full length, with its header. What is there already stays. Also says whether it was.
-    fn file(&self, name: &str, header: &[u8], bytes: u64) -> Result<(File, bool)> {
-        let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(self.data().join(name));
-        let file = open.map_err(|e| write_error(&self.out, "create", e))?;
-        let there = file.metadata().map_err(|e| write_error(&self.out, "read", e))?.len() == bytes;
-        file.set_len(bytes).map_err(|e| write_error(&self.out, "write", e))?;
-        file.write_all_at(header, 0).map_err(|e| write_error(&self.out, "write", e))?;
-        Ok((file, there))
-    }
-}
-
-fn write(out: &Path, path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| write_error(out, "write", e))
-}
-
-/// A disk that is full must be told from one that is forbidden; both name the final path.
-fn write_error(out: &Path, action: &'static str, error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            let problem = disk_full(&error.to_string());
-            Error::file(out, format!("{problem}; then the same command goes on where this one stopped"))
-        }
-        _ => Error::io(action, out)(error),
-    }
-}
-
 /// Counts bytes, shows mebibytes.
 struct Meter {
     stage: Stage,
@@ -166,77 +76,59 @@ impl Meter {
     }
 }
 
+/// What stands beside the weights of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SideFiles {
+    /// The source's tokenizer, generation settings, licence and every other file that holds no weights.
+    Copied,
+    /// None of those.
+    Left,
+}
+
 impl Rewrite {
-    /// Writes the files to the new directory `out`, and beside them [`MANIFEST`] and what `others` makes of it. If an
-    /// earlier run was stopped, by whatever means, this one goes on from its last finished piece; if it had ended, nothing
-    /// is written.
+    /// Writes the files to the new directory `out`, and beside them the `generated` ones (name, bytes), [`MANIFEST`], and
+    /// the source's own if they are wanted. If an earlier run was stopped, by whatever means, this one goes on from its last
+    /// finished piece; if it had ended, nothing is written.
     ///
     /// Memory: a mebibyte for each of [`Source::streams`], and the list of pieces.
     ///
     /// # Errors
-    /// [`Error::File`] when `out` exists and is not this output, when an unfinished output of something else is in the
-    /// way, another process writes it, or the disk is full; [`Error::Io`], [`Error::Hub`] when reading or writing fails;
-    /// [`Error::Interrupted`]. What was copied until then is kept for the next run.
+    /// Those of [`Rewrite::check_output`]; [`Error::File`] when another process writes this output, or the disk is full;
+    /// [`Error::Io`], [`Error::Hub`] when reading or writing fails; [`Error::Interrupted`]. What was copied until then is
+    /// kept for the next run.
     pub fn run(
         &self,
         source: &dyn Source,
         out: &Path,
         about: &Map<String, Value>,
-        others: impl FnOnce(&Manifest) -> Result<Vec<(String, Vec<u8>)>>,
+        generated: &[(String, Vec<u8>)],
+        side_files: SideFiles,
         progress: Progress,
     ) -> Result<Copied> {
         if !source.has_weights() {
             // It says so, before anything is made.
             source.stream(0, 0..1, &mut |_| Ok(()))?;
         }
-        if out.symlink_metadata().is_ok() {
-            let manifest = Manifest::read(out).ok().flatten();
-            let Some(manifest) =
-                manifest.filter(|manifest| manifest.identity == self.identity && manifest.about == *about)
-            else {
-                return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+        if let Some(name) = generated.iter().map(|(name, _)| name).find(|name| !is_free_name(name)) {
+            return Err(Error::argument("file name", name, "give a plain name that is not a weight file's"));
+        }
+        if let Some(manifest) = self.check_output(out)? {
+            let same = |name: &String, bytes: &[u8]| {
+                let sum = format!("{:08x}", crc32fast::hash(bytes));
+                manifest.others.iter().any(|other| other.name == *name && other.crc32 == sum)
             };
-            // A kill after the rename leaves the rest of the staging directory.
-            if let Ok(staging) = Staging::enter(out, &self.identity) {
-                let _ = std::fs::remove_dir_all(&staging.dir);
+            if manifest.about != *about || !generated.iter().all(|(name, bytes)| same(name, bytes)) {
+                return Err(Error::file(
+                    out,
+                    "already exists, made with other arguments; remove it, or choose another",
+                ));
             }
-            return Ok(Copied {
-                manifest,
-                written: 0,
-                shared: 0,
-                resumed: self.data_bytes(),
-                seconds: Seconds::default(),
-            });
+            let resumed = self.data_bytes();
+            return Ok(Copied { manifest, written: 0, shared: 0, resumed, seconds: Seconds::default() });
         }
-        let parent = match out.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
         let started = Instant::now();
-        let fits = |left: u64| match available_bytes(parent).filter(|&available| available < left) {
-            Some(free) => Err(Error::file(out, disk_full(&format!("{left} bytes are needed, {free} are free")))),
-            None => Ok(()),
-        };
-        if !staging_of(out)?.exists() {
-            fits(self.data_bytes())?;
-        }
-        let staging = Staging::enter(out, &self.identity)?;
-        let (journal, mut done) = Journal::open(&staging.dir.join("journal"), self)?;
-        fits(self.pieces.iter().zip(&done).filter(|(_, done)| done.is_none()).map(|(piece, _)| piece.bytes).sum())?;
-        let mut files = Vec::with_capacity(self.files.len());
-        for (number, (file, header)) in self.files.iter().zip(&self.headers).enumerate() {
-            let bytes: u64 = header.len() as u64 + file.tensors.iter().map(super::OutputTensor::bytes).sum::<u64>();
-            let (opened, there) = staging.file(&file.name, header, bytes)?;
-            if !there {
-                let of_file = |(piece, _): &(&Piece, &mut Option<u32>)| piece.file == number;
-                self.pieces.iter().zip(&mut done).filter(of_file).for_each(|(_, done)| *done = None);
-            }
-            files.push(opened);
-        }
-        if !journal::same_boot(&staging.dir.join("boot"))? {
-            journal::recheck(self, &files, &mut done);
-        }
-
+        let staging = Staging::enter(out, self)?;
+        let Resumed { files, journal, done } = staging.resume(self)?;
         let todo: Vec<usize> = (0..done.len()).filter(|&piece| done[piece].is_none()).collect();
         let written: u64 = todo.iter().map(|&piece| self.pieces[piece].bytes).sum();
         let resumed = self.data_bytes() - written;
@@ -260,15 +152,13 @@ impl Rewrite {
 
         let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let sums: Vec<u32> = done.into_iter().flatten().collect();
-        let manifest = self.manifest(source, about, &sums);
         let data = staging.data();
+        let others = copy_others(source, out, &data, generated, side_files)?;
+        let manifest = Manifest { others, ..self.manifest(source, about, &sums) };
         let mut text = serde_json::to_vec(&manifest).map_err(|error| Error::file(out, error))?;
         text.push(b'\n');
-        for (name, bytes) in others(&manifest)?.into_iter().chain([(MANIFEST.to_owned(), text)]) {
-            let path = data.join(name);
-            write(out, &path, bytes)?;
-            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| write_error(out, "flush", e))?;
-        }
+        write_synced(out, &data.join(MANIFEST), |sink| sink(&text))?;
+
         let flushing = Instant::now();
         for file in &files {
             file.sync_all().map_err(|e| write_error(out, "flush", e))?;
@@ -278,7 +168,7 @@ impl Rewrite {
             return Err(Error::file(out, "has come to exist while it was being written; remove it and start again"));
         }
         std::fs::rename(&data, out).map_err(|e| write_error(out, "rename into place", e))?;
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| write_error(out, "flush", e))?;
+        File::open(parent(out)).and_then(|dir| dir.sync_all()).map_err(|e| write_error(out, "flush", e))?;
         let spent = |nanos: &AtomicU64| nanos.load(Ordering::Relaxed) as f64 / 1e9;
         let seconds = Seconds {
             read: spent(&clock.read),
@@ -287,10 +177,53 @@ impl Rewrite {
             flush: flushing.elapsed().as_secs_f64(),
             total: started.elapsed().as_secs_f64(),
         };
-        // The output stands; what is left of the staging directory is removed by the next run if not by this one.
-        let _ = std::fs::remove_dir_all(&staging.dir);
+        staging.remove();
         Ok(Copied { manifest, written, shared, resumed, seconds })
     }
+}
+
+/// Writes a file from what `fill` gives, and to the disk. Returns its length and CRC-32.
+fn write_synced(
+    out: &Path,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+) -> Result<(u64, u32)> {
+    let mut file = File::create(path).map_err(|e| write_error(out, "create", e))?;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut length = 0;
+    fill(&mut |bytes| {
+        hasher.update(bytes);
+        length += bytes.len() as u64;
+        file.write_all(bytes).map_err(|e| write_error(out, "write", e))
+    })?;
+    file.sync_all().map_err(|e| write_error(out, "flush", e))?;
+    Ok((length, hasher.finalize()))
+}
+
+/// Writes what stands beside the weights: the generated files, and the source's that are not among them.
+fn copy_others(
+    source: &dyn Source,
+    out: &Path,
+    data: &Path,
+    generated: &[(String, Vec<u8>)],
+    side_files: SideFiles,
+) -> Result<Vec<OtherFile>> {
+    let mut others = Vec::new();
+    let mut add = |name: &str, (bytes, sum)| {
+        others.push(OtherFile { name: name.to_owned(), bytes, crc32: format!("{sum:08x}") });
+    };
+    if side_files == SideFiles::Copied {
+        for name in source.side_files()? {
+            if !generated.iter().any(|(other, _)| *other == name) && is_free_name(&name) {
+                add(&name, write_synced(out, &data.join(&name), |sink| source.side_file(&name, sink))?);
+            }
+        }
+    }
+    for (name, bytes) in generated {
+        add(name, write_synced(out, &data.join(name), |sink| sink(bytes))?);
+    }
+    others.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(others)
 }
 
 /// Writes what is not zero: the file was made at its full length and holds zeros where nothing was written, so what is

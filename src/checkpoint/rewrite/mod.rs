@@ -2,14 +2,16 @@
 //! read.
 //!
 //! A [`Rewrite`] says, tensor by tensor, which ranges of which shards make it up. [`Rewrite::run`] copies them in pieces of
-//! at most 256 KiB, in the order of the source, several streams at a time, and notes every finished piece in a journal
+//! 256 KiB and more, in the order of the source, several streams at a time, and notes every finished piece in a journal
 //! beside the unfinished output. So a run that was killed at any instant goes on where it stopped, and the output appears
 //! under its final name only when all of it is on the disk.
 
 mod copy;
 mod journal;
+mod staging;
 
-pub use copy::{Copied, Seconds};
+pub use copy::{Copied, Seconds, SideFiles};
+pub(crate) use staging::parent;
 
 use super::source::{STREAM_BYTES, Source};
 use super::{TensorInfo, header, index};
@@ -27,8 +29,15 @@ pub const MANIFEST: &str = "manifest.json";
 /// Version of the JSON that [`Manifest`] serialises to.
 pub const MANIFEST_SCHEMA: u32 = 1;
 
-/// Longest piece that is copied, and lost by a kill, at a time.
+/// Longest piece that is copied, and lost by a kill, at a time, of an output of up to 64 GiB.
 const PIECE_BYTES: u64 = 256 << 10;
+
+/// Of a larger output, pieces are longer: there are no more of them than this, and one for each range, so that the list
+/// of pieces takes megabytes whatever the checkpoint.
+const PIECES: u64 = 1 << 18;
+
+/// Changed whenever an unfinished output of an earlier version cannot be gone on with.
+const FORMAT: u32 = 1;
 
 /// Bytes of one shard of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,8 +149,11 @@ impl Rewrite {
         if files.iter().all(|file| file.tensors.is_empty()) {
             return Err(wrong("no tensors", "there is nothing to write".into()));
         }
-        let mut names = HashSet::new();
+        let (mut names, mut tensor_names) = (HashSet::new(), HashSet::new());
         let (mut headers, mut pieces) = (Vec::new(), Vec::new());
+        let bytes = files.iter().flat_map(|file| &file.tensors).try_fold(0u64, |sum, t| sum.checked_add(t.bytes()));
+        let bytes = bytes.ok_or_else(|| wrong("bytes", "are more than any disk holds".into()))?;
+        let piece_bytes = PIECE_BYTES.max((bytes / PIECES).next_power_of_two());
         for (number, file) in files.iter_mut().enumerate() {
             if !names.insert(file.name.clone()) {
                 return Err(wrong(&file.name, "two files have this name".into()));
@@ -155,6 +167,9 @@ impl Rewrite {
             }
             let mut to = header.len() as u64;
             for tensor in &file.tensors {
+                if !tensor_names.insert(tensor.name.clone()) {
+                    return Err(wrong(&tensor.name, "two tensors have this name".into()));
+                }
                 if header::byte_len(tensor.dtype, &tensor.shape) != Some(tensor.bytes()) {
                     let problem = format!("{} x {:?} is not {} bytes", tensor.dtype, tensor.shape, tensor.bytes());
                     return Err(wrong(&tensor.name, problem));
@@ -162,7 +177,7 @@ impl Rewrite {
                 for segment in &tensor.segments {
                     let mut from = segment.range.start;
                     while from < segment.range.end {
-                        let bytes = PIECE_BYTES.min(segment.range.end - from);
+                        let bytes = piece_bytes.min(segment.range.end - from);
                         pieces.push(Piece { shard: segment.shard, from, bytes, file: number, to });
                         from += bytes;
                         to += bytes;
@@ -171,7 +186,7 @@ impl Rewrite {
             }
             headers.push(header);
         }
-        let identity = identity(source, &files);
+        let identity = identity(source, &files, &headers, piece_bytes);
         Ok(Rewrite { files, headers, pieces, identity })
     }
 
@@ -280,6 +295,7 @@ impl Rewrite {
             about: about.clone(),
             shards: source.files(),
             files: files.collect(),
+            others: Vec::new(),
             environment: Map::from_iter([
                 ("source".to_owned(), source.origin().into()),
                 ("lacuna".to_owned(), env!("CARGO_PKG_VERSION").into()),
@@ -308,6 +324,8 @@ pub struct Manifest {
     pub shards: Vec<String>,
     /// The output's weight files.
     pub files: Vec<ManifestFile>,
+    /// The files beside them, by name.
+    pub others: Vec<OtherFile>,
     /// Where the source was, and which version wrote this: what may differ between equal outputs.
     #[serde(default)]
     pub environment: Map<String, Value>,
@@ -322,6 +340,17 @@ pub struct ManifestFile {
     pub bytes: u64,
     /// Its tensors, in the order of their bytes.
     pub tensors: Vec<ManifestTensor>,
+}
+
+/// A file of an output that holds no weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherFile {
+    /// Its name.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// CRC-32 of its bytes, in hexadecimal.
+    pub crc32: String,
 }
 
 /// A tensor of an output.
@@ -380,9 +409,18 @@ fn clonable_remainder(tensors: &[OutputTensor], header: &[u8]) -> Option<u64> {
     (most >= PIECE_BYTES && header.len() as u64 % BLOCK_BYTES != remainder).then_some(remainder)
 }
 
+#[cfg(test)]
+impl Rewrite {
+    fn of_pieces(pieces: Vec<Piece>) -> Self {
+        Rewrite { files: Vec::new(), headers: Vec::new(), pieces, identity: String::new() }
+    }
+}
+
 /// A hash of everything that decides which bytes the output will hold.
-fn identity(source: &dyn Source, files: &[OutputFile]) -> String {
+fn identity(source: &dyn Source, files: &[OutputFile], headers: &[Vec<u8>], piece_bytes: u64) -> String {
     let mut hash = Sha256::new();
+    hash.update(format!("{FORMAT} {piece_bytes}\n"));
+    headers.iter().for_each(|header| hash.update(header));
     hash.update(source.stamp());
     for info in source.index() {
         hash.update(format!("{}\0{}\0{:?}\0{}\0{:?}\n", info.name, info.dtype, info.shape, info.shard, info.range));
