@@ -41,9 +41,12 @@ pub use error::{Error, Result};
 /// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
 pub mod prelude {
     pub use crate::calibrate::{Statistics, calibrate};
-    pub use crate::checkpoint::Checkpoint;
+    pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
     pub use crate::error::{Error, Result};
     pub use crate::evaluate::{Evaluation, evaluate};
+    pub use crate::experts::{
+        self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
+    };
     pub use crate::generate::{GenerateConfig, generate};
     pub use crate::mask::{Mask, Pattern, Per};
     pub use crate::model::Model;
@@ -52,9 +55,14 @@ pub mod prelude {
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
     pub use crate::text::{Tokenizer, Windows};
+    pub use polars::df;
 }
 
 /// The tensor library of the notebooks: cells share the crate's own copy.
 pub use candle_core;
 /// The table library of the notebooks: cells share the crate's own copy.
 pub use polars;
+/// JSON as configurations and manifests have it: cells share the crate's own copy.
+pub use serde_json;
+/// Directories that are gone when they are dropped: cells share the crate's own copy.
+pub use tempfile;
