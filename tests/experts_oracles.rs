@@ -11,6 +11,7 @@ use lacuna::checkpoint::{Checkpoint, CheckpointWriter, Manifest};
 use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Ranking, Selection, SuperExperts};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
+use lacuna::report::Table;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -114,7 +115,7 @@ fn a_table_sums_up_each_layer() {
     let routers_sha256 = String::new();
     let layers = vec![2, 5];
     let mut scores = ExpertScores { model, family, routers_sha256, calibration: None, layers, experts: 4, metrics };
-    let table = scores.table(Metric::Reap).unwrap();
+    let table = Table::expert_scores(&scores, Metric::Reap).unwrap();
     assert_eq!(
         table.csv().unwrap(),
         "layer,reap_min,reap_median,reap_max,most_routed,most_tokens,least_routed,least_tokens,never_routed\n\
@@ -122,8 +123,8 @@ fn a_table_sums_up_each_layer() {
     );
     assert_says(table.text(), &["reap median", "0.3750", "never routed"]);
     scores.metrics.remove(&Metric::Frequency);
-    assert_eq!(scores.table(Metric::Reap).unwrap().frame().width(), 4);
-    assert_says(scores.table(Metric::Ean).unwrap_err(), &["ean", "these scores hold reap"]);
+    assert_eq!(Table::expert_scores(&scores, Metric::Reap).unwrap().frame().width(), 4);
+    assert_says(Table::expert_scores(&scores, Metric::Ean).unwrap_err(), &["ean", "these scores hold reap"]);
 }
 
 /// Scores of `shape` with one metric, as a writer that is wrong would leave them.
@@ -220,7 +221,7 @@ fn scores_that_do_not_fit_are_refused() {
         let says = ["metric = reap", "8 experts in each of 2 layers"];
         refused(&spoilt, "tiny-olmoe", &says);
         assert_says(spoilt.write(&out).unwrap_err(), &says);
-        assert_says(spoilt.table(Metric::Reap).unwrap_err(), &says);
+        assert_says(Table::expert_scores(&spoilt, Metric::Reap).unwrap_err(), &says);
     }
     assert_eq!(names(dir.path()), [""; 0]);
     std::fs::write(&out, "mine").unwrap();

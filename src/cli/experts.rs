@@ -7,6 +7,7 @@ use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
 use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts};
 use lacuna::progress::Progress;
+use lacuna::report::Table;
 use lacuna::text::Windows;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -316,7 +317,7 @@ fn score(args: &Score) -> anyhow::Result<()> {
     if args.json {
         return print_json(&scores);
     }
-    print!("{}", scores.table(Metric::Reap)?.text());
+    print!("{}", Table::expert_scores(&scores, Metric::Reap)?.text());
     let supers = scores.super_experts()?;
     if !supers.is_empty() {
         let list: Vec<String> = supers.iter().map(|(layer, expert)| format!("{layer}/{expert}")).collect();

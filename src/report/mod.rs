@@ -5,6 +5,7 @@
 mod axis;
 mod bitmap;
 mod draw;
+mod experts;
 mod figure;
 mod format;
 mod heatmap;
