@@ -181,3 +181,41 @@ fn families_without_a_forward_pass_are_inspected() {
     let tensors = ["model.layers.0.attention.q.weight", "something.weight"];
     assert_eq!(parts("strange", strange, &tensors), (other, Some(7), None, 0));
 }
+
+/// Inspects a model whose only file has this header and 8 bytes of data, with 256 MiB of address space.
+#[cfg(target_os = "linux")]
+fn inspect_in_little_memory(dir: &Path, header: &str) -> Output {
+    std::fs::write(dir.join("model.safetensors"), common::safetensors(header, &[0; 8])).unwrap();
+    std::fs::write(dir.join("config.json"), "{}").unwrap();
+    let script = "ulimit -v 262144; exec \"$0\" inspect \"$1\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_lacuna")]).arg(dir);
+    shell.output().unwrap()
+}
+
+/// A tree of JSON values takes 16 times the memory of `0,`.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_header_takes_memory_of_the_order_of_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let zeros = "0,".repeat(10 << 20) + "0";
+    let entry = |more: &str| format!(r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]{more}}}}}"#);
+    let output = inspect_in_little_memory(dir.path(), &entry(&format!(r#","note":[{zeros}]"#)));
+    assert!(output.status.success(), "{:?} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    for (header, parts) in [
+        (format!(r#"{{"a":{{"dtype":[{zeros}]}}}}"#), ["`a`", "header entry is invalid"]),
+        (format!(r#"{{"a":[{zeros}]}}"#), ["`a`", "header entry is invalid"]),
+        (format!(r#"{{"__metadata__":[{zeros}]}}"#), ["`__metadata__`", "strings to strings"]),
+        (format!(r#"{{"__metadata__":{{"format":[{zeros}]}}}}"#), ["`__metadata__`", "strings to strings"]),
+    ] {
+        let output = inspect_in_little_memory(dir.path(), &header);
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_says(String::from_utf8(output.stderr).unwrap(), &[&["model.safetensors"], &parts[..]].concat());
+    }
+    // As with weights, so without.
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let file =
+        format!(r#"{{"name": "model.safetensors", "bytes": 9, "header_bytes": 1, "header": {{"a": [{zeros}]}}}}"#);
+    std::fs::write(dir.path().join("headers.json"), format!(r#"{{"schema": 1, "files": [{file}]}}"#)).unwrap();
+    assert_says(HeadersOnly::open(dir.path()).unwrap_err(), &["headers.json", "entry `a` is invalid"]);
+}
