@@ -81,6 +81,25 @@ fn headers_that_lie_are_named() {
     assert_says(message(&|lie| lie["files"][file]["bytes"] = json!(bytes - 8)), &["8 bytes are missing"]);
     assert_says(message(&|lie| lie["files"][file]["header_bytes"] = json!(64)), &["do not fit into 64"]);
     assert_says(message(&|lie| lie["files"][file]["header_bytes"] = json!(u64::MAX)), &["the format allows"]);
+    for short in 0..8 {
+        let error = message(&|lie| lie["files"][file]["bytes"] = json!(short));
+        assert_says(error, &["safetensors", &format!("{short} bytes are too few")]);
+    }
+    let error = message(&|lie| {
+        lie["files"][file] = json!({"name": "x.safetensors", "bytes": 3, "header_bytes": 64, "header": {}});
+    });
+    assert_says(error, &["x.safetensors", "3 bytes are too few"]);
+    let error = message(&|lie| lie["files"][file]["bytes"] = json!(1u64 << 63));
+    assert_says(error, &["9223372036854775808 bytes are more than a file can have"]);
+    let error = message(&|lie| {
+        let shard = |number: u64| {
+            let header =
+                json!({format!("t{number}"): {"dtype": "U8", "shape": [1u64 << 60], "data_offsets": [0, 1u64 << 60]}});
+            json!({"name": format!("{number}.safetensors"), "bytes": (1u64 << 60) + 1032, "header_bytes": 1024, "header": header})
+        };
+        lie["files"] = (0..16).map(shard).collect();
+    });
+    assert_says(error, &["7.safetensors", "`t7`", "the tensors have more than 9223372036854775807 bytes"]);
     assert_says(message(&|lie| lie["files"][file]["header"][tensor]["shape"] = json!([129])), &[tensor, "258 bytes"]);
     assert_says(message(&|lie| lie["files"][file]["header"][tensor]["dtype"] = json!("X9")), &[tensor, "invalid"]);
     assert_says(message(&|lie| lie["files"][0]["name"] = json!("../model.safetensors")), &["is no file name"]);
@@ -156,7 +175,9 @@ fn families_without_a_forward_pass_are_inspected() {
         let layers = json["locality"]["layers"].as_array().map_or(0, Vec::len);
         (parts, json["experts"].as_u64(), json["experts_per_token"].as_u64(), layers)
     };
-    let deepseek = json!({"model_type": "deepseek_v3", "n_routed_experts": 256, "num_experts_per_tok": 8});
+    let deepseek = json!({
+        "model_type": "deepseek_v3", "num_hidden_layers": 3, "n_routed_experts": 256, "num_experts_per_tok": 8,
+    });
     let expected = [("experts", 8), ("shared_experts", 4), ("router", 8), ("attention", 4), ("feed_forward", 4)];
     let expected = expected.map(|(part, bytes)| (part.to_owned(), bytes)).to_vec();
     let tensors = [
@@ -169,17 +190,39 @@ fn families_without_a_forward_pass_are_inspected() {
         "model.layers.1.mlp.shared_experts.up_proj.weight",
     ];
     assert_eq!(parts("deepseek", deepseek, &tensors), (expected.clone(), Some(256), Some(8), 2));
-    let glm = json!({"model_type": "glm4_moe", "n_routed_experts": 128, "num_experts_per_tok": 8});
+    let glm = json!({
+        "model_type": "glm4_moe", "num_hidden_layers": 3, "n_routed_experts": 128, "num_experts_per_tok": 8,
+    });
     assert_eq!(parts("glm", glm, &tensors), (expected, Some(128), Some(8), 2));
-    let next = json!({"model_type": "qwen3_next", "num_experts": 512, "num_experts_per_tok": 10});
+    let next = json!({
+        "model_type": "qwen3_next", "num_hidden_layers": 1, "num_experts": 512, "num_experts_per_tok": 10,
+    });
     let tensors = ["model.layers.0.linear_attn.A_log", "mtp.layers.0.mlp.experts.0.up_proj.weight"];
     let expected = vec![("experts".to_owned(), 4), ("attention".to_owned(), 4)];
     assert_eq!(parts("next", next, &tensors), (expected, Some(512), Some(10), 1));
+    // The key that transformers 5 writes for Qwen3-MoE. Without the number of layers there is no table of them.
+    let other_key = json!({"model_type": "qwen3_moe", "num_local_experts": 128, "num_experts_per_tok": 8});
+    let tensors = ["model.layers.0.mlp.experts.0.up_proj.weight"];
+    assert_eq!(parts("qwen3", other_key, &tensors), (vec![("experts".to_owned(), 4)], Some(128), Some(8), 0));
     // Of a family that nobody knows, what the config says.
     let strange = json!({"model_type": "strange", "num_experts": 7});
     let other = vec![("attention".to_owned(), 4), ("other".to_owned(), 4)];
     let tensors = ["model.layers.0.attention.q.weight", "something.weight"];
     assert_eq!(parts("strange", strange, &tensors), (other, Some(7), None, 0));
+}
+
+#[test]
+fn many_kinds_of_tensors_are_told_apart_quickly() {
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..160_000).map(|i| format!("model.layers.{}.kind{}.weight", i % 2, i / 2)).collect();
+    model(dir.path(), &json!({}), &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let start = std::time::Instant::now();
+    let json = json_of(dir.path());
+    let time = start.elapsed();
+    let kinds = json["tensors"].as_array().unwrap();
+    assert_eq!((kinds.len(), &kinds[0]["count"], &kinds[0]["bytes"]), (80_000, &json!(2), &json!(8)));
+    assert!(kinds.iter().enumerate().all(|(i, kind)| kind["name"] == format!("model.layers.*.kind{i}.weight")));
+    assert!(time < std::time::Duration::from_secs(6), "{time:?}");
 }
 
 /// Inspects a model whose only file has this header and 8 bytes of data, with 256 MiB of address space.

@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes of the length that a file begins with.
 pub(super) const LENGTH_BYTES: u64 = 8;
+/// No file is larger, and no checkpoint: offsets are signed for the system. Sums of bytes and of elements (two in a byte at
+/// most) thus fit into a u64.
+const MAX_BYTES: u64 = i64::MAX as u64;
 /// The entry of a header that is no tensor's.
 const METADATA: &str = "__metadata__";
 
@@ -150,18 +153,21 @@ pub(super) fn length(path: &Path, size: u64, first: &[u8]) -> Result<u64> {
             "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory",
         ));
     }
+    let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
+        return Err(broken(path, format!("{size} bytes are too few for a safetensors file")));
+    };
+    if size > MAX_BYTES {
+        return Err(broken(path, format!("{size} bytes are more than a file can have")));
+    }
     let length = u64::from_le_bytes(first);
     if length > MAX_HEADER_BYTES {
         let problem =
             format!("its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}: not safetensors");
         return Err(broken(path, problem));
     }
-    if length > size - LENGTH_BYTES {
-        let missing = length - (size - LENGTH_BYTES);
-        return Err(Error::file(
-            path,
-            format!("truncated inside its header, {missing} bytes are missing; download it again"),
-        ));
+    if length > rest {
+        let problem = format!("truncated inside its header, {} bytes are missing; download it again", length - rest);
+        return Err(Error::file(path, problem));
     }
     Ok(length)
 }
@@ -274,15 +280,22 @@ fn check_layout(path: &Path, tensors: &[TensorInfo], data_start: u64, size: u64)
     Ok(())
 }
 
-/// The tensors of all shards, in order, and their places by name; `paths` are for messages.
+/// The tensors of all shards, in order, and their places by name; `paths` are for messages. They have no more than
+/// [`MAX_BYTES`] together.
 pub(super) fn join(
     paths: &[PathBuf],
     headers: impl Iterator<Item = Result<Vec<TensorInfo>>>,
 ) -> Result<(Vec<TensorInfo>, HashMap<String, usize>)> {
     let mut tensors: Vec<TensorInfo> = Vec::new();
     let mut by_name = HashMap::new();
+    let mut bytes = 0u64;
     for (path, header) in paths.iter().zip(headers) {
         for tensor in header? {
+            bytes = bytes.saturating_add(tensor.bytes());
+            if bytes > MAX_BYTES {
+                let problem = format!("with it the tensors have more than {MAX_BYTES} bytes, which cannot be; {AGAIN}");
+                return Err(Error::tensor(path, tensor.name, problem));
+            }
             if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
                 let problem = format!("it is also in {}; download both again", paths[tensors[other].shard].display());
                 return Err(Error::tensor(path, tensor.name, problem));
