@@ -96,6 +96,9 @@ fn damaged_headers_are_refused() {
     assert_says(with(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,2]}"#), &["`a`", "not a possible size"]);
     assert_says(with(r#"{"dtype":"Q4","shape":[2],"data_offsets":[0,8]}"#), &["`a`", "Q4"]);
     assert_says(with(r#"{"dtype":"F32","data_offsets":[0,8]}"#), &["`a`", "shape"]);
+    assert_says(with(r#"{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}"#), &["`a`", "duplicate field"]);
+    assert_says(refused(&safetensors(r#"{"a":{"dtype":"F32","#, b"")), &["not valid JSON"]);
+    assert_says(refused(&safetensors(r#"{} {}"#, b"")), &["not valid JSON"]);
     assert_says(with(r#"{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}"#), &["`a`", "-2"]);
     let huge = u64::MAX / 2;
     assert_says(
@@ -162,6 +165,7 @@ fn index_and_shards_must_agree() {
     assert_says(refused(&twice, nothing), &["`a` twice"]);
     assert_says(refused("{", nothing), &["not a valid index"]);
     assert_says(refused("{}", nothing), &["weight_map"]);
+    assert_says(refused(r#"{"weight_map": {"a": [3]}}"#, nothing), &["not a valid index", "`a`", "a string"]);
     assert_says(refused(r#"{"weight_map": {}}"#, nothing), &["no tensor"]);
 }
 

@@ -327,7 +327,7 @@ fn gpt_oss_headers_add_up_to_the_public_figures() {
     assert_eq!(total, 65_248_815_744);
     assert!((total as f64 / 2f64.powi(30) - 60.77).abs() < 0.005);
     assert_eq!(Parts::of(index, Some(layout.family)).bytes(Part::Experts), 36 * 128 * 13_236_480);
-    let locality = Locality::of(index, &files, layout.family);
+    let locality = Locality::of(index, &files, layout.family, GptOss::LAYERS);
     assert_eq!(locality.layers.len(), GptOss::LAYERS);
     for layer in &locality.layers {
         let shards: Vec<usize> = layer.shards.iter().map(|shard| shard.shard).collect();

@@ -81,6 +81,25 @@ fn headers_that_lie_are_named() {
     assert_says(message(&|lie| lie["files"][file]["bytes"] = json!(bytes - 8)), &["8 bytes are missing"]);
     assert_says(message(&|lie| lie["files"][file]["header_bytes"] = json!(64)), &["do not fit into 64"]);
     assert_says(message(&|lie| lie["files"][file]["header_bytes"] = json!(u64::MAX)), &["the format allows"]);
+    for short in 0..8 {
+        let error = message(&|lie| lie["files"][file]["bytes"] = json!(short));
+        assert_says(error, &["safetensors", &format!("{short} bytes are too few")]);
+    }
+    let error = message(&|lie| {
+        lie["files"][file] = json!({"name": "x.safetensors", "bytes": 3, "header_bytes": 64, "header": {}});
+    });
+    assert_says(error, &["x.safetensors", "3 bytes are too few"]);
+    let error = message(&|lie| lie["files"][file]["bytes"] = json!(1u64 << 63));
+    assert_says(error, &["9223372036854775808 bytes are more than a file can have"]);
+    let error = message(&|lie| {
+        let shard = |number: u64| {
+            let header =
+                json!({format!("t{number}"): {"dtype": "U8", "shape": [1u64 << 60], "data_offsets": [0, 1u64 << 60]}});
+            json!({"name": format!("{number}.safetensors"), "bytes": (1u64 << 60) + 1032, "header_bytes": 1024, "header": header})
+        };
+        lie["files"] = (0..16).map(shard).collect();
+    });
+    assert_says(error, &["7.safetensors", "`t7`", "the tensors have more than 9223372036854775807 bytes"]);
     assert_says(message(&|lie| lie["files"][file]["header"][tensor]["shape"] = json!([129])), &[tensor, "258 bytes"]);
     assert_says(message(&|lie| lie["files"][file]["header"][tensor]["dtype"] = json!("X9")), &[tensor, "invalid"]);
     assert_says(message(&|lie| lie["files"][0]["name"] = json!("../model.safetensors")), &["is no file name"]);
@@ -156,7 +175,9 @@ fn families_without_a_forward_pass_are_inspected() {
         let layers = json["locality"]["layers"].as_array().map_or(0, Vec::len);
         (parts, json["experts"].as_u64(), json["experts_per_token"].as_u64(), layers)
     };
-    let deepseek = json!({"model_type": "deepseek_v3", "n_routed_experts": 256, "num_experts_per_tok": 8});
+    let deepseek = json!({
+        "model_type": "deepseek_v3", "num_hidden_layers": 3, "n_routed_experts": 256, "num_experts_per_tok": 8,
+    });
     let expected = [("experts", 8), ("shared_experts", 4), ("router", 8), ("attention", 4), ("feed_forward", 4)];
     let expected = expected.map(|(part, bytes)| (part.to_owned(), bytes)).to_vec();
     let tensors = [
@@ -169,15 +190,75 @@ fn families_without_a_forward_pass_are_inspected() {
         "model.layers.1.mlp.shared_experts.up_proj.weight",
     ];
     assert_eq!(parts("deepseek", deepseek, &tensors), (expected.clone(), Some(256), Some(8), 2));
-    let glm = json!({"model_type": "glm4_moe", "n_routed_experts": 128, "num_experts_per_tok": 8});
+    let glm = json!({
+        "model_type": "glm4_moe", "num_hidden_layers": 3, "n_routed_experts": 128, "num_experts_per_tok": 8,
+    });
     assert_eq!(parts("glm", glm, &tensors), (expected, Some(128), Some(8), 2));
-    let next = json!({"model_type": "qwen3_next", "num_experts": 512, "num_experts_per_tok": 10});
+    let next = json!({
+        "model_type": "qwen3_next", "num_hidden_layers": 1, "num_experts": 512, "num_experts_per_tok": 10,
+    });
     let tensors = ["model.layers.0.linear_attn.A_log", "mtp.layers.0.mlp.experts.0.up_proj.weight"];
     let expected = vec![("experts".to_owned(), 4), ("attention".to_owned(), 4)];
     assert_eq!(parts("next", next, &tensors), (expected, Some(512), Some(10), 1));
+    // The key that transformers 5 writes for Qwen3-MoE. Without the number of layers there is no table of them.
+    let other_key = json!({"model_type": "qwen3_moe", "num_local_experts": 128, "num_experts_per_tok": 8});
+    let tensors = ["model.layers.0.mlp.experts.0.up_proj.weight"];
+    assert_eq!(parts("qwen3", other_key, &tensors), (vec![("experts".to_owned(), 4)], Some(128), Some(8), 0));
     // Of a family that nobody knows, what the config says.
     let strange = json!({"model_type": "strange", "num_experts": 7});
     let other = vec![("attention".to_owned(), 4), ("other".to_owned(), 4)];
     let tensors = ["model.layers.0.attention.q.weight", "something.weight"];
     assert_eq!(parts("strange", strange, &tensors), (other, Some(7), None, 0));
+}
+
+#[test]
+fn many_kinds_of_tensors_are_told_apart_quickly() {
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..160_000).map(|i| format!("model.layers.{}.kind{}.weight", i % 2, i / 2)).collect();
+    model(dir.path(), &json!({}), &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let start = std::time::Instant::now();
+    let json = json_of(dir.path());
+    let time = start.elapsed();
+    let kinds = json["tensors"].as_array().unwrap();
+    assert_eq!((kinds.len(), &kinds[0]["count"], &kinds[0]["bytes"]), (80_000, &json!(2), &json!(8)));
+    assert!(kinds.iter().enumerate().all(|(i, kind)| kind["name"] == format!("model.layers.*.kind{i}.weight")));
+    assert!(time < std::time::Duration::from_secs(6), "{time:?}");
+}
+
+/// Inspects a model whose only file has this header and 8 bytes of data, with 256 MiB of address space.
+#[cfg(target_os = "linux")]
+fn inspect_in_little_memory(dir: &Path, header: &str) -> Output {
+    std::fs::write(dir.join("model.safetensors"), common::safetensors(header, &[0; 8])).unwrap();
+    std::fs::write(dir.join("config.json"), "{}").unwrap();
+    let script = "ulimit -v 262144; exec \"$0\" inspect \"$1\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_lacuna")]).arg(dir);
+    shell.output().unwrap()
+}
+
+/// A tree of JSON values takes 16 times the memory of `0,`.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_header_takes_memory_of_the_order_of_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let zeros = "0,".repeat(10 << 20) + "0";
+    let entry = |more: &str| format!(r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]{more}}}}}"#);
+    let output = inspect_in_little_memory(dir.path(), &entry(&format!(r#","note":[{zeros}]"#)));
+    assert!(output.status.success(), "{:?} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    for (header, parts) in [
+        (format!(r#"{{"a":{{"dtype":[{zeros}]}}}}"#), ["`a`", "header entry is invalid"]),
+        (format!(r#"{{"a":[{zeros}]}}"#), ["`a`", "header entry is invalid"]),
+        (format!(r#"{{"__metadata__":[{zeros}]}}"#), ["`__metadata__`", "strings to strings"]),
+        (format!(r#"{{"__metadata__":{{"format":[{zeros}]}}}}"#), ["`__metadata__`", "strings to strings"]),
+    ] {
+        let output = inspect_in_little_memory(dir.path(), &header);
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_says(String::from_utf8(output.stderr).unwrap(), &[&["model.safetensors"], &parts[..]].concat());
+    }
+    // As with weights, so without.
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let file =
+        format!(r#"{{"name": "model.safetensors", "bytes": 9, "header_bytes": 1, "header": {{"a": [{zeros}]}}}}"#);
+    std::fs::write(dir.path().join("headers.json"), format!(r#"{{"schema": 1, "files": [{file}]}}"#)).unwrap();
+    assert_says(HeadersOnly::open(dir.path()).unwrap_err(), &["headers.json", "entry `a` is invalid"]);
 }

@@ -159,16 +159,19 @@ fn the_command_line_finds_hub_token_and_cache_in_the_environment() {
     let files = repository();
     let server = Server::serve_dir(files.path());
     server.access().token = Some("hf_env");
-    let inspect = |variables: &[(&str, &str)]| {
+    let run = |arguments: &[&str], variables: &[(&str, &str)]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lacuna"));
-        command
-            .args(["inspect", "owner/model", "--json"])
-            .env("HF_ENDPOINT", &server.endpoint)
-            .env("NO_PROXY", "127.0.0.1");
+        command.args(arguments).env("HF_ENDPOINT", &server.endpoint).env("NO_PROXY", "127.0.0.1");
         for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HOME", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
             command.env_remove(name);
         }
         command.envs(variables.iter().copied()).output().unwrap()
+    };
+    let inspect = |variables: &[(&str, &str)]| run(&["inspect", "owner/model", "--json"], variables);
+    // This config makes no model, which shows once all is there.
+    let download = |variables: &[(&str, &str)]| {
+        let output = run(&["generate", "owner/model", "--prompt", "a"], variables);
+        assert_says(String::from_utf8_lossy(&output.stderr), &["config.json"]);
     };
     let home = cache.path().join("home").display().to_string();
     let refused = inspect(&[("HF_HOME", &home)]);
@@ -183,6 +186,8 @@ fn the_command_line_finds_hub_token_and_cache_in_the_environment() {
         inspection["parameters"].as_u64().unwrap()
     };
     assert_eq!(parameters(inspect(&[("HF_HOME", &home), ("HF_TOKEN", "hf_env")])), 11);
+    assert!(!cache.path().join("home").exists(), "headers need no cache");
+    download(&[("HF_HOME", &home), ("HF_TOKEN", "hf_env")]);
     assert!(cache.path().join("home/hub/models--owner--model").is_dir());
     // The token that a login has stored.
     let other = cache.path().join("other");
@@ -191,6 +196,7 @@ fn the_command_line_finds_hub_token_and_cache_in_the_environment() {
     let hub_cache = cache.path().join("elsewhere");
     let variables = [("HF_HOME", other.to_str().unwrap()), ("HF_HUB_CACHE", hub_cache.to_str().unwrap())];
     assert_eq!(parameters(inspect(&variables)), 11);
+    download(&variables);
     assert!(hub_cache.join("models--owner--model").is_dir());
     assert!(!other.join("hub").exists());
 }

@@ -44,7 +44,14 @@ fn model() -> tempfile::TempDir {
         ("manifest.json", "{}"),
         (".gitattributes", "*"),
         ("picture.png", "png"),
+        ("modeling_tiny.py", "import torch"),
+        ("qwen.tiktoken", "IQ== 0"),
+        ("merges.txt", "a b"),
+        ("added_tokens", "no extension"),
         ("pytorch_model.bin", "weights"),
+        ("rust_model.ot", "weights"),
+        ("model.gguf", "weights"),
+        ("unfinished.part", "weights"),
     ] {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
@@ -137,9 +144,18 @@ fn files_beside_the_weights_are_those_that_a_download_would_copy() {
     let downloaded = Checkpoint::open(hub.download("owner/model", Progress::Hidden).unwrap()).unwrap();
     let files = remote.side_files().unwrap();
     assert_eq!(files, downloaded.side_files().unwrap());
-    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["LICENSE", "README.md", "tokenizer.json", "tokenizer_config.json"]);
-    assert_eq!(files[2].1, b"{\"tokens\": []}");
+    // `auto_map` in a config names Python modules, and tokenizers have files of many kinds.
+    assert_eq!(files, Checkpoint::open(dir.path()).unwrap().side_files().unwrap());
+    let text =
+        ["LICENSE", "README.md", "added_tokens", "merges.txt", "modeling_tiny.py", "picture.png", "qwen.tiktoken"];
+    assert_eq!(files, [&text[..], &["tokenizer.json", "tokenizer_config.json"]].concat());
+    let mut bytes = Vec::new();
+    let mut sink = |piece: &[u8]| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    };
+    remote.side_file(&files[7], &mut sink).unwrap();
+    assert_eq!(bytes, b"{\"tokens\": []}");
 }
 
 #[test]

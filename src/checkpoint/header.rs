@@ -6,11 +6,12 @@ use super::TensorInfo;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -18,35 +19,114 @@ use std::path::{Path, PathBuf};
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes of the length that a file begins with.
 pub(super) const LENGTH_BYTES: u64 = 8;
+/// No file is larger, and no checkpoint: offsets are signed for the system. Sums of bytes and of elements (two in a byte at
+/// most) thus fit into a u64.
+const MAX_BYTES: u64 = i64::MAX as u64;
+/// The entry of a header that is no tensor's.
+const METADATA: &str = "__metadata__";
 
-/// A JSON object's entries as they stand in the text, duplicates included (a map would hide them).
-pub(super) struct Entries(pub(super) Vec<(String, Value)>);
+/// A JSON object's entries as they stand in the text, duplicates included (a map would hide them). Each is checked as it is
+/// read: a tree of JSON values would take many times the memory of the text.
+pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Entries;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Collect)
+/// What the entries of an object are read as.
+pub(super) trait Item: Sized {
+    /// The value of the entry called `name`, which `map` gives next.
+    fn read<'de, A: MapAccess<'de>>(name: &str, map: &mut A) -> Result<Self, A::Error>;
+}
+
+impl Item for String {
+    fn read<'de, A: MapAccess<'de>>(_: &str, map: &mut A) -> Result<Self, A::Error> {
+        map.next_value()
     }
 }
 
+/// A tensor's entry; `None` is that of the metadata.
+impl Item for Option<Entry> {
+    fn read<'de, A: MapAccess<'de>>(name: &str, map: &mut A) -> Result<Self, A::Error> {
+        if name == METADATA { map.next_value::<Metadata>().map(|_| None) } else { map.next_value().map(Some) }
+    }
+}
+
+/// Reads [`Entries`], and leaves the name of an entry whose value is wrong behind.
+struct Collect<'a, T> {
+    wrong: &'a mut Option<String>,
+    items: PhantomData<T>,
+}
+
+impl<'a, T> Collect<'a, T> {
+    fn new(wrong: &'a mut Option<String>) -> Self {
+        Self { wrong, items: PhantomData }
+    }
+}
+
+impl<'de, T: Item> DeserializeSeed<'de> for Collect<'_, T> {
+    type Value = Entries<T>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Entries<T>, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T: Item> Visitor<'de> for Collect<'_, T> {
+    type Value = Entries<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            match T::read(&name, &mut map) {
+                Ok(item) => entries.push((name, item)),
+                Err(error) => {
+                    *self.wrong = Some(name);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Entries(entries))
+    }
+}
+
+impl<'de, T: Item> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut wrong = None;
+        let entries = Collect::new(&mut wrong).deserialize(deserializer);
+        entries.map_err(|error| match wrong {
+            Some(name) => D::Error::custom(format!("entry `{name}` is invalid: {error}")),
+            None => error,
+        })
+    }
+}
+
+/// A tensor's entry in a header; the format's readers skip fields that they do not know.
 #[derive(Deserialize)]
-struct Entry {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data_offsets: (u64, u64),
+pub(super) struct Entry {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) data_offsets: (u64, u64),
+}
+
+/// Strings by strings, checked and not kept.
+struct Metadata;
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Check;
+        impl<'de> Visitor<'de> for Check {
+            type Value = Metadata;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with strings")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
+                while map.next_entry::<String, String>()?.is_some() {}
+                Ok(Metadata)
+            }
+        }
+        deserializer.deserialize_map(Check)
+    }
 }
 
 /// Reads and checks the header of `file`, the checkpoint's shard number `shard`. The tensors come in offset order.
@@ -73,18 +153,21 @@ pub(super) fn length(path: &Path, size: u64, first: &[u8]) -> Result<u64> {
             "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory",
         ));
     }
+    let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
+        return Err(broken(path, format!("{size} bytes are too few for a safetensors file")));
+    };
+    if size > MAX_BYTES {
+        return Err(broken(path, format!("{size} bytes are more than a file can have")));
+    }
     let length = u64::from_le_bytes(first);
     if length > MAX_HEADER_BYTES {
         let problem =
             format!("its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}: not safetensors");
         return Err(broken(path, problem));
     }
-    if length > size - LENGTH_BYTES {
-        let missing = length - (size - LENGTH_BYTES);
-        return Err(Error::file(
-            path,
-            format!("truncated inside its header, {missing} bytes are missing; download it again"),
-        ));
+    if length > rest {
+        let problem = format!("truncated inside its header, {} bytes are missing; download it again", length - rest);
+        return Err(Error::file(path, problem));
     }
     Ok(length)
 }
@@ -97,24 +180,37 @@ pub(super) fn parse(path: &Path, size: u64, json: Vec<u8>, shard: usize) -> Resu
     }
     let data_start = LENGTH_BYTES + json.len() as u64;
     let json = String::from_utf8(json).map_err(|e| broken(path, format!("its header is not UTF-8 ({e})")))?;
-    let Entries(entries) =
-        serde_json::from_str(&json).map_err(|e| broken(path, format!("its header is not valid JSON ({e})")))?;
+    let mut wrong = None;
+    let mut deserializer = serde_json::Deserializer::from_str(&json);
+    let entries = Collect::new(&mut wrong).deserialize(&mut deserializer);
+    let entries = entries.and_then(|entries| deserializer.end().map(|()| entries));
+    let entries = entries.map_err(|e| match wrong {
+        Some(name) if !e.is_eof() && name == METADATA => {
+            broken(path, format!("`{METADATA}` must map strings to strings ({e})"))
+        }
+        Some(name) if !e.is_eof() => Error::tensor(path, name, format!("its header entry is invalid ({e}); {AGAIN}")),
+        _ => broken(path, format!("its header is not valid JSON ({e})")),
+    })?;
+    drop(json);
+    check(path, size, data_start, entries, shard)
+}
 
-    let mut names = HashSet::new();
-    let mut tensors = Vec::with_capacity(entries.len());
-    for (name, value) in entries {
-        if !names.insert(name.clone()) {
-            return Err(Error::tensor(path, name, "the header has this name twice; write the file again"));
-        }
-        if name == "__metadata__" {
-            serde_json::from_value::<HashMap<String, String>>(value)
-                .map_err(|e| broken(path, format!("`__metadata__` must map strings to strings ({e})")))?;
-            continue;
-        }
-        let entry: Entry = serde_json::from_value(value)
-            .map_err(|e| Error::tensor(path, &name, format!("its header entry is invalid ({e}); {AGAIN}")))?;
-        tensors.push(check_entry(path, name, entry, shard, data_start)?);
+/// Checks the entries of a header of a file of `size` bytes whose tensors' bytes begin at `data_start`, as [`parse`] does.
+pub(super) fn check(
+    path: &Path,
+    size: u64,
+    data_start: u64,
+    Entries(entries): Entries<Option<Entry>>,
+    shard: usize,
+) -> Result<Vec<TensorInfo>> {
+    let mut names = HashSet::with_capacity(entries.len());
+    if let Some((name, _)) = entries.iter().find(|(name, _)| !names.insert(name.as_str())) {
+        return Err(Error::tensor(path, name, "the header has this name twice; write the file again"));
     }
+    drop(names);
+    let tensors = entries.into_iter().filter_map(|(name, entry)| Some((name, entry?)));
+    let tensors = tensors.map(|(name, entry)| check_entry(path, name, entry, shard, data_start));
+    let mut tensors = tensors.collect::<Result<Vec<TensorInfo>>>()?;
     tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     check_layout(path, &tensors, data_start, size)?;
     Ok(tensors)
@@ -184,15 +280,22 @@ fn check_layout(path: &Path, tensors: &[TensorInfo], data_start: u64, size: u64)
     Ok(())
 }
 
-/// The tensors of all shards, in order, and their places by name; `paths` are for messages.
+/// The tensors of all shards, in order, and their places by name; `paths` are for messages. They have no more than
+/// [`MAX_BYTES`] together.
 pub(super) fn join(
     paths: &[PathBuf],
     headers: impl Iterator<Item = Result<Vec<TensorInfo>>>,
 ) -> Result<(Vec<TensorInfo>, HashMap<String, usize>)> {
     let mut tensors: Vec<TensorInfo> = Vec::new();
     let mut by_name = HashMap::new();
+    let mut bytes = 0u64;
     for (path, header) in paths.iter().zip(headers) {
         for tensor in header? {
+            bytes = bytes.saturating_add(tensor.bytes());
+            if bytes > MAX_BYTES {
+                let problem = format!("with it the tensors have more than {MAX_BYTES} bytes, which cannot be; {AGAIN}");
+                return Err(Error::tensor(path, tensor.name, problem));
+            }
             if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
                 let problem = format!("it is also in {}; download both again", paths[tensors[other].shard].display());
                 return Err(Error::tensor(path, tensor.name, problem));
@@ -215,7 +318,7 @@ pub(super) fn pad(header: &mut Vec<u8>, remainder: u64, modulus: u64) {
 /// Padded with spaces so that the data begin on a multiple of 8.
 pub(super) fn write(tensors: &[(String, Dtype, Vec<usize>)]) -> Result<Vec<u8>, String> {
     // transformers refuses a file whose metadata do not say which framework wrote it.
-    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut header = Map::from_iter([(METADATA.to_owned(), json!({"format": "pt"}))]);
     let mut offset = 0u64;
     for (name, dtype, shape) in tensors {
         let end = byte_len(*dtype, shape).and_then(|bytes| offset.checked_add(bytes));

@@ -7,11 +7,12 @@
 //!   "header": {"model.norm.weight": {"dtype": "BF16", "shape": [1536], "data_offsets": [0, 3072]}}}]}
 //! ```
 
-use super::header::{self, Entries};
+use super::header::{self, Entries, Entry, LENGTH_BYTES};
 use super::index::is_file_name;
 use super::source::Source;
 use super::{INDEX, SINGLE, TensorInfo};
 use crate::{Error, Result};
+use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
@@ -25,8 +26,6 @@ use std::path::{Path, PathBuf};
 const HEADERS: &str = "headers.json";
 const CONFIG: &str = "config.json";
 const SCHEMA: u64 = 1;
-/// Bytes of the length that a safetensors file begins with.
-const LENGTH_BYTES: u64 = 8;
 
 /// A checkpoint's headers, checked like those of a [`Checkpoint`](super::Checkpoint), without its weights.
 #[derive(Clone, Debug)]
@@ -48,7 +47,7 @@ struct Shard {
     /// Of the whole file.
     bytes: u64,
     header_bytes: u64,
-    header: Entries,
+    header: Entries<Option<Entry>>,
 }
 
 impl HeadersOnly {
@@ -77,14 +76,12 @@ impl HeadersOnly {
             let problem = format!("`{}` is no file name, or stands there twice; save the headers again", shard.name);
             return Err(Error::file(&path, problem));
         }
-        let paths: Vec<PathBuf> = shards.iter().map(|shard| dir.join(&shard.name)).collect();
-        let headers = shards
-            .iter()
-            .zip(&paths)
-            .enumerate()
-            .map(|(number, (shard, path))| header::parse(path, shard.bytes, shard.json(path)?, number));
+        let files: Vec<String> = shards.iter().map(|shard| shard.name.clone()).collect();
+        let paths: Vec<PathBuf> = files.iter().map(|name| dir.join(name)).collect();
+        let headers = shards.into_iter().zip(&paths).enumerate();
+        let headers = headers.map(|(number, (shard, path))| shard.tensors(path, number));
         let (tensors, _) = header::join(&paths, headers)?;
-        Ok(Self { dir: dir.to_path_buf(), files: shards.into_iter().map(|shard| shard.name).collect(), tensors })
+        Ok(Self { dir: dir.to_path_buf(), files, tensors })
     }
 
     /// Writes the headers and `config.json` of `source` to `out`, which must not exist and appears when both are whole.
@@ -121,19 +118,27 @@ impl HeadersOnly {
 }
 
 impl Shard {
-    /// The header's text. Spaces, which the format allows at its end, make up for those that the file had elsewhere.
-    fn json(&self, path: &Path) -> Result<Vec<u8>> {
-        let length = header::length(path, self.bytes, &self.header_bytes.to_le_bytes())? as usize;
-        let entry = |(name, value): &(String, Value)| format!("{}:{value}", Value::from(name.as_str()));
-        let entries: Vec<String> = self.header.0.iter().map(entry).collect();
-        let mut json = format!("{{{}}}", entries.join(",")).into_bytes();
-        if json.len() > length {
-            let problem = format!("{} bytes of header do not fit into {length}; save the headers again", json.len());
+    /// Its tensors, checked as those of the file would be.
+    fn tensors(self, path: &Path, number: usize) -> Result<Vec<TensorInfo>> {
+        let length = header::length(path, self.bytes, &self.header_bytes.to_le_bytes())?;
+        let text = |(name, tensor): &(String, Option<Entry>)| {
+            let Entry { dtype, shape, data_offsets } = tensor.as_ref()?;
+            Some(entry(name, *dtype, shape, *data_offsets).len() as u64 + 1)
+        };
+        // Commas stand between entries only, and braces around them.
+        let least = self.header.0.iter().filter_map(text).sum::<u64>() + 1;
+        if least > length {
+            let problem = format!("{least} bytes of header do not fit into {length}; save the headers again");
             return Err(Error::file(path, problem));
         }
-        json.resize(length, b' ');
-        Ok(json)
+        header::check(path, self.bytes, LENGTH_BYTES + length, self.header, number)
     }
+}
+
+/// A tensor's entry in a header, as short as it can be.
+fn entry(name: &str, dtype: Dtype, shape: &[usize], (begin, end): (u64, u64)) -> String {
+    let entry = json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": [begin, end]});
+    format!("{}:{entry}", Value::from(name))
 }
 
 /// `headers.json`: a line for every tensor.
@@ -143,9 +148,8 @@ fn text(source: &dyn Source) -> String {
         let start = tensors.iter().map(|tensor| tensor.range.start).min().unwrap_or(LENGTH_BYTES + 2);
         let bytes = tensors.iter().map(|tensor| tensor.range.end).max().unwrap_or(start);
         let entry = |tensor: &&TensorInfo| {
-            let offsets = [tensor.range.start - start, tensor.range.end - start];
-            let entry = json!({"dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": offsets});
-            format!("{}:{entry}", Value::from(tensor.name.as_str()))
+            let offsets = (tensor.range.start - start, tensor.range.end - start);
+            entry(&tensor.name, tensor.dtype, &tensor.shape, offsets)
         };
         let (name, header_bytes) = (Value::from(name), start - LENGTH_BYTES);
         let entries = tensors.iter().map(entry).collect::<Vec<_>>().join(",\n");

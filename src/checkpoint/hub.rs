@@ -1,6 +1,7 @@
 //! Checkpoints from a model hub that speaks Hugging Face's API, through its shared cache.
 
-use super::index::{INDEX, Index, is_file_name};
+use super::index::{INDEX, Index};
+use super::writer::is_beside_weights;
 use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::{Error, Result};
@@ -102,7 +103,7 @@ impl Hub {
         }
     }
 
-    /// Downloads config, tokenizer and safetensors weights of `owner/name[@revision]`, whatever of it the cache lacks,
+    /// Downloads the safetensors weights and every file beside them that holds none (config, tokenizer, code) of `owner/name[@revision]`, whatever of it the cache lacks,
     /// and returns the directory. A model that is whole in the cache is not asked for again; one that was interrupted
     /// goes on where it stopped.
     ///
@@ -136,7 +137,7 @@ impl Hub {
         let dir = cache.repo(spec.at(&commit)).pointer_path(&commit);
         let fetch = |file: &str| self.fetch(&api, &spec, &commit, &dir, file, progress);
         // Small files first: where the weights are, the rest is too.
-        for file in files.iter().filter(|file| is_side_file(file)) {
+        for file in files.iter().filter(|file| is_beside_weights(file)) {
             fetch(file)?;
         }
         if files.contains(SINGLE) {
@@ -310,13 +311,6 @@ fn is_complete(dir: &Path) -> bool {
     let weights = dir.join(SINGLE).exists()
         || Index::read(&dir.join(INDEX)).is_ok_and(|index| index.shards().iter().all(|shard| dir.join(shard).exists()));
     weights && dir.join("config.json").exists()
-}
-
-/// Config, tokenizer, licence: small files beside the weights, not in folders.
-pub(super) fn is_side_file(file: &str) -> bool {
-    let text = [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|extension| file.ends_with(extension));
-    let licence = ["LICENSE", "NOTICE", "USE_POLICY"].iter().any(|name| file.starts_with(name));
-    is_file_name(file) && (text || licence) && !file.ends_with(".index.json")
 }
 
 /// hf-hub's progress, shown as ours.

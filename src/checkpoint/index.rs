@@ -5,7 +5,7 @@ use super::header::Entries;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, hash_map};
 use std::path::{Component, Path, PathBuf};
 
 /// The file name that Hugging Face's libraries look for.
@@ -13,7 +13,7 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Deserialize)]
 struct Text {
-    weight_map: Entries,
+    weight_map: Entries<String>,
 }
 
 /// A parsed index.
@@ -35,12 +35,15 @@ impl Index {
             serde_json::from_slice(text).map_err(|e| broken(format!("not a valid index ({e})")))?;
         let mut weight_map = HashMap::with_capacity(entries.len());
         for (tensor, shard) in entries {
-            let Some(shard) = shard.as_str().filter(|shard| is_file_name(shard)) else {
-                return Err(broken(format!("it maps tensor `{tensor}` to {shard}, which is no file name")));
-            };
-            if weight_map.insert(tensor.clone(), shard.to_owned()).is_some() {
-                return Err(broken(format!("it names tensor `{tensor}` twice")));
+            if !is_file_name(&shard) {
+                return Err(broken(format!("it maps tensor `{tensor}` to `{shard}`, which is no file name")));
             }
+            match weight_map.entry(tensor) {
+                hash_map::Entry::Occupied(tensor) => {
+                    return Err(broken(format!("it names tensor `{}` twice", tensor.key())));
+                }
+                hash_map::Entry::Vacant(vacant) => vacant.insert(shard),
+            };
         }
         if weight_map.is_empty() {
             return Err(broken("it names no tensor".into()));

@@ -190,7 +190,7 @@ impl Source for Remote {
     }
 
     fn side_files(&self) -> Result<Vec<String>> {
-        let wanted = |name: &&String| hub::is_side_file(name) && writer::is_side_file(name) && *name != "config.json";
+        let wanted = |name: &&String| writer::is_side_file(name) && *name != "config.json";
         Ok(self.listed.iter().filter(wanted).cloned().collect())
     }
 

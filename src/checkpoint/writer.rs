@@ -18,8 +18,26 @@ use tempfile::TempDir;
 pub type TensorPlan = (String, Dtype, Vec<usize>);
 
 /// Extensions of files in a model's directory that hold weights in any form, or that a download left.
-const NOT_COPIED: [&str; 12] =
-    ["safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx", "ckpt", "npz", "lock", "part"];
+const NOT_COPIED: [&str; 18] = [
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "gguf",
+    "h5",
+    "msgpack",
+    "onnx",
+    "onnx_data",
+    "ckpt",
+    "npz",
+    "npy",
+    "ot",
+    "pb",
+    "pkl",
+    "tflite",
+    "lock",
+    "part",
+];
 
 /// Writes a checkpoint tensor by tensor, in any order. Dropped before [`CheckpointWriter::finish`], it leaves nothing.
 #[derive(Debug)]
@@ -322,11 +340,18 @@ pub(super) fn side_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Whether a file of that name in a model's directory holds no weights, and is not about how they came there.
+/// Whether a file of that name in a model's directory, or in the root of a repository, holds no weights, and is not about
+/// how they came there.
 pub(super) fn is_side_file(name: &str) -> bool {
+    is_beside_weights(name) && !["lacuna.json", "manifest.json"].contains(&name)
+}
+
+/// Whether a name is a plain one, neither of weights in any form nor of what a download left. Everything else may be
+/// needed: tokenizers have files of many kinds, and `auto_map` in `config.json` names Python modules.
+pub(super) fn is_beside_weights(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let weights = NOT_COPIED.contains(&extension) || name.ends_with(".index.json");
-    !weights && !name.starts_with('.') && !["lacuna.json", "manifest.json"].contains(&name)
+    is_file_name(name) && !weights && !name.starts_with('.')
 }
 
 pub(super) fn disk_full(detail: &str) -> String {

@@ -8,7 +8,7 @@ use lacuna::model::MoeFamily;
 use lacuna::progress::Progress;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 /// Describes a model: family, sizes, types, its parts, which shards hold which mixture of experts, and its tensors by
@@ -43,7 +43,7 @@ struct Inspection {
     experts_per_token: Option<u64>,
     shards: usize,
     parts: Parts,
-    /// Of a mixture of experts.
+    /// Of a mixture of experts whose config tells the number of layers.
     #[serde(skip_serializing_if = "Option::is_none")]
     locality: Option<Locality>,
     tensors: Vec<Kind>,
@@ -80,27 +80,19 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
     let (index, files, family) = (source.index(), source.files(), model_type.and_then(MoeFamily::find));
     let number = |names: &[&str]| names.iter().find_map(|name| config.get(*name)?.as_u64());
     let mut dtypes = BTreeMap::new();
-    let mut tensors: Vec<Kind> = Vec::new();
     for info in index {
+        // Sums of sizes fit: no source has tensors of more than 2^63 bytes.
         *dtypes.entry(info.dtype.to_string()).or_default() += info.bytes();
-        let (name, dtype) = (kind(&info.name), info.dtype.to_string());
-        // There are a few dozen kinds at most.
-        let known = tensors.iter().position(|k| k.name == name && k.dtype == dtype && k.shape == info.shape);
-        let at = known.unwrap_or_else(|| {
-            tensors.push(Kind { name, dtype, shape: info.shape.clone(), count: 0, parameters: 0, bytes: 0 });
-            tensors.len() - 1
-        });
-        tensors[at].count += 1;
-        tensors[at].parameters += info.elements();
-        tensors[at].bytes += info.bytes();
     }
+    let layers = number(&["num_hidden_layers"]);
+    let blocks = layers.and_then(|layers| usize::try_from(layers).ok());
     let heads = number(&["num_attention_heads"]);
     Inspection {
         family: model_type.map(str::to_owned),
         parameters: index.iter().map(TensorInfo::elements).sum(),
         bytes: index.iter().map(TensorInfo::bytes).sum(),
         dtypes,
-        layers: number(&["num_hidden_layers"]),
+        layers,
         hidden_size: number(&["hidden_size"]),
         heads,
         kv_heads: number(&["num_key_value_heads"]).or(heads),
@@ -112,14 +104,32 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
         // Of a family that is not known, what is usual.
         experts: family.map_or_else(
             || number(&["num_local_experts", "num_experts", "n_routed_experts"]),
-            |family| number(&[family.experts_key]),
+            |family| number(&family.experts_keys()),
         ),
         experts_per_token: number(family.map_or(&["num_experts_per_tok", "experts_per_token"], |f| f.top_k_keys)),
         shards: files.len(),
         parts: Parts::of(index, family),
-        locality: family.map(|family| Locality::of(index, &files, family)),
-        tensors,
+        locality: family.zip(blocks).map(|(family, blocks)| Locality::of(index, &files, family, blocks)),
+        tensors: kinds(index),
     }
+}
+
+/// The kinds of tensors, in the order of their first.
+fn kinds(index: &[TensorInfo]) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    let mut places: HashMap<(String, String, &[usize]), usize> = HashMap::new();
+    for info in index {
+        let (name, dtype, shape) = (kind(&info.name), info.dtype.to_string(), info.shape.as_slice());
+        let at = *places.entry((name, dtype, shape)).or_insert_with_key(|(name, dtype, _)| {
+            let (name, dtype) = (name.clone(), dtype.clone());
+            kinds.push(Kind { name, dtype, shape: shape.to_vec(), count: 0, parameters: 0, bytes: 0 });
+            kinds.len() - 1
+        });
+        kinds[at].count += 1;
+        kinds[at].parameters += info.elements();
+        kinds[at].bytes += info.bytes();
+    }
+    kinds
 }
 
 /// `model.layers.3.mlp.up_proj.weight` -> `model.layers.*.mlp.up_proj.weight`.

@@ -189,7 +189,7 @@ mod tests {
 
     fn layout(experts: usize, groups: Option<Groups>) -> Layout {
         let layers = (1..3).map(|layer| (layer, Vec::new())).collect();
-        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), experts, top_k: 2, groups, layers }
+        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), blocks: 4, experts, top_k: 2, groups, layers }
     }
 
     fn keep(layout: &Layout, lists: &[(usize, &[usize])]) -> Result<Keep> {

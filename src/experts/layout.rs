@@ -74,6 +74,8 @@ pub struct Groups {
 pub struct Layout {
     /// The family's names and keys.
     pub family: &'static MoeFamily,
+    /// Blocks of the model, as `config.json` counts them; those for multi-token prediction come after.
+    pub blocks: usize,
     /// Routed experts of every mixture, by `config.json`.
     pub experts: usize,
     /// Experts per token.
@@ -134,7 +136,7 @@ impl Layout {
         if layers.is_empty() {
             return Err(Error::file(&path, "the config is that of a mixture, but no tensor is an expert's"));
         }
-        let layout = Layout { family, experts, top_k, groups, layers };
+        let layout = Layout { family, blocks, experts, top_k, groups, layers };
         layout.check(source)?;
         Ok(layout)
     }

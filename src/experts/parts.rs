@@ -90,7 +90,7 @@ impl Parts {
         for tensor in tensors {
             let (count, bytes) = sizes.entry(Part::of(&tensor.name, family)).or_default();
             *count += 1;
-            *bytes += tensor.bytes();
+            *bytes = bytes.saturating_add(tensor.bytes());
         }
         Parts(sizes.into_iter().map(|(part, (tensors, bytes))| PartSize { part, tensors, bytes }).collect())
     }
@@ -131,18 +131,19 @@ pub struct ShardBytes {
 }
 
 impl Locality {
-    /// The table of `tensors`, which lie in shards with the names `files`.
-    pub fn of(tensors: &[TensorInfo], files: &[String], family: &MoeFamily) -> Locality {
-        let blocks = tensors.iter().filter_map(|tensor| block(&tensor.name)).max().map_or(0, |last| last + 1);
+    /// The table of `tensors`, which lie in shards with the names `files`, of a model with `blocks` blocks of its own
+    /// (`num_hidden_layers`).
+    pub fn of(tensors: &[TensorInfo], files: &[String], family: &MoeFamily, blocks: usize) -> Locality {
         let mut layers: BTreeMap<usize, BTreeMap<usize, u64>> = BTreeMap::new();
         for tensor in tensors {
             if let Some((layer, Role::Expert(_) | Role::Stacked | Role::Router)) = place(family, blocks, &tensor.name) {
-                *layers.entry(layer).or_default().entry(tensor.shard).or_default() += tensor.bytes();
+                let bytes = layers.entry(layer).or_default().entry(tensor.shard).or_default();
+                *bytes = bytes.saturating_add(tensor.bytes());
             }
         }
         let layer = |(layer, shards): (usize, BTreeMap<usize, u64>)| LayerShards {
             layer,
-            bytes: shards.values().sum(),
+            bytes: shards.values().fold(0, |sum, &bytes| sum.saturating_add(bytes)),
             shards: shards.into_iter().map(|(shard, bytes)| ShardBytes { shard, bytes }).collect(),
         };
         Locality { files: files.to_vec(), layers: layers.into_iter().map(layer).collect() }
@@ -175,11 +176,6 @@ impl Locality {
         };
         self.layers.iter().map(row).collect()
     }
-}
-
-/// The block that a tensor of the model itself belongs to.
-fn block(name: &str) -> Option<usize> {
-    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -236,16 +232,29 @@ mod tests {
             tensor("mtp.layers.0.mlp.experts.1.up_proj.weight", 2, 208..211),
         ];
         let family = MoeFamily::find("qwen3_next").unwrap();
-        let locality = Locality::of(&tensors, &files, family);
+        let locality = Locality::of(&tensors, &files, family, 3);
         assert_eq!(
             locality.layers.iter().map(|layer| (layer.layer, layer.bytes)).collect::<Vec<_>>(),
-            [(0, 310), (2, 3)]
+            [(0, 310), (3, 3)],
+            "the model says how many blocks it has, its last one need have no tensor"
         );
         assert_eq!(locality.matrix(), [[Some(110), None, Some(200)], [None, None, Some(3)]]);
         assert_eq!(locality.shard_names(), ["1", "2", "3"]);
         let parts = Parts::of(&tensors, Some(family));
         assert_eq!(parts.0.iter().map(|size| size.bytes).sum::<u64>(), 1413);
         assert_eq!([Part::Experts, Part::SharedExperts, Part::Norms].map(|part| parts.bytes(part)), [303, 1000, 0]);
+    }
+
+    #[test]
+    fn absurd_sizes_and_numbers_are_no_trouble() {
+        let last = format!("model.layers.{}.mlp.experts.0.up_proj.weight", usize::MAX);
+        let huge = |name: &str| TensorInfo { shape: Vec::new(), ..tensor(name, 0, 0..0) };
+        let tensors = [last.as_str(), &last].map(|name| TensorInfo { range: 0..1 << 63, ..huge(name) });
+        let family = MoeFamily::find("qwen3_next").unwrap();
+        let locality = Locality::of(&tensors, &["model.safetensors".into()], family, 3);
+        assert_eq!((locality.layers[0].layer, locality.layers[0].bytes), (usize::MAX, u64::MAX));
+        assert_eq!(locality.matrix(), [[Some(u64::MAX)]]);
+        assert_eq!(Parts::of(&tensors, Some(family)).bytes(Part::Experts), u64::MAX);
     }
 
     #[test]

@@ -104,7 +104,7 @@ mod tests {
 
     fn layout(groups: Option<Groups>) -> Layout {
         let layers = (0..4).map(|layer| (layer, Vec::new())).collect();
-        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), experts: 8, top_k: 2, groups, layers }
+        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), blocks: 4, experts: 8, top_k: 2, groups, layers }
     }
 
     fn scores(metric: Metric, rows: Vec<Vec<f64>>) -> ExpertScores {

@@ -9,7 +9,7 @@ mod config;
 mod layout;
 mod mixture;
 mod moe;
-mod mxfp4;
+pub(crate) mod mxfp4;
 mod ops;
 mod rope;
 mod stacked;

@@ -7,7 +7,12 @@ use rayon::prelude::*;
 /// Weights that share a scale; they stand in half as many bytes, the even ones in the low nibbles.
 pub(super) const GROUP: usize = 32;
 
-const VALUES: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+/// The scale that stands for NaN.
+pub(crate) const NAN_SCALE: u8 = u8::MAX;
+
+/// Values of the 4-bit floats; the upper half are the negative ones.
+pub(crate) const VALUES: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Both values of every byte.
 const PAIRS: [[f32; 2]; 256] = {
@@ -20,7 +25,7 @@ const PAIRS: [[f32; 2]; 256] = {
     pairs
 };
 
-/// The largest scale with which every 4-bit float is finite as `dtype`. One byte, 255, stands for NaN.
+/// The largest scale with which every 4-bit float is finite as `dtype`, below [`NAN_SCALE`].
 pub(super) fn largest_scale(dtype: DType) -> u8 {
     // 6 * 2^(252 - 127) and 6 * 2^(140 - 127) are the last below the largest f32 (or bf16) and f16.
     if dtype == DType::F16 { 140 } else { 252 }
