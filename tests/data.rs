@@ -276,8 +276,12 @@ impl Source for GptOss {
         Ok(config.as_object().unwrap().clone())
     }
 
-    fn side_files(&self) -> lacuna::Result<Vec<(String, Vec<u8>)>> {
+    fn side_files(&self) -> lacuna::Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    fn side_file(&self, name: &str, _: &mut dyn FnMut(&[u8]) -> lacuna::Result<()>) -> lacuna::Result<()> {
+        panic!("{name} was not listed")
     }
 
     fn stream(
