@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Most bytes that a stream holds and hands over at a time.
-pub(super) const STREAM_BYTES: u64 = 1 << 20;
+pub(super) const STREAM_BYTES: u64 = 1 << 18;
 
 /// Headers that were read and checked, and the bytes behind them.
 pub trait Source: Sync {
@@ -157,7 +157,7 @@ impl Source for Checkpoint {
     }
 
     fn streams(&self) -> usize {
-        std::thread::available_parallelism().map_or(1, usize::from).min(4)
+        std::thread::available_parallelism().map_or(1, usize::from).min(2)
     }
 
     fn worth_skipping(&self) -> u64 {
