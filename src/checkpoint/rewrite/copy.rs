@@ -332,21 +332,19 @@ impl Target<'_> {
     /// Writes `bytes` to `at` in a file, except what the file shares with the source.
     fn write(&self, file: usize, bytes: &[u8], at: u64, shared: &[(usize, Range<u64>)]) -> Result<()> {
         let end = at + bytes.len() as u64;
-        let mut parts = vec![at..end];
-        let overlapping = shared.iter().filter(|(other, range)| *other == file && range.start < end && at < range.end);
-        for (_, range) in overlapping {
-            let outside = |part: Range<u64>| {
-                [part.start..part.end.min(range.start), part.start.max(range.end)..part.end]
-                    .into_iter()
-                    .filter(|part| part.start < part.end)
-            };
-            parts = parts.into_iter().flat_map(outside).collect();
-        }
-        for part in parts {
+        let write = |part: Range<u64>| {
             let bytes = &bytes[(part.start - at) as usize..(part.end - at) as usize];
-            write_sparse(&self.files[file], bytes, part.start).map_err(|e| write_error(self.out, "write", e))?;
+            write_sparse(&self.files[file], bytes, part.start).map_err(|e| write_error(self.out, "write", e))
+        };
+        // One at most: a piece is part of one stretch, and the middle of that is shared or nothing.
+        let overlaps = |(other, range): &&(usize, Range<u64>)| *other == file && range.start < end && at < range.end;
+        match shared.iter().find(overlaps) {
+            None => write(at..end),
+            Some((_, range)) => {
+                write(at..range.start.max(at))?;
+                write(range.end.min(end)..end)
+            }
         }
-        Ok(())
     }
 
     /// Streams one run and deals its bytes out to the pieces.
