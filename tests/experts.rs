@@ -415,6 +415,12 @@ fn an_output_is_done_only_while_it_is_whole() {
     std::fs::write(&config, old).unwrap();
     let output = lacuna(dir, &build);
     assert_says(text(&output.stdout), &["were there already"]);
+    // Killed after the rename, and before the rest was removed.
+    let partial = dir.join(".out.partial");
+    std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join("identity"), Manifest::read(&dir.join("out")).unwrap().unwrap().identity).unwrap();
+    assert!(lacuna(dir, &build).status.success());
+    assert_eq!(names(dir), ["base", "out"]);
     std::fs::remove_file(dir.join("out/model.safetensors")).unwrap();
     refused("already exists; remove it");
 }

@@ -90,7 +90,7 @@ impl Rewrite {
     /// the source's own if they are wanted. If an earlier run was stopped, by whatever means, this one goes on from its last
     /// finished piece; if it had ended, nothing is written.
     ///
-    /// Memory: a mebibyte for each of [`Source::streams`], and the list of pieces.
+    /// Memory: a buffer of at most a mebibyte for each of [`Source::streams`], and the list of pieces.
     ///
     /// # Errors
     /// Those of [`Rewrite::check_output`]; [`Error::File`] when another process writes this output, or the disk is full;
@@ -123,6 +123,7 @@ impl Rewrite {
                     "already exists, made with other arguments; remove it, or choose another",
                 ));
             }
+            Staging::clear(out, self)?;
             let resumed = self.data_bytes();
             return Ok(Copied { manifest, written: 0, shared: 0, resumed, seconds: Seconds::default() });
         }

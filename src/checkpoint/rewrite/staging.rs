@@ -135,6 +135,16 @@ impl Staging {
         Ok(staging)
     }
 
+    /// Removes what a kill between the last two steps leaves of a finished output: a staging directory with nothing to go
+    /// on with.
+    pub(super) fn clear(out: &Path, rewrite: &Rewrite) -> Result<()> {
+        let identity = std::fs::read_to_string(staging_of(out)?.join("identity"));
+        if identity.is_ok_and(|identity| identity == rewrite.identity) {
+            Staging::enter(out, rewrite)?.remove();
+        }
+        Ok(())
+    }
+
     /// Makes the directory this rewrite's. Without an identity nothing in it can be trusted.
     fn claim(&self, identity: &str) -> io::Result<()> {
         let path = self.dir.join("identity");
