@@ -1,6 +1,6 @@
 //! `lacuna experts`
 
-use super::{Compute, print_json, seqlen, tokenizer_for};
+use super::{Compute, Sampling, print_json};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
@@ -8,7 +8,6 @@ use lacuna::error::Error;
 use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts};
 use lacuna::progress::Progress;
 use lacuna::report::Table;
-use lacuna::text::Windows;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -177,15 +176,8 @@ struct Score {
     /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
     #[arg(long)]
     calib: PathBuf,
-    /// Calibration windows
-    #[arg(long, default_value_t = 128)]
-    windows: usize,
-    /// Tokens per window [default: the model's context, at most 2048]
-    #[arg(long)]
-    seqlen: Option<usize>,
-    /// Seed of the calibration windows
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: Sampling,
     #[command(flatten)]
     compute: Compute,
     /// Directory to make, for --scores of plan, slice and build
@@ -310,9 +302,7 @@ fn score(args: &Score) -> anyhow::Result<()> {
         bail!("{}: already exists; remove it, or choose another output directory", args.out.display());
     }
     let model = args.compute.open(&args.model)?;
-    let seqlen = seqlen(&model, args.seqlen);
-    let tokenizer = tokenizer_for(&args.calib, &model)?;
-    let windows = Windows::calibration(&args.calib, tokenizer.as_ref(), args.windows, seqlen, args.seed)?;
+    let windows = args.sampling.windows(&args.calib, &model)?;
     let scores = ExpertScores::calibrate_to(&model, &windows, &args.out, Progress::Stderr)?;
     if args.json {
         return print_json(&scores);

@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 use lacuna::Error;
 use lacuna::model::Model;
 use lacuna::progress::{self, Progress};
-use lacuna::text::Tokenizer;
+use lacuna::text::{Tokenizer, Windows};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -127,6 +127,27 @@ impl Compute {
 /// Tokens per window: as asked, else the model's context, at most 2048.
 fn seqlen(model: &Model, asked: Option<usize>) -> usize {
     asked.unwrap_or(model.config().max_position_embeddings.min(2048))
+}
+
+/// Windows of a calibration text.
+#[derive(Debug, clap::Args)]
+struct Sampling {
+    /// Calibration windows
+    #[arg(long, default_value_t = 128)]
+    windows: usize,
+    /// Tokens per window [default: the model's context, at most 2048]
+    #[arg(long)]
+    seqlen: Option<usize>,
+    /// Seed of the calibration windows, and of whatever else is random
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Sampling {
+    fn windows(&self, text: &Path, model: &Model) -> lacuna::Result<Windows> {
+        let tokenizer = tokenizer_for(text, model)?;
+        Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen), self.seed)
+    }
 }
 
 /// The model's tokenizer, unless the text is token ids already.

@@ -1,10 +1,9 @@
 //! `lacuna prune`
 
-use super::{Compute, print_json, seqlen, tokenizer_for};
+use super::{Compute, Sampling, print_json};
 use lacuna::mask::{Pattern, Per};
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, Propagate, PruneConfig, prune_to};
-use lacuna::text::Windows;
 use std::path::PathBuf;
 
 /// Prune a checkpoint to a new directory
@@ -30,15 +29,8 @@ pub(crate) struct Args {
     /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
     #[arg(long)]
     calib: Option<PathBuf>,
-    /// Calibration windows
-    #[arg(long, default_value_t = 128)]
-    windows: usize,
-    /// Tokens per window [default: the model's context, at most 2048]
-    #[arg(long)]
-    seqlen: Option<usize>,
-    /// Seed of the calibration windows and of random scores
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: Sampling,
     #[command(flatten)]
     compute: Compute,
     /// Directory to make
@@ -59,17 +51,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         pattern: args.pattern,
         per: args.per.unwrap_or(base.per),
         propagate: args.propagate,
-        seed: args.seed,
+        seed: args.sampling.seed,
         ..base
     };
     config.validate()?;
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
-        Some(path) if args.method.needs_calibration() => {
-            let seqlen = seqlen(&model, args.seqlen);
-            let tokenizer = tokenizer_for(path, &model)?;
-            Some(Windows::calibration(path, tokenizer.as_ref(), args.windows, seqlen, args.seed)?)
-        }
+        Some(path) if args.method.needs_calibration() => Some(args.sampling.windows(path, &model)?),
         None if args.method.needs_calibration() => anyhow::bail!("--method {} needs --calib FILE", args.method),
         _ => None,
     };
