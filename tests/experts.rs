@@ -110,6 +110,22 @@ fn every_family_is_pruned_and_verified() {
 }
 
 #[test]
+fn what_goes_with_a_quantised_weight_may_differ_in_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let moe = Moe::small("qwen3_moe");
+    let mut tensors = moe.tensors();
+    for (block, expert) in (0..3).flat_map(|block| (0..8).map(move |expert| (block, expert))) {
+        let name = format!("model.layers.{block}.mlp.experts.{expert}.up_proj.weight.quant_state.bitsandbytes__nf4");
+        tensors.push((name, "U8", 1, vec![70 + expert % 2]));
+    }
+    let base = moe::write(&dir.path().join("base"), &moe.config(), tensors, 2, 1);
+    let layout = Layout::find(&base).unwrap();
+    let keep = Ranking::random(&layout, 1).keep(&layout, 3).unwrap();
+    build(&base, &keep, 1 << 30, &dir.path().join("out")).unwrap();
+    assert_eq!(experts::verify(&base, &dir.path().join("out"), Progress::Hidden).unwrap().mismatch_count, 0);
+}
+
+#[test]
 fn keeping_everything_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("qwen3_moe").write(&dir.path().join("base"), 2, 1);
@@ -250,7 +266,16 @@ fn verification_tells_a_changed_base_from_a_changed_output() {
 
     // A manifest that tells another story.
     type Forge = fn(&mut Manifest);
-    let forges: [(Forge, &str); 3] = [
+    let forges: [(Forge, &str); 9] = [
+        (|m| m.files[0].bytes += 8, "model.safetensors"),
+        (|m| m.files[0].tensors[0].shape = vec![1], "model.safetensors"),
+        (
+            |m| m.files.push(lacuna::checkpoint::ManifestFile { name: "ghost".into(), bytes: 0, tensors: Vec::new() }),
+            "ghost",
+        ),
+        (|m| m.others.retain(|other| other.name != "config.json"), "config.json"),
+        (|m| m.others[0].bytes += 1, "config.json"),
+        (|m| m.others[1].name = "../base/tokenizer.json".into(), "tokenizer.json"),
         (|m| m.shards.reverse(), MANIFEST),
         (|m| m.files[0].tensors[7].source[0].1 += 2, "model."),
         (|m| m.files[0].tensors[3].crc32 = "00000000".into(), "model."),
@@ -259,7 +284,7 @@ fn verification_tells_a_changed_base_from_a_changed_output() {
         let mut manifest = Manifest::read(&out).unwrap().unwrap();
         forge(&mut manifest);
         let found = swap(out.join(MANIFEST), &serde_json::to_vec(&manifest).unwrap());
-        assert!(found.len() == 1 && found[0].0.starts_with(name), "{found:?}");
+        assert!(!found.is_empty() && found[0].0.starts_with(name), "{name}: {found:?}");
     }
     std::fs::remove_file(out.join(MANIFEST)).unwrap();
     assert_says(experts::verify(&base, &out, Progress::Hidden).unwrap_err(), &["manifest.json", "missing"]);
@@ -391,9 +416,29 @@ fn what_a_crash_left_is_not_believed() {
     std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(100_000).unwrap();
     verified("a file of another length");
 
+    // And killed once it was made as long as it should be: the journal must not say that anything is in it.
+    half_built(dir, &build("last"));
+    std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(100_000).unwrap();
+    let size = base.bytes();
+    let mut child = command(dir, &build("last")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while std::fs::metadata(&weights).is_ok_and(|metadata| metadata.len() < size / 4) {
+        std::hint::spin_loop();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    verified("killed after the repair");
+
     half_built(dir, &build("first"));
     std::fs::write(partial.join("identity"), "").unwrap();
     verified("nobody's directory");
+
+    half_built(dir, &build("last"));
+    std::fs::remove_dir_all(partial.join("data")).unwrap();
+    verified("a directory without data");
+
+    half_built(dir, &build("last"));
+    std::fs::write(partial.join("data/modeling_old.py"), "import os").unwrap();
+    verified("a file that the base no longer has");
 }
 
 #[test]
@@ -413,6 +458,10 @@ fn an_output_is_done_only_while_it_is_whole() {
     std::fs::write(&config, old.replace("\"hidden_size\":32", "\"hidden_size\":33")).unwrap();
     refused("already exists, made with other arguments");
     std::fs::write(&config, old).unwrap();
+    let tokenizer = dir.join("base/tokenizer.json");
+    std::fs::write(&tokenizer, "{}").unwrap();
+    refused("already exists, made with other arguments");
+    std::fs::write(&tokenizer, "{\"a\": 1}").unwrap();
     let output = lacuna(dir, &build);
     assert_says(text(&output.stdout), &["were there already"]);
     // Killed after the rename, and before the rest was removed.
@@ -481,6 +530,19 @@ fn bad_input_is_named_and_leaves_nothing() {
         config[key] = value;
         moe::write(&dir.join("base"), &config, moe.tensors(), 3, 1);
     };
+    // A shard is lost in which the weights were; what goes with them is not.
+    let bias_only: Damage = |dir| {
+        let moe = Moe::small("gpt_oss");
+        let mut tensors = moe.tensors();
+        tensors.retain(|tensor| !tensor.0.ends_with("1.mlp.experts.down_proj_blocks"));
+        moe::write(&dir.join("base"), &moe.config(), tensors, 3, 1);
+    };
+    let correction_only: Damage = |dir| {
+        let moe = Moe::small("glm4_moe");
+        let mut tensors = moe.tensors();
+        tensors.retain(|tensor| !tensor.0.ends_with("2.mlp.gate.weight"));
+        moe::write(&dir.join("base"), &moe.config(), tensors, 3, 1);
+    };
     let thirds: Damage = |dir| CONFIG(dir, "n_group", 3.into());
     let fraction: Damage = |dir| CONFIG(dir, "n_group", 8.5.into());
     let absurd: Damage = |dir| CONFIG(dir, "n_routed_experts", 100_000_000_000_000_000u64.into());
@@ -494,7 +556,7 @@ fn bad_input_is_named_and_leaves_nothing() {
     };
     let half = &["--keep", "0.5", "--by", "first"][..];
     let list = &["--keep-list", "keep.json"][..];
-    let cases: [(&str, Damage, &[&str], &[&str]); 25] = [
+    let cases: [(&str, Damage, &[&str], &[&str]); 27] = [
         (
             "truncated shard",
             truncate,
@@ -518,6 +580,8 @@ fn bad_input_is_named_and_leaves_nothing() {
         ),
         ("lost layer", layer, half, &["`model.layers.1.block_sparse_moe`", "3 blocks", "is a shard missing?"]),
         ("lost linear", linear, half, &["`model.layers.1.block_sparse_moe.experts.0.w3`", "missing"]),
+        ("weights without their blocks", bias_only, half, &["`model.layers.1.mlp.experts.0.down_proj`", "missing"]),
+        ("router without its weight", correction_only, half, &["`model.layers.2.mlp.gate`", "missing"]),
         ("groups that do not divide", thirds, half, &["config.json", "8 experts in 3 groups", "impossible"]),
         ("groups that are no number", fraction, half, &["config.json", "`n_group`", "whole number"]),
         (

@@ -52,6 +52,12 @@ fn canonical(text: &str) -> Option<usize> {
     text.parse().ok().filter(|number: &usize| number.to_string() == text)
 }
 
+/// Whether a tensor only goes with a weight: its bias, or what a quantised one is scaled by.
+fn is_companion(name: &str) -> bool {
+    let ends = ["bias", "scales", "_scale", "scale_inv", "_scale_2", "qzeros", "g_idx", ".absmax", ".quant_map"];
+    name.contains(".quant_state.") || ends.iter().any(|end| name.ends_with(end))
+}
+
 /// `name` with the number of its expert replaced.
 pub(super) fn renumbered(name: &str, expert: usize) -> String {
     match name.split_once(".experts.").and_then(|(before, after)| Some((before, after.split_once('.')?.1))) {
@@ -186,7 +192,9 @@ impl Layout {
                 Role::Expert(expert) => {
                     let kind = kinds.entry(renumbered(&info.name, 0));
                     let (seen, first) = kind.or_insert_with(|| (vec![false; self.experts], info));
-                    if (first.dtype, &first.shape) != (info.dtype, &info.shape) {
+                    // JSON of a quantised weight is as long as its numbers are.
+                    let any_length = info.name.contains(".quant_state.");
+                    if !any_length && (first.dtype, &first.shape) != (info.dtype, &info.shape) {
                         let problem = format!(
                             "{} x {:?} is not what other experts have, {} x {:?} in `{}`",
                             info.dtype, info.shape, first.dtype, first.shape, first.name
@@ -201,7 +209,7 @@ impl Layout {
                     info.shape.get(self.family.expert_dim)
                 }
                 Role::Router => {
-                    router = true;
+                    router |= !info.name.ends_with("bias");
                     info.shape.first()
                 }
             };
@@ -231,8 +239,9 @@ impl Layout {
             // Gate and up projection stand in one tensor there.
             let joined = [linear, "gate_up_proj"].map(|linear| format!(".experts.{linear}"));
             let is_gate_or_up = linear != self.family.linears[2];
-            let found = kinds.keys().any(|name| name.contains(&separate))
-                || stacked.iter().any(|name| name.contains(&joined[0]) || is_gate_or_up && name.contains(&joined[1]));
+            let is_stacked = |name: &str| name.contains(&joined[0]) || is_gate_or_up && name.contains(&joined[1]);
+            let found = kinds.keys().any(|name| name.contains(&separate) && !is_companion(name))
+                || stacked.iter().any(|name| is_stacked(name) && !is_companion(name));
             if !found {
                 return missing(format!("experts.0.{linear}"));
             }

@@ -3,7 +3,9 @@
 use super::build::{MODEL, SLICES, model_tensors, pruned_config, slice_files};
 use super::keep::Keep;
 use super::layout::Layout;
-use crate::checkpoint::{Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source};
+use crate::checkpoint::{
+    Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, is_free_name, sum_of_file,
+};
 use crate::progress::{Progress, Stage};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -37,7 +39,8 @@ pub struct Mismatch {
 /// Reads the headers of an output, derives each of its tensors from `base` and the kept experts that the manifest lists, and
 /// compares shapes, types and every byte; for a model, also `config.json`. Then the manifest: its sources, files and
 /// checksums, and the files beside the weights. Bytes that differ are told apart by the checksums: either the output was
-/// changed, or the base was. What cannot be derived is how the experts were chosen (`by`).
+/// changed, or the base was. What cannot be derived is how the experts were chosen (`by`), and
+/// the manifest's `identity`, which depends on when the base was last touched.
 ///
 /// # Errors
 /// [`Error::File`] when `out` has no manifest or its headers are broken; [`Error::Argument`] when the manifest does not fit
@@ -114,6 +117,7 @@ pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verif
             mismatches.push(Mismatch { name: tensor.name.clone(), problem });
         }
     }
+    mismatches.extend(check_files(&manifest, &output)?);
     let what = manifest.about.get("output").and_then(Value::as_str).unwrap_or_default();
     mismatches.extend(check_others(base, out, &manifest, what == MODEL)?);
     let bytes = pairs.iter().map(|(tensor, _)| tensor.bytes()).sum();
@@ -132,36 +136,72 @@ pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verif
     Ok(Verification { tensors: pairs.len(), bytes, mismatch_count: mismatches.len(), mismatches })
 }
 
-/// Compares the files beside the weights with what the manifest says of them, and those that were copied with the base's.
-fn check_others(base: &dyn Source, out: &Path, manifest: &Manifest, copied: bool) -> Result<Vec<Mismatch>> {
+fn mismatch(name: &str, problem: impl Into<String>) -> Mismatch {
+    Mismatch { name: name.to_owned(), problem: problem.into() }
+}
+
+/// Compares what the manifest says of the weight files with their headers.
+fn check_files(manifest: &Manifest, output: &Checkpoint) -> Result<Vec<Mismatch>> {
     let mut mismatches = Vec::new();
-    let mut differs = |name: &str, problem: &str| {
-        mismatches.push(Mismatch { name: name.to_owned(), problem: problem.to_owned() });
-    };
-    let of_base = if copied { base.side_files()? } else { Vec::new() };
-    if let Some(lost) = of_base.iter().find(|name| manifest.others.iter().all(|other| other.name != **name)) {
-        differs(lost, "is beside the base's weights, and was not copied");
+    let names = output.files();
+    for (shard, name) in names.iter().enumerate() {
+        let path = &output.shards()[shard];
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+        let there = output.index().iter().filter(|info| info.shard == shard);
+        let there = there.map(|info| (info.name.as_str(), info.dtype.to_string(), &info.shape));
+        let told = manifest.files.iter().find(|file| file.name == *name).is_some_and(|file| {
+            let tensors = file.tensors.iter().map(|t| (t.name.as_str(), t.dtype.clone(), &t.shape));
+            file.bytes == length && tensors.eq(there)
+        });
+        if !told {
+            mismatches.push(mismatch(name, format!("{MANIFEST} says otherwise of its length or its tensors")));
+        }
+    }
+    let ghosts = manifest.files.iter().filter(|file| !names.contains(&file.name));
+    mismatches.extend(ghosts.map(|file| mismatch(&file.name, "is in the manifest only")));
+    Ok(mismatches)
+}
+
+/// Compares the files beside the weights with what the manifest says of them, and those that were copied with the base's.
+fn check_others(base: &dyn Source, out: &Path, manifest: &Manifest, model: bool) -> Result<Vec<Mismatch>> {
+    let mut mismatches = Vec::new();
+    let mut differs = |name: &str, problem: &str| mismatches.push(mismatch(name, problem));
+    let mut wanted = if model { base.side_files()? } else { Vec::new() };
+    let copied = wanted.clone();
+    if model {
+        wanted.push("config.json".to_owned());
+    }
+    let listed = |name: &str| manifest.others.iter().any(|other| other.name == name);
+    for name in wanted.iter().filter(|name| !listed(name)) {
+        differs(name, "belongs beside the weights, and is not in the manifest");
+    }
+    for entry in std::fs::read_dir(out).map_err(Error::io("read", out))? {
+        let name = entry.map_err(Error::io("read", out))?.file_name().to_string_lossy().into_owned();
+        if name != MANIFEST && !listed(&name) && manifest.files.iter().all(|file| file.name != name) {
+            differs(&name, "is in the output only");
+        }
     }
     for other in &manifest.others {
-        let path = out.join(&other.name);
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                differs(&other.name, "is missing in the output");
-                continue;
-            }
-            bytes => bytes.map_err(Error::io("read", &path))?,
+        let told = (other.bytes, other.crc32.clone());
+        let found = match is_free_name(&other.name) {
+            true => sum_of_file(&out.join(&other.name))?.map(|(bytes, sum)| (bytes, format!("{sum:08x}"))),
+            false => None,
         };
-        if format!("{:08x}", crc32fast::hash(&bytes)) != other.crc32 {
-            differs(&other.name, "has changed since it was written");
-        } else if of_base.contains(&other.name) {
-            let mut hasher = crc32fast::Hasher::new();
-            base.side_file(&other.name, &mut |piece| {
-                hasher.update(piece);
-                Ok(())
-            })?;
-            if format!("{:08x}", hasher.finalize()) != other.crc32 {
-                differs(&other.name, "is as it was written: the base's has changed since");
+        match found {
+            None => differs(&other.name, "is missing in the output"),
+            Some(found) if found != told => differs(&other.name, "has changed since it was written"),
+            Some(_) if copied.contains(&other.name) => {
+                let (mut bytes, mut hasher) = (0, crc32fast::Hasher::new());
+                base.side_file(&other.name, &mut |piece| {
+                    bytes += piece.len() as u64;
+                    hasher.update(piece);
+                    Ok(())
+                })?;
+                if (bytes, format!("{:08x}", hasher.finalize())) != told {
+                    differs(&other.name, "is as it was written: the base's has changed since");
+                }
             }
+            Some(_) => {}
         }
     }
     Ok(mismatches)

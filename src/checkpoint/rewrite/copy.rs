@@ -3,13 +3,13 @@
 use super::journal::Journal;
 use super::staging::{Resumed, Staging, is_free_name, parent, write_error};
 use super::{BLOCK_BYTES, MANIFEST, Manifest, OtherFile, Piece, Rewrite, Run};
-use crate::checkpoint::source::Source;
+use crate::checkpoint::source::{STREAM_BYTES, Source};
 use crate::progress::{Progress, Stage};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
@@ -117,10 +117,11 @@ impl Rewrite {
                 let sum = format!("{:08x}", crc32fast::hash(bytes));
                 manifest.others.iter().any(|other| other.name == *name && other.crc32 == sum)
             };
-            if manifest.about != *about || !generated.iter().all(|(name, bytes)| same(name, bytes)) {
+            let copied = side_files == SideFiles::Left || copies_are_same(source, &manifest, generated)?;
+            if manifest.about != *about || !copied || !generated.iter().all(|(name, bytes)| same(name, bytes)) {
                 return Err(Error::file(
                     out,
-                    "already exists, made with other arguments; remove it, or choose another",
+                    "already exists, made with other arguments or of other files; remove it, or choose another",
                 ));
             }
             Staging::clear(out, self)?;
@@ -156,6 +157,9 @@ impl Rewrite {
         let data = staging.data();
         let others = copy_others(source, out, &data, generated, side_files)?;
         let manifest = Manifest { others, ..self.manifest(source, about, &sums) };
+        let weights = manifest.files.iter().map(|file| file.name.as_str());
+        let beside = manifest.others.iter().map(|file| file.name.as_str());
+        staging.keep_only(&weights.chain(beside).collect::<Vec<_>>())?;
         let mut text = serde_json::to_vec(&manifest).map_err(|error| Error::file(out, error))?;
         text.push(b'\n');
         write_synced(out, &data.join(MANIFEST), |sink| sink(&text))?;
@@ -190,15 +194,67 @@ fn write_synced(
     fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
 ) -> Result<(u64, u32)> {
     let mut file = File::create(path).map_err(|e| write_error(out, "create", e))?;
+    let sum = sum_of(|sink| {
+        fill(&mut |bytes| {
+            file.write_all(bytes).map_err(|e| write_error(out, "write", e))?;
+            sink(bytes)
+        })
+    })?;
+    file.sync_all().map_err(|e| write_error(out, "flush", e))?;
+    Ok(sum)
+}
+
+/// The source's files beside the weights that an output gets.
+fn copied_names(source: &dyn Source, generated: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
+    let mut names = source.side_files()?;
+    names.retain(|name| !generated.iter().any(|(other, _)| other == name) && is_free_name(name));
+    Ok(names)
+}
+
+/// Whether the source's files beside the weights are still those that the manifest lists.
+fn copies_are_same(source: &dyn Source, manifest: &Manifest, generated: &[(String, Vec<u8>)]) -> Result<bool> {
+    let names = copied_names(source, generated)?;
+    if names.len() + generated.len() != manifest.others.len() {
+        return Ok(false);
+    }
+    for name in names {
+        let (bytes, sum) = sum_of(|sink| source.side_file(&name, sink))?;
+        let sum = format!("{sum:08x}");
+        if !manifest.others.iter().any(|other| other.name == name && other.bytes == bytes && other.crc32 == sum) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Length and CRC-32 of what `fill` gives.
+fn sum_of(fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>) -> Result<(u64, u32)> {
     let mut hasher = crc32fast::Hasher::new();
     let mut length = 0;
     fill(&mut |bytes| {
         hasher.update(bytes);
         length += bytes.len() as u64;
-        file.write_all(bytes).map_err(|e| write_error(out, "write", e))
+        Ok(())
     })?;
-    file.sync_all().map_err(|e| write_error(out, "flush", e))?;
     Ok((length, hasher.finalize()))
+}
+
+/// Length and CRC-32 of a file; `None` if there is none.
+pub(crate) fn sum_of_file(path: &Path) -> Result<Option<(u64, u32)>> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(Error::io("open", path))?,
+    };
+    let mut buffer = vec![0; STREAM_BYTES as usize];
+    sum_of(|sink| {
+        loop {
+            match file.read(&mut buffer).map_err(Error::io("read", path))? {
+                0 => return Ok(()),
+                bytes => sink(&buffer[..bytes])?,
+            }
+        }
+    })
+    .map(Some)
 }
 
 /// Writes what stands beside the weights: the generated files, and the source's that are not among them.
@@ -214,10 +270,8 @@ fn copy_others(
         others.push(OtherFile { name: name.to_owned(), bytes, crc32: format!("{sum:08x}") });
     };
     if side_files == SideFiles::Copied {
-        for name in source.side_files()? {
-            if !generated.iter().any(|(other, _)| *other == name) && is_free_name(&name) {
-                add(&name, write_synced(out, &data.join(&name), |sink| source.side_file(&name, sink))?);
-            }
+        for name in copied_names(source, generated)? {
+            add(&name, write_synced(out, &data.join(&name), |sink| source.side_file(&name, sink))?);
         }
     }
     for (name, bytes) in generated {

@@ -10,8 +10,9 @@ mod copy;
 mod journal;
 mod staging;
 
+pub(crate) use copy::sum_of_file;
 pub use copy::{Copied, Seconds, SideFiles};
-pub(crate) use staging::parent;
+pub(crate) use staging::{is_free_name, parent};
 
 use super::source::{STREAM_BYTES, Source};
 use super::{TensorInfo, header, index};

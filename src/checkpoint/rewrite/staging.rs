@@ -138,8 +138,10 @@ impl Staging {
     /// Removes what a kill between the last two steps leaves of a finished output: a staging directory with nothing to go
     /// on with.
     pub(super) fn clear(out: &Path, rewrite: &Rewrite) -> Result<()> {
-        let identity = std::fs::read_to_string(staging_of(out)?.join("identity"));
-        if identity.is_ok_and(|identity| identity == rewrite.identity) {
+        let dir = staging_of(out)?;
+        // Without an identity it is nobody's, or was being removed.
+        let other = std::fs::read_to_string(dir.join("identity")).is_ok_and(|old| old != rewrite.identity);
+        if dir.exists() && !other {
             Staging::enter(out, rewrite)?.remove();
         }
         Ok(())
@@ -148,7 +150,8 @@ impl Staging {
     /// Makes the directory this rewrite's. Without an identity nothing in it can be trusted.
     fn claim(&self, identity: &str) -> io::Result<()> {
         let path = self.dir.join("identity");
-        if std::fs::read_to_string(&path).is_ok_and(|old| old == identity) {
+        // Without the data, all but the last step of a finished run was taken, and the output has gone since.
+        if std::fs::read_to_string(&path).is_ok_and(|old| old == identity) && self.data().is_dir() {
             return Ok(());
         }
         for entry in std::fs::read_dir(&self.dir)? {
@@ -177,32 +180,40 @@ impl Staging {
         let path = self.dir.join("journal");
         let error = |action| move |e| write_error(&self.out, action, e);
         let mut done = Journal::read(&path, rewrite)?;
+        let length = |number: usize| {
+            let tensors = rewrite.files[number].tensors.iter().map(super::OutputTensor::bytes).sum::<u64>();
+            rewrite.headers[number].len() as u64 + tensors
+        };
         let mut files = Vec::with_capacity(rewrite.files.len());
-        let mut lost = false;
-        for (number, (file, header)) in rewrite.files.iter().zip(&rewrite.headers).enumerate() {
-            let bytes: u64 = header.len() as u64 + file.tensors.iter().map(super::OutputTensor::bytes).sum::<u64>();
-            let open = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .open(self.data().join(&file.name));
+        let mut wrong = Vec::new();
+        for (number, file) in rewrite.files.iter().enumerate() {
+            let path = self.data().join(&file.name);
+            let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
             let opened = open.map_err(error("create"))?;
-            if opened.metadata().map_err(error("read"))?.len() != bytes {
-                opened.set_len(0).and_then(|()| opened.set_len(bytes)).map_err(error("write"))?;
-                let pieces = rewrite.pieces.iter().zip(&mut done).filter(|(piece, _)| piece.file == number);
-                pieces.for_each(|(_, done)| lost |= done.take().is_some());
+            if opened.metadata().map_err(error("read"))?.len() != length(number) {
+                wrong.push(number);
             }
-            opened.write_all_at(header, 0).map_err(error("write"))?;
             files.push(opened);
+        }
+        // What a file of another length held is lost; the journal must say so before the file looks right again.
+        let mut lost = false;
+        for (piece, done) in rewrite.pieces.iter().zip(&mut done).filter(|(piece, _)| wrong.contains(&piece.file)) {
+            lost |= piece.bytes > 0 && done.take().is_some();
+        }
+        if lost {
+            write_whole(&path, &Journal::text(&done)).map_err(error("write"))?;
+        }
+        for number in wrong {
+            files[number].set_len(0).and_then(|()| files[number].set_len(length(number))).map_err(error("write"))?;
+        }
+        for (file, header) in files.iter().zip(&rewrite.headers) {
+            file.write_all_at(header, 0).map_err(error("write"))?;
         }
         let now = boot();
         // Where the system does not tell, what is there is checked.
         let same = !now.is_empty() && std::fs::read(self.dir.join("boot")).is_ok_and(|old| old == now);
         if !same {
             recheck(rewrite, &files, &mut done).map_err(error("write"))?;
-        }
-        if !same || lost {
             // First what is true, then that it was checked.
             write_whole(&path, &Journal::text(&done)).map_err(error("write"))?;
             write_whole(&self.dir.join("boot"), &now).map_err(error("write"))?;
@@ -210,6 +221,18 @@ impl Staging {
         let left = rewrite.pieces.iter().zip(&done).filter(|(_, done)| done.is_none());
         fits(&self.out, left.map(|(piece, _)| piece.bytes).sum())?;
         Ok(Resumed { files, journal: Journal::append(&path, &done)?, done })
+    }
+
+    /// Removes from the unfinished output what a run before this one put there and this one did not.
+    pub(super) fn keep_only(&self, names: &[&str]) -> Result<()> {
+        let data = self.data();
+        let list = std::fs::read_dir(&data).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        for entry in list.map_err(Error::io("read", &data))? {
+            if !names.iter().any(|name| entry.file_name() == **name) {
+                std::fs::remove_file(entry.path()).map_err(Error::io("remove", entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the directory. The output stands, so nothing depends on it.
@@ -249,7 +272,7 @@ fn recheck(rewrite: &Rewrite, files: &[File], done: &mut [Option<u32>]) -> io::R
 }
 
 /// What a rewrite is told to leave beside its weights.
-pub(super) fn is_free_name(name: &str) -> bool {
+pub(crate) fn is_free_name(name: &str) -> bool {
     crate::checkpoint::index::is_file_name(name) && name != MANIFEST && !name.ends_with(".safetensors")
 }
 
