@@ -4,7 +4,8 @@ use super::build::{MODEL, SLICES, model_tensors, pruned_config, slice_files};
 use super::keep::Keep;
 use super::layout::Layout;
 use crate::checkpoint::{
-    Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, is_free_name, sum_of_file,
+    Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, TensorInfo, is_free_name,
+    sum_of_file,
 };
 use crate::progress::{Progress, Stage};
 use crate::{Error, Result};
@@ -50,90 +51,123 @@ pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verif
     let manifest = Manifest::read(out)?.ok_or_else(|| {
         Error::file(out.join(MANIFEST), "missing; `verify` checks what `lacuna experts build` or `slice` wrote")
     })?;
+    let Derived { tensors, output, model, mut mismatches } = derive(base, out, &manifest)?;
+    let (pairs, unpaired) = pair(&tensors, &output);
+    mismatches.extend(unpaired);
+    mismatches.extend(check_sources(base, &manifest, &pairs, &output));
+    mismatches.extend(check_files(&manifest, &output)?);
+    mismatches.extend(check_others(base, out, &manifest, model)?);
+    mismatches.extend(compare_all(base, &manifest, &pairs, &output, progress)?);
+    let bytes = pairs.iter().map(|(tensor, _)| tensor.bytes()).sum();
+    Ok(Verification { tensors: pairs.len(), bytes, mismatch_count: mismatches.len(), mismatches })
+}
+
+/// What an output should hold, and the output.
+struct Derived {
+    tensors: Vec<OutputTensor>,
+    output: Checkpoint,
+    /// Whether it is a model, not slices.
+    model: bool,
+    /// What is wrong with its config.
+    mismatches: Vec<Mismatch>,
+}
+
+/// Derives the tensors of an output from its base and the experts that were kept.
+fn derive(base: &dyn Source, out: &Path, manifest: &Manifest) -> Result<Derived> {
     let wrong = |problem: &str| Error::file(out.join(MANIFEST), problem);
     let layout = Layout::find(base)?;
     let lists: BTreeMap<usize, Vec<usize>> =
         serde_json::from_value(manifest.about.get("keep").cloned().unwrap_or_default())
             .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
     let keep = Keep::new(&layout, lists)?;
-    let mut mismatches = Vec::new();
-    let (expected, output) = match manifest.about.get("output").and_then(Value::as_str) {
+    match manifest.about.get("output").and_then(Value::as_str) {
         Some(MODEL) => {
             let output = Checkpoint::open(out)?;
-            if output.config()? != pruned_config(base, &layout, keep.uniform(&layout)?)? {
-                mismatches.push(Mismatch {
-                    name: "config.json".into(),
-                    problem: "differs from the base's in more than the number of experts, or not in that".into(),
-                });
-            }
-            (model_tensors(base, &layout, &keep)?, output)
+            let same = output.config()? == pruned_config(base, &layout, keep.uniform(&layout)?)?;
+            let problem = "differs from the base's in more than the number of experts, or not in that";
+            let mismatches = if same { Vec::new() } else { vec![mismatch("config.json", problem)] };
+            Ok(Derived { tensors: model_tensors(base, &layout, &keep)?, output, model: true, mismatches })
         }
         Some(SLICES) => {
             let files = slice_files(base, &layout, &keep)?;
             let paths = files.iter().map(|file| out.join(&file.name)).collect();
-            (files.into_iter().flat_map(|file| file.tensors).collect(), Checkpoint::open_files(out, paths)?)
+            let output = Checkpoint::open_files(out, paths)?;
+            let tensors = files.into_iter().flat_map(|file| file.tensors).collect();
+            Ok(Derived { tensors, output, model: false, mismatches: Vec::new() })
         }
-        _ => return Err(wrong("does not say what the output is; build it again")),
-    };
+        _ => Err(wrong("does not say what the output is; build it again")),
+    }
+}
 
-    let mut found: HashMap<&str, usize> =
-        output.tensors().enumerate().map(|(position, info)| (info.name.as_str(), position)).collect();
-    let mut pairs = Vec::new();
-    for tensor in &expected {
-        match found.remove(tensor.name.as_str()).map(|position| &output.index()[position]) {
-            None => mismatches.push(Mismatch { name: tensor.name.clone(), problem: "is missing in the output".into() }),
-            Some(info) if info.dtype != tensor.dtype || info.shape != tensor.shape => mismatches.push(Mismatch {
-                name: tensor.name.clone(),
-                problem: format!(
-                    "is {} x {:?} in the output, should be {} x {:?}",
-                    info.dtype, info.shape, tensor.dtype, tensor.shape
-                ),
-            }),
+/// A tensor as it should be, and as the output's header has it.
+type Pair<'a> = (&'a OutputTensor, &'a TensorInfo);
+
+/// Finds each tensor in the output. Those that are missing, of another type or shape, or too many, are mismatches.
+fn pair<'a>(tensors: &'a [OutputTensor], output: &'a Checkpoint) -> (Vec<Pair<'a>>, Vec<Mismatch>) {
+    let mut found: BTreeMap<&str, &TensorInfo> = output.index().iter().map(|info| (info.name.as_str(), info)).collect();
+    let (mut pairs, mut mismatches) = (Vec::new(), Vec::new());
+    for tensor in tensors {
+        match found.remove(tensor.name.as_str()) {
+            None => mismatches.push(mismatch(&tensor.name, "is missing in the output")),
+            Some(info) if info.dtype != tensor.dtype || info.shape != tensor.shape => {
+                let (is, should) = ((info.dtype, &info.shape), (tensor.dtype, &tensor.shape));
+                let problem =
+                    format!("is {} x {:?} in the output, should be {} x {:?}", is.0, is.1, should.0, should.1);
+                mismatches.push(mismatch(&tensor.name, problem));
+            }
             Some(info) => pairs.push((tensor, info)),
         }
     }
-    let mut surplus: Vec<&str> = found.into_keys().collect();
-    surplus.sort_unstable();
-    mismatches.extend(
-        surplus.into_iter().map(|name| Mismatch { name: name.to_owned(), problem: "is in the output only".into() }),
-    );
+    mismatches.extend(found.into_keys().map(|name| mismatch(name, "is in the output only")));
+    (pairs, mismatches)
+}
 
+/// The manifest's entries by the tensor's name, with the name of their file.
+fn recorded(manifest: &Manifest) -> HashMap<&str, (&str, &ManifestTensor)> {
+    let tensors = manifest.files.iter().flat_map(|file| file.tensors.iter().map(move |tensor| (file, tensor)));
+    tensors.map(|(file, tensor)| (tensor.name.as_str(), (file.name.as_str(), tensor))).collect()
+}
+
+/// Compares where the manifest says that tensors are and came from with where they are and should come from.
+fn check_sources(base: &dyn Source, manifest: &Manifest, pairs: &[Pair], output: &Checkpoint) -> Vec<Mismatch> {
+    let mut mismatches = Vec::new();
     if manifest.shards != base.files() {
-        let problem = "names other weight files than the base has".to_owned();
-        mismatches.push(Mismatch { name: MANIFEST.into(), problem });
+        mismatches.push(mismatch(MANIFEST, "names other weight files than the base has"));
     }
-    let mut recorded: HashMap<&str, (&str, &ManifestTensor)> = HashMap::new();
-    for file in &manifest.files {
-        recorded.extend(file.tensors.iter().map(|tensor| (tensor.name.as_str(), (file.name.as_str(), tensor))));
-    }
-    for (tensor, info) in &pairs {
-        let place = &output.files()[info.shard];
+    let (recorded, files) = (recorded(manifest), output.files());
+    for (tensor, info) in pairs {
+        let place = &files[info.shard];
         let told = recorded.get(tensor.name.as_str()).is_some_and(|(file, told)| {
             let segments = tensor.segments.iter().map(|s| (s.shard, s.range.start, s.range.end));
             file == place && segments.eq(told.source.iter().copied())
         });
         if !told {
             let problem = format!("{MANIFEST} does not say that it is in {place}, made of what it is made of");
-            mismatches.push(Mismatch { name: tensor.name.clone(), problem });
+            mismatches.push(mismatch(&tensor.name, problem));
         }
     }
-    mismatches.extend(check_files(&manifest, &output)?);
-    let what = manifest.about.get("output").and_then(Value::as_str).unwrap_or_default();
-    mismatches.extend(check_others(base, out, &manifest, what == MODEL)?);
-    let bytes = pairs.iter().map(|(tensor, _)| tensor.bytes()).sum();
+    mismatches
+}
+
+/// Compares the bytes of all tensors.
+fn compare_all(
+    base: &dyn Source,
+    manifest: &Manifest,
+    pairs: &[Pair],
+    output: &Checkpoint,
+    progress: Progress,
+) -> Result<Vec<Mismatch>> {
+    let recorded = recorded(manifest);
     let stage = progress.stage("verify", pairs.len() as u64);
-    let different: Vec<Option<Mismatch>> = pairs
-        .par_iter()
-        .map(|(tensor, info)| {
-            let place = Segment { shard: info.shard, range: info.range.clone() };
-            let sum = recorded.get(tensor.name.as_str()).map(|(_, tensor)| tensor.crc32.as_str());
-            let found = compare(base, tensor, &output, &place, sum, &stage)?;
-            stage.inc(1)?;
-            Ok(found.map(|problem| Mismatch { name: tensor.name.clone(), problem }))
-        })
-        .collect::<Result<_>>()?;
-    mismatches.extend(different.into_iter().flatten());
-    Ok(Verification { tensors: pairs.len(), bytes, mismatch_count: mismatches.len(), mismatches })
+    let compare = |(tensor, info): &Pair| {
+        let place = Segment { shard: info.shard, range: info.range.clone() };
+        let sum = recorded.get(tensor.name.as_str()).map(|(_, tensor)| tensor.crc32.as_str());
+        let found = compare(base, tensor, output, &place, sum, &stage)?;
+        stage.inc(1)?;
+        Ok(found.map(|problem| mismatch(&tensor.name, problem)))
+    };
+    let different: Vec<Option<Mismatch>> = pairs.par_iter().map(compare).collect::<Result<_>>()?;
+    Ok(different.into_iter().flatten().collect())
 }
 
 fn mismatch(name: &str, problem: impl Into<String>) -> Mismatch {
