@@ -46,7 +46,7 @@ pub use rewrite::{
 pub use source::{Source, open_source};
 
 pub(crate) use index::shard_name;
-pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of_file};
+pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
 pub(crate) use writer::{available_bytes, deal_out};
 
 pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};

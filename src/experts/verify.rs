@@ -4,7 +4,7 @@ use super::build::{MODEL, SLICES, model_tensors, pruned_config, slice_files};
 use super::keep::Keep;
 use super::layout::Layout;
 use crate::checkpoint::{
-    Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, TensorInfo, is_free_name,
+    Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, TensorInfo, is_free_name, sum_of,
     sum_of_file,
 };
 use crate::progress::{Progress, Stage};
@@ -225,13 +225,8 @@ fn check_others(base: &dyn Source, out: &Path, manifest: &Manifest, model: bool)
             None => differs(&other.name, "is missing in the output"),
             Some(found) if found != told => differs(&other.name, "has changed since it was written"),
             Some(_) if copied.contains(&other.name) => {
-                let (mut bytes, mut hasher) = (0, crc32fast::Hasher::new());
-                base.side_file(&other.name, &mut |piece| {
-                    bytes += piece.len() as u64;
-                    hasher.update(piece);
-                    Ok(())
-                })?;
-                if (bytes, format!("{:08x}", hasher.finalize())) != told {
+                let (bytes, sum) = sum_of(|sink| base.side_file(&other.name, sink))?;
+                if (bytes, format!("{sum:08x}")) != told {
                     differs(&other.name, "is as it was written: the base's has changed since");
                 }
             }

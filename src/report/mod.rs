@@ -4,6 +4,7 @@
 
 mod axis;
 mod bitmap;
+mod cost;
 mod draw;
 mod experts;
 mod figure;

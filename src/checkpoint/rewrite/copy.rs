@@ -228,7 +228,7 @@ fn copies_are_same(source: &dyn Source, manifest: &Manifest, generated: &[(Strin
 }
 
 /// Length and CRC-32 of what `fill` gives.
-fn sum_of(fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>) -> Result<(u64, u32)> {
+pub(crate) fn sum_of(fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>) -> Result<(u64, u32)> {
     let mut hasher = crc32fast::Hasher::new();
     let mut length = 0;
     fill(&mut |bytes| {

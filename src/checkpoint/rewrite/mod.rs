@@ -10,8 +10,8 @@ mod copy;
 mod journal;
 mod staging;
 
-pub(crate) use copy::sum_of_file;
 pub use copy::{Copied, Seconds, SideFiles};
+pub(crate) use copy::{sum_of, sum_of_file};
 pub(crate) use staging::{is_free_name, parent};
 
 use super::source::{STREAM_BYTES, Source};
