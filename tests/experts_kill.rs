@@ -22,6 +22,10 @@ use std::time::{Duration, Instant};
 
 const KILLS: usize = 50;
 
+/// How often one output is killed at most. What a kill loses does not depend on the size of the output, so on a machine
+/// that is busy enough for every kill to hit the same output, the ratio would tell of the machine.
+const KILLS_PER_OUTPUT: usize = 10;
+
 /// A gpt-oss of some 190 MB, of which half stays.
 fn large(dir: &Path) -> Checkpoint {
     let moe = Moe { blocks: 6, experts: 16, hidden: 1024, width: 1024, ..Moe::small("gpt_oss") };
@@ -56,6 +60,16 @@ fn written(child: &Child) -> u64 {
     io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
 }
 
+/// Bytes written by a process that is left to end; what the last reading misses is a manifest.
+fn written_by_end(child: &mut Child) -> u64 {
+    loop {
+        let now = written(child);
+        if child.try_wait().unwrap().is_some() {
+            return now;
+        }
+    }
+}
+
 fn signal(child: &Child, signal: i32) {
     // SAFETY: plain system call on a child that has not been waited for.
     unsafe { libc::kill(child.id() as i32, signal) };
@@ -86,20 +100,26 @@ fn killed(runner: &Runner, kills: usize) {
     let expected = contents(&runner.dir.join("undisturbed"));
     let bytes: u64 = expected.values().map(|bytes| bytes.len() as u64).sum();
     let mut rng = ChaCha8Rng::seed_from_u64(4);
-    let (mut killed, mut wrote, mut outputs) = (0, 0, 0);
+    let (mut killed, mut killed_here, mut wrote, mut outputs) = (0, 0, 0, 0);
     let mut out = "out-0".to_owned();
     while killed < kills {
         let mut child = runner.start(&out);
-        std::thread::sleep(whole.mul_f64(rng.random::<f64>() / 6.0));
-        signal(&child, libc::SIGSTOP);
-        let running = stopped(&mut child);
-        wrote += written(&child);
-        if running {
-            signal(&child, libc::SIGKILL);
-            killed += 1;
+        if killed_here == KILLS_PER_OUTPUT {
+            wrote += written_by_end(&mut child);
+            assert!(runner.dir.join(&out).exists(), "a run that is left alone gets to the end");
+        } else {
+            std::thread::sleep(whole.mul_f64(rng.random::<f64>() / 6.0));
+            signal(&child, libc::SIGSTOP);
+            let running = stopped(&mut child);
+            wrote += written(&child);
+            if running {
+                signal(&child, libc::SIGKILL);
+                killed += 1;
+                killed_here += 1;
+            }
+            let status = child.wait().unwrap();
+            assert!(!running || !status.success());
         }
-        let status = child.wait().unwrap();
-        assert!(!running || !status.success());
         let done = runner.dir.join(&out).exists();
         if done {
             assert!(contents(&runner.dir.join(&out)) == expected, "{out} differs");
@@ -107,18 +127,11 @@ fn killed(runner: &Runner, kills: usize) {
             runner.finish(&out);
             std::fs::remove_dir_all(runner.dir.join(&out)).unwrap();
             outputs += 1;
+            killed_here = 0;
             out = format!("out-{outputs}");
         }
     }
-    let mut child = runner.start(&out);
-    loop {
-        // The last reading before the end; what it misses is a manifest.
-        let now = written(&child);
-        if child.try_wait().unwrap().is_some() {
-            wrote += now;
-            break;
-        }
-    }
+    wrote += written_by_end(&mut runner.start(&out));
     assert!(contents(&runner.dir.join(&out)) == expected, "{out} differs");
     assert!(names(runner.dir).iter().all(|name| !name.ends_with(".partial")), "{:?}", names(runner.dir));
     outputs += 1;
