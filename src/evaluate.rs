@@ -58,7 +58,7 @@ pub fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<
     let stage = progress.stage("evaluate", ((model.blocks() + 1) * hidden.len()) as u64);
     for i in 0..model.blocks() {
         let block = model.block(i)?;
-        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, |()| ())?;
+        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
     }
     let head = model.head()?;
     let mut losses = Vec::with_capacity(hidden.len());

@@ -431,16 +431,17 @@ impl Model {
 }
 
 /// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
-/// whole windows in parallel leave no operator single-threaded. Each window has a tap of its own; `each` gets the taps in
+/// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps in
 /// the order of the windows, so that sums do not depend on the number of threads. Windows become the block's outputs,
 /// unless only taps are wanted.
-pub(crate) fn pass<T: Tap + Default + Send>(
+pub(crate) fn pass<T: Tap + Send>(
     model: &Model,
     block: &Block,
     rope: &Rope,
     hidden: &mut [Tensor],
     wanted: Wanted,
     stage: &Stage,
+    tap: impl Fn() -> T + Sync,
     mut each: impl FnMut(T),
 ) -> Result<()> {
     let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
@@ -448,7 +449,7 @@ pub(crate) fn pass<T: Tap + Default + Send>(
         let taps: Vec<T> = windows
             .par_iter_mut()
             .map(|x| {
-                let mut tap = T::default();
+                let mut tap = tap();
                 if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
                     *x = y;
                 }
