@@ -22,12 +22,14 @@ pub mod error;
 pub mod model;
 pub mod progress;
 pub mod record;
+mod scratch;
 pub mod text;
 
 pub mod calibrate;
 pub mod evaluate;
 pub mod experts;
 pub mod generate;
+pub mod gradients;
 pub mod importance;
 pub mod mask;
 pub mod prune;
@@ -48,6 +50,7 @@ pub mod prelude {
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
     pub use crate::generate::{GenerateConfig, generate};
+    pub use crate::gradients::{Accumulate, Gradients, gradients};
     pub use crate::mask::{Mask, Pattern, Per};
     pub use crate::model::Model;
     pub use crate::progress::Progress;
