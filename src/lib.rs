@@ -22,6 +22,7 @@ pub mod error;
 pub mod model;
 pub mod progress;
 pub mod record;
+mod scratch;
 pub mod text;
 
 pub mod allocate;
@@ -53,6 +54,7 @@ pub mod prelude {
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
     pub use crate::generate::{GenerateConfig, generate};
+    pub use crate::gradients::{Accumulate, Gradients, gradients};
     pub use crate::mask::{Mask, Pattern, Per};
     pub use crate::model::Model;
     pub use crate::progress::Progress;

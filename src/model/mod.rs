@@ -6,6 +6,7 @@
 
 mod block;
 mod config;
+mod cross_entropy;
 mod layout;
 mod mixture;
 mod moe;
@@ -20,6 +21,7 @@ pub use moe::{MOE_FAMILIES, MoeFamily};
 pub use rope::{RopeConfig, RopeScaling};
 
 pub(crate) use block::Wanted;
+pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use ops::log_sum_exp;
 pub(crate) use rope::Rope;
 
@@ -462,6 +464,9 @@ pub(crate) fn pass<T: Tap + Send>(
     Ok(())
 }
 
+/// Rows of logits that exist at one time; a vocabulary of 128,000 makes one row half a megabyte.
+pub(crate) const LOGIT_ROWS: usize = 64;
+
 /// Final norm and output projection.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
@@ -473,7 +478,24 @@ pub(crate) struct Head {
 impl Head {
     /// `x (.., hidden)` to logits `(.., vocab)` in f32.
     pub(crate) fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        self.project(&self.normed(x)?)
+    }
+
+    /// `x (.., hidden)` to what the projection reads, of the same shape.
+    pub(crate) fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        ops::rms_norm(x, &self.norm, self.eps)
+    }
+
+    /// `normed (.., hidden)` to logits `(.., vocab)` in f32.
+    pub(crate) fn project(&self, normed: &Tensor) -> Result<Tensor> {
         let head = Linear { name: HEAD.into(), weight: self.weight.clone(), bias: None };
-        Ok(head.forward(&ops::rms_norm(x, &self.norm, self.eps)?)?.to_dtype(DType::F32)?)
+        Ok(head.forward(normed)?.to_dtype(DType::F32)?)
+    }
+
+    /// The gradient `(rows, vocab)` of logits to that of what the projection reads, `(rows, hidden)`. candle's own
+    /// `backward` would make a gradient of the projection too, as large as the embedding.
+    pub(crate) fn project_back(&self, gradient: &Tensor) -> Result<Tensor> {
+        let gradient = gradient.to_device(self.weight.device())?.to_dtype(self.weight.dtype())?;
+        Ok(gradient.matmul(&self.weight)?)
     }
 }
