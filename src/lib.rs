@@ -25,12 +25,14 @@ pub mod record;
 pub mod text;
 
 pub mod calibrate;
+pub mod dsnot;
 pub mod evaluate;
 pub mod experts;
 pub mod generate;
 pub mod importance;
 pub mod mask;
 pub mod prune;
+pub mod sparsegpt;
 pub mod train;
 
 pub mod notebook;

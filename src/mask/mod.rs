@@ -1,7 +1,9 @@
 //! Which weights go: patterns, exact selection, and masks of one bit a weight.
 
+mod alpha;
 mod select;
 
+pub use alpha::select_alpha;
 pub use select::select;
 
 use crate::{Error, Result};
@@ -110,7 +112,7 @@ impl Mask {
     }
 
     /// The words of each row, to be filled.
-    fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
+    pub(crate) fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
         let words = self.words_per_row().max(1);
         self.words.chunks_mut(words)
     }
