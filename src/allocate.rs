@@ -90,7 +90,8 @@ impl Owl {
                 block if block <= 0.0 => Ok(0.01),
                 block if block < 1.0 => Ok(block),
                 block => {
-                    let problem = format!("gives a block a sparsity of {block:.3} with lambda {}; lower one", self.lambda);
+                    let problem =
+                        format!("gives a block a sparsity of {block:.3} with lambda {}; lower one", self.lambda);
                     Err(Error::argument("sparsity", sparsity, problem))
                 }
             })
@@ -183,9 +184,9 @@ impl FromStr for Rule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (glob, target) = text
-            .rsplit_once('=')
-            .ok_or_else(|| Error::argument("rule", text, "write GLOB=SPARSITY or GLOB=skip, such as *.down_proj=0.3"))?;
+        let (glob, target) = text.rsplit_once('=').ok_or_else(|| {
+            Error::argument("rule", text, "write GLOB=SPARSITY or GLOB=skip, such as *.down_proj=0.3")
+        })?;
         Rule::new(glob, target.parse()?)
     }
 }
@@ -356,8 +357,10 @@ mod tests {
 
     #[test]
     fn rules_match_names_and_the_last_counts() {
-        let rules: Vec<Rule> =
-            ["*.mlp.*=0.3", "*.down_proj=skip", "model.layers.1.*=0.7"].iter().map(|rule| rule.parse().unwrap()).collect();
+        let rules: Vec<Rule> = ["*.mlp.*=0.3", "*.down_proj=skip", "model.layers.1.*=0.7"]
+            .iter()
+            .map(|rule| rule.parse().unwrap())
+            .collect();
         let of = |name: &str| ruled(&rules, name);
         assert_eq!(of("model.layers.0.mlp.up_proj.weight"), Some(Target::Sparsity(0.3)));
         assert_eq!(of("model.layers.0.mlp.down_proj.weight"), Some(Target::Skip));

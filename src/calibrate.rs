@@ -196,9 +196,8 @@ fn sums(x: &Tensor, gather: Gather) -> Result<Input> {
         }
         return Ok(input);
     }
-    let column = |sums: Tensor| -> Result<Vec<f64>> {
-        Ok(sums.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?)
-    };
+    let column =
+        |sums: Tensor| -> Result<Vec<f64>> { Ok(sums.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?) };
     input.squares = column(x.sqr()?.sum(0)?)?;
     if gather.sums {
         input.sums = column(x.sum(0)?)?;
@@ -255,7 +254,8 @@ mod tests {
     #[test]
     fn sums_are_over_tokens_and_norms_root_mean_over_windows() {
         let weight = Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap();
-        let [w, v, unseen] = ["w", "v", "u"].map(|name| Linear { name: name.into(), weight: weight.clone(), bias: None });
+        let [w, v, unseen] =
+            ["w", "v", "u"].map(|name| Linear { name: name.into(), weight: weight.clone(), bias: None });
         let gather = Gather { sums: true, gram: true };
         let mut statistics = Statistics::new(2);
         for window in [[[1f32, 2.0, 0.0], [3.0, 0.0, 0.0]], [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]] {

@@ -109,7 +109,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
         }
         let block = model.block(i)?;
         names.extend(block.linears().into_iter().map(|linear| linear.name.clone()));
-        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, |()| ())?;
+        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
     }
 
     // From here on, `hidden` holds gradients of the loss with respect to what it held before.

@@ -223,8 +223,7 @@ mod tests {
     fn damaged_weights_show_in_every_metric() {
         let weights = [1.0, f32::NAN, 1.0];
         let inputs = Inputs { norms: Some(&[1.0; 3]), gradient: Some(&[1.0; 3]), seed: 0 };
-        for method in
-            [Method::Magnitude, Method::Wanda, Method::Ria, Method::Gradient, Method::Taylor, Method::Random]
+        for method in [Method::Magnitude, Method::Wanda, Method::Ria, Method::Gradient, Method::Taylor, Method::Random]
         {
             let mut scores = [0.0; 3];
             Scorer::new(method, "w", &weights, (1, 3), inputs).unwrap().row(0, &mut scores);

@@ -216,7 +216,9 @@ fn pack_word(scores: &[f32], bound: u32) -> u64 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn pack_below_avx2(scores: &[f32], bound: u32, words: &mut [u64]) {
-    use std::arch::x86_64::{_mm256_castsi256_ps, _mm256_cmpgt_epi32, _mm256_loadu_si256, _mm256_movemask_ps, _mm256_set1_epi32};
+    use std::arch::x86_64::{
+        _mm256_castsi256_ps, _mm256_cmpgt_epi32, _mm256_loadu_si256, _mm256_movemask_ps, _mm256_set1_epi32,
+    };
     // Keys and bounds are below 2^31, so that a signed comparison serves.
     let bounds = _mm256_set1_epi32(bound as i32);
     for (word, scores) in words.iter_mut().zip(scores.chunks(64)) {

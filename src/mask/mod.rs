@@ -116,7 +116,7 @@ impl Mask {
     }
 
     /// The words of each row, to be filled.
-    fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
+    pub(crate) fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
         let words = self.words_per_row().max(1);
         self.words.chunks_mut(words)
     }

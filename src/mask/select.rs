@@ -74,7 +74,8 @@ pub fn select_levels(
                 let (mut scores, mut scratch, words) = (vec![0f32; cols], Scratch::default(), cols.div_ceil(64));
                 for i in 0..rows {
                     score_row(first + i, &mut scores);
-                    let cuts = cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, first + i, at, scores[at]))?;
+                    let cuts =
+                        cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, first + i, at, scores[at]))?;
                     for (cut, words_of) in cuts.iter().zip(&mut chunk) {
                         pack_row(&scores, *cut, &mut words_of[i * words..(i + 1) * words]);
                     }
@@ -89,7 +90,8 @@ pub fn select_levels(
             let more = usize::from(criterion.ties == Ties::Reference);
             let ks: Vec<usize> = sparsities.iter().map(|sparsity| (count(n, sparsity) + more).min(n)).collect();
             let mut scratch = Scratch::default();
-            let cuts = cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, at / cols, at % cols, scores[at]))?;
+            let cuts =
+                cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, at / cols, at % cols, scores[at]))?;
             let cuts = cuts.iter().map(|cut| match criterion.ties {
                 Ties::ByPosition => *cut,
                 Ties::Reference => Cut { ties: cut.equals, ..*cut },
@@ -102,10 +104,12 @@ pub fn select_levels(
                     equals.take(cut.ties).for_each(|(index, _)| ties[index / cols] += 1);
                 }
                 let words = mask.words.par_chunks_mut(cols.div_ceil(64).max(1));
-                words.zip(scores.par_chunks(cols.max(1))).zip(ties).with_min_len(64).for_each(|((words, scores), ties)| {
-                    let cut = if cut.bound().is_none() { Cut { ties, equals: usize::MAX, ..cut } } else { cut };
-                    pack_row(scores, cut, words);
-                });
+                words.zip(scores.par_chunks(cols.max(1))).zip(ties).with_min_len(64).for_each(
+                    |((words, scores), ties)| {
+                        let cut = if cut.bound().is_none() { Cut { ties, equals: usize::MAX, ..cut } } else { cut };
+                        pack_row(scores, cut, words);
+                    },
+                );
             }
         }
         (Pattern::Unstructured, Per::Alpha) => {

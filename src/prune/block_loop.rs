@@ -151,7 +151,8 @@ impl Targets {
                     match targets.iter().find(|(_, target)| **target >= 1.0) {
                         None => Ok(targets),
                         Some((name, _)) => {
-                            let problem = format!("one threshold leaves nothing of `{name}`; lower it, or skip that linear");
+                            let problem =
+                                format!("one threshold leaves nothing of `{name}`; lower it, or skip that linear");
                             Err(Error::argument("sparsity", sparsity, problem))
                         }
                     }

@@ -120,7 +120,11 @@ impl PruneConfig {
             return Err(Error::argument("ties", "reference", problem));
         }
         if self.refine.is_some() && self.per == Per::Layer && self.pattern == Pattern::Unstructured {
-            return Err(Error::argument("refine", "dsnot", "keeps the count of each row: choose per row, or a pattern N:M"));
+            return Err(Error::argument(
+                "refine",
+                "dsnot",
+                "keeps the count of each row: choose per row, or a pattern N:M",
+            ));
         }
         Ok(())
     }

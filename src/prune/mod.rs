@@ -221,7 +221,8 @@ impl Pruner<'_> {
     fn select(&self, name: &str, weights: &[f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
         let Pruner { config, statistics, gradients, .. } = self;
         with_scorer(config.method, name, (weights, shape), statistics, *gradients, config.seed, |scorer| {
-            let masks = select_levels(name, shape, config.criterion(), &[sparsity], |row, scores| scorer.row(row, scores))?;
+            let masks =
+                select_levels(name, shape, config.criterion(), &[sparsity], |row, scores| scorer.row(row, scores))?;
             let mut mask = masks.into_iter().next().unwrap_or_else(|| Mask::none(shape.0, shape.1));
             if let Some(settings) = &config.refine {
                 let missing = || Error::tensor("statistics", name, "has none, and DSnoT needs those of its input");
@@ -229,19 +230,13 @@ impl Pruner<'_> {
                 let sums = statistics.column_sums(name).ok_or_else(missing)?;
                 let variances = statistics.column_variances(name).ok_or_else(missing)?;
                 let inputs = DsnotInputs { norms: &norms, sums: &sums, variances: &variances };
-                dsnot::refine(name, weights, shape, &mut mask, &inputs, config.pattern, settings)?;
+                dsnot::refine(name, weights, &mut mask, &inputs, config.pattern, settings)?;
             }
             Ok(mask)
         })
     }
 
-    fn reconstruct(
-        &mut self,
-        name: &str,
-        weights: &mut [f32],
-        shape: (usize, usize),
-        sparsity: f64,
-    ) -> Result<Mask> {
+    fn reconstruct(&mut self, name: &str, weights: &mut [f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
         let settings = SparseGpt::default();
         let factor = match self.factor.take() {
             Some((other, factor)) if self.statistics.same_input(&other, name) => factor,
