@@ -2,14 +2,14 @@
 //!
 //! As `tests/oracles.rs`: `LACUNA_SMOLLM2_GGUF=FILE cargo test --test oracles_gradients -- --ignored --test-threads 1`.
 
+#[path = "common/smollm2.rs"]
+mod smollm2;
+
 use candle_core::npy::NpzTensors;
-use candle_core::{DType, Device};
-use lacuna::checkpoint::{Checkpoint, import_gguf};
 use lacuna::gradients::{Accumulate, Gradients, gradients};
-use lacuna::model::Model;
 use lacuna::progress::Progress;
-use lacuna::text::Windows;
 use serde_json::Value;
+use smollm2::{calibration, smollm2};
 use std::time::Instant;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2");
@@ -46,13 +46,8 @@ fn distance(ours: &Gradients, block: usize, oracle: &str) -> f64 {
 #[test]
 #[ignore = "needs SmolLM2-135M"]
 fn smollm2_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
-    let gguf = std::env::var_os("LACUNA_SMOLLM2_GGUF");
-    let gguf = gguf.expect("LACUNA_SMOLLM2_GGUF names the GGUF file; scripts/smollm2.sh fetches it");
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("smollm2");
-    import_gguf(gguf.as_ref(), &out, DType::F32, Progress::Hidden).unwrap();
-    let model = Model::open(&Checkpoint::open(&out).unwrap(), DType::F32, &Device::Cpu).unwrap();
-    let windows = Windows::calibration(format!("{DATA}/calib.json"), None, 16, 512, 0).unwrap();
+    let model = smollm2();
+    let windows = calibration();
 
     let reference = std::fs::read(format!("{DATA}/gradients.json")).unwrap();
     let reference: Value = serde_json::from_slice(&reference).unwrap();
@@ -60,7 +55,7 @@ fn smollm2_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
     for accumulate in [Accumulate::Sum, Accumulate::Max] {
         forget_peak();
         let started = Instant::now();
-        let ours = gradients(&model, &windows, accumulate, Progress::Stderr).unwrap();
+        let ours = gradients(model, &windows, accumulate, Progress::Stderr).unwrap();
         let (seconds, peak) = (started.elapsed().as_secs_f64(), peak_mb());
         println!("{accumulate:?}: {seconds:.1} s, peak {peak:.0?} MB, loss {}", ours.loss_nats);
         // The reference's pass peaks at 5.4 GB.
