@@ -1,6 +1,6 @@
 //! SparseGPT against its definition in f64, and what it promises about counts, ties, dead inputs and damping.
 
-use lacuna::mask::{Mask, Pattern};
+use lacuna::mask::{Mask, Pattern, Ties};
 use lacuna::sparsegpt::{Factor, SparseGpt, sparsegpt};
 
 /// Seeded numbers around zero, roughly normal.
@@ -158,7 +158,16 @@ fn weights_and_mask_equal_the_definition() {
         let config = SparseGpt { block_size, ..SparseGpt::default() };
         let factor = Factor::new("w", &gram, n, &config).unwrap();
         let mut ours = weights.clone();
-        let result = sparsegpt("w", &mut ours, &factor, pattern, sparsity, &config, ties).unwrap();
+        let result = sparsegpt(
+            "w",
+            &mut ours,
+            &factor,
+            pattern,
+            sparsity,
+            &config,
+            if ties { Ties::Reference } else { Ties::ByPosition },
+        )
+        .unwrap();
         let (expected, mask) = reference(&weights, &gram, n, pattern, sparsity, block_size.min(n), ties);
         assert_eq!(result.mask.shape(), (rows, n));
         let pruned = mask.iter().filter(|&&pruned| pruned).count() as u64;
@@ -186,7 +195,8 @@ fn the_output_is_closer_than_without_an_update() {
     let factor = Factor::new("w", &gram, n, &SparseGpt::default()).unwrap();
     let mut updated = weights.clone();
     let config = SparseGpt::default();
-    let mask = sparsegpt("w", &mut updated, &factor, Pattern::Unstructured, 0.5, &config, false).unwrap().mask;
+    let mask =
+        sparsegpt("w", &mut updated, &factor, Pattern::Unstructured, 0.5, &config, Ties::ByPosition).unwrap().mask;
     let mut zeroed = weights.clone();
     mask.for_each_pruned(|index| zeroed[index] = 0.0);
     // tr(D H D^T) is the squared error of the output.
@@ -212,7 +222,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
                 let gram: Vec<f32> = gram.chunks(330).take(n).flat_map(|row| &row[..n]).copied().collect();
                 let factor = Factor::new("w", &gram, n, &config).unwrap();
                 let mut ours = weights[..rows * n].to_vec();
-                let mask = sparsegpt("w", &mut ours, &factor, pattern, 0.5, &config, false).unwrap().mask;
+                let mask = sparsegpt("w", &mut ours, &factor, pattern, 0.5, &config, Ties::ByPosition).unwrap().mask;
                 (ours.iter().map(|w| w.to_bits()).collect::<Vec<_>>(), mask)
             })
         };
@@ -230,7 +240,8 @@ fn dead_inputs_go_first_and_an_unseen_linear_loses_by_magnitude() {
     let run = |factor: &Factor, sparsity: f64| {
         let mut ours = weights.clone();
         let config = SparseGpt::default();
-        let mask = sparsegpt("w", &mut ours, factor, Pattern::Unstructured, sparsity, &config, false).unwrap().mask;
+        let mask =
+            sparsegpt("w", &mut ours, factor, Pattern::Unstructured, sparsity, &config, Ties::ByPosition).unwrap().mask;
         (ours, mask)
     };
     // A third of the inputs is dead: exactly those go at a third, and nothing else changes.
@@ -261,7 +272,7 @@ fn damping_is_raised_where_it_must_be() {
     assert_eq!(factor.damping(), 1.0);
     let config = SparseGpt::default();
     let mut weights = [1.0f32, 0.5, -0.25, 2.0];
-    let result = sparsegpt("w", &mut weights, &factor, Pattern::Unstructured, 0.5, &config, false).unwrap();
+    let result = sparsegpt("w", &mut weights, &factor, Pattern::Unstructured, 0.5, &config, Ties::ByPosition).unwrap();
     assert_eq!((result.damping, result.mask.pruned()), (1.0, 2));
     // Rank one: none will not do, and little will.
     let none = SparseGpt { damping: 0.0, ..SparseGpt::default() };
@@ -282,7 +293,7 @@ fn refuses_what_makes_no_sense() {
     let identity: Vec<f32> = (0..36).map(|i| f32::from(u8::from(i % 7 == 0))).collect();
     let factor = Factor::new("w", &identity, 6, &config).unwrap();
     let run = |weights: &mut [f32], pattern, sparsity, config: &SparseGpt| {
-        sparsegpt("model.w", weights, &factor, pattern, sparsity, config, false).unwrap_err().to_string()
+        sparsegpt("model.w", weights, &factor, pattern, sparsity, config, Ties::ByPosition).unwrap_err().to_string()
     };
     let unstructured = Pattern::Unstructured;
     assert!(run(&mut [1.0; 6], unstructured, 1.0, &config).contains("sparsity = 1"));
