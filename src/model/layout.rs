@@ -36,6 +36,41 @@ impl ModelConfig {
         self.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }
 
+    /// Name and `(out, in)` of every prunable linear's weight, block by block as [`Block::linears`](super::Block::linears)
+    /// lists them.
+    pub fn linears(&self) -> Vec<(String, (usize, usize))> {
+        let hidden = self.hidden_size;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut linears = Vec::new();
+        for i in 0..self.blocks {
+            let mut add = |name: &str, out, input| {
+                linears.push((format!("model.layers.{i}.{name}.weight"), (out, input)));
+            };
+            for (name, out, input) in [("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)] {
+                add(&format!("self_attn.{name}_proj"), out, input);
+            }
+            let mut mlp = |prefix: &str, [gate, up, down]: [&str; 3], width| {
+                add(&format!("{prefix}.{gate}"), width, hidden);
+                add(&format!("{prefix}.{up}"), width, hidden);
+                add(&format!("{prefix}.{down}"), hidden, width);
+            };
+            let Some(moe) = self.mixture(i) else {
+                mlp("mlp", MLP, self.intermediate_size);
+                continue;
+            };
+            let module = moe.names.module;
+            if moe.storage == ExpertStorage::Separate {
+                for expert in 0..moe.experts {
+                    mlp(&format!("{module}.experts.{expert}"), moe.names.linears, moe.intermediate_size);
+                }
+            }
+            if let (Some(width), [shared, _]) = (moe.shared_intermediate_size, moe.names.shared) {
+                mlp(&format!("{module}.{shared}"), MLP, width);
+            }
+        }
+        linears
+    }
+
     /// Number of weights.
     pub(super) fn parameters(&self) -> u64 {
         let weights = |needed: &Needed| {
