@@ -19,6 +19,8 @@
 
 pub mod checkpoint;
 pub mod error;
+mod exact_json;
+mod files;
 pub mod model;
 pub mod progress;
 pub mod record;
@@ -48,10 +50,10 @@ pub mod prelude {
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
     pub use crate::generate::{GenerateConfig, generate};
-    pub use crate::mask::{Mask, Pattern, Per};
+    pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
     pub use crate::progress::Progress;
-    pub use crate::prune::{Method, Propagate, PruneConfig, Pruned, prune, prune_to};
+    pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
     pub use crate::text::{Tokenizer, Windows};

@@ -4,6 +4,12 @@
 //! through it, its weights are scored and selected, and what comes out of the pruned block (or of the dense one) goes into
 //! the next.
 
+mod apply;
+mod masks;
+
+pub use apply::{apply, prune_with, validate};
+pub use masks::{MasksConfig, masks};
+
 use crate::calibrate::{Statistics, calibrate};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
 pub use crate::importance::Method;
@@ -166,12 +172,17 @@ pub fn prune_to(
         stage.inc(1)?;
     }
     let record = record(model, calibration, config, tensors, started)?;
-    let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::file(out, error))?;
+    finish(checkpoint, writer, out, &record)?;
+    Ok(record)
+}
+
+/// Adds the record and the files beside the weights, and lets `out` appear.
+fn finish(checkpoint: &Checkpoint, mut writer: CheckpointWriter, out: &Path, record: &Record) -> Result<()> {
+    let json = serde_json::to_vec_pretty(record).map_err(|error| Error::file(out, error))?;
     writer.add_file("lacuna.json", &json)?;
     writer.copy_others(checkpoint)?;
     check_interrupt()?;
-    writer.finish()?;
-    Ok(record)
+    writer.finish()
 }
 
 /// Copies a tensor as it is stored. Most of these were never part of a computation, so what is not finite shows here.
@@ -186,13 +197,14 @@ fn copy(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, tensor: &TensorI
     writer.write_tensor(&tensor.name, &checkpoint.load_finite(&tensor.name, dtype, &Device::Cpu)?)
 }
 
-/// Copies a tensor as it is stored, with zeros where the mask says so.
-fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &str, mask: &Mask) -> Result<()> {
+/// Copies a tensor as it is stored, with zeros where the mask says so. Returns what was written.
+fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &str, mask: &Mask) -> Result<Vec<u8>> {
     let mut bytes = checkpoint.read(name)?;
     let (rows, cols) = mask.shape();
     let width = bytes.len() / (rows * cols).max(1);
     mask.for_each_pruned(|index| bytes[index * width..(index + 1) * width].fill(0));
-    writer.write(name, &bytes)
+    writer.write(name, &bytes)?;
+    Ok(bytes)
 }
 
 fn record(
