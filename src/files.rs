@@ -53,3 +53,35 @@ pub(crate) fn write_error(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
         _ => Error::io("write", path)(error),
     }
 }
+
+/// Makes a directory with everything that `fill` puts into the hidden sibling it is given; `path` must not exist, and its
+/// parent must.
+pub(crate) fn create_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let free = || match path.symlink_metadata() {
+        Ok(_) => Err(Error::file(path, "already exists; remove it, or choose another output directory")),
+        Err(_) => Ok(()),
+    };
+    free()?;
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return Err(Error::file(path, "cannot be an output directory; give it a name"));
+    };
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temp = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(".tmp")
+        // As `mkdir` would.
+        .permissions(Permissions::from_mode(0o777))
+        .tempdir_in(parent)
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::file(parent, "no such directory; create it before writing into it"),
+            // tempfile adds the temporary path, which tells the user nothing.
+            kind => Error::io("create an output directory in", parent)(io::Error::from(kind)),
+        })?;
+    fill(temp.path())?;
+    File::open(temp.path()).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", path))?;
+    free()?;
+    std::fs::rename(temp.path(), path).map_err(Error::io("rename into place", path))?;
+    // There is nothing under the temporary name any more.
+    temp.disable_cleanup(true);
+    Ok(())
+}
