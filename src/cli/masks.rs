@@ -228,7 +228,10 @@ fn show(args: &Show) -> anyhow::Result<()> {
                     ("calibration", format!("{}, {windows}, propagate {}", text.name, pruning.propagate))
                 }));
             }
-            let environment = metadata.environment.iter().map(|(key, value)| format!("{key} {value}"));
+            let environment = metadata.environment.iter().map(|(key, value)| match value.as_str() {
+                Some(text) => format!("{key} {text}"),
+                None => format!("{key} {value}"),
+            });
             rows.push(("environment", environment.collect::<Vec<_>>().join(", ")));
         }
     }

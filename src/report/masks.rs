@@ -87,7 +87,11 @@ pub fn write_masks(dir: &Path, sets: &[MaskSet], format: MaskFormat, progress: P
             let file = format!("{stem}.{}", format.extension());
             set.save_as(dir.join(&file), format)?;
             let statistics = set.statistics();
-            let title = format!("Spread of sparsity: {}", stem.replace('-', " at "));
+            let zeros = match metadata.pattern() {
+                Pattern::Unstructured => sparsity,
+                pattern => pattern.to_string(),
+            };
+            let title = format!("Spread of sparsity: {} at {zeros}", pruning.method);
             let png = Plot::mask_sparsity(title, &statistics).png()?;
             write_atomic(&dir.join(format!("{stem}.png")), &png)?;
             let sha256 = set.sha256();

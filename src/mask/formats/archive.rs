@@ -52,7 +52,11 @@ fn failure(path: &Path, error: ZipError) -> Error {
     match error {
         ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Error::io("read", path)(e),
         ZipError::FileNotFound => damaged(path, "an entry that the archive needs is missing"),
-        other => damaged(path, format!("not a readable zip archive ({other})")),
+        other => {
+            let problem =
+                format!("not a readable zip archive ({other}): it was cut off, or PyTorch before 1.6 wrote it");
+            Error::file(path, format!("{problem}; copy it again, or save it again with a newer PyTorch"))
+        }
     }
 }
 
