@@ -2,9 +2,10 @@
 
 use super::{Compute, Sampling, Share, print_json};
 use lacuna::dsnot::Dsnot;
-use lacuna::mask::{Pattern, Per, Ties};
+use lacuna::mask::{MaskSet, Pattern, Per, Ties};
 use lacuna::progress::Progress;
-use lacuna::prune::{Method, Propagate, PruneConfig, prune_to};
+use lacuna::prune::{Method, Propagate, PruneConfig, prune_to, prune_with};
+use lacuna::record::Record;
 use std::path::PathBuf;
 
 /// Prune a checkpoint to a new directory
@@ -13,10 +14,10 @@ pub(crate) struct Args {
     /// Directory or hub id
     model: String,
     /// Importance metric: magnitude, wanda, ria, gradient, taylor, random or sparsegpt
-    #[arg(long)]
-    method: Method,
+    #[arg(long, required_unless_present = "masks")]
+    method: Option<Method>,
     /// Fraction of zeros, from 0 to below 1; a pattern such as 2:4 prescribes its own
-    #[arg(long, required_unless_present = "pattern", allow_negative_numbers = true)]
+    #[arg(long, required_unless_present_any = ["pattern", "masks"], allow_negative_numbers = true)]
     sparsity: Option<f64>,
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]
@@ -39,6 +40,11 @@ pub(crate) struct Args {
     /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
     #[arg(long)]
     calib: Option<PathBuf>,
+    /// Masks to apply, instead of selecting: .safetensors, .npz or .pt
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "method", "sparsity", "pattern", "per", "propagate", "calib", "windows", "seqlen", "seed", "dtype", "device",
+    ])]
+    masks: Option<PathBuf>,
     #[command(flatten)]
     sampling: Sampling,
     #[command(flatten)]
@@ -59,11 +65,35 @@ fn parse_refine(text: &str) -> Result<Dsnot, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let record = match (&args.masks, args.method) {
+        (Some(masks), _) => {
+            let masks = MaskSet::load(masks)?;
+            prune_with(&args.compute.open(&args.model)?, &masks, &args.out, Progress::Stderr)?
+        }
+        (None, Some(method)) => select(&args, method)?,
+        (None, None) => anyhow::bail!("what to prune? give --method METHOD or --masks FILE"),
+    };
+    if args.json {
+        return print_json(&record);
+    }
+    let (method, pattern) =
+        record.pruning.as_ref().map_or(("", ""), |pruning| (pruning.method.as_str(), pruning.pattern.as_str()));
+    println!(
+        "{}: {method} {pattern} at {:.4} sparsity over {} linears -> {}",
+        record.model.name,
+        record.sparsity(),
+        record.tensors.len(),
+        args.out.display()
+    );
+    Ok(())
+}
+
+fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
     let sparsity = match (args.sparsity, args.pattern.sparsity()) {
         (Some(sparsity), _) | (None, Some(sparsity)) => sparsity,
         (None, None) => anyhow::bail!("--pattern unstructured needs --sparsity"),
     };
-    let base = PruneConfig::new(args.method, sparsity).with_allocation(args.share.allocation);
+    let base = PruneConfig::new(method, sparsity).with_allocation(args.share.allocation);
     let config = PruneConfig {
         pattern: args.pattern,
         per: args.per.unwrap_or(base.per),
@@ -78,22 +108,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
         Some(path) if config.needs_calibration() => Some(args.sampling.windows(path, &model)?),
-        None if args.method.needs_calibration() => anyhow::bail!("--method {} needs --calib FILE", args.method),
+        None if method.needs_calibration() => anyhow::bail!("--method {method} needs --calib FILE"),
         None if config.needs_calibration() => anyhow::bail!("--allocation owl and --refine dsnot need --calib FILE"),
         _ => None,
     };
-    let record = prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?;
-    if args.json {
-        return print_json(&record);
-    }
-    println!(
-        "{}: {} {} at {:.4} sparsity over {} linears -> {}",
-        record.model.name,
-        args.method,
-        args.pattern,
-        record.sparsity(),
-        record.tensors.len(),
-        args.out.display()
-    );
-    Ok(())
+    Ok(prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?)
 }
