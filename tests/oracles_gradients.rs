@@ -101,7 +101,9 @@ fn smollm2_gradients_of_a_window_equal_double_precision() {
     }
 }
 
-/// PyTorch in f32 is itself some 1e-4, in the worst linear 5e-4, away from double precision.
+/// PyTorch in f32 is the less exact of the two. On the first window its gradients are 1e-4 from those in double precision
+/// in the median linear, 1.4e-4 in the worst of block 0 and 4.6e-4 in the worst of all; ours 1e-5, 1.3e-5 and 2.6e-5 (the
+/// test above). So the elements of the sum over windows are compared with it more loosely than their length.
 fn check_all_windows(accumulate: Accumulate, kind: &str, length: &str) -> Gradients {
     forget_peak();
     let started = Instant::now();
@@ -120,18 +122,15 @@ fn check_all_windows(accumulate: Accumulate, kind: &str, length: &str) -> Gradie
     let theirs = |name: &str| number(&reference["fingerprints"][name][length]);
     assert!(worst_length(&ours, 1, theirs) < 1e-4);
     assert!(worst_length(&ours, 30, theirs) < 5e-4);
-    assert!(distance(&ours, kind, "model.layers.0.self_attn.k_proj.weight") < DISTANCE);
+    assert!(distance(&ours, kind, "model.layers.0.self_attn.k_proj.weight") < 3e-4);
     ours
 }
-
-/// The bound for block 0, which the reference alone uses up: see [`check_all_windows`].
-const DISTANCE: f64 = 1e-4;
 
 #[test]
 #[ignore = "needs SmolLM2-135M"]
 fn smollm2_summed_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
     let ours = check_all_windows(Accumulate::Sum, "sum", "sum_grad_l2");
-    let _ = distance(&ours, "sum", "model.layers.15.self_attn.k_proj.weight");
+    assert!(distance(&ours, "sum", "model.layers.15.self_attn.k_proj.weight") < 5e-4);
     let reference = reference();
     for name in ours.names() {
         // A sum cancels almost to nothing: its scale is the length, that of random signs.
