@@ -22,6 +22,7 @@ pub mod error;
 pub mod model;
 pub mod progress;
 pub mod record;
+pub mod stats;
 pub mod text;
 
 pub mod calibrate;
@@ -43,7 +44,9 @@ pub mod prelude {
     pub use crate::calibrate::{Statistics, calibrate};
     pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
     pub use crate::error::{Error, Result};
-    pub use crate::evaluate::{Evaluation, evaluate};
+    pub use crate::evaluate::{
+        ChoiceScores, Evaluation, GenerationScores, Task, evaluate, score_choices, score_generation,
+    };
     pub use crate::experts::{
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
@@ -54,6 +57,7 @@ pub mod prelude {
     pub use crate::prune::{Method, Propagate, PruneConfig, Pruned, prune, prune_to};
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
+    pub use crate::stats::{Bootstrap, Interval, Score};
     pub use crate::text::{Tokenizer, Windows};
     pub use polars::df;
 }

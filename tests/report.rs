@@ -38,6 +38,8 @@ fn record(pruning: Option<(&str, &str, f64)>, zeros: u64, nll_nats: f64) -> Reco
             tokens: 4088,
             nll_nats,
             perplexity: nll_nats.exp(),
+            nll_interval: None,
+            perplexity_interval: None,
         }),
         environment: BTreeMap::from([("seconds".into(), 1.25.into())]),
     }

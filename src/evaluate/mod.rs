@@ -1,8 +1,18 @@
-//! Perplexity, as the Wanda and SparseGPT reference codes compute it.
+//! What a model scores: perplexity, as the Wanda and SparseGPT reference codes compute it; multiple choice and generation,
+//! as lm-evaluation-harness does. Every score has a bootstrap interval.
+
+mod choice;
+mod generation;
+mod task;
+
+pub use choice::{ChoicePrediction, ChoiceScores, score_choices};
+pub use generation::{GenerationConfig, GenerationPrediction, GenerationScores, score_generation};
+pub use task::{Choice, Prompt, Task, TaskRecord};
 
 use crate::model::{Head, Model, Wanted, log_sum_exp, pass};
 use crate::progress::Progress;
 use crate::record::{EvaluationRecord, TextRecord};
+use crate::stats::{Bootstrap, Interval};
 use crate::text::Windows;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -20,9 +30,32 @@ pub struct Evaluation {
     pub nll_nats: f64,
     /// `exp(nll_nats)`.
     pub perplexity: f64,
+    /// Bootstrap interval of `nll_nats`, over windows; `None` for a single window.
+    pub nll_interval: Option<Interval>,
 }
 
 impl Evaluation {
+    /// Mean loss of each window in nats, `(windows,)`: what the interval resamples, and what
+    /// [`Bootstrap::paired_difference`] compares between two models on the same windows. Their mean is `nll_nats`, since
+    /// windows are of one length.
+    pub fn window_nll_nats(&self) -> Vec<f64> {
+        self.losses.iter().map(|losses| losses.iter().sum::<f64>() / losses.len() as f64).collect()
+    }
+
+    /// The same evaluation with the interval that `bootstrap` gives; [`evaluate`] takes the default one.
+    ///
+    /// # Errors
+    /// As [`Bootstrap::score`].
+    pub fn bootstrap(self, bootstrap: &Bootstrap) -> Result<Evaluation> {
+        let nll_interval = bootstrap.score(&self.window_nll_nats())?.interval;
+        Ok(Evaluation { nll_interval, ..self })
+    }
+
+    /// `exp` of `nll_interval`.
+    pub fn perplexity_interval(&self) -> Option<Interval> {
+        self.nll_interval.map(|interval| interval.map(f64::exp))
+    }
+
     /// Number of predicted tokens.
     pub fn tokens(&self) -> u64 {
         self.losses.iter().map(|losses| losses.len() as u64).sum()
@@ -35,6 +68,8 @@ impl Evaluation {
             tokens: self.tokens(),
             nll_nats: self.nll_nats,
             perplexity: self.perplexity,
+            nll_interval: self.nll_interval,
+            perplexity_interval: self.perplexity_interval(),
         }
     }
 }
@@ -68,23 +103,41 @@ pub fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<
     }
     let tokens: usize = losses.iter().map(Vec::len).sum();
     let nll_nats = losses.iter().flatten().sum::<f64>() / tokens as f64;
-    if !nll_nats.is_finite() {
-        let problem = format!("are not finite in {:?}; evaluate in f32", model.dtype());
-        return Err(Error::tensor(model.name(), "logits", problem));
-    }
-    Ok(Evaluation { text: windows.record(), losses, nll_nats, perplexity: nll_nats.exp() })
+    finite(model, nll_nats)?;
+    let evaluation =
+        Evaluation { text: windows.record(), losses, nll_nats, perplexity: nll_nats.exp(), nll_interval: None };
+    evaluation.bootstrap(&Bootstrap::default())
 }
 
 /// Losses `(seqlen - 1,)` of the tokens after the first, from the last hidden states `x (seqlen, hidden)`.
 fn window_losses(head: &Head, x: &Tensor, ids: &[u32]) -> Result<Vec<f64>> {
-    let mut losses = Vec::with_capacity(ids.len() - 1);
-    for start in (0..ids.len() - 1).step_by(LOGIT_ROWS) {
-        let rows = LOGIT_ROWS.min(ids.len() - 1 - start);
-        let logits = head.logits(&x.narrow(0, start, rows)?)?.to_device(&Device::Cpu)?; // (rows, vocab)
+    target_losses(head, &x.narrow(0, 0, ids.len() - 1)?, &ids[1..])
+}
+
+/// Losses in nats `(n,)` of `targets (n,)`, each predicted from its row of the last hidden states `x (n, hidden)`.
+fn target_losses(head: &Head, x: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+    let mut losses = Vec::with_capacity(targets.len());
+    for (start, targets) in (0..).step_by(LOGIT_ROWS).zip(targets.chunks(LOGIT_ROWS)) {
+        let logits = head.logits(&x.narrow(0, start, targets.len())?)?.to_device(&Device::Cpu)?; // (rows, vocab)
         let vocab = logits.dims()[1];
         let values: Vec<f32> = logits.flatten_all()?.to_vec1()?;
-        let rows = values.par_chunks(vocab).zip(&ids[start + 1..]);
+        let rows = values.par_chunks(vocab).zip(targets);
         losses.par_extend(rows.map(|(row, &target)| log_sum_exp(row) - f64::from(row[target as usize])));
     }
     Ok(losses)
+}
+
+/// Fails when a sum of losses is no number.
+fn finite(model: &Model, loss: f64) -> Result<()> {
+    if loss.is_finite() {
+        return Ok(());
+    }
+    let problem = format!("are not finite in {:?}; evaluate in f32", model.dtype());
+    Err(Error::tensor(model.name(), "logits", problem))
+}
+
+/// Applies `f` to each item: on the CPU several at a time, on a GPU one after another. Items are whole sequences, work
+/// enough for a thread.
+fn each<T: Send>(model: &Model, items: &mut [T], f: impl Fn(&mut T) -> Result<()> + Send + Sync) -> Result<()> {
+    if model.device().is_cpu() { items.par_iter_mut().try_for_each(f) } else { items.iter_mut().try_for_each(f) }
 }
