@@ -47,12 +47,12 @@ pub struct ChoicePrediction {
 impl ChoiceScores {
     /// 1 for each example that `acc` counts, else 0: what [`Bootstrap::paired_difference`] compares between two models.
     pub fn correct(&self) -> Vec<f64> {
-        self.predictions.iter().map(|p| f64::from(u8::from(p.predicted == p.answer))).collect()
+        correct(&self.predictions, |p| p.predicted)
     }
 
     /// The same for `acc_norm`.
     pub fn correct_norm(&self) -> Vec<f64> {
-        self.predictions.iter().map(|p| f64::from(u8::from(p.predicted_norm == p.answer))).collect()
+        correct(&self.predictions, |p| p.predicted_norm)
     }
 }
 
@@ -99,11 +99,19 @@ pub fn score_choices(
     let predictions: Vec<_> =
         task.examples.iter().zip(scores).map(|(example, scores)| predict(example, scores)).collect();
     let chance = task.examples.iter().map(|e| 1.0 / e.choices.len() as f64).sum::<f64>() / task.examples.len() as f64;
-    let unscored = Score { value: 0.0, interval: None };
-    let scores =
-        ChoiceScores { task: task.record(), acc: unscored, acc_norm: unscored, chance, truncated, predictions };
-    let (acc, acc_norm) = (bootstrap.score(&scores.correct())?, bootstrap.score(&scores.correct_norm())?);
-    Ok(ChoiceScores { acc, acc_norm, ..scores })
+    Ok(ChoiceScores {
+        task: task.record(),
+        acc: bootstrap.score(&correct(&predictions, |p| p.predicted))?,
+        acc_norm: bootstrap.score(&correct(&predictions, |p| p.predicted_norm))?,
+        chance,
+        truncated,
+        predictions,
+    })
+}
+
+/// 1 for each example whose answer is `chosen`, else 0.
+fn correct(predictions: &[ChoicePrediction], chosen: fn(&ChoicePrediction) -> usize) -> Vec<f64> {
+    predictions.iter().map(|p| f64::from(u8::from(chosen(p) == p.answer))).collect()
 }
 
 fn predict(example: &Choice, log_likelihoods: Vec<f64>) -> ChoicePrediction {
