@@ -2,6 +2,7 @@
 
 use crate::model::{KvCache, Model, Wanted};
 use crate::progress::check_interrupt;
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -40,12 +41,23 @@ pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<
         return Err(Error::argument("top_p", config.top_p, "must be above 0 and at most 1"));
     }
     let tokenizer = model.tokenizer()?;
-    let mut ids = tokenizer.encode(prompt)?;
-    let prompt_len = ids.len();
-    let longest = prompt_len + config.max_new_tokens;
+    let ids = tokenizer.encode(prompt)?;
     if ids.is_empty() {
         return Err(Error::argument("prompt", "\"\"", "generation needs at least one token to begin with"));
     }
+    continue_until(model, &tokenizer, ids, config, &[])
+}
+
+/// The continuation of the tokens `ids`, of which there is at least one, up to the first of the texts `stop`.
+pub(crate) fn continue_until(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    mut ids: Vec<u32>,
+    config: &GenerateConfig,
+    stop: &[String],
+) -> Result<String> {
+    let prompt_len = ids.len();
+    let longest = prompt_len + config.max_new_tokens;
     if longest > model.config().max_position_embeddings {
         let problem = format!(
             "with a prompt of {prompt_len} tokens that exceeds the model's context of {}",
@@ -75,6 +87,13 @@ pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<
         }
         ids.push(id);
         next = vec![id];
+        if !stop.is_empty() {
+            // A stop may be spread over tokens, or be part of one.
+            let text = tokenizer.decode(&ids[prompt_len..])?;
+            if let Some(end) = stop.iter().filter_map(|stop| text.find(stop)).min() {
+                return Ok(text[..end].to_owned());
+            }
+        }
     }
     tokenizer.decode(&ids[prompt_len..])
 }

@@ -25,6 +25,7 @@ pub mod model;
 pub mod progress;
 pub mod record;
 mod scratch;
+pub mod stats;
 pub mod text;
 
 pub mod allocate;
@@ -51,7 +52,9 @@ pub mod prelude {
     pub use crate::calibrate::{Statistics, calibrate};
     pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
     pub use crate::error::{Error, Result};
-    pub use crate::evaluate::{Evaluation, evaluate};
+    pub use crate::evaluate::{
+        ChoiceScores, Evaluation, GenerationScores, Task, evaluate, score_choices, score_generation,
+    };
     pub use crate::experts::{
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
@@ -63,6 +66,7 @@ pub mod prelude {
     pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
+    pub use crate::stats::{Bootstrap, Interval, Score};
     pub use crate::text::{Tokenizer, Windows};
     pub use polars::df;
 }

@@ -1,5 +1,6 @@
 //! What a run leaves behind: plain data, versioned, with times and hosts apart from results.
 
+use crate::stats::Interval;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -110,6 +111,12 @@ pub struct EvaluationRecord {
     pub nll_nats: f64,
     /// `exp(nll_nats)`.
     pub perplexity: f64,
+    /// Bootstrap interval of `nll_nats` over windows; `None` for a single window, and in records of older versions.
+    #[serde(default)]
+    pub nll_interval: Option<Interval>,
+    /// `exp` of `nll_interval`.
+    #[serde(default)]
+    pub perplexity_interval: Option<Interval>,
 }
 
 impl Record {

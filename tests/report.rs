@@ -3,6 +3,7 @@
 use lacuna::Error;
 use lacuna::record::{EvaluationRecord, ModelRecord, PruningRecord, Record, SCHEMA_VERSION, TensorRecord, TextRecord};
 use lacuna::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
+use lacuna::stats::Interval;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -42,6 +43,8 @@ fn record(pruning: Option<(&str, &str, f64)>, zeros: u64, nll_nats: f64) -> Reco
             tokens: 4088,
             nll_nats,
             perplexity: nll_nats.exp(),
+            nll_interval: None,
+            perplexity_interval: None,
         }),
         environment: BTreeMap::from([("seconds".into(), 1.25.into())]),
     }
@@ -89,6 +92,53 @@ fn table_reads_well_as_markdown_text_html_and_csv() -> lacuna::Result<()> {
     insta::assert_snapshot!("records_csv", table.csv()?);
     insta::assert_snapshot!("records_html", table.select(["method", "pattern", "perplexity"])?.html());
     Ok(())
+}
+
+/// A record's interval of perplexity, from the one of its NLL.
+fn with_interval(mut record: Record) -> Record {
+    let evaluation = record.evaluation.as_mut().unwrap();
+    let nll = evaluation.nll_nats;
+    let interval = Interval { low: nll - 0.05, high: nll + 0.06, level: 0.95, resamples: 10_000, seed: 0 };
+    evaluation.nll_interval = Some(interval);
+    evaluation.perplexity_interval = Some(interval.map(f64::exp));
+    record
+}
+
+#[test]
+fn intervals_stand_beside_the_perplexity_where_there_are_any() -> lacuna::Result<()> {
+    let mut records = sweep();
+    records[1] = with_interval(records[1].clone());
+    let table = Table::from_records(&records)?;
+    assert_eq!(
+        table.frame().get_column_names()[9..],
+        ["perplexity", "perplexity_low", "perplexity_high", "perplexity_ratio"]
+    );
+    let low = table.frame().column("perplexity_low").unwrap();
+    assert_eq!(low.null_count(), records.len() - 1);
+    assert_eq!(low.get(1).unwrap().try_extract::<f64>().unwrap(), (3.2401_f64 - 0.05).exp());
+    let shown = table.select(["perplexity", "perplexity_low", "perplexity_high"])?.markdown();
+    assert!(shown.contains("| perplexity | 95% low | 95% high |"), "{shown}");
+    assert!(shown.contains("|      25.54 |   24.29 |    27.12 |"), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn records_from_before_there_were_intervals_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lacuna.json");
+    let record = sweep().remove(1);
+    write_record(&path, &record).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for field in ["nll_interval", "perplexity_interval"] {
+        assert!(json["evaluation"].as_object_mut().unwrap().remove(field).unwrap().is_null());
+    }
+    fs::write(&path, json.to_string()).unwrap();
+    assert_eq!(read_records(&path).unwrap(), [record]);
+
+    let mut overflowed = with_interval(sweep().remove(1));
+    overflowed.evaluation.as_mut().unwrap().perplexity_interval.as_mut().unwrap().high = f64::INFINITY;
+    let error = write_record(&path, &overflowed).unwrap_err().to_string();
+    assert!(error.contains("perplexity_interval.high is inf"), "{error}");
 }
 
 #[test]
@@ -583,11 +633,18 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_interval()(low in any_float(), high in any_float(), level in 0.0..1.0f64, resamples in 1usize..99999, seed in any::<u64>()) -> Interval {
+        Interval { low, high, level, resamples, seed }
+    }
+}
+
+prop_compose! {
     fn any_record()(
         name in "\\PC{0,20}", parameters in any::<u64>(), sha256 in "[0-9a-f]{64}",
         pruning in proptest::option::of(any_pruning()),
         tensors in proptest::collection::vec(("\\PC{0,12}", 1usize..9999, 1usize..9999, any::<u64>()), 0..4),
         evaluation in proptest::option::of((any_text(), any::<u64>(), any_float(), any_float())),
+        intervals in (proptest::option::of(any_interval()), proptest::option::of(any_interval())),
         seconds in any_float(), note in "\\PC{0,12}",
     ) -> Record {
         Record {
@@ -596,7 +653,9 @@ prop_compose! {
             pruning,
             tensors: tensors.into_iter().map(|(name, out, inner, zeros)| TensorRecord { name, shape: [out, inner], zeros }).collect(),
             evaluation: evaluation
-                .map(|(text, tokens, nll_nats, perplexity)| EvaluationRecord { text, tokens, nll_nats, perplexity }),
+                .map(|(text, tokens, nll_nats, perplexity)| EvaluationRecord {
+                    text, tokens, nll_nats, perplexity, nll_interval: intervals.0, perplexity_interval: intervals.1,
+                }),
             environment: BTreeMap::from([("seconds".into(), seconds.into()), ("note".into(), note.into())]),
         }
     }

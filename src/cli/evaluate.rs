@@ -1,25 +1,51 @@
 //! `lacuna evaluate`
 
 use super::{Compute, print_json, seqlen, tokenizer_for};
-use lacuna::evaluate::evaluate;
+use lacuna::evaluate::{
+    ChoiceScores, GenerationConfig, GenerationScores, Task, TaskRecord, evaluate, score_choices, score_generation,
+};
+use lacuna::model::Model;
 use lacuna::progress::Progress;
+use lacuna::record::EvaluationRecord;
+use lacuna::stats::{Bootstrap, Interval, Score};
 use lacuna::text::Windows;
-use std::path::PathBuf;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
 
-/// Score a model's perplexity on a text
+/// Score a model: perplexity on a text, accuracy on tasks, with bootstrap intervals
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").args(["text", "task"]).required(true).multiple(true)))]
 pub(crate) struct Args {
     /// Directory or hub id
     model: String,
     /// Text: .txt, .jsonl (field `text`) or .json (windows of token ids)
     #[arg(long)]
-    text: PathBuf,
+    text: Option<PathBuf>,
     /// Windows to score, from the beginning [default: all]
-    #[arg(long)]
+    #[arg(long, requires = "text")]
     windows: Option<usize>,
     /// Tokens per window [default: the model's context, at most 2048]
-    #[arg(long)]
+    #[arg(long, requires = "text")]
     seqlen: Option<usize>,
+    /// Multiple choice, one JSON example a line: `question`, `choices`, `answer`, or as HellaSwag, PIQA and ARC have it;
+    /// may be repeated
+    #[arg(long, value_name = "FILE.jsonl")]
+    task: Vec<PathBuf>,
+    /// Let the model generate answers to the tasks (`prompt`, `answer`, which may be a list) instead of choosing them
+    #[arg(long, requires = "task")]
+    generate: bool,
+    /// Tokens of a generated answer at most
+    #[arg(long, default_value_t = 64, requires = "generate")]
+    max_new_tokens: usize,
+    /// Text that ends a generated answer; may be repeated [default: an empty line]
+    #[arg(long, value_name = "TEXT", requires = "generate")]
+    stop: Vec<String>,
+    /// Examples of each task, from the beginning [default: all]
+    #[arg(long, requires = "task")]
+    limit: Option<usize>,
+    /// Seed of the bootstrap intervals
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     #[command(flatten)]
     compute: Compute,
     /// Print JSON
@@ -27,17 +53,104 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Scores {
+    #[serde(flatten)]
+    evaluation: Option<EvaluationRecord>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tasks: Vec<TaskScores>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum TaskScores {
+    Choice(ChoiceScores),
+    Generation(GenerationScores),
+}
+
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let bootstrap = Bootstrap { seed: args.seed, ..Bootstrap::default() };
+    // A task that cannot be read should not be found out after the text was scored.
+    let tasks: Vec<Examples> =
+        args.task.iter().map(|path| Examples::read(path, &args)).collect::<lacuna::Result<_>>()?;
     let model = args.compute.open(&args.model)?;
-    let seqlen = seqlen(&model, args.seqlen);
-    let tokenizer = tokenizer_for(&args.text, &model)?;
-    let windows = Windows::evaluation(&args.text, tokenizer.as_ref(), args.windows, seqlen)?;
-    let evaluation = evaluate(&model, &windows, Progress::Stderr)?.record();
+    let evaluation = match &args.text {
+        None => None,
+        Some(text) => {
+            let tokenizer = tokenizer_for(text, &model)?;
+            let windows = Windows::evaluation(text, tokenizer.as_ref(), args.windows, seqlen(&model, args.seqlen))?;
+            Some(evaluate(&model, &windows, Progress::Stderr)?.bootstrap(&bootstrap)?.record())
+        }
+    };
+    let tasks = tasks.iter().map(|task| task.score(&model, &args, &bootstrap)).collect::<lacuna::Result<Vec<_>>>()?;
     if args.json {
-        return print_json(&evaluation);
+        return print_json(&Scores { evaluation, tasks });
     }
-    println!("nll_nats    {:.6}", evaluation.nll_nats);
-    println!("perplexity  {:.4}", evaluation.perplexity);
-    println!("tokens      {}", evaluation.tokens);
+    if let Some(evaluation) = evaluation {
+        println!("nll_nats    {:.6}{}", evaluation.nll_nats, interval(evaluation.nll_interval, 6));
+        println!("perplexity  {:.4}{}", evaluation.perplexity, interval(evaluation.perplexity_interval, 4));
+        println!("tokens      {}", evaluation.tokens);
+    }
+    tasks.iter().for_each(TaskScores::print);
     Ok(())
+}
+
+enum Examples {
+    Choice(Task<lacuna::evaluate::Choice>),
+    Generation(Task<lacuna::evaluate::Prompt>),
+}
+
+impl Examples {
+    fn read(path: &Path, args: &Args) -> lacuna::Result<Examples> {
+        if args.generate {
+            return Ok(Examples::Generation(Task::prompts(path, args.limit)?));
+        }
+        Ok(Examples::Choice(Task::choices(path, args.limit)?))
+    }
+
+    fn score(&self, model: &Model, args: &Args, bootstrap: &Bootstrap) -> lacuna::Result<TaskScores> {
+        Ok(match self {
+            Examples::Choice(task) => TaskScores::Choice(score_choices(model, task, bootstrap, Progress::Stderr)?),
+            Examples::Generation(task) => {
+                let default = GenerationConfig::default();
+                let stop = if args.stop.is_empty() { default.stop } else { args.stop.clone() };
+                let config = GenerationConfig { max_new_tokens: args.max_new_tokens, stop };
+                TaskScores::Generation(score_generation(model, task, &config, bootstrap, Progress::Stderr)?)
+            }
+        })
+    }
+}
+
+impl TaskScores {
+    fn print(&self) {
+        let title = |task: &TaskRecord, more: &str| println!("{}, {} examples{more}", task.name, task.examples);
+        let score = |name: &str, Score { value, interval: ends }: &Score| {
+            println!("{name:<12}{value:.4}{}", interval(*ends, 4));
+        };
+        let truncated = match self {
+            TaskScores::Choice(scores) => {
+                title(&scores.task, &format!(", chance {:.4}", scores.chance));
+                score("acc", &scores.acc);
+                score("acc_norm", &scores.acc_norm);
+                scores.truncated
+            }
+            TaskScores::Generation(scores) => {
+                title(&scores.task, "");
+                score("exact_match", &scores.exact_match);
+                score("contains", &scores.contains);
+                scores.truncated
+            }
+        };
+        if truncated > 0 {
+            println!("truncated   {truncated} examples lost their beginning: longer than the model's context");
+        }
+    }
+}
+
+/// ` [low, high] 95%`, or nothing where a single example or window says nothing about the spread.
+fn interval(interval: Option<Interval>, digits: usize) -> String {
+    interval.map_or_else(String::new, |Interval { low, high, level, .. }| {
+        format!(" [{low:.digits$}, {high:.digits$}] {}%", level * 100.0)
+    })
 }

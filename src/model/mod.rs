@@ -225,9 +225,24 @@ impl Model {
     /// # Errors
     /// [`Error::File`] when `config.json` cannot be read any more.
     pub fn end_tokens(&self) -> Result<Vec<u32>> {
+        self.token_ids("eos_token_id")
+    }
+
+    /// The token that stands before a text of which nothing is given: `bos_token_id` of `config.json`, else the first
+    /// `eos_token_id`.
+    ///
+    /// # Errors
+    /// [`Error::File`] when `config.json` cannot be read any more.
+    pub fn start_token(&self) -> Result<Option<u32>> {
+        let start = self.token_ids("bos_token_id")?.first().copied();
+        Ok(start.or(self.end_tokens()?.first().copied()))
+    }
+
+    /// The ids that `config.json` holds under `key`, one or several.
+    fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(Vec::new()) };
         let id = |value: &serde_json::Value| value.as_u64().map(|id| id as u32);
-        Ok(match checkpoint.config()?.get("eos_token_id") {
+        Ok(match checkpoint.config()?.get(key) {
             Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(id).collect(),
             Some(one) => id(one).into_iter().collect(),
             None => Vec::new(),

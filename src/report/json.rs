@@ -58,6 +58,9 @@ pub(super) fn record_json(record: &Record) -> Result<Value> {
     if let Some(evaluation) = &record.evaluation {
         numbers.push(("evaluation.nll_nats", evaluation.nll_nats));
         numbers.push(("evaluation.perplexity", evaluation.perplexity));
+        numbers.extend(evaluation.nll_interval.iter().map(|i| ("evaluation.nll_interval.low", i.low)));
+        numbers.extend(evaluation.nll_interval.iter().map(|i| ("evaluation.nll_interval.high", i.high)));
+        numbers.extend(evaluation.perplexity_interval.iter().map(|i| ("evaluation.perplexity_interval.high", i.high)));
     }
     if let Some((name, value)) = numbers.into_iter().find(|(_, value)| !value.is_finite()) {
         let problem = format!(

@@ -62,8 +62,9 @@ type Name<'a> = (&'a str, &'a str, Option<&'a str>, Format);
 
 impl Table {
     /// One row per record, in their order: `model`, `method` (`dense` when nothing was pruned), `pattern`, `per`,
-    /// `target_sparsity` and `sparsity` (fractions), `text`, `tokens`, `nll_nats`, `perplexity`, and
-    /// `perplexity_ratio` to the dense record of the same model and text, if there is one.
+    /// `target_sparsity` and `sparsity` (fractions), `text`, `tokens`, `nll_nats`, `perplexity`, where any record has an
+    /// interval `perplexity_low` and `perplexity_high`, and `perplexity_ratio` to the dense record of the same model and
+    /// text, if there is one.
     ///
     /// # Errors
     /// When polars cannot hold the columns.
@@ -86,7 +87,13 @@ impl Table {
         let tokens: Vec<Option<u64>> = records.iter().map(|r| r.evaluation.as_ref().map(|e| e.tokens)).collect();
         let target = |r: &Record| r.pruning.as_ref().map(|p| p.sparsity);
         let method = |r: &Record| Some(pruning(r, |p| p.method.clone()).unwrap_or_else(|| "dense".into()));
-        build([
+        let interval = |r: &Record| r.evaluation.as_ref().and_then(|e| e.perplexity_interval);
+        let labels = records
+            .iter()
+            .find_map(interval)
+            .map(|interval| interval.level * 100.0)
+            .map(|level| [format!("{level}% low"), format!("{level}% high")]);
+        let mut columns = vec![
             (("model", "model", None, Format::Text), column(strings(&|r| Some(r.model.name.clone())))),
             (("method", "method", None, Format::Text), column(strings(&method))),
             (("pattern", "pattern", None, Format::Text), column(strings(&|r| pruning(r, |p| p.pattern.clone())))),
@@ -103,8 +110,22 @@ impl Table {
                 ("perplexity", "perplexity", None, Format::Number),
                 column(floats(&|r| r.evaluation.as_ref().map(|e| e.perplexity))),
             ),
-            (("perplexity_ratio", "perplexity ratio", Some("× dense"), Format::Number), column(floats(&ratio))),
-        ])
+        ];
+        if let Some([low, high]) = &labels {
+            columns.extend([
+                (
+                    ("perplexity_low", low.as_str(), None, Format::Number),
+                    column(floats(&|r| interval(r).map(|i| i.low))),
+                ),
+                (
+                    ("perplexity_high", high.as_str(), None, Format::Number),
+                    column(floats(&|r| interval(r).map(|i| i.high))),
+                ),
+            ]);
+        }
+        columns
+            .push((("perplexity_ratio", "perplexity ratio", Some("× dense"), Format::Number), column(floats(&ratio))));
+        build(columns)
     }
 
     /// Perplexity by pattern and target sparsity (rows: dense first, then unstructured by sparsity, then N:M) and

@@ -38,7 +38,8 @@ pub fn documents(path: impl AsRef<Path>) -> Result<Vec<String>> {
     Ok(documents)
 }
 
-fn read_utf8(path: &Path) -> Result<String> {
+/// A file that must be UTF-8.
+pub(crate) fn read_utf8(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();

@@ -1,0 +1,316 @@
+//! Multiple choice by likelihood, as lm-evaluation-harness scores it.
+
+use super::task::{Choice, Task, TaskRecord};
+use super::{each, finite, target_losses};
+use crate::model::{Block, KvCache, Model, ModelConfig, Rope, Wanted};
+use crate::progress::{Progress, Stage};
+use crate::stats::{Bootstrap, Score};
+use crate::text::Tokenizer;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a model scores on a multiple-choice task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceScores {
+    /// The task.
+    pub task: TaskRecord,
+    /// Share of examples whose answer has the highest log-likelihood: the harness's `acc`.
+    pub acc: Score,
+    /// The same with each log-likelihood divided by the number of characters of its choice: the harness's `acc_norm`. Long
+    /// choices are less likely whatever they say.
+    pub acc_norm: Score,
+    /// What guessing scores: the mean of one over the number of choices.
+    pub chance: f64,
+    /// Examples that were longer than the model's context and lost tokens at their beginning.
+    pub truncated: usize,
+    /// One entry per example, in the order of the file.
+    pub predictions: Vec<ChoicePrediction>,
+}
+
+/// What a model makes of one example.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChoicePrediction {
+    /// Its line in the file, from 1.
+    pub line: usize,
+    /// The right choice, from 0.
+    pub answer: usize,
+    /// The most likely choice; of equal ones the first.
+    pub predicted: usize,
+    /// The most likely choice per character.
+    pub predicted_norm: usize,
+    /// Log-likelihood of each choice given the context, in nats, summed over its tokens.
+    pub log_likelihoods: Vec<f64>,
+}
+
+impl ChoiceScores {
+    /// 1 for each example that `acc` counts, else 0: what [`Bootstrap::paired_difference`] compares between two models.
+    pub fn correct(&self) -> Vec<f64> {
+        correct(&self.predictions, |p| p.predicted)
+    }
+
+    /// The same for `acc_norm`.
+    pub fn correct_norm(&self) -> Vec<f64> {
+        correct(&self.predictions, |p| p.predicted_norm)
+    }
+}
+
+/// Tokens whose hidden states are held at one time; a model whose blocks are read when needed is read once for each such
+/// part of a task.
+const TOKENS: usize = 32_768;
+
+/// Scores every choice of `task` by its log-likelihood after the context. White space at the end of a context is moved to
+/// the choice, a space is put between them unless the choice begins with white space of its own, and a choice's tokens are
+/// what `encode(context + choice)` has beyond the length of `encode(context)`. No token is added in front, except that an
+/// empty context becomes the model's token for the beginning of a text. A sequence longer than `max_position_embeddings`
+/// loses tokens at its beginning.
+///
+/// Blocks are used one at a time, as in [`super::evaluate`]; in each, a context passes once and its choices read its keys
+/// and values.
+///
+/// # Errors
+/// [`Error::File`] with the line of an example that cannot be scored; [`Error::File`] for a model without a tokenizer;
+/// [`Error::Tensor`] when a log-likelihood is not a finite number; [`Error::Interrupted`].
+pub fn score_choices(
+    model: &Model,
+    task: &Task<Choice>,
+    bootstrap: &Bootstrap,
+    progress: Progress,
+) -> Result<ChoiceScores> {
+    let tokenizer = model.tokenizer()?;
+    let mut truncated = 0;
+    let mut runs = Vec::new();
+    for (index, example) in task.examples.iter().enumerate() {
+        let parts = encode(model, &tokenizer, example).map_err(|problem| task.problem(example.line, problem))?;
+        truncated += usize::from(parts.iter().any(|run| run.dropped > 0));
+        runs.extend(parts.into_iter().map(|run| Run { example: index, ..run }));
+    }
+    let stage = progress.stage(&task.name, (runs.len() * (model.blocks() + 1)) as u64);
+    let mut scores: Vec<Vec<f64>> = task.examples.iter().map(|example| vec![0.0; example.choices.len()]).collect();
+    for part in parts(&runs) {
+        for (run, losses) in part.iter().zip(losses(model, part, &stage)?) {
+            for ((choice, _), loss) in run.continuations.iter().zip(losses) {
+                finite(model, loss)?;
+                scores[run.example][*choice] = -loss;
+            }
+        }
+    }
+    let predictions: Vec<_> =
+        task.examples.iter().zip(scores).map(|(example, scores)| predict(example, scores)).collect();
+    let chance = task.examples.iter().map(|e| 1.0 / e.choices.len() as f64).sum::<f64>() / task.examples.len() as f64;
+    Ok(ChoiceScores {
+        task: task.record(),
+        acc: bootstrap.score(&correct(&predictions, |p| p.predicted))?,
+        acc_norm: bootstrap.score(&correct(&predictions, |p| p.predicted_norm))?,
+        chance,
+        truncated,
+        predictions,
+    })
+}
+
+/// 1 for each example whose answer is `chosen`, else 0.
+fn correct(predictions: &[ChoicePrediction], chosen: fn(&ChoicePrediction) -> usize) -> Vec<f64> {
+    predictions.iter().map(|p| f64::from(u8::from(chosen(p) == p.answer))).collect()
+}
+
+fn predict(example: &Choice, log_likelihoods: Vec<f64>) -> ChoicePrediction {
+    let normed =
+        log_likelihoods.iter().zip(&example.choices).map(|(score, choice)| score / choice.chars().count() as f64);
+    ChoicePrediction {
+        line: example.line,
+        answer: example.answer,
+        predicted: argmax(log_likelihoods.iter().copied()),
+        predicted_norm: argmax(normed),
+        log_likelihoods,
+    }
+}
+
+/// Position of the largest number, the first of equal ones.
+fn argmax(numbers: impl Iterator<Item = f64>) -> usize {
+    let best = numbers.enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
+    best.map_or(0, |(at, _)| at)
+}
+
+/// Choices of one example that see the very same context. These are all of them, unless the context had to be cut by a
+/// different length for each.
+struct Run {
+    example: usize,
+    /// Tokens that the context lost at its beginning.
+    dropped: usize,
+    context: Vec<u32>,
+    /// Which choice, and its tokens.
+    continuations: Vec<(usize, Vec<u32>)>,
+}
+
+impl Run {
+    /// Tokens that pass through the blocks: nothing is predicted from a choice's last one.
+    fn tokens(&self) -> usize {
+        self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).sum::<usize>()
+    }
+}
+
+/// Tokens of an example; what is wrong with it is an error without its line.
+fn encode(model: &Model, tokenizer: &Tokenizer, example: &Choice) -> Result<Vec<Run>, String> {
+    let encode = |text: &str| tokenizer.encode(text).map_err(|error| error.to_string());
+    let context = example.context.trim_end();
+    let space = &example.context[context.len()..];
+    let mut ids = encode(context)?;
+    let shared = ids.len();
+    if ids.is_empty() {
+        let start = model.start_token().map_err(|error| error.to_string())?;
+        let start = start.ok_or("has no context, and the model's config.json has no `bos_token_id` to begin with")?;
+        ids = vec![start];
+    }
+    let positions = model.config().max_position_embeddings;
+    let mut runs: BTreeMap<usize, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
+    for (i, choice) in example.choices.iter().enumerate() {
+        let delimiter = if choice.starts_with(char::is_whitespace) { "" } else { " " };
+        let whole = encode(&format!("{context}{space}{delimiter}{choice}"))?;
+        let continuation = whole.get(shared..).unwrap_or_default().to_vec();
+        if continuation.is_empty() {
+            return Err(format!("choice {i} adds no token to the context; its tokenizer joins them"));
+        }
+        if continuation.len() > positions {
+            let tokens = continuation.len();
+            return Err(format!("choice {i} has {tokens} tokens, more than the model's context of {positions}"));
+        }
+        // The last token is predicted, but predicts nothing, and takes no position.
+        let dropped = (ids.len() + continuation.len()).saturating_sub(positions + 1);
+        runs.entry(dropped).or_default().push((i, continuation));
+    }
+    let run = |(dropped, continuations)| Run { example: 0, dropped, context: ids[dropped..].to_vec(), continuations };
+    Ok(runs.into_iter().map(run).collect())
+}
+
+/// Consecutive runs of at most [`TOKENS`] tokens, or of one run.
+fn parts(runs: &[Run]) -> Vec<&[Run]> {
+    let (mut parts, mut rest) = (Vec::new(), runs);
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = rest.iter().take_while(|run| {
+            tokens += run.tokens();
+            tokens <= TOKENS
+        });
+        let (part, after) = rest.split_at(fits.count().max(1));
+        parts.push(part);
+        rest = after;
+    }
+    parts
+}
+
+/// Hidden states of a run: `(1, tokens, hidden)` of the context and of each continuation without its last token.
+struct Hidden {
+    context: Tensor,
+    continuations: Vec<Option<Tensor>>,
+}
+
+impl Hidden {
+    /// Through one block. The continuations see the context's keys and values, which end with this call.
+    fn pass(&mut self, block: &Block, config: &ModelConfig, rope: &Rope) -> Result<()> {
+        let mut cache = KvCache::default();
+        let run = |x: &mut Tensor, cache: &mut KvCache| -> Result<()> {
+            if let Some(y) = block.run(config, rope, x, Some(cache), &mut (), Wanted::Output)? {
+                *x = y;
+            }
+            Ok(())
+        };
+        run(&mut self.context, &mut cache)?;
+        self.continuations.iter_mut().flatten().try_for_each(|x| run(x, &mut cache.clone()))
+    }
+}
+
+/// Loss in nats of each continuation of each run, summed over its tokens.
+fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
+    let mut hidden = embed(model, runs)?;
+    let longest = |run: &Run| run.context.len() + run.continuations.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
+    let rope = model.rope(runs.iter().map(longest).max().unwrap_or(0));
+    for i in 0..model.blocks() {
+        let block = model.block(i)?;
+        each(model, &mut hidden, |hidden| {
+            hidden.pass(&block, model.config(), &rope)?;
+            stage.inc(1)
+        })?;
+    }
+    let head = model.head()?;
+    let mut losses = Vec::with_capacity(runs.len());
+    for (run, hidden) in runs.iter().zip(hidden) {
+        // The context's last token predicts the first token of every continuation.
+        let last = hidden.context.narrow(1, run.context.len() - 1, 1)?;
+        let rows: Vec<&Tensor> =
+            hidden.continuations.iter().flat_map(|x| std::iter::once(&last).chain(x.as_ref())).collect();
+        let targets: Vec<u32> = run.continuations.iter().flat_map(|(_, ids)| ids).copied().collect();
+        let each = target_losses(&head, &Tensor::cat(&rows, 1)?.squeeze(0)?, &targets)?;
+        let mut rest = each.as_slice();
+        losses.push(
+            run.continuations
+                .iter()
+                .map(|(_, ids)| {
+                    let (own, after) = rest.split_at(ids.len());
+                    rest = after;
+                    own.iter().sum()
+                })
+                .collect(),
+        );
+        stage.inc(1)?;
+    }
+    Ok(losses)
+}
+
+/// Embeddings of what passes through the blocks.
+fn embed(model: &Model, runs: &[Run]) -> Result<Vec<Hidden>> {
+    let inputs = |run: &Run| -> Vec<Vec<u32>> {
+        let inputs = run.continuations.iter().map(|(_, ids)| ids[..ids.len() - 1].to_vec());
+        std::iter::once(run.context.clone()).chain(inputs).filter(|ids| !ids.is_empty()).collect()
+    };
+    let all: Vec<Vec<u32>> = runs.iter().flat_map(inputs).collect();
+    let mut embedded = model.embed(&all)?.into_iter();
+    let mut next = || embedded.next().ok_or_else(|| Error::argument("examples", runs.len(), "an embedding is missing"));
+    runs.iter()
+        .map(|run| {
+            let context = next()?;
+            let one = |(_, ids): &(usize, Vec<u32>)| (ids.len() > 1).then(&mut next).transpose();
+            Ok(Hidden { context, continuations: run.continuations.iter().map(one).collect::<Result<_>>()? })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equal_choices_is_taken() {
+        assert_eq!(argmax([-3.0, -1.0, -1.0].into_iter()), 1);
+        assert_eq!(argmax([-1.0].into_iter()), 0);
+    }
+
+    #[test]
+    fn length_decides_per_character_and_not_per_byte() {
+        let example = Choice {
+            line: 3,
+            context: "x".into(),
+            choices: vec!["ab".into(), "éééé".into(), "abcdef".into()],
+            answer: 1,
+        };
+        // Per character -2, -1 and -1.5; per byte the second would be -0.5, the last still -1.5.
+        let prediction = predict(&example, vec![-4.0, -4.0, -9.0]);
+        assert_eq!((prediction.predicted, prediction.predicted_norm), (0, 1));
+        let prediction = predict(&example, vec![-4.0, -6.0, -7.5]);
+        assert_eq!((prediction.predicted, prediction.predicted_norm), (0, 2), "-1.25 a character, not -0.75 a byte");
+    }
+
+    #[test]
+    fn parts_hold_all_runs_in_order_and_few_tokens() {
+        let run = |example: usize, tokens: usize| Run {
+            example,
+            dropped: 0,
+            context: vec![0; tokens],
+            continuations: vec![(0, vec![0])],
+        };
+        let runs = [run(0, 20_000), run(1, 12_768), run(2, 1), run(3, 40_000), run(4, 5)];
+        let lengths: Vec<usize> = parts(&runs).iter().map(|part| part.len()).collect();
+        assert_eq!(lengths, [2, 1, 1, 1]);
+        assert!(parts(&[]).is_empty());
+    }
+}

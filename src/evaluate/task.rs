@@ -1,0 +1,414 @@
+//! Tasks: JSONL files with one example a line, in the shapes that public data sets have.
+
+use crate::text::read_utf8;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// Examples of one kind, from one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task<E> {
+    /// File name, without its folder.
+    pub name: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// The examples, in the order of the file; never empty.
+    pub examples: Vec<E>,
+    path: PathBuf,
+}
+
+/// A task's identity and how much of it was scored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// File name.
+    pub name: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// Number of examples, from the beginning of the file.
+    pub examples: usize,
+}
+
+/// A text and what may follow it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Its line in the file, from 1.
+    pub line: usize,
+    /// What stands before each choice.
+    pub context: String,
+    /// At least two, none of them empty.
+    pub choices: Vec<String>,
+    /// The right one, from 0.
+    pub answer: usize,
+}
+
+/// A text and what its continuation should say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Its line in the file, from 1.
+    pub line: usize,
+    /// What the model continues.
+    pub prompt: String,
+    /// The continuations that count as right; never empty.
+    pub answers: Vec<String>,
+}
+
+/// Fields that hold what comes first, of which an example has one.
+const CONTEXT: [&str; 4] = ["question", "context", "prompt", "query"];
+/// Fields that hold the right choice.
+const ANSWER: [&str; 3] = ["answer", "label", "gold"];
+/// Fields that hold a right continuation, or a list of them.
+const ANSWERS: [&str; 3] = ["answer", "target", "answers"];
+
+/// What an example is refused for; the file and the line come in front of it.
+type Problem = String;
+
+impl Task<Choice> {
+    /// Reads a multiple-choice task, the first `limit` examples or all. A line is one of
+    /// - `{"question": TEXT, "choices": [TEXT, ...], "answer": RIGHT}`, where the first may also be called `context`,
+    ///   `prompt` or `query`, and the last `label` or `gold`. RIGHT is a position from 0, a letter from A, or the choice's
+    ///   text. Texts are taken as they stand;
+    /// - HellaSwag: `ctx`, `endings`, `label`; with `ctx_a`, `ctx_b` and `activity_label` the context that
+    ///   lm-evaluation-harness makes of them;
+    /// - PIQA: `goal`, `sol1`, `sol2`, `label`; the context is `Question: GOAL`, a new line, `Answer:`;
+    /// - ARC: `question`, `choices` with the lists `text` and `label`, `answerKey`; the context likewise.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read; [`Error::File`] with the line and the field of an example that has none
+    /// of these shapes, and for a file without examples; [`Error::Argument`] for a limit of 0.
+    pub fn choices(path: impl AsRef<Path>, limit: Option<usize>) -> Result<Self> {
+        read(path.as_ref(), limit, |line, object| choice(object).map(|choice| Choice { line, ..choice }))
+    }
+}
+
+impl Task<Prompt> {
+    /// Reads a task for generation, the first `limit` examples or all: `{"prompt": TEXT, "answer": RIGHT}`, where the first
+    /// may also be called `question`, `context` or `query`, and the last `target` or `answers`; RIGHT is a text, a number
+    /// or a list of them, any of which counts. A multiple-choice example ([`Task::choices`]) is one whose right choice must
+    /// be generated.
+    ///
+    /// # Errors
+    /// As [`Task::choices`].
+    pub fn prompts(path: impl AsRef<Path>, limit: Option<usize>) -> Result<Self> {
+        read(path.as_ref(), limit, |line, object| {
+            if ["choices", "endings", "sol1"].iter().any(|&field| object.contains_key(field)) {
+                let Choice { context, mut choices, answer, .. } = choice(object)?;
+                return Ok(Prompt { line, prompt: context, answers: vec![choices.swap_remove(answer)] });
+            }
+            let prompt = text(object, one_of(object, &CONTEXT)?)?.to_owned();
+            Ok(Prompt { line, prompt, answers: answers(object)? })
+        })
+    }
+}
+
+impl<E> Task<E> {
+    /// What a record keeps of it.
+    pub fn record(&self) -> TaskRecord {
+        TaskRecord { name: self.name.clone(), sha256: self.sha256.clone(), examples: self.examples.len() }
+    }
+
+    /// An error about an example.
+    pub(super) fn problem(&self, line: usize, problem: Problem) -> Error {
+        at_line(&self.path, line, &problem)
+    }
+}
+
+fn at_line(path: &Path, line: usize, problem: &str) -> Error {
+    Error::file(path, format!("line {line}: {problem}"))
+}
+
+fn read<E>(
+    path: &Path,
+    limit: Option<usize>,
+    example: impl Fn(usize, &Map<String, Value>) -> Result<E, Problem>,
+) -> Result<Task<E>> {
+    if limit == Some(0) {
+        return Err(Error::argument("limit", 0, "at least one example is needed"));
+    }
+    let content = read_utf8(path)?;
+    let lines = content.strip_prefix('\u{feff}').unwrap_or(&content).lines().enumerate();
+    let examples = lines
+        .filter(|(_, line)| !line.trim().is_empty())
+        .take(limit.unwrap_or(usize::MAX))
+        .map(|(index, line)| {
+            let parse = || {
+                let value: Value = serde_json::from_str(line).map_err(|error| format!("is not JSON ({error})"))?;
+                example(index + 1, value.as_object().ok_or("is no JSON object; each line is one example")?)
+            };
+            parse().map_err(|problem: Problem| at_line(path, index + 1, &problem))
+        })
+        .collect::<Result<Vec<E>>>()?;
+    if examples.is_empty() {
+        return Err(Error::file(path, "holds no example; a task is JSONL, one example a line"));
+    }
+    Ok(Task {
+        name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        sha256: format!("{:x}", Sha256::digest(content.as_bytes())),
+        examples,
+        path: path.to_path_buf(),
+    })
+}
+
+/// An example of multiple choice in any of its shapes; its line is not known here.
+fn choice(object: &Map<String, Value>) -> Result<Choice, Problem> {
+    let has = |fields: &[&str]| fields.iter().all(|&field| object.contains_key(field));
+    let (context, choices, answer) = if has(&["ctx", "endings"]) {
+        let choices: Vec<String> = texts(object, "endings")?.into_iter().map(hellaswag).collect();
+        let context = if has(&["ctx_a", "ctx_b", "activity_label"]) {
+            let [activity, a, b] = ["activity_label", "ctx_a", "ctx_b"].map(|field| text(object, field));
+            hellaswag(&format!("{}: {} {}", activity?, a?, capitalised(b?)))
+        } else {
+            hellaswag(text(object, "ctx")?)
+        };
+        (context, choices, "label")
+    } else if has(&["goal", "sol1", "sol2"]) {
+        let choices = vec![text(object, "sol1")?.to_owned(), text(object, "sol2")?.to_owned()];
+        (question(text(object, "goal")?), choices, "label")
+    } else if let Some(Value::Object(labelled)) = object.get("choices") {
+        let (choices, labels) = (texts(labelled, "text")?, texts(labelled, "label")?);
+        let key = text(object, "answerKey")?;
+        let answer = labels.iter().position(|&label| label == key);
+        let answer =
+            answer.ok_or_else(|| format!("`answerKey` is {key:?}, which is not in `choices.label` {labels:?}"))?;
+        if choices.len() != labels.len() {
+            return Err(format!("`choices` has {} texts and {} labels", choices.len(), labels.len()));
+        }
+        return checked(question(text(object, "question")?), choices.into_iter().map(str::to_owned).collect(), answer);
+    } else if has(&["choices"]) {
+        let choices = texts(object, "choices")?.into_iter().map(str::to_owned).collect();
+        (text(object, one_of(object, &CONTEXT)?)?.to_owned(), choices, one_of(object, &ANSWER)?)
+    } else {
+        let wanted = "`question`, `choices` and `answer`; HellaSwag's `ctx`, `endings`, `label`; PIQA's `goal`, `sol1`, \
+                      `sol2`, `label`; or ARC's `question`, `choices`, `answerKey`";
+        let fields: Vec<&str> = object.keys().map(String::as_str).collect();
+        return Err(format!("is no multiple-choice example: it has {fields:?}; wanted are {wanted}"));
+    };
+    let right = position(object, answer, &choices)?;
+    checked(context, choices, right)
+}
+
+fn checked(context: String, choices: Vec<String>, answer: usize) -> Result<Choice, Problem> {
+    if choices.len() < 2 {
+        return Err(format!("`choices` has {}; at least two are needed", choices.len()));
+    }
+    if let Some(empty) = choices.iter().position(|choice| choice.trim().is_empty()) {
+        return Err(format!("choice {empty} is empty"));
+    }
+    Ok(Choice { line: 0, context, choices, answer })
+}
+
+/// The one of `fields` that the example has.
+fn one_of<'f>(object: &Map<String, Value>, fields: &[&'f str]) -> Result<&'f str, Problem> {
+    let mut there = fields.iter().filter(|&&field| object.contains_key(field));
+    match (there.next(), there.next()) {
+        (Some(one), None) => Ok(one),
+        (Some(one), Some(other)) => Err(format!("has both `{one}` and `{other}`; leave the one that counts")),
+        (None, _) => Err(format!("has none of the fields `{}`", fields.join("`, `"))),
+    }
+}
+
+fn text<'v>(object: &'v Map<String, Value>, field: &str) -> Result<&'v str, Problem> {
+    match object.get(field) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!("`{field}` is {}; a text is wanted", short(other))),
+        None => Err(format!("has no field `{field}`")),
+    }
+}
+
+fn texts<'v>(object: &'v Map<String, Value>, field: &str) -> Result<Vec<&'v str>, Problem> {
+    let wrong = |value: &Value| format!("`{field}` holds {}; a list of texts is wanted", short(value));
+    match object.get(field) {
+        Some(Value::Array(list)) => list.iter().map(|item| item.as_str().ok_or_else(|| wrong(item))).collect(),
+        Some(other) => Err(wrong(other)),
+        None => Err(format!("has no field `{field}`")),
+    }
+}
+
+/// JSON cut to what fits in a message.
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() > 60 { format!("{}...", text.chars().take(60).collect::<String>()) } else { text }
+}
+
+/// Which choice `field` means: by position from 0 (a number, or a text of digits, as HellaSwag has it), by letter, or by
+/// the choice's text.
+fn position(object: &Map<String, Value>, field: &str, choices: &[String]) -> Result<usize, Problem> {
+    let n = choices.len();
+    let value = object.get(field).ok_or_else(|| format!("has no field `{field}`"))?;
+    let wanted = || {
+        format!(
+            "`{field}` is {}, of {n} choices; wanted is a position from 0, a letter from A, or a choice's text",
+            short(value)
+        )
+    };
+    let number = |number: u64| usize::try_from(number).ok().filter(|&at| at < n);
+    match value {
+        Value::Number(position) => position.as_u64().and_then(number).ok_or_else(wanted),
+        Value::String(text) => {
+            let text = text.trim();
+            let by_text = choices.iter().position(|choice| choice.trim() == text);
+            let by_place = match text.as_bytes() {
+                [letter @ b'A'..=b'Z'] => number(u64::from(letter - b'A')),
+                _ => text.parse().ok().and_then(number),
+            };
+            match (by_text, by_place) {
+                (Some(a), Some(b)) if a != b => Err(format!(
+                    "`{field}` is {text:?}, which is choice {a} by its text and choice {b} by its place; write the \
+                     position as a number"
+                )),
+                (by_text, by_place) => by_text.or(by_place).ok_or_else(wanted),
+            }
+        }
+        _ => Err(wanted()),
+    }
+}
+
+/// The continuations that count as right.
+fn answers(object: &Map<String, Value>) -> Result<Vec<String>, Problem> {
+    let field = one_of(object, &ANSWERS)?;
+    let one = |value: &Value| match value {
+        Value::String(text) if !text.trim().is_empty() => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(format!("`{field}` holds {}; a text, or a list of accepted texts, is wanted", short(other))),
+    };
+    match &object[field] {
+        Value::Array(list) if list.is_empty() => Err(format!("`{field}` is an empty list; nothing would be right")),
+        Value::Array(list) => list.iter().map(one).collect(),
+        value => Ok(vec![one(value)?]),
+    }
+}
+
+/// The context that lm-evaluation-harness gives PIQA and ARC.
+fn question(text: &str) -> String {
+    format!("Question: {text}\nAnswer:")
+}
+
+/// A text of HellaSwag as lm-evaluation-harness cleans it of the marks that its WikiHow part has: `[title]` ends a
+/// sentence, anything else in brackets goes.
+fn hellaswag(text: impl AsRef<str>) -> String {
+    let text = text.as_ref().trim().replace(" [title]", ". ");
+    let (mut clean, mut rest) = (String::new(), text.as_str());
+    while let Some((before, after)) = rest.split_once('[') {
+        clean.push_str(before);
+        match after.split_once(']') {
+            Some((inside, after)) if !inside.contains('\n') => rest = after,
+            _ => {
+                clean.push('[');
+                rest = after;
+            }
+        }
+    }
+    clean.push_str(rest);
+    clean.replace("  ", " ")
+}
+
+/// The first character in upper case, all others in lower case.
+fn capitalised(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().into_iter().flat_map(char::to_uppercase).chain(rest.flat_map(char::to_lowercase)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parsed(value: Value) -> Result<Choice, Problem> {
+        choice(value.as_object().unwrap())
+    }
+
+    #[test]
+    fn shapes_of_public_data_sets() {
+        let hellaswag = parsed(json!({
+            "ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
+            "ctx": "A man is sitting on a roof. he", "label": "3",
+            "endings": ["is using wrap.", "is ripping [step] level tiles  off.", "is holding a cube [title]", "starts."],
+        }))
+        .unwrap();
+        assert_eq!(hellaswag.context, "Roof shingle removal: A man is sitting on a roof. He");
+        assert_eq!(hellaswag.choices[1..3], ["is ripping level tiles off.", "is holding a cube. "]);
+        assert_eq!(hellaswag.answer, 3);
+        let short = parsed(json!({"ctx": "He", "endings": ["runs", "sits"], "label": 1})).unwrap();
+        assert_eq!((short.context.as_str(), short.answer), ("He", 1));
+
+        let piqa = parsed(json!({"goal": "Open a jar", "sol1": "Twist", "sol2": "Sing", "label": 0})).unwrap();
+        assert_eq!(piqa.context, "Question: Open a jar\nAnswer:");
+        assert_eq!((piqa.choices, piqa.answer), (vec!["Twist".into(), "Sing".into()], 0));
+
+        let arc = json!({
+            "id": "x", "question": "Which?", "choices": {"text": ["dry", "wet", "hot"], "label": ["1", "2", "3"]},
+            "answerKey": "2",
+        });
+        let arc = parsed(arc).unwrap();
+        assert_eq!((arc.context.as_str(), arc.answer), ("Question: Which?\nAnswer:", 1));
+    }
+
+    #[test]
+    fn an_answer_is_a_position_a_letter_or_a_text() {
+        let with = |answer: Value, choices: [&str; 3]| {
+            parsed(json!({"query": "x ", "choices": choices, "gold": answer})).map(|example| example.answer)
+        };
+        let words = ["red", "green", "blue"];
+        for answer in [json!(1), json!("1"), json!("B"), json!("green"), json!(" green ")] {
+            assert_eq!(with(answer.clone(), words), Ok(1), "{answer}");
+        }
+        assert_eq!(with(json!("4"), ["3", "4", "5"]), Ok(1), "no choice has position 4");
+        assert_eq!(with(json!("B"), ["A", "B", "C"]), Ok(1), "text and letter agree");
+        let ambiguous = with(json!("1"), ["1", "2", "3"]).unwrap_err();
+        assert!(ambiguous.contains("choice 0 by its text and choice 1 by its place"), "{ambiguous}");
+        for answer in [json!(3), json!(-1), json!(1.5), json!("D"), json!("pink"), json!(null), json!("")] {
+            let problem = with(answer.clone(), words).unwrap_err();
+            assert!(problem.starts_with(&format!("`gold` is {answer}, of 3 choices; wanted is")), "{problem}");
+        }
+        assert_eq!(parsed(json!({"query": "x ", "choices": words, "gold": 0})).unwrap().context, "x ", "as it stands");
+    }
+
+    #[test]
+    fn problems_name_the_field() {
+        for (value, says) in [
+            (json!({"text": "x"}), "is no multiple-choice example: it has [\"text\"]; wanted are `question`"),
+            (
+                json!({"choices": ["a", "b"], "answer": 0}),
+                "none of the fields `question`, `context`, `prompt`, `query`",
+            ),
+            (json!({"question": "x", "choices": ["a", "b"]}), "none of the fields `answer`, `label`, `gold`"),
+            (
+                json!({"question": "x", "prompt": "y", "choices": ["a", "b"], "answer": 0}),
+                "both `question` and `prompt`",
+            ),
+            (json!({"question": 7, "choices": ["a", "b"], "answer": 0}), "`question` is 7; a text is wanted"),
+            (json!({"question": "x", "choices": ["a", 2], "answer": 0}), "`choices` holds 2; a list of texts"),
+            (json!({"question": "x", "choices": "ab", "answer": 0}), "`choices` holds \"ab\"; a list of texts"),
+            (json!({"question": "x", "choices": ["a"], "answer": 0}), "at least two"),
+            (json!({"question": "x", "choices": ["a", " "], "answer": 0}), "choice 1 is empty"),
+            (json!({"ctx": "x", "endings": ["a", "b"], "label": ""}), "`label` is \"\", of 2 choices"),
+            (json!({"ctx": "x", "endings": ["a", "b"]}), "has no field `label`"),
+            (
+                json!({"question": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "E"}),
+                "`answerKey` is \"E\", which is not in `choices.label` [\"A\", \"B\"]",
+            ),
+        ] {
+            let problem = parsed(value.clone()).unwrap_err();
+            assert!(problem.contains(says), "{value}: {problem}");
+        }
+    }
+
+    #[test]
+    fn accepted_answers() {
+        let of = |value: Value| answers(value.as_object().unwrap());
+        assert_eq!(of(json!({"answer": "a"})), Ok(vec!["a".into()]));
+        assert_eq!(of(json!({"target": ["a", 7]})), Ok(vec!["a".into(), "7".into()]));
+        assert!(of(json!({"answers": []})).unwrap_err().contains("empty list"));
+        assert!(of(json!({"answer": {"x": 1}})).unwrap_err().contains("`answer` holds {\"x\":1}"));
+        assert!(of(json!({})).unwrap_err().contains("none of the fields `answer`, `target`, `answers`"));
+    }
+
+    #[test]
+    fn brackets_of_hellaswag_go() {
+        assert_eq!(hellaswag(" a [b] c  d [ e"), "a c d [ e");
+        assert_eq!(hellaswag("x [title] y"), "x. y");
+        assert_eq!(capitalised("tHE End"), "The end");
+        assert_eq!(capitalised(""), "");
+    }
+}
