@@ -13,8 +13,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const CONFIG: &str = "{\n  \"model_type\": \"llama\",\n  \"num_hidden_layers\": 2\n}\n";
 
@@ -419,6 +420,71 @@ fn lacuna(dir: &Path, args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_lacuna")).current_dir(dir).args(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command and returns the most memory that it held, in bytes.
+fn peak_memory(dir: &Path, args: &[&str]) -> u64 {
+    let child = Command::new(env!("CARGO_BIN_EXE_lacuna"))
+        .current_dir(dir)
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
+    // SAFETY: the child is ours and not waited for elsewhere; `usage` is zeroed, which is a valid value of it.
+    let (waited, usage) =
+        unsafe { (libc::wait4(child.id() as libc::pid_t, &mut status, 0, usage.as_mut_ptr()), usage.assume_init()) };
+    assert_eq!((waited, status), (child.id() as libc::pid_t, 0), "{args:?}");
+    usage.ru_maxrss as u64 * if cfg!(target_os = "macos") { 1 } else { 1024 }
+}
+
+/// One matrix of 128 MiB, of which the first quarter is half zero and the rest is a hole in the file.
+#[test]
+fn memory_does_not_grow_with_the_model() {
+    let parent = tempfile::tempdir().unwrap();
+    let (small, large) = (parent.path().join("small"), parent.path().join("large"));
+    let values = elements(Dtype::BF16, 4096 * 4096, 0.5, 5);
+    for (dir, rows) in [(&small, 256), (&large, 4 * 4096)] {
+        std::fs::create_dir(dir).unwrap();
+        let (shape, bytes) = ([rows, 4096], rows as u64 * 8192);
+        let header = json!({"up.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, bytes]}}).to_string();
+        let file = common::safetensors(&header, &values[..values.len().min(bytes as usize)]);
+        std::fs::write(dir.join("model.safetensors"), &file).unwrap();
+        let file = File::options().write(true).open(dir.join("model.safetensors")).unwrap();
+        file.set_len(8 + header.len() as u64 + bytes).unwrap();
+        std::fs::write(dir.join("config.json"), "{}").unwrap();
+    }
+    let compress = |name: &str| peak_memory(parent.path(), &["compress", name, "--out", &format!("{name}-sparse")]);
+    let expand = |name: &str| {
+        peak_memory(parent.path(), &["decompress", &format!("{name}-sparse"), "--out", &format!("{name}-dense")])
+    };
+    for (what, before, after) in
+        [("compress", compress("small"), compress("large")), ("decompress", expand("small"), expand("large"))]
+    {
+        // 126 MiB more of model, and 34 MiB more of parts.
+        assert!(after < before + (24 << 20), "{what}: {before} bytes for 2 MiB, {after} for 128 MiB");
+    }
+    let hash = |name: &str| Checkpoint::open(parent.path().join(name)).unwrap().sha256().unwrap();
+    assert_eq!(hash("large-dense"), hash("large"));
+}
+
+/// A build out of ranges of bytes has none to copy there; it gets them expanded.
+#[test]
+fn experts_of_a_compressed_mixture_are_built_like_those_of_the_dense_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let (at, model) = (parent.path(), format!("{}/data/tiny-moe", env!("CARGO_MANIFEST_DIR")));
+    lacuna(at, &["prune", &model, "--method", "magnitude", "--sparsity", "0.6", "--out", "pruned"]);
+    lacuna(at, &["compress", "pruned", "--out", "sparse"]);
+    assert!(Checkpoint::open(at.join("sparse")).unwrap().is_sparse());
+    for model in ["pruned", "sparse"] {
+        let out = format!("{model}-half");
+        lacuna(at, &["experts", "build", model, "--keep", "0.5", "--by", "weight-norm", "--out", &out]);
+    }
+    let [dense, sparse] = ["pruned-half", "sparse-half"].map(|name| Checkpoint::open(at.join(name)).unwrap());
+    assert_same(&dense, &sparse);
+    lacuna(at, &["experts", "verify", "sparse", "sparse-half"]);
+    lacuna(at, &["experts", "verify", "pruned", "sparse-half"]);
 }
 
 #[test]
