@@ -177,6 +177,7 @@ fn half_the_weights_take_at_most_0_57() {
         let dense = write(&parent.path().join(name), &[vec![spec("up.weight", dtype, &[1024, 1024], bytes)]]);
         let out = parent.path().join(format!("{name}-sparse"));
         let summary = compress(&dense, &out, None, Progress::Hidden).unwrap();
+        assert_same(&dense, &Checkpoint::open(&out).unwrap());
         let ratio = file_bytes(&out) as f64 / file_bytes(dense.dir()) as f64;
         assert!(ratio <= most, "{name}: {ratio}");
         assert!((ratio - summary.total().ratio()).abs() < 1e-3, "{name}: {ratio}, {summary:?}");
