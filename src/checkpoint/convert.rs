@@ -1,6 +1,7 @@
 //! Numbers between weight files and tensors: positional reads and writes of raw little-endian bytes, with a conversion
 //! between floating-point types on the way, in parallel over pieces that stay in a core's cache.
 
+use crate::Error;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -122,6 +123,8 @@ fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
 /// Why a read or write of numbers failed.
 pub(super) enum Failure {
     Io(io::Error),
+    /// From whoever reads.
+    Read(Error),
     /// The file's type, the memory's type.
     Unsupported(String, String),
     /// Index of the first NaN or infinity, in elements.
@@ -141,42 +144,44 @@ impl From<candle_core::Error> for Failure {
     }
 }
 
-/// Reads a tensor of `shape`, stored as `src` at byte `start` of `file`, as `dst` on the CPU.
+/// Fills a buffer with the bytes of a tensor that begin so many bytes into it.
+pub(super) type ReadAt<'a> = &'a (dyn Fn(u64, &mut [u8]) -> Result<(), Error> + Sync);
+
+/// Reads a tensor of `shape`, whose elements come as `src`, as `dst` on the CPU.
 pub(super) fn read(
-    file: &File,
-    start: u64,
+    bytes: ReadAt<'_>,
     src: Dtype,
     shape: &[usize],
     dst: DType,
     finite: bool,
 ) -> Result<Tensor, Failure> {
-    fn to<S: Number>(file: &File, start: u64, shape: &[usize], dst: DType, finite: bool) -> Result<Tensor, Failure> {
+    fn to<S: Number>(bytes: ReadAt<'_>, shape: &[usize], dst: DType, finite: bool) -> Result<Tensor, Failure> {
         match dst {
-            DType::F32 => fill::<S, f32>(file, start, shape, finite),
-            DType::F64 => fill::<S, f64>(file, start, shape, finite),
-            DType::F16 => fill::<S, f16>(file, start, shape, finite),
-            DType::BF16 => fill::<S, bf16>(file, start, shape, finite),
+            DType::F32 => fill::<S, f32>(bytes, shape, finite),
+            DType::F64 => fill::<S, f64>(bytes, shape, finite),
+            DType::F16 => fill::<S, f16>(bytes, shape, finite),
+            DType::BF16 => fill::<S, bf16>(bytes, shape, finite),
             other => Err(Failure::Unsupported(S::DTYPE.as_str().into(), other.as_str().into())),
         }
     }
     match src {
-        Dtype::F32 => to::<f32>(file, start, shape, dst, finite),
-        Dtype::F64 => to::<f64>(file, start, shape, dst, finite),
-        Dtype::F16 => to::<f16>(file, start, shape, dst, finite),
-        Dtype::BF16 => to::<bf16>(file, start, shape, dst, finite),
+        Dtype::F32 => to::<f32>(bytes, shape, dst, finite),
+        Dtype::F64 => to::<f64>(bytes, shape, dst, finite),
+        Dtype::F16 => to::<f16>(bytes, shape, dst, finite),
+        Dtype::BF16 => to::<bf16>(bytes, shape, dst, finite),
         other => Err(Failure::Unsupported(other.to_string(), dst.as_str().into())),
     }
 }
 
-fn fill<S: Number, D: Number>(file: &File, start: u64, shape: &[usize], finite: bool) -> Result<Tensor, Failure> {
+fn fill<S: Number, D: Number>(bytes: ReadAt<'_>, shape: &[usize], finite: bool) -> Result<Tensor, Failure> {
     let mut values = vec![D::default(); shape.iter().product()];
     values.par_chunks_mut(PIECE).enumerate().try_for_each_init(Vec::<S>::new, |raw, (piece, values)| {
-        let at = start + (piece * PIECE * size_of::<S>()) as u64;
+        let at = (piece * PIECE * size_of::<S>()) as u64;
         if S::DTYPE == D::DTYPE {
-            file.read_exact_at(bytes_of_mut(values), at)?;
+            bytes(at, bytes_of_mut(values)).map_err(Failure::Read)?;
         } else {
             raw.resize(values.len(), S::default());
-            file.read_exact_at(bytes_of_mut(raw), at)?;
+            bytes(at, bytes_of_mut(raw)).map_err(Failure::Read)?;
             S::convert(raw, values);
         }
         // `all` over the whole piece vectorises, a search for the place does not.

@@ -32,6 +32,7 @@ mod index;
 mod remote;
 mod rewrite;
 mod source;
+mod sparse;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
@@ -44,6 +45,7 @@ pub use rewrite::{
     Rewrite, Seconds, Segment, SideFiles,
 };
 pub use source::{Source, open_source};
+pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompress};
 
 pub(crate) use index::shard_name;
 pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
@@ -60,6 +62,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use sparse::Storage;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -70,6 +73,8 @@ use std::sync::{Arc, OnceLock};
 
 /// The file of an unsharded checkpoint.
 const SINGLE: &str = "model.safetensors";
+/// Bytes of a sparse tensor that a thread expands at a time; whole elements of every type.
+const EXPAND_BYTES: usize = 1 << 20;
 
 /// Where a tensor's bytes are, and what they mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +97,7 @@ impl TensorInfo {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
 
-    /// Number of bytes in the file.
+    /// Number of bytes in the file, or if it were dense there.
     pub fn bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
@@ -110,12 +115,26 @@ struct Inner {
     files: Vec<File>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
+    /// What each tensor is stored as, if any is stored sparse; `tensors` then has the places that they had in a dense file.
+    storage: Option<Vec<Storage>>,
     sha256: OnceLock<String>,
+}
+
+impl Inner {
+    fn open(dir: &Path, shards: Vec<PathBuf>) -> Result<Self> {
+        let files: Vec<File> =
+            shards.iter().map(|path| File::open(path).map_err(Error::io("open", path))).collect::<Result<_>>()?;
+        let headers =
+            shards.iter().zip(&files).enumerate().map(|(shard, (path, file))| header::read(path, file, shard));
+        let (tensors, by_name) = header::join(&shards, headers)?;
+        let (dir, sha256) = (dir.to_path_buf(), OnceLock::new());
+        Ok(Self { dir, shards, files, tensors, by_name, storage: None, sha256 })
+    }
 }
 
 impl Checkpoint {
     /// Opens a local directory with `model.safetensors`, or with `model.safetensors.index.json` and its shards, and
-    /// checks every header.
+    /// checks every header. One that [`compress`] or llm-compressor wrote is shown as if it were dense.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Tensor`] when there are no weights, a shard is missing, truncated or breaks a rule of
@@ -134,22 +153,21 @@ impl Checkpoint {
         } else {
             return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX} is in this directory; {}", hint(dir))));
         };
-        let checkpoint = Self::open_files(dir, shards)?;
+        let mut inner = Inner::open(dir, shards)?;
         if let Some(index) = index {
-            index.check_tensors(checkpoint.index(), checkpoint.shards())?;
+            index.check_tensors(&inner.tensors, &inner.shards)?;
         }
-        Ok(checkpoint)
+        if sparse::is_sparse(dir)? {
+            let stored = std::mem::take(&mut inner.tensors);
+            let (tensors, by_name, storage) = sparse::dense_view(&inner.shards, &inner.files, stored)?;
+            (inner.tensors, inner.by_name, inner.storage) = (tensors, by_name, Some(storage));
+        }
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Opens the weight files `shards` of `dir`, and checks every header.
     pub(crate) fn open_files(dir: &Path, shards: Vec<PathBuf>) -> Result<Self> {
-        let files: Vec<File> =
-            shards.iter().map(|path| File::open(path).map_err(Error::io("open", path))).collect::<Result<_>>()?;
-        let headers =
-            shards.iter().zip(&files).enumerate().map(|(shard, (path, file))| header::read(path, file, shard));
-        let (tensors, by_name) = header::join(&shards, headers)?;
-        let inner = Inner { dir: dir.to_path_buf(), shards, files, tensors, by_name, sha256: OnceLock::new() };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner::open(dir, shards)?)))
     }
 
     /// Opens the directory `spec` if there is one, else downloads `owner/name[@revision]` from a hub into its cache,
@@ -173,12 +191,29 @@ impl Checkpoint {
         &self.0.shards
     }
 
-    /// What `config.json` holds.
+    /// What `config.json` holds; of a sparse checkpoint, without what tells that it is one.
     ///
     /// # Errors
     /// [`Error::File`] when it is missing or not a JSON object.
     pub fn config(&self) -> Result<Map<String, Value>> {
-        read_config(self.dir())
+        let config = read_config(self.dir())?;
+        Ok(if self.is_sparse() { sparse::without_marker(config) } else { config })
+    }
+
+    /// Whether it was opened as a sparse checkpoint, and its files therefore hold other tensors than it shows.
+    pub fn is_sparse(&self) -> bool {
+        self.0.storage.is_some()
+    }
+
+    /// What the tensor `info` is stored as, if not as itself.
+    fn storage(&self, info: &TensorInfo) -> Option<&Storage> {
+        self.0.storage.as_ref()?.get(*self.0.by_name.get(&info.name)?)
+    }
+
+    /// How the tensor `info` lies in its file.
+    fn stored_as(&self, info: &TensorInfo) -> Stored {
+        let dense = Stored { format: None, bytes: info.bytes() };
+        self.storage(info).map_or(dense, Storage::stored)
     }
 
     /// All tensors: shard by shard, in the order of their bytes.
@@ -201,16 +236,29 @@ impl Checkpoint {
         self.0.by_name.contains_key(name)
     }
 
-    /// The tensor's bytes, as they are in the file; only these are read.
+    /// The tensor's bytes, as they are in the file, or expanded; only these are read.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when there is no such tensor or its file has shrunk; [`Error::Io`] when reading fails.
+    /// [`Error::Tensor`] when there is no such tensor, its file has shrunk, or its sparse parts contradict each other;
+    /// [`Error::Io`] when reading fails.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
         let info = self.get(name)?;
         let mut bytes = vec![0; info.bytes() as usize];
-        let file = &self.0.files[info.shard];
-        file.read_exact_at(&mut bytes, info.range.start).map_err(|e| self.read_error(info, e))?;
+        self.read_at(info, 0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Fills `buffer` with the tensor's bytes that begin `at` bytes into it.
+    fn read_at(&self, info: &TensorInfo, at: u64, buffer: &mut [u8]) -> Result<()> {
+        let Some(storage) = self.storage(info) else { return self.read_stored(info, at, buffer) };
+        let pieces = buffer.par_chunks_mut(EXPAND_BYTES).enumerate();
+        pieces.try_for_each(|(piece, out)| storage.read(self, info, at + (piece * EXPAND_BYTES) as u64, out))
+    }
+
+    /// The same of a tensor that is in the file as it is, such as a part of a sparse one.
+    fn read_stored(&self, info: &TensorInfo, at: u64, buffer: &mut [u8]) -> Result<()> {
+        let file = &self.0.files[info.shard];
+        file.read_exact_at(buffer, info.range.start + at).map_err(|e| self.read_error(info, e))
     }
 
     /// Reads the tensor as `dtype`, one of f32, f64, f16, bf16, to `device`. The file may hold any of these. Takes the
@@ -233,11 +281,12 @@ impl Checkpoint {
 
     fn load_checked(&self, name: &str, dtype: DType, device: &Device, finite: bool) -> Result<Tensor> {
         let info = self.get(name)?;
-        let file = &self.0.files[info.shard];
-        let tensor = convert::read(file, info.range.start, info.dtype, &info.shape, dtype, finite).map_err(|e| {
+        let read = |at, buffer: &mut [u8]| self.read_at(info, at, buffer);
+        let tensor = convert::read(&read, info.dtype, &info.shape, dtype, finite).map_err(|e| {
             let shard = &self.0.shards[info.shard];
             match e {
                 Failure::Io(e) => self.read_error(info, e),
+                Failure::Read(e) => e,
                 Failure::Unsupported(src, dst) => Error::tensor(
                     shard,
                     name,
@@ -291,12 +340,12 @@ impl Checkpoint {
     fn digest(&self, info: &TensorInfo) -> Result<[u8; 32]> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; info.bytes().min(1 << 20) as usize];
-        let mut at = info.range.start;
-        while at < info.range.end {
+        let mut at = 0;
+        while at < info.bytes() {
             check_interrupt()?;
-            let piece = (info.range.end - at).min(buffer.len() as u64);
+            let piece = (info.bytes() - at).min(buffer.len() as u64);
             let buffer = &mut buffer[..piece as usize];
-            self.0.files[info.shard].read_exact_at(buffer, at).map_err(|e| self.read_error(info, e))?;
+            self.read_at(info, at, buffer)?;
             hasher.update(buffer);
             at += piece;
         }
@@ -308,7 +357,7 @@ impl Checkpoint {
         self.tensors().map(TensorInfo::elements).sum()
     }
 
-    /// Bytes of all tensors.
+    /// Bytes of all tensors, dense.
     pub fn bytes(&self) -> u64 {
         self.tensors().map(TensorInfo::bytes).sum()
     }

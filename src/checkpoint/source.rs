@@ -1,6 +1,6 @@
 //! A checkpoint of which only the headers need be at hand; its bytes are read by ranges, from a disk or over a network.
 
-use super::{Checkpoint, HeadersOnly, Hub, TensorInfo};
+use super::{Checkpoint, HeadersOnly, Hub, Stored, TensorInfo};
 use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -52,6 +52,11 @@ pub trait Source: Sync {
     /// The file of `shard`, where it is on this machine, so that a file system may share its blocks.
     fn local(&self, _shard: usize) -> Option<&File> {
         None
+    }
+
+    /// How the tensor `info`, one of [`Source::index`], lies in its file.
+    fn stored(&self, info: &TensorInfo) -> Stored {
+        Stored { format: None, bytes: info.bytes() }
     }
 
     /// A text that is another one once the bytes may have changed.
@@ -124,6 +129,9 @@ impl Source for Checkpoint {
     }
 
     fn stream(&self, shard: usize, range: Range<u64>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if self.is_sparse() {
+            return self.stream_expanded(shard, range, sink);
+        }
         let path = &self.shards()[shard];
         read_ahead(&self.0.files[shard], &range);
         let mut buffer = vec![0; STREAM_BYTES.min(range.end - range.start) as usize];
@@ -144,7 +152,11 @@ impl Source for Checkpoint {
     }
 
     fn local(&self, shard: usize) -> Option<&File> {
-        self.0.files.get(shard)
+        self.0.files.get(shard).filter(|_| !self.is_sparse())
+    }
+
+    fn stored(&self, info: &TensorInfo) -> Stored {
+        self.stored_as(info)
     }
 
     fn stamp(&self) -> String {
@@ -162,6 +174,34 @@ impl Source for Checkpoint {
 
     fn worth_skipping(&self) -> u64 {
         0
+    }
+}
+
+impl Checkpoint {
+    /// [`Source::stream`] of a sparse checkpoint: the bytes that would stand there if it were dense.
+    fn stream_expanded(
+        &self,
+        shard: usize,
+        range: Range<u64>,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut buffer = vec![0; STREAM_BYTES.min(range.end - range.start) as usize];
+        let mut at = range.start;
+        for info in self.tensors().filter(|info| info.shard == shard && info.range.end > range.start) {
+            while (info.range.start..info.range.end.min(range.end)).contains(&at) {
+                check_interrupt()?;
+                let piece = &mut buffer[..STREAM_BYTES.min(info.range.end.min(range.end) - at) as usize];
+                self.read_at(info, at - info.range.start, piece)?;
+                sink(piece)?;
+                at += piece.len() as u64;
+            }
+        }
+        if at < range.end {
+            let problem =
+                format!("stored sparse, it has no bytes {at}..{} of a tensor; decompress it first", range.end);
+            return Err(Error::file(&self.shards()[shard], problem));
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Checkpoint, header};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
+use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, Permissions};
 use std::io;
@@ -58,6 +59,8 @@ struct Slot {
     shape: Vec<usize>,
     start: u64,
     bytes: u64,
+    /// Bytes that are in the file already.
+    filled: u64,
     written: bool,
 }
 
@@ -70,9 +73,7 @@ impl CheckpointWriter {
     /// [`Error::File`] when `out` exists, its file system is too small, or the plan is empty or names a tensor twice;
     /// [`Error::Io`] when its parent is missing or not writable.
     pub fn create(out: &Path, shards: Vec<Vec<TensorPlan>>) -> Result<Self> {
-        if out.symlink_metadata().is_ok() {
-            return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
-        }
+        refuse_existing(out)?;
         let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
             return Err(Error::file(out, "cannot be an output directory; give it a name"));
         };
@@ -136,7 +137,7 @@ impl CheckpointWriter {
         for (name, dtype, shape) in tensors {
             // `header::write` has refused impossible sizes.
             let bytes = header::byte_len(dtype, &shape).unwrap_or_default();
-            let slot = Slot { shard, dtype, shape, start, bytes, written: false };
+            let slot = Slot { shard, dtype, shape, start, bytes, filled: 0, written: false };
             if self.slots.insert(name.clone(), slot).is_some() {
                 return Err(Error::file(&self.out, format!("two shards were to hold a tensor called `{name}`")));
             }
@@ -182,6 +183,31 @@ impl CheckpointWriter {
         self.wrote(name)
     }
 
+    /// Writes the next bytes of a tensor, in the planned type; it is written once all of them are there.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the tensor was not planned, or has fewer bytes left; [`Error::File`] when the disk is full;
+    /// [`Error::Io`] when writing fails.
+    pub fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        // The last rows of a matrix may have no values to add to those that are complete.
+        if bytes.is_empty() && self.slots.get(name).is_some_and(|slot| slot.written) {
+            return Ok(());
+        }
+        let slot = self.slot(name)?;
+        let filled = slot.filled + bytes.len() as u64;
+        if filled > slot.bytes {
+            let problem = format!("{filled} bytes were given, {} x {:?} takes {}", slot.dtype, slot.shape, slot.bytes);
+            return Err(Error::tensor(&self.out, name, problem));
+        }
+        let at = slot.start + slot.filled;
+        self.shards[slot.shard].write_all_at(bytes, at).map_err(|e| self.write_error("write", e))?;
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.filled = filled;
+            slot.written = filled == slot.bytes;
+        }
+        Ok(())
+    }
+
     /// Writes a tensor of f32, f64, f16 or bf16 from any device, converted to the planned type.
     ///
     /// # Errors
@@ -196,6 +222,7 @@ impl CheckpointWriter {
         }
         convert::write(&self.shards[slot.shard], slot.start, tensor, slot.dtype).map_err(|e| match e {
             Failure::Io(e) => self.write_error("write", e),
+            Failure::Read(e) => e,
             Failure::Unsupported(file, memory) => {
                 let problem = format!("cannot write {memory} as {file}; both must be f32, f64, f16 or bf16");
                 Error::tensor(&self.out, name, problem)
@@ -235,7 +262,11 @@ impl CheckpointWriter {
     pub fn copy_others(&mut self, source: &Checkpoint) -> Result<()> {
         for path in side_files(source.dir())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !self.other_files.contains(&name) {
+            if name == "config.json" && source.is_sparse() && !self.other_files.contains(&name) {
+                // It says of the weights that they are stored sparse, and here they are not.
+                let config = Value::Object(source.config()?);
+                self.add_file(&name, format!("{config:#}\n").as_bytes())?;
+            } else if !self.other_files.contains(&name) {
                 let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
                 self.add_file(&name, &bytes)?;
             }
@@ -286,6 +317,14 @@ impl CheckpointWriter {
         }
         Ok(())
     }
+}
+
+/// Fails if there is anything at `out`.
+pub(super) fn refuse_existing(out: &Path) -> Result<()> {
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+    }
+    Ok(())
 }
 
 /// safetensors' name of candle's floating-point `dtype`.

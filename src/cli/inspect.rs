@@ -1,8 +1,9 @@
 //! `lacuna inspect`: what is in a checkpoint, from its headers alone.
 
-use super::size;
+use super::compress::print_summary;
+use super::{print_table, size};
 use anyhow::Result;
-use lacuna::checkpoint::{HeadersOnly, Source, TensorInfo, open_source};
+use lacuna::checkpoint::{HeadersOnly, Source, SparseSummary, TensorInfo, open_source};
 use lacuna::experts::{LayerShards, Locality, PartSize, Parts};
 use lacuna::model::MoeFamily;
 use lacuna::progress::Progress;
@@ -42,6 +43,9 @@ struct Inspection {
     experts: Option<u64>,
     experts_per_token: Option<u64>,
     shards: usize,
+    /// Of a sparse checkpoint; all other bytes are what its tensors would take if they were dense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<SparseSummary>,
     parts: Parts,
     /// Of a mixture of experts whose config tells the number of layers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,6 +63,9 @@ struct Kind {
     count: u64,
     parameters: u64,
     bytes: u64,
+    /// Of a sparse checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored_bytes: Option<u64>,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -84,6 +91,7 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
         // Sums of sizes fit: no source has tensors of more than 2^63 bytes.
         *dtypes.entry(info.dtype.to_string()).or_default() += info.bytes();
     }
+    let stored = Some(SparseSummary::of(source)).filter(SparseSummary::is_sparse);
     let layers = number(&["num_hidden_layers"]);
     let blocks = layers.and_then(|layers| usize::try_from(layers).ok());
     let heads = number(&["num_attention_heads"]);
@@ -108,26 +116,31 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
         ),
         experts_per_token: number(family.map_or(&["num_experts_per_tok", "experts_per_token"], |f| f.top_k_keys)),
         shards: files.len(),
+        stored,
         parts: Parts::of(index, family),
         locality: family.zip(blocks).map(|(family, blocks)| Locality::of(index, &files, family, blocks)),
-        tensors: kinds(index),
+        tensors: kinds(source, stored.is_some()),
     }
 }
 
 /// The kinds of tensors, in the order of their first.
-fn kinds(index: &[TensorInfo]) -> Vec<Kind> {
+fn kinds(source: &dyn Source, sparse: bool) -> Vec<Kind> {
     let mut kinds: Vec<Kind> = Vec::new();
     let mut places: HashMap<(String, String, &[usize]), usize> = HashMap::new();
-    for info in index {
+    for info in source.index() {
         let (name, dtype, shape) = (kind(&info.name), info.dtype.to_string(), info.shape.as_slice());
         let at = *places.entry((name, dtype, shape)).or_insert_with_key(|(name, dtype, _)| {
             let (name, dtype) = (name.clone(), dtype.clone());
-            kinds.push(Kind { name, dtype, shape: shape.to_vec(), count: 0, parameters: 0, bytes: 0 });
+            let (shape, stored_bytes) = (shape.to_vec(), sparse.then_some(0));
+            kinds.push(Kind { name, dtype, shape, count: 0, parameters: 0, bytes: 0, stored_bytes });
             kinds.len() - 1
         });
         kinds[at].count += 1;
         kinds[at].parameters += info.elements();
         kinds[at].bytes += info.bytes();
+        if let Some(bytes) = &mut kinds[at].stored_bytes {
+            *bytes += source.stored(info).bytes;
+        }
     }
     kinds
 }
@@ -156,6 +169,10 @@ fn print(inspection: &Inspection) {
             println!("mixtures         in {} layers", locality.layers.len());
         }
     }
+    if let Some(stored) = &inspection.stored {
+        println!("\nStored sparse; all other sizes are those of the dense tensors:\n");
+        print_summary(stored);
+    }
     println!();
     let parts = inspection.parts.0.iter().map(|size| part(size, inspection.bytes));
     print_table(["part", "tensors", "bytes", "", "share"], &[0], parts);
@@ -165,21 +182,13 @@ fn print(inspection: &Inspection) {
         print_table(["layer", "bytes", "shards"], &[2], locality.layers.iter().map(|layer| shards(layer, &names)));
     }
     println!();
-    let header = ["tensor", "count", "shape", "dtype", "parameters", "bytes"];
-    print_table(header, &[0], inspection.tensors.iter().map(row));
-}
-
-/// Prints columns two spaces apart; those of `left` are aligned to the left.
-pub(super) fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Iterator<Item = [String; N]>) {
-    let lines: Vec<[String; N]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
-    let widths: [usize; N] = std::array::from_fn(|i| lines.iter().map(|line| line[i].len()).max().unwrap_or(0));
-    for line in lines {
-        let cell = |(i, text): (usize, &String)| {
-            let width = widths[i];
-            if left.contains(&i) { format!("{text:width$}") } else { format!("{text:>width$}") }
-        };
-        let cells: Vec<String> = line.iter().enumerate().map(cell).collect();
-        println!("{}", cells.join("  ").trim_end());
+    let header = ["tensor", "count", "shape", "dtype", "parameters", "bytes", "stored"];
+    if inspection.stored.is_some() {
+        print_table(header, &[0], inspection.tensors.iter().map(row));
+    } else {
+        let [header @ .., _] = header;
+        let row = |[row @ .., _]: [String; 7]| row;
+        print_table(header, &[0], inspection.tensors.iter().map(|kind| row(self::row(kind))));
     }
 }
 
@@ -194,7 +203,7 @@ fn shards(layer: &LayerShards, names: &[String]) -> [String; 3] {
     [layer.layer.to_string(), layer.bytes.to_string(), shards.join(", ")]
 }
 
-fn row(kind: &Kind) -> [String; 6] {
+fn row(kind: &Kind) -> [String; 7] {
     let shape: Vec<String> = kind.shape.iter().map(usize::to_string).collect();
     [
         kind.name.clone(),
@@ -203,5 +212,6 @@ fn row(kind: &Kind) -> [String; 6] {
         kind.dtype.clone(),
         kind.parameters.to_string(),
         kind.bytes.to_string(),
+        kind.stored_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
     ]
 }

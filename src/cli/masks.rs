@@ -1,7 +1,6 @@
 //! `lacuna masks`
 
-use super::inspect::print_table;
-use super::{Compute, Sampling, Share, print_json};
+use super::{Compute, Sampling, Share, print_json, print_table};
 use anyhow::bail;
 use clap::Subcommand;
 use lacuna::mask::{MaskFormat, MaskSet, Overlap, Pattern, Per, Sparsity};

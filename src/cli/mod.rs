@@ -1,6 +1,7 @@
 //! Arguments, then one library call each.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
+mod compress;
 mod evaluate;
 mod experts;
 mod generate;
@@ -41,6 +42,8 @@ enum Command {
     Prune(prune::Args),
     Masks(masks::Args),
     Validate(validate::Args),
+    Compress(compress::Args),
+    Decompress(compress::DecompressArgs),
     Evaluate(evaluate::Args),
     Experts(experts::Args),
     Generate(generate::Args),
@@ -83,6 +86,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Prune(args) => prune::run(args).map(|()| ExitCode::SUCCESS),
         Command::Masks(args) => masks::run(args).map(|()| ExitCode::SUCCESS),
         Command::Validate(args) => validate::run(args),
+        Command::Compress(args) => compress::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Decompress(args) => compress::run_decompress(args).map(|()| ExitCode::SUCCESS),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Experts(args) => experts::run(args),
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
@@ -228,6 +233,20 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// Prints columns two spaces apart; those of `left` are aligned to the left.
+fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Iterator<Item = [String; N]>) {
+    let lines: Vec<[String; N]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|i| lines.iter().map(|line| line[i].len()).max().unwrap_or(0));
+    for line in lines {
+        let cell = |(i, text): (usize, &String)| {
+            let width = widths[i];
+            if left.contains(&i) { format!("{text:width$}") } else { format!("{text:>width$}") }
+        };
+        let cells: Vec<String> = line.iter().enumerate().map(cell).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
 }
 
 /// Bytes for people: `513.2 MiB`.

@@ -1,6 +1,6 @@
 //! `lacuna validate`
 
-use super::inspect::print_table;
+use super::print_table;
 use super::print_json;
 use candle_core::{DType, Device};
 use lacuna::checkpoint::Checkpoint;

@@ -9,7 +9,7 @@ pub use choice::{ChoicePrediction, ChoiceScores, score_choices};
 pub use generation::{GenerationConfig, GenerationPrediction, GenerationScores, score_generation};
 pub use task::{Choice, Prompt, Task, TaskRecord};
 
-use crate::model::{Head, LOGIT_ROWS, Model, Wanted, log_sum_exp, pass};
+use crate::model::{Head, LOGIT_ROWS, Model, log_sum_exp};
 use crate::progress::Progress;
 use crate::record::{EvaluationRecord, TextRecord};
 use crate::stats::{Bootstrap, Interval};
@@ -85,13 +85,8 @@ pub fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<
         let problem = "scoring needs at least one window of two tokens";
         return Err(Error::argument("windows", format!("{} x {}", windows.ids.len(), windows.seqlen), problem));
     }
-    let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
-    let rope = model.rope(windows.seqlen);
-    let stage = progress.stage("evaluate", ((model.blocks() + 1) * hidden.len()) as u64);
-    for i in 0..model.blocks() {
-        let block = model.block(i)?;
-        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
-    }
+    let hidden = model.hidden_states(&windows.ids, progress)?;
+    let stage = progress.stage("losses", hidden.len() as u64);
     let head = model.head()?;
     let mut losses = Vec::with_capacity(hidden.len());
     for (x, ids) in hidden.iter().zip(&windows.ids) {

@@ -402,6 +402,22 @@ impl Model {
         windows.iter().map(embed).collect()
     }
 
+    /// Hidden states `(1, seqlen, hidden)` of each window after the last block, before the final norm: a forward pass that
+    /// holds one block at a time.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an id outside the vocabulary, [`Error::Interrupted`], or what reading a block fails with.
+    pub fn hidden_states(&self, windows: &[Vec<u32>], progress: Progress) -> Result<Vec<Tensor>> {
+        let mut hidden = self.embed(windows)?;
+        let rope = self.rope(windows.iter().map(Vec::len).max().unwrap_or(0));
+        let stage = progress.stage("forward", (self.blocks() * hidden.len()) as u64);
+        for i in 0..self.blocks() {
+            let block = self.block(i)?;
+            pass(self, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
+        }
+        Ok(hidden)
+    }
+
     /// The final norm and the output projection.
     pub(crate) fn head(&self) -> Result<Head> {
         Ok(Head {
