@@ -230,8 +230,9 @@ fn column_sums(values: &[f32], width: usize, f: impl Fn(f32) -> f32 + Sync) -> V
     sums
 }
 
-/// `X^T X (width, width)` of `values (rows, width)`. Half of it is computed, by one thread: windows are what is parallel.
-fn gram(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
+/// `X^T X`, `(width, width)`, of `values (rows, width)`, row-major. Half of it is computed, by one thread: windows are what is
+/// parallel. Panics when `values` has another length.
+pub fn gram(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
     use faer::linalg::matmul::triangular::{BlockStructure, matmul};
     let x = faer::MatRef::from_row_major_slice(values, rows, width);
     let mut gram = vec![0f32; width * width];

@@ -131,10 +131,13 @@ impl Targets {
         let levels = match allocation {
             Allocation::Uniform => sparsities.iter().map(|&sparsity| uniform(sparsity, &|_| None)).collect(),
             Allocation::Owl(owl) => {
-                let (outliers, block_of) = outliers(subject, owl)?;
+                let Some(windows) = subject.calibration else {
+                    return Err(Error::argument("allocation", allocation, "needs calibration text"));
+                };
+                let outliers = outliers(subject.model, windows, owl, subject.progress)?;
                 let level = |&sparsity: &f64| {
                     let blocks = owl.sparsities(&outliers, sparsity)?;
-                    Ok(uniform(sparsity, &|name| block_of.get(name).map(|&block| blocks[block])))
+                    Ok(uniform(sparsity, &|name| blocks.get(block_of(name)?).copied()))
                 };
                 sparsities.iter().map(level).collect::<Result<_>>()?
             }
@@ -169,26 +172,28 @@ impl Targets {
     }
 }
 
-/// The outlier share of each block in percent, and the block of each linear.
-fn outliers(subject: Subject<'_>, owl: Owl) -> Result<(Vec<f64>, BTreeMap<String, usize>)> {
-    let Subject { model, calibration, progress } = subject;
-    let Some(windows) = calibration else {
-        return Err(Error::argument("allocation", Allocation::Owl(owl), "needs calibration text"));
-    };
-    let statistics = calibrate(model, windows, progress)?;
+/// The share of outliers among the Wanda scores of each block of the dense model, in percent ([`Owl::outliers`]), from which
+/// [`Owl::sparsities`] are made.
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn outliers(model: &Model, calibration: &Windows, owl: Owl, progress: Progress) -> Result<Vec<f64>> {
+    let statistics = calibrate(model, calibration, progress)?;
     let stage = progress.stage("outliers", model.blocks() as u64);
-    let (mut shares, mut block_of) = (Vec::new(), BTreeMap::new());
+    let mut shares = Vec::new();
     for i in 0..model.blocks() {
         let block = model.block(i)?;
-        let mut scores = Vec::new();
-        for linear in block.linears() {
-            scores.push(scores_of(linear, Method::Wanda, &statistics, None, 0)?);
-            block_of.insert(linear.name.clone(), i);
-        }
+        let score = |linear: &&Linear| scores_of(linear, Method::Wanda, &statistics, None, 0);
+        let scores = block.linears().iter().map(score).collect::<Result<Vec<_>>>()?;
         shares.push(owl.outliers(scores.iter().map(Vec::as_slice)));
         stage.inc(1)?;
     }
-    Ok((shares, block_of))
+    Ok(shares)
+}
+
+/// The number in `model.layers.N.`, which every prunable linear's name begins with.
+fn block_of(linear: &str) -> Option<usize> {
+    linear.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 /// The scores of a linear, `(out, in)`.

@@ -9,6 +9,7 @@ mod config;
 mod masks;
 
 pub use crate::importance::Method;
+pub use block_loop::outliers;
 pub use config::{Propagate, PruneConfig};
 pub use masks::{MasksConfig, MethodMasks, masks};
 
