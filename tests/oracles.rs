@@ -135,3 +135,34 @@ fn smollm2_column_norms_of_block_0_equal_the_reference() {
         }
     }
 }
+
+#[test]
+#[ignore = "needs SmolLM2-135M"]
+fn smollm2_sparsegpt_equals_the_reference() {
+    let config = PruneConfig::new(Method::SparseGpt, 0.5);
+    let Pruned { model, masks, .. } = prune(smollm2(), Some(&calibration()), &config, Progress::Hidden).unwrap();
+    for (name, mask) in masks.iter().take(7) {
+        let differing = f64::from(differing_bits(mask, "smollm2/mask_sparsegpt_50.npz", name));
+        // Both masks are half of the weights, so that half of the bits that differ is missing from either.
+        let common = mask.pruned() as f64 - differing / 2.0;
+        let iou = common / (common + differing);
+        println!("{name}: {differing} bits differ, IoU {iou:.5}");
+        assert!(iou >= 0.99, "{name}: {iou}");
+    }
+    // A weight that only one of the two kept differs by all that it is worth; the others must agree.
+    for name in ["k_proj", "v_proj"] {
+        let name = format!("model.layers.0.self_attn.{name}.weight");
+        let block = model.block(0).unwrap();
+        let linear = block.linears().into_iter().find(|linear| linear.name == name).unwrap();
+        let ours: Vec<Vec<f32>> = linear.weight.to_vec2().unwrap();
+        let theirs: Vec<Vec<f32>> = npz("smollm2/weights_sparsegpt_50.npz", &oracle_name(&name)).to_vec2().unwrap();
+        let pairs = ours.iter().step_by(4).flatten().zip(theirs.iter().flatten());
+        let both: Vec<f32> = pairs.filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).map(|(a, b)| (a - b).abs()).collect();
+        let worst = both.iter().copied().fold(0.0, f32::max);
+        println!("{name}: worst difference {worst}, {} of {} weights kept or dropped by both", both.len(), 48 * 576);
+        assert!(worst <= 1e-3 && both.len() > 48 * 576 * 99 / 100, "{name}: {worst}, {}", both.len());
+    }
+    let nll = nll(&model);
+    println!("sparsegpt 50%: nll {nll}");
+    assert!((3.95..4.06).contains(&nll), "{nll}");
+}
