@@ -202,7 +202,8 @@ impl<'a> Scene<'a> {
             return draw_baselines();
         }
         for series in &self.plot.series {
-            let (low, high): (Vec<_>, Vec<_>) = bounds(self.plot, series).map(|[low, high]| (at(low), at(high))).unzip();
+            let (low, high): (Vec<_>, Vec<_>) =
+                bounds(self.plot, series).map(|[low, high]| (at(low), at(high))).unzip();
             if low.len() > 1 {
                 let outline: Vec<_> = low.into_iter().chain(high.into_iter().rev()).collect();
                 root.draw(&Polygon::new(outline, self.color(series).mix(BAND).filled())).map_err(error)?;
