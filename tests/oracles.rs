@@ -6,7 +6,7 @@
 #[path = "common/smollm2.rs"]
 mod smollm2;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use lacuna::calibrate::calibrate;
 use lacuna::checkpoint::Checkpoint;
 use lacuna::evaluate::evaluate;
