@@ -35,13 +35,13 @@ fn gram(width: usize) -> Vec<f32> {
     (0..width * width).map(|at| value(at / width, at % width)).collect()
 }
 
-#[divan::bench(args = [HIDDEN, MLP])]
+#[divan::bench(args = [HIDDEN, MLP], sample_count = 10)]
 fn factor(bencher: Bencher<'_, '_>, width: usize) {
     let gram = gram(width);
     bencher.bench(|| Factor::new("w", black_box(&gram), width, &SparseGpt::default()).expect("positive definite"));
 }
 
-#[divan::bench(args = ["unstructured", "2:4"])]
+#[divan::bench(args = ["unstructured", "2:4"], sample_count = 10)]
 fn block(bencher: Bencher<'_, '_>, pattern: &str) {
     let pattern: Pattern = pattern.parse().expect("a pattern");
     let grams: Vec<_> = BLOCK.iter().map(|&(width, _)| gram(width)).collect();

@@ -6,7 +6,7 @@
 #[path = "common/smollm2.rs"]
 mod smollm2;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use lacuna::calibrate::calibrate;
 use lacuna::checkpoint::Checkpoint;
 use lacuna::evaluate::evaluate;
@@ -149,18 +149,22 @@ fn smollm2_sparsegpt_equals_the_reference() {
         println!("{name}: {differing} bits differ, IoU {iou:.5}");
         assert!(iou >= 0.99, "{name}: {iou}");
     }
-    // A weight that only one of the two kept differs by all that it is worth; the others must agree.
+    // Where only one of the two dropped a weight, all that stands behind it in the row differs; other rows must agree.
     for name in ["k_proj", "v_proj"] {
         let name = format!("model.layers.0.self_attn.{name}.weight");
         let block = model.block(0).unwrap();
         let linear = block.linears().into_iter().find(|linear| linear.name == name).unwrap();
         let ours: Vec<Vec<f32>> = linear.weight.to_vec2().unwrap();
         let theirs: Vec<Vec<f32>> = npz("smollm2/weights_sparsegpt_50.npz", &oracle_name(&name)).to_vec2().unwrap();
-        let pairs = ours.iter().step_by(4).flatten().zip(theirs.iter().flatten());
-        let both: Vec<f32> = pairs.filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).map(|(a, b)| (a - b).abs()).collect();
-        let worst = both.iter().copied().fold(0.0, f32::max);
-        println!("{name}: worst difference {worst}, {} of {} weights kept or dropped by both", both.len(), 48 * 576);
-        assert!(worst <= 1e-3 && both.len() > 48 * 576 * 99 / 100, "{name}: {worst}, {}", both.len());
+        let (mut rows, mut worst) = (0, 0f32);
+        for (ours, theirs) in ours.iter().step_by(4).zip(&theirs) {
+            if ours.iter().zip(theirs).all(|(a, b)| (*a == 0.0) == (*b == 0.0)) {
+                rows += 1;
+                worst = ours.iter().zip(theirs).fold(worst, |worst, (a, b)| worst.max((a - b).abs()));
+            }
+        }
+        println!("{name}: {rows} of {} rows have the same zeros, worst difference {worst}", theirs.len());
+        assert!(rows >= 40 && worst <= 1e-3, "{name}: {rows} rows, {worst}");
     }
     let nll = nll(&model);
     println!("sparsegpt 50%: nll {nll}");

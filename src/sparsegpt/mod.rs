@@ -193,7 +193,8 @@ impl Block {
             if let Pattern::NofM { n, m } = pattern
                 && i % m == 0
             {
-                self.select_group(i, m - n, &weights[i..i + m], words);
+                // Errors of columns that were not reached yet have room for the group's scores.
+                self.select_group(i, m - n, &weights[i..i + m], &mut errors[i..i + m], words);
             }
             let col = self.start + i;
             errors[i] = 0.0;
@@ -208,11 +209,11 @@ impl Block {
     }
 
     /// Marks the `drop` weights with the lowest scores of the group that begins at column `first`, ties by position.
-    fn select_group(&self, first: usize, drop: usize, weights: &[f32], words: &mut [u64]) {
-        let score = |i: usize| self.score(first + i, weights[i]);
-        for i in 0..weights.len() {
-            let own = score(i);
-            let before = (0..weights.len()).filter(|&j| score(j) < own || (score(j) == own && j < i)).count();
+    fn select_group(&self, first: usize, drop: usize, weights: &[f32], scores: &mut [f32], words: &mut [u64]) {
+        scores.iter_mut().enumerate().for_each(|(i, score)| *score = self.score(first + i, weights[i]));
+        for (i, own) in scores.iter().enumerate() {
+            let before = scores[..i].iter().filter(|other| *other <= own).count()
+                + scores[i + 1..].iter().filter(|other| *other < own).count();
             let col = self.start + first + i;
             words[col / 64] |= u64::from(before < drop) << (col % 64);
         }
