@@ -1,6 +1,6 @@
 """Prunes SmolLM2-135M with PyTorch as the reference implementations do; tests/oracles.rs compares with what comes out.
 
-    python make_pruning_fixtures.py MODEL smollm2 OUT [--methods wanda_70,ria_50] [--runs base,one_thread,1,2]
+    python make_pruning_fixtures.py MODEL smollm2 OUT [--methods wanda_70,ria_50] [--runs base,1,2]
 
 needs torch, numpy, safetensors and transformers 5.23, on a CPU with two cores; no network. MODEL is the directory of the
 f32 Hugging Face checkpoint (`lacuna import-gguf` of the file that `scripts/smollm2.sh` fetches), `smollm2` the directory
@@ -13,8 +13,9 @@ beside this file with `calib.json`, `eval.json` and `wanda50_scaler_row.npz`. OU
 
 Pruning is sequential: a block sees what the pruned blocks before it make of the 16 calibration windows, one window a
 forward pass, and its seven linears are pruned from one dense pass through it. That is chaotic in floating point, so each
-method runs several times: `base` on two threads, `one_thread`, and runs named by the seed of a perturbation that scales each
-input column by 1 + 1e-6 * normal. `bits_block0` and `iou_block15` compare the masks of a run with those of `base`.
+method runs several times: `base`, and runs named by the seed of a perturbation that scales each input column by
+1 + 1e-6 * normal. `bits_block0` and `iou_block15` compare the masks of a run with those of `base`. Two windows or linears
+are worked on at a time, each by one thread, so that nothing depends on how a product is split over threads.
 
 The masks in block 0 are not those of the base run, if the selection needs no more than column norms: they are selected from
 the norms in `wanda50_scaler_row.npz` (in block 0 these are the same for every method), and DSnoT's from the files above, so
@@ -28,9 +29,16 @@ lambda = 0.08), zyxxmu/DSnoT (50 cycles, threshold 0.1, variance to the power 1,
 """
 
 import argparse
+import copy
+import functools
 import json
+import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch reads them
 
 import numpy as np
 import torch
@@ -45,26 +53,35 @@ MASK_ROWS, WEIGHT_ROWS, PERTURBATION = 96, 16, 1e-6
 
 
 class Statistics:
-    """Column statistics of one input over windows, each a running mean over windows."""
+    """Column statistics of one input over windows: means over windows of their sums, so `square` is (1/n) sum ||X_j||^2."""
 
-    def __init__(self, gram):
-        self.windows, self.want_gram = 0, gram
-        self.square = self.sum = self.variance = self.gram = 0.0
+    def __init__(self, wanted=()):
+        self.wanted, self.windows = wanted, {}
 
-    def add(self, x):
-        """`x` is one window, (tokens, columns)."""
-        old, self.windows = self.windows / (self.windows + 1), self.windows + 1
-        self.square = self.square * old + x.norm(dim=0) ** 2 / self.windows
-        self.sum = self.sum * old + x.sum(0) / self.windows
-        self.variance = self.variance * old + x.var(0, unbiased=False) / self.windows
-        if self.want_gram:
-            scaled = x * (2 / self.windows) ** 0.5
-            self.gram = self.gram * old + scaled.T @ scaled
+    def add(self, i, x):
+        """`x` is window `i`, (tokens, columns)."""
+        self.windows[i] = dict(
+            square=x.norm(dim=0) ** 2,
+            sum=x.sum(0) if "sum" in self.wanted else None,
+            variance=x.var(0, unbiased=False) if "sum" in self.wanted else None,
+            gram=2 * (x.T @ x) if "gram" in self.wanted else None,
+        )
+
+    def finish(self):
+        """Running means in the order of the windows, as the references keep them."""
+        for name in ("square", *(("sum", "variance") if "sum" in self.wanted else ()), *self.wanted & {"gram"}):
+            mean = 0.0
+            for i in range(len(self.windows)):
+                mean = mean * (i / (i + 1)) + self.windows[i][name] / (i + 1)
+            setattr(self, name, mean)
+        self.windows = {}
 
     def perturb(self, generator):
         scale = 1 + PERTURBATION * torch.randn(self.square.shape, generator=generator)
-        self.square, self.variance, self.sum = self.square * scale**2, self.variance * scale**2, self.sum * scale
-        if self.want_gram:
+        self.square = self.square * scale**2
+        if "sum" in self.wanted:
+            self.sum, self.variance = self.sum * scale, self.variance * scale**2
+        if "gram" in self.wanted:
             self.gram = self.gram * scale[:, None] * scale
 
 
@@ -81,8 +98,14 @@ def ria(weight, statistics):
 
 
 def lowest_of_rows(scores, sparsity):
-    mask = torch.zeros_like(scores, dtype=torch.bool)
-    return mask.scatter_(1, scores.sort(dim=1, stable=True).indices[:, : int(scores.shape[1] * sparsity)], True)
+    """Ties go to the lower column, as a stable sort has them."""
+    count = int(scores.shape[1] * sparsity)
+    limit = torch.from_numpy(np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1 : count])
+    mask = scores <= limit
+    for row in (mask.sum(1) != count).nonzero().flatten():
+        mask[row] = False
+        mask[row, scores[row].sort(stable=True).indices[:count]] = True
+    return mask
 
 
 def below_threshold(scores, sparsity):
@@ -90,10 +113,22 @@ def below_threshold(scores, sparsity):
     return scores <= scores.flatten().sort().values[int(scores.numel() * sparsity)]
 
 
-def n_of_m(scores, n, m, topk=False):
-    """Drops `n` of each `m` neighbours in a row."""
+def n_of_m(scores, n, m):
+    """Drops `n` of each `m` neighbours in a row, ties by column."""
+    groups = scores.unflatten(1, (-1, m)).unbind(2)
+    masks = []
+    for i, score in enumerate(groups):
+        rank = torch.zeros_like(score, dtype=torch.int8)
+        for j, other in enumerate(groups):
+            if j != i:
+                rank += other <= score if j < i else other < score
+        masks.append(rank < n)
+    return torch.stack(masks, 2).flatten(1)
+
+
+def n_of_m_topk(scores, n, m):
     groups = scores.unflatten(1, (-1, m))
-    lowest = groups.topk(n, dim=2, largest=False).indices if topk else groups.sort(dim=2, stable=True).indices[..., :n]
+    lowest = groups.topk(n, dim=2, largest=False).indices
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, lowest, True).flatten(1)
 
 
@@ -159,22 +194,23 @@ def sparsegpt(weight, statistics, sparsity=None, pattern=None, block=128, dampin
     masks = []
     for start in range(0, weight.shape[1], block):
         stop = min(start + block, weight.shape[1])
-        here, factor = weight[:, start:stop].clone(), inverse[start:stop, start:stop]
-        scale = factor.diagonal() ** 2
+        # Columns of the weight as rows, so that each is contiguous.
+        here, factor = weight[:, start:stop].T.contiguous(), inverse[start:stop, start:stop]
+        scale = factor.diagonal()[:, None] ** 2
         mask, errors = torch.zeros_like(here, dtype=torch.bool), torch.zeros_like(here)
         if pattern is None:
             mask = below_threshold(here**2 / scale, sparsity)
         for i in range(stop - start):
             if pattern is not None and i % pattern[1] == 0:
                 n, m = pattern
-                mask[:, i : i + m] = n_of_m(here[:, i : i + m] ** 2 / scale[i : i + m], n, m)
-            kept = here[:, i].masked_fill(mask[:, i], 0.0)
-            errors[:, i] = (here[:, i] - kept) / factor[i, i]
-            here[:, i + 1 :] -= errors[:, i, None] * factor[i, i + 1 :]
-            here[:, i] = kept
-        weight[:, start:stop] = here
-        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
-        masks.append(mask)
+                mask[i : i + m] = n_of_m((here[i : i + m] ** 2 / scale[i : i + m]).T, n, m).T
+            kept = here[i].masked_fill(mask[i], 0.0)
+            errors[i] = (here[i] - kept) / factor[i, i]
+            here[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+            here[i] = kept
+        weight[:, start:stop] = here.T
+        weight[:, stop:] -= errors.T @ inverse[start:stop, stop:]
+        masks.append(mask.T)
     return torch.cat(masks, 1), weight
 
 
@@ -190,7 +226,7 @@ def groups_of(score, n, m):
         scores = score(weight, statistics)
         mask = n_of_m(scores, n, m)
         if block == 0:
-            notes["bits_topk_block0"] = notes.get("bits_topk_block0", 0) + int((n_of_m(scores, n, m, True) != mask).sum())
+            notes.setdefault("bits_topk_block0", {})[name] = int((n_of_m_topk(scores, n, m) != mask).sum())
         return mask
 
     return method
@@ -235,7 +271,12 @@ METHODS = {
     "sparsegpt_70": lambda block, name, weight, statistics, notes: sparsegpt(weight, statistics, sparsity=0.7),
     "sparsegpt_50": lambda block, name, weight, statistics, notes: sparsegpt(weight, statistics, sparsity=0.5),
 }
+WANTED = {"dsnot": ("sum",), "sparsegpt": ("gram",)}  # besides column norms
 IN_ORACLES = ("wanda_50", "sparsegpt_50")  # run to check this script with; their masks are elsewhere
+
+
+class Seen(Exception):
+    """A window's statistics are complete."""
 
 
 class Smol:
@@ -243,6 +284,9 @@ class Smol:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
         self.model.config.use_cache = False
         self.blocks, self.calibration, self.evaluation = self.model.model.layers, calibration, evaluation
+        self.pool, self.at = ThreadPoolExecutor(2), threading.local()
+        tokens = torch.arange(calibration.shape[1])[None]
+        self.position = self.model.model.rotary_emb(self.model.model.embed_tokens(calibration[:1]), tokens)
         self.dense = [[self.linear(block, name).weight.clone() for name in LINEARS] for block in self.blocks]
 
     @staticmethod
@@ -254,41 +298,57 @@ class Smol:
             for name, weight in zip(LINEARS, weights):
                 self.linear(block, name).weight.data.copy_(weight)
 
-    def walk(self, visit, gram=False, seed=None, stop=None):
-        """Calls `visit(i, block, statistics by linear)` for each block; what it changes the next block sees."""
+    def forward(self, block, hidden):
+        def one(i):
+            self.at.window = i
+            try:
+                return block(hidden[i], attention_mask=None, position_embeddings=self.position)
+            except Seen:
+                return None
+
+        return list(self.pool.map(one, range(len(hidden))))
+
+    def walk(self, visit, wanted=(), seed=None, dense=False):
+        """Calls `visit(i, block, statistics by linear)` for each block; unless `dense`, the next sees what that changed."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         hidden = [self.model.model.embed_tokens(window[None]) for window in self.calibration]
-        position = self.model.model.rotary_emb(hidden[0], torch.arange(hidden[0].shape[1])[None])
-        for i, block in enumerate(self.blocks[:stop]):
-            statistics = {name: Statistics(gram) for name in dict.fromkeys(LINEARS.values())}
+        for i, block in enumerate(self.blocks):
+            statistics = {name: Statistics(set(wanted)) for name in dict.fromkeys(LINEARS.values())}
+
+            def see(_, inputs, name):
+                statistics[name].add(self.at.window, inputs[0][0])
+                if name == "mlp.down_proj" and not dense:
+                    raise Seen  # what the dense block would give is not needed
+
             hooks = [
-                self.linear(block, name).register_forward_pre_hook(lambda _, inputs, entry=entry: entry.add(inputs[0][0]))
-                for name, entry in statistics.items()
+                self.linear(block, name).register_forward_pre_hook(functools.partial(see, name=name)) for name in statistics
             ]
-            outputs = [block(x, attention_mask=None, position_embeddings=position) for x in hidden]
+            outputs = self.forward(block, hidden)
             for hook in hooks:
                 hook.remove()
-            for entry in statistics.values() if generator else ():
-                entry.perturb(generator)
-            if visit(i, block, {name: statistics[source] for name, source in LINEARS.items()}):
-                outputs = [block(x, attention_mask=None, position_embeddings=position) for x in hidden]
-            hidden = outputs
+            for entry in statistics.values():
+                entry.finish()
+                if generator:
+                    entry.perturb(generator)
+            visit(i, block, {name: statistics[source] for name, source in LINEARS.items()})
+            hidden = outputs if dense else self.forward(block, hidden)
 
     def prune(self, method, notes, **options):
         """Masks of blocks 0 and 15, statistics and weights of block 0."""
         masks, first = {}, {}
 
         def visit(i, block, statistics):
-            for name in LINEARS:
-                weight = self.linear(block, name).weight
-                result = method(i, name, weight.data, statistics[name], notes)
-                mask, new = result if isinstance(result, tuple) else (result, weight.masked_fill(result, 0.0))
-                weight.data.copy_(new)
+            def one(name):
+                weight = self.linear(block, name).weight.data
+                result = method(i, name, weight, statistics[name], notes)
+                return result if isinstance(result, tuple) else (result, weight.masked_fill(result, 0.0))
+
+            for name, (mask, new) in zip(LINEARS, self.pool.map(one, LINEARS)):
+                self.linear(block, name).weight.data.copy_(new)
                 if i in (0, 15):
                     masks[i, name] = mask
                 if i == 0:
-                    first[name] = (statistics[name], new.clone())
-            return True
+                    first[name] = (statistics[name], new)
 
         self.walk(visit, **options)
         return masks, first
@@ -302,15 +362,15 @@ class Smol:
             scores = torch.cat(scores)
             shares.append(float((scores > scores.mean() * 5).sum()) / scores.numel() * 100)
 
-        self.walk(visit, seed=seed)
+        self.walk(visit, seed=seed, dense=True)
         return np.array(shares)
 
     def loss(self):
-        total = 0.0
-        for window in self.evaluation:
+        def one(window):
             logits = self.model(window[None]).logits[0, :-1].double()
-            total += torch.nn.functional.cross_entropy(logits, window[1:]).item()
-        return total / len(self.evaluation)
+            return torch.nn.functional.cross_entropy(logits, window[1:]).item()
+
+        return sum(self.pool.map(one, self.evaluation)) / len(self.evaluation)
 
     def sparsity(self):
         weights = [self.linear(block, name).weight for block in self.blocks for name in LINEARS]
@@ -322,9 +382,8 @@ def given_statistics(data, base):
     norms = np.load(data / "wanda50_scaler_row.npz")
     given = {}
     for name, (statistics, _) in base.items():
-        given[name] = Statistics(False)
+        given[name] = copy.copy(statistics)
         given[name].square = torch.from_numpy(norms[f"block0.{name}"])
-        given[name].sum, given[name].variance = statistics.sum, statistics.variance
     return given
 
 
@@ -346,7 +405,6 @@ def main(args):
     reference |= {"torch": torch.__version__, "transformers": transformers.__version__}
     bases = {}
     for run in args.runs.split(","):
-        torch.set_num_threads(1 if run == "one_thread" else 2)
         seed = int(run) if run.isdigit() else None
         for tag in args.methods.split(","):
             started = time.time()
@@ -357,7 +415,7 @@ def main(args):
                 keep = (shares - shares.min()) / (shares.max() - shares.min()) * 2 * 0.08
                 notes["outlier_percent_per_block"] = shares.tolist()
                 notes["sparsity_per_block"] = (1 - (keep - keep.mean() + (1 - 0.7))).tolist()
-            masks, first = smol.prune(method, notes, gram=tag.startswith("sparsegpt"), seed=seed)
+            masks, first = smol.prune(method, notes, wanted=WANTED.get(tag.split("_")[0], ()), seed=seed)
             entry = reference["methods"].setdefault(tag, {"runs": {}})
             result = entry["runs"][run] = {"nll_nats": smol.loss(), "sparsity": smol.sparsity()}
             if run == "base":
@@ -395,6 +453,5 @@ if __name__ == "__main__":
     parser.add_argument("data")
     parser.add_argument("out")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--runs", default="base,one_thread,1,2")
-    with torch.inference_mode():
-        main(parser.parse_args())
+    parser.add_argument("--runs", default="base,1,2")
+    main(parser.parse_args())
