@@ -1,6 +1,6 @@
 """Prunes SmolLM2-135M with PyTorch as the reference implementations do; tests/oracles.rs compares with what comes out.
 
-    python make_pruning_fixtures.py MODEL smollm2 OUT [--methods wanda_70,ria_50] [--runs base,1,2]
+    python make_pruning_fixtures.py MODEL smollm2 OUT [--methods wanda_70,ria_50] [--runs masks,base,1,2]
 
 needs torch, numpy, safetensors and transformers 5.23, on a CPU with two cores; no network. MODEL is the directory of the
 f32 Hugging Face checkpoint (`lacuna import-gguf` of the file that `scripts/smollm2.sh` fetches), `smollm2` the directory
@@ -13,19 +13,22 @@ beside this file with `calib.json`, `eval.json` and `wanda50_scaler_row.npz`. OU
 
 Pruning is sequential: a block sees what the pruned blocks before it make of the 16 calibration windows, one window a
 forward pass, and its seven linears are pruned from one dense pass through it. That is chaotic in floating point, so each
-method runs several times: `base`, and runs named by the seed of a perturbation that scales each input column by
-1 + 1e-6 * normal. `bits_block0` and `iou_block15` compare the masks of a run with those of `base`. Two windows or linears
-are worked on at a time, each by one thread, so that nothing depends on how a product is split over threads.
+method runs several times: `masks` (block 0 alone, writes the files), `base`, and runs named by the seed of a
+perturbation that scales each input column by 1 + 1e-6 * normal. `bits_block0` and `iou_block15` compare the masks of
+these with those of `base`, if it ran in the same call. Two windows or linears are worked on at a time, each by one
+thread, so that nothing depends on how a product is split over threads.
 
-The masks in block 0 are not those of the base run, if the selection needs no more than column norms: they are selected from
-the norms in `wanda50_scaler_row.npz` (in block 0 these are the same for every method), and DSnoT's from the files above, so
-that an implementation can be asked for the same bits. `bits_from_given_norms` is how many the base run differs in.
-Ties within N:M groups go to the lower column; `torch.topk`, which the references call, leaves them open, and differs from that
-in `bits_topk_block0` of block 0.
+In block 0 all methods see the same inputs, so the masks in the files are selected from the norms in
+`wanda50_scaler_row.npz`, and DSnoT's from `dsnot_60_statistics.npz` besides: an implementation can be asked for the same
+bits. `bits_from_given_norms` is how many differ in a selection from norms computed here. SparseGPT's are those of the run.
+Ties within N:M groups go to the lower column; `torch.topk`, which the references call, leaves them open, and differs in
+`bits_topk_block0`.
 
-References: locuslab/wanda (Wanda, `use_variant`), biomedical-cybernetics/Relative-importance-and-activation-pruning (RIA, a =
-0.5; whole-matrix threshold unless `--per_outneuron`), IST-DASLab/sparsegpt (blocks of 128, damping 0.01), luuyin/OWL (M = 5,
-lambda = 0.08), zyxxmu/DSnoT (50 cycles, threshold 0.1, variance to the power 1, signs not compared, MLPs skipped by default).
+References: locuslab/wanda (Wanda, `use_variant`); biomedical-cybernetics/Relative-importance-and-activation-pruning (RIA
+with a = 0.5: `ria_50_matrix` by one threshold a matrix, its default, `ria_50` by its `--per_outneuron`, both N:M without
+reallocation); IST-DASLab/sparsegpt (blocks of 128, damping 0.01); luuyin/OWL (M = 5, lambda = 0.08); zyxxmu/DSnoT (50
+cycles, threshold 0.1, variance to the power 1, signs not compared; `dsnot_60` leaves MLPs to Wanda, its default,
+`dsnot_60_all` is its `--skip_layer no_skip`).
 """
 
 import argparse
@@ -45,8 +48,12 @@ import torch
 import transformers
 
 LINEARS = {  # linear -> the linear whose input it shares
-    "self_attn.q_proj": "self_attn.q_proj", "self_attn.k_proj": "self_attn.q_proj", "self_attn.v_proj": "self_attn.q_proj",
-    "self_attn.o_proj": "self_attn.o_proj", "mlp.gate_proj": "mlp.gate_proj", "mlp.up_proj": "mlp.gate_proj",
+    "self_attn.q_proj": "self_attn.q_proj",
+    "self_attn.k_proj": "self_attn.q_proj",
+    "self_attn.v_proj": "self_attn.q_proj",
+    "self_attn.o_proj": "self_attn.o_proj",
+    "mlp.gate_proj": "mlp.gate_proj",
+    "mlp.up_proj": "mlp.gate_proj",
     "mlp.down_proj": "mlp.down_proj",
 }
 MASK_ROWS, WEIGHT_ROWS, PERTURBATION = 96, 16, 1e-6
@@ -162,7 +169,8 @@ def dsnot(weight, statistics, sparsity, cycles=50, threshold=0.1):
     # positive ones from the back.
     back = (missing / statistics.variance).sort(dim=1, stable=True).indices
     signs, place = change.gather(1, kept).sign(), torch.arange(kept.shape[1])
-    away = kept.gather(1, torch.where(signs < 0, place, torch.where(signs > 0, 3 * len(place) - place, len(place))).sort(1).indices)
+    from_back = torch.where(signs > 0, 3 * len(place) - place, len(place))
+    away = kept.gather(1, torch.where(signs < 0, place, from_back).sort(dim=1).indices)
     rows = len(weight)
     front_back, end_back = torch.zeros(rows, 1, dtype=torch.long), torch.full((rows, 1), back.shape[1] - 1)
     front_away, end_away = torch.zeros(rows, 1, dtype=torch.long), torch.full((rows, 1), away.shape[1] - 1)
@@ -250,7 +258,9 @@ def owl(block, name, weight, statistics, notes):
 
 def dsnot_of(linears):
     def method(block, name, weight, statistics, notes):
-        return dsnot(weight, statistics, 0.6) if name.startswith(linears) else lowest_of_rows(wanda(weight, statistics), 0.6)
+        if name.startswith(linears):
+            return dsnot(weight, statistics, 0.6)
+        return lowest_of_rows(wanda(weight, statistics), 0.6)
 
     return method
 
@@ -281,7 +291,8 @@ class Seen(Exception):
 
 class Smol:
     def __init__(self, path, calibration, evaluation):
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.model = model.eval().requires_grad_(False)
         self.model.config.use_cache = False
         self.blocks, self.calibration, self.evaluation = self.model.model.layers, calibration, evaluation
         self.pool, self.at = ThreadPoolExecutor(2), threading.local()
@@ -308,11 +319,11 @@ class Smol:
 
         return list(self.pool.map(one, range(len(hidden))))
 
-    def walk(self, visit, wanted=(), seed=None, dense=False):
+    def walk(self, visit, wanted=(), seed=None, dense=False, stop=None):
         """Calls `visit(i, block, statistics by linear)` for each block; unless `dense`, the next sees what that changed."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         hidden = [self.model.model.embed_tokens(window[None]) for window in self.calibration]
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks[:stop]):
             statistics = {name: Statistics(set(wanted)) for name in dict.fromkeys(LINEARS.values())}
 
             def see(_, inputs, name):
@@ -331,7 +342,8 @@ class Smol:
                 if generator:
                     entry.perturb(generator)
             visit(i, block, {name: statistics[source] for name, source in LINEARS.items()})
-            hidden = outputs if dense else self.forward(block, hidden)
+            if i + 1 < len(self.blocks[:stop]):
+                hidden = outputs if dense else self.forward(block, hidden)
 
     def prune(self, method, notes, **options):
         """Masks of blocks 0 and 15, statistics and weights of block 0."""
@@ -391,8 +403,51 @@ def save_rows(path, arrays):
     np.savez(path, **{f"block0.{name}": array for name, array in arrays.items()})
 
 
-def bits(a, b):
-    return sum(int((a[key] != b[key]).sum()) for key in a if key[0] == 0)
+def prepare(smol, tag, notes, seed=None):
+    """What to walk with; OWL's allocation goes to `notes`."""
+    if tag == "owl_70":
+        shares = smol.outlier_shares(seed)
+        keep = (shares - shares.min()) / (shares.max() - shares.min()) * 2 * 0.08
+        notes["outlier_percent_per_block"] = shares.tolist()
+        notes["sparsity_per_block"] = (1 - (keep - keep.mean() + (1 - 0.7))).tolist()
+    return dict(wanted=WANTED.get(tag.split("_")[0], ()), seed=seed)
+
+
+def masks_of_block_0(smol, tag, data, out):
+    """Writes the fixtures of a method; what reference.json tells about them."""
+    notes, method = {}, METHODS[tag]
+    masks, first = smol.prune(method, notes, **prepare(smol, tag, notes), stop=1)
+    fixture = {name: masks[0, name] for name in LINEARS}
+    if not tag.startswith("sparsegpt"):
+        given = given_statistics(data, first)
+        fixture = {name: method(0, name, weight, given[name], notes) for name, weight in zip(LINEARS, smol.dense[0])}
+        notes["bits_from_given_norms"] = sum(int((fixture[name] != masks[0, name]).sum()) for name in LINEARS)
+    notes["zeros_block0"] = {name: int(mask.sum()) for name, mask in fixture.items()}
+    if tag not in IN_ORACLES:
+        packed = {name: np.packbits(mask[:MASK_ROWS].numpy(), axis=1) for name, mask in fixture.items()}
+        save_rows(out / f"mask_{tag}.npz", packed)
+    if tag == "sparsegpt_2of4":
+        save_rows(out / f"{tag}_weights.npz", {name: weight[:WEIGHT_ROWS].numpy() for name, (_, weight) in first.items()})
+    if tag == "dsnot_60":
+        arrays = {f"{name}.sum": statistics.sum.numpy() for name, statistics in given.items()}
+        arrays |= {f"{name}.variance": statistics.variance.numpy() for name, statistics in given.items()}
+        save_rows(out / f"{tag}_statistics.npz", arrays)
+    return notes
+
+
+def chain(smol, tag, bases, seed):
+    """A run through all blocks."""
+    notes = {}
+    masks, _ = smol.prune(METHODS[tag], notes, **prepare(smol, tag, notes, seed))
+    result = {"nll_nats": smol.loss(), "sparsity": smol.sparsity()}
+    if seed is None:
+        bases[tag] = masks
+    elif tag in bases:
+        base = bases[tag]
+        result["bits_block0"] = sum(int((base[0, name] != masks[0, name]).sum()) for name in LINEARS)
+        both = sum(int((base[15, name] & masks[15, name]).sum()) for name in LINEARS)
+        result["iou_block15"] = both / sum(int((base[15, name] | masks[15, name]).sum()) for name in LINEARS)
+    return result
 
 
 def main(args):
@@ -405,44 +460,17 @@ def main(args):
     reference |= {"torch": torch.__version__, "transformers": transformers.__version__}
     bases = {}
     for run in args.runs.split(","):
-        seed = int(run) if run.isdigit() else None
         for tag in args.methods.split(","):
             started = time.time()
             smol.restore()
-            notes, method = {}, METHODS[tag]
-            if tag == "owl_70":
-                shares = smol.outlier_shares(seed)
-                keep = (shares - shares.min()) / (shares.max() - shares.min()) * 2 * 0.08
-                notes["outlier_percent_per_block"] = shares.tolist()
-                notes["sparsity_per_block"] = (1 - (keep - keep.mean() + (1 - 0.7))).tolist()
-            masks, first = smol.prune(method, notes, wanted=WANTED.get(tag.split("_")[0], ()), seed=seed)
             entry = reference["methods"].setdefault(tag, {"runs": {}})
-            result = entry["runs"][run] = {"nll_nats": smol.loss(), "sparsity": smol.sparsity()}
-            if run == "base":
-                bases[tag] = masks
-                fixture = {name: masks[0, name] for name in LINEARS}
-                if not tag.startswith("sparsegpt"):
-                    given = given_statistics(data, first)
-                    notes = notes if tag == "owl_70" else {}
-                    dense = zip(LINEARS, smol.dense[0])
-                    fixture = {name: method(0, name, weight, given[name], notes) for name, weight in dense}
-                    notes["bits_from_given_norms"] = bits({(0, name): mask for name, mask in fixture.items()}, masks)
-                entry |= result | {"zeros_block0": {name: int(mask.sum()) for name, mask in fixture.items()}} | notes
-                if tag not in IN_ORACLES:
-                    packed = {name: np.packbits(mask[:MASK_ROWS].numpy(), axis=1) for name, mask in fixture.items()}
-                    save_rows(out / f"mask_{tag}.npz", packed)
-                if tag == "sparsegpt_2of4":
-                    save_rows(out / f"{tag}_weights.npz", {name: w[:WEIGHT_ROWS].numpy() for name, (_, w) in first.items()})
-                if tag == "dsnot_60":
-                    rows = {f"{name}.sum": entry.sum.numpy() for name, entry in given.items()}
-                    save_rows(out / f"{tag}_statistics.npz", rows | {f"{n}.variance": e.variance.numpy() for n, e in given.items()})
-            elif tag in bases:
-                base = bases[tag]
-                result["bits_block0"] = bits(base, masks)
-                both = sum(int((base[15, name] & masks[15, name]).sum()) for name in LINEARS)
-                result["iou_block15"] = both / sum(int((base[15, name] | masks[15, name]).sum()) for name in LINEARS)
-            losses = [result["nll_nats"] for result in entry["runs"].values()]
-            entry["nll_range"] = [min(losses), max(losses)]
+            if run == "masks":
+                entry |= masks_of_block_0(smol, tag, data, out)
+                result = {}
+            else:
+                result = entry["runs"][run] = chain(smol, tag, bases, None if run == "base" else int(run))
+                losses = [result["nll_nats"] for result in entry["runs"].values()]
+                entry["nll_range"] = [min(losses), max(losses)]
             path.write_text(json.dumps(reference, indent=1) + "\n")
             print(f"{run} {tag}: {result} {time.time() - started:.0f} s", flush=True)
 
@@ -453,5 +481,5 @@ if __name__ == "__main__":
     parser.add_argument("data")
     parser.add_argument("out")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--runs", default="base,1,2")
+    parser.add_argument("--runs", default="masks,base,1,2")
     main(parser.parse_args())
