@@ -8,7 +8,7 @@ beside this file with `calib.json`, `eval.json` and `wanda50_scaler_row.npz`. OU
 
     reference.json      for each method the loss of each run, the range of them, sparsity, zeros of each linear of block 0
     mask_<method>.npz   the first 96 rows of each mask of block 0 by `numpy.packbits`, 1 where a weight is zero
-    sparsegpt_2of4_weights.npz   the first 16 rows of each weight of block 0 after SparseGPT 2:4
+    sparsegpt_2of4_weights.npz   the first 4 rows of each weight of block 0 after SparseGPT 2:4
     dsnot_60_statistics.npz      what DSnoT read in block 0 besides the norms: `<linear>.sum` and `<linear>.variance`
 
 Pruning is sequential: a block sees what the pruned blocks before it make of the 16 calibration windows, one window a
@@ -56,7 +56,7 @@ LINEARS = {  # linear -> the linear whose input it shares
     "mlp.up_proj": "mlp.gate_proj",
     "mlp.down_proj": "mlp.down_proj",
 }
-MASK_ROWS, WEIGHT_ROWS, PERTURBATION = 96, 16, 1e-6
+MASK_ROWS, WEIGHT_ROWS, PERTURBATION = 96, 4, 1e-6
 
 
 class Statistics:
