@@ -31,6 +31,7 @@ pub mod generate;
 pub mod importance;
 pub mod mask;
 pub mod prune;
+pub mod structured;
 pub mod train;
 
 pub mod notebook;
@@ -54,6 +55,7 @@ pub mod prelude {
     pub use crate::prune::{Method, Propagate, PruneConfig, Pruned, prune, prune_to};
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
+    pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};
     pub use crate::text::{Tokenizer, Windows};
     pub use polars::df;
 }
