@@ -11,6 +11,7 @@ mod kernel;
 #[cfg(feature = "notebook")]
 mod notebook;
 mod prune;
+mod structured;
 mod train;
 
 use anyhow::Context as _;

@@ -1,9 +1,11 @@
 //! `lacuna prune`
 
+use super::structured::{self, Structure};
 use super::{Compute, Sampling, print_json};
 use lacuna::mask::{Pattern, Per};
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, Propagate, PruneConfig, prune_to};
+use lacuna::structured::prune_structured_to;
 use std::path::PathBuf;
 
 /// Prune a checkpoint to a new directory
@@ -30,6 +32,8 @@ pub(crate) struct Args {
     #[arg(long)]
     calib: Option<PathBuf>,
     #[command(flatten)]
+    structure: Structure,
+    #[command(flatten)]
     sampling: Sampling,
     #[command(flatten)]
     compute: Compute,
@@ -55,15 +59,23 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         ..base
     };
     config.validate()?;
+    let structured = args.structure.config(args.method, sparsity, args.sampling.seed)?;
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
         Some(path) if args.method.needs_calibration() => Some(args.sampling.windows(path, &model)?),
         None if args.method.needs_calibration() => anyhow::bail!("--method {} needs --calib FILE", args.method),
         _ => None,
     };
-    let record = prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?;
+    let record = match &structured {
+        Some(config) => prune_structured_to(&model, calibration.as_ref(), config, &args.out, Progress::Stderr)?,
+        None => prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?,
+    };
     if args.json {
         return print_json(&record);
+    }
+    if structured.is_some() {
+        println!("{}: {} {} -> {}", record.model.name, args.method, structured::summary(&record), args.out.display());
+        return Ok(());
     }
     println!(
         "{}: {} {} at {:.4} sparsity over {} linears -> {}",
