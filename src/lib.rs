@@ -22,15 +22,20 @@ pub mod error;
 pub mod model;
 pub mod progress;
 pub mod record;
+mod scratch;
 pub mod text;
 
+pub mod allocate;
 pub mod calibrate;
+pub mod dsnot;
 pub mod evaluate;
 pub mod experts;
 pub mod generate;
+pub mod gradients;
 pub mod importance;
 pub mod mask;
 pub mod prune;
+pub mod sparsegpt;
 pub mod structured;
 pub mod train;
 
@@ -41,6 +46,7 @@ pub use error::{Error, Result};
 
 /// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
 pub mod prelude {
+    pub use crate::allocate::{Allocation, Owl, Rule};
     pub use crate::calibrate::{Statistics, calibrate};
     pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
     pub use crate::error::{Error, Result};
@@ -49,10 +55,11 @@ pub mod prelude {
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
     pub use crate::generate::{GenerateConfig, generate};
+    pub use crate::gradients::{Accumulate, Gradients, gradients};
     pub use crate::mask::{Mask, Pattern, Per};
     pub use crate::model::Model;
     pub use crate::progress::Progress;
-    pub use crate::prune::{Method, Propagate, PruneConfig, Pruned, prune, prune_to};
+    pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to};
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
     pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};

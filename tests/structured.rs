@@ -274,6 +274,12 @@ fn the_units_that_go_score_lowest() {
             }
         }
     }
+    for method in [Method::Ria, Method::Gradient, Method::Taylor] {
+        let settings = StructuredConfig::new(Unit::Neurons, method, 0.25);
+        let pruned = prune_structured(&model, Some(&windows()), &settings, Progress::Hidden).unwrap();
+        let removed = pruned.record.structure.unwrap().removed;
+        assert!(removed.iter().all(|module| module.count == 24), "{method}: {removed:?}");
+    }
     let random = |seed| {
         let settings = StructuredConfig { seed, ..StructuredConfig::new(Unit::Neurons, Method::Random, 0.5) };
         prune_structured(&model, None, &settings, Progress::Hidden).unwrap().record.structure.unwrap().removed
@@ -415,6 +421,8 @@ fn what_cannot_be_pruned_is_refused() {
     for sparsity in [1.0, 1.5, -0.1, f64::NAN] {
         assert_says(place_error(&settings(sparsity)), &["sparsity", "one unit must stay"]);
     }
+    let scoreless = StructuredConfig::new(Unit::Heads, Method::SparseGpt, 0.5);
+    assert_says(place_error(&scoreless), &["sparsegpt", "another method"]);
     let place = Place::new(&llama(), DType::F32);
     assert_says(place.refuses(&settings(1.0)), &["one unit must stay"]);
     let wanda = StructuredConfig::new(Unit::Heads, Method::Wanda, 0.5);
@@ -495,6 +503,8 @@ fn from_the_command_line() {
         (&["--structure", "input-channels"][..], 1, "zero them (`--zero`)"),
         (&["--structure", "blocks"], 2, "must be one of heads neurons channels"),
         (&["--structure", "heads", "--per", "row"], 2, "cannot be used with"),
+        (&["--structure", "heads", "--rule", "*=skip"], 2, "cannot be used with"),
+        (&["--structure", "heads", "--refine", "dsnot"], 2, "cannot be used with"),
         (&["--zero"], 2, "--structure"),
     ] {
         let (got, _, err) = with(&[options, &["--out", "none"]].concat());

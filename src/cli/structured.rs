@@ -4,12 +4,16 @@ use lacuna::prune::Method;
 use lacuna::record::Record;
 use lacuna::structured::{Form, GroupNorm, StructuredConfig, Unit};
 
+/// What belongs to single weights, or to pruning block by block.
+const CONFLICTS: [&str; 8] =
+    ["pattern", "per", "propagate", "allocation", "rules", "rules_file", "refine", "reference_ties"];
+
 /// Structured pruning.
 #[derive(Debug, clap::Args)]
 pub(super) struct Structure {
     /// Remove whole units, equally many in each block: heads (key/value heads with their queries), neurons or channels (of
     /// the residual stream); with --zero also output-channels or input-channels (of each linear)
-    #[arg(long, value_name = "UNIT", conflicts_with_all = ["pattern", "per", "propagate"])]
+    #[arg(long, value_name = "UNIT", conflicts_with_all = CONFLICTS)]
     structure: Option<Unit>,
     /// Zero the units, and keep all shapes
     #[arg(long, requires = "structure")]

@@ -1,8 +1,11 @@
 //! Which weights go: patterns, exact selection, and masks of one bit a weight.
 
+mod alpha;
+mod cut;
 mod select;
 
-pub use select::select;
+pub use alpha::select_alpha;
+pub use select::{Criterion, Ties, select, select_levels};
 
 use crate::{Error, Result};
 use std::fmt;
@@ -66,9 +69,12 @@ pub enum Per {
     Row,
     /// All weights of the linear: it loses `floor(out * in * sparsity)`.
     Layer,
+    /// Wanda's variant: each row loses its smallest scores up to a share `alpha` of their sum, the share that gives the
+    /// linear its sparsity to within 0.001 ([`select_alpha`]).
+    Alpha,
 }
 
-crate::error::named!(Per, "per", Row => "row", Layer => "layer");
+crate::error::named!(Per, "per", Row => "row", Layer => "layer", Alpha => "alpha");
 
 /// One bit a weight, `(rows, cols)`; a set bit is a weight that is zero after pruning.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +116,7 @@ impl Mask {
     }
 
     /// The words of each row, to be filled.
-    fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
+    pub(crate) fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
         let words = self.words_per_row().max(1);
         self.words.chunks_mut(words)
     }

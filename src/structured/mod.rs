@@ -14,6 +14,7 @@ mod score;
 
 use crate::calibrate::calibrate;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
+use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
 use crate::progress::{Progress, check_interrupt};
@@ -23,6 +24,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device};
 use cut::Cut;
 use safetensors::Dtype;
+use score::Known;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
@@ -76,7 +78,7 @@ crate::error::named!(Form, "form", Remove => "remove", Zero => "zero");
 pub struct StructuredConfig {
     /// What goes as a whole.
     pub unit: Unit,
-    /// Importance metric of a single weight. One that needs calibration sees the dense model, in one pass.
+    /// Importance metric of a single weight; any but SparseGPT. One that needs calibration sees the dense model.
     pub method: Method,
     /// Fraction of the units that goes, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or expert;
     /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first.
@@ -99,7 +101,7 @@ impl StructuredConfig {
     /// Checks the settings on their own, before anything is read.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a sparsity outside `[0, 1)`, or a unit that can only be zeroed.
+    /// [`Error::Argument`] for a sparsity outside `[0, 1)`, a unit that can only be zeroed, or a method without scores.
     pub fn validate(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.sparsity) {
             return Err(Error::argument(
@@ -112,6 +114,11 @@ impl StructuredConfig {
             let problem = "cannot be removed from one linear alone, for what comes before or after it would no longer fit; \
                            zero them (`--zero`), or remove heads, neurons or channels";
             return Err(Error::argument("structure", self.unit, problem));
+        }
+        if self.method == Method::SparseGpt {
+            let problem =
+                "changes the weights that stay and gives none of them a score; choose another method for units";
+            return Err(Error::argument("method", self.method, problem));
         }
         Ok(())
     }
@@ -217,8 +224,8 @@ pub fn prune_structured(
 /// A Llama whose `hidden_size` is no multiple of its heads afterwards becomes a `mistral` without a window, which is the same
 /// arithmetic, because transformers refuses such a `llama`.
 ///
-/// Memory: one linear with its scores, or one tensor and its cut; with a method that needs calibration also one block and
-/// the activations of the windows. `out` appears when everything is in it.
+/// Memory: one linear with its scores, or one tensor and its cut; before that, with a method that needs calibration, what
+/// [`calibrate`] or [`gradients`] takes. `out` appears when everything is in it.
 ///
 /// # Errors
 /// As [`prune_structured`], and [`Error::Io`] when `out` exists or cannot be written; [`Error::Tensor`] for a tensor of
@@ -276,11 +283,16 @@ impl<'a> Plan<'a> {
     ) -> Result<Plan<'a>> {
         settings.validate_with(model, calibration)?;
         let config = layout::resized(model.config(), settings)?;
-        let statistics = match calibration.filter(|_| settings.method.needs_calibration()) {
+        let statistics = match calibration.filter(|_| settings.method.needs_inputs()) {
             Some(windows) => Some(calibrate(model, windows, progress)?),
             None => None,
         };
-        let modules = score::choose(model, statistics.as_ref(), settings, progress)?;
+        let gradients = match calibration.filter(|_| settings.method.needs_gradients()) {
+            Some(windows) => Some(gradients(model, windows, Accumulate::Sum, progress)?),
+            None => None,
+        };
+        let known = Known { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
+        let modules = score::choose(model, known, settings, progress)?;
         let by_name = modules.iter().enumerate().map(|(i, module)| (module.name.clone(), i)).collect();
         Ok(Plan { settings, model, config, modules, by_name })
     }
@@ -356,6 +368,10 @@ impl<'a> Plan<'a> {
             pattern: unit.to_string(),
             per: unit.per().into(),
             sparsity,
+            allocation: "uniform".into(),
+            rules: Vec::new(),
+            refine: None,
+            reference_ties: false,
             propagate: "dense".into(),
             seed,
             dtype: self.model.dtype().as_str().into(),

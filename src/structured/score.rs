@@ -2,7 +2,8 @@
 
 use super::{GroupNorm, Module, StructuredConfig, layout};
 use crate::calibrate::Statistics;
-use crate::importance::{Method, Scorer};
+use crate::gradients::Gradients;
+use crate::importance::{Inputs, Method, Scorer};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -10,10 +11,17 @@ use candle_core::{DType, Device};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
+/// What is known of the dense model, as far as the method looks at it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'a> {
+    pub(super) statistics: Option<&'a Statistics>,
+    pub(super) gradients: Option<&'a Gradients>,
+}
+
 /// The modules that have such units, in model order, with the units that score lowest in each.
 pub(super) fn choose(
     model: &Model,
-    statistics: Option<&Statistics>,
+    known: Known<'_>,
     settings: &StructuredConfig,
     progress: Progress,
 ) -> Result<Vec<Module>> {
@@ -31,8 +39,9 @@ pub(super) fn choose(
     let mut modules: Vec<(String, Vec<f64>)> = Vec::new();
     let mut by_name: HashMap<String, usize> = HashMap::new();
     for (name, shape, groups) in scored {
-        let weights = model.tensor(name)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let elements = element_scores(name, &weights, shape, statistics, settings.method, settings.seed)?;
+        let weights: Vec<f32> =
+            model.tensor(name)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let elements = element_scores(name, &weights, shape, known, settings.method, settings.seed)?;
         drop(weights);
         let (rows, cols) = sums(&elements, shape.1, settings.norm);
         if rows.iter().any(|sum| !sum.is_finite()) {
@@ -64,15 +73,16 @@ fn element_scores(
     name: &str,
     weights: &[f32],
     (rows, cols): (usize, usize),
-    statistics: Option<&Statistics>,
+    known: Known<'_>,
     method: Method,
     seed: u64,
 ) -> Result<Vec<f32>> {
-    let norms = statistics.and_then(|statistics| statistics.column_norms(name));
-    let scorer = Scorer::new(method, name, norms.as_deref(), seed)?;
+    let norms = known.statistics.and_then(|statistics| statistics.column_norms(name));
+    let gradient = known.gradients.map(|gradients| gradients.get(name)).transpose()?.flatten();
+    let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed };
+    let scorer = Scorer::new(method, name, weights, (rows, cols), inputs)?;
     let mut scores = vec![0f32; rows * cols];
-    let each = scores.par_chunks_mut(cols).zip(weights.par_chunks(cols)).enumerate();
-    each.for_each(|(row, (scores, weights))| scorer.row(row, weights, scores));
+    scores.par_chunks_mut(cols).enumerate().for_each(|(row, scores)| scorer.row(row, scores));
     Ok(scores)
 }
 
