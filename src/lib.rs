@@ -39,6 +39,7 @@ pub mod importance;
 pub mod mask;
 pub mod prune;
 pub mod sparsegpt;
+pub mod structured;
 pub mod train;
 
 pub mod notebook;
@@ -67,6 +68,7 @@ pub mod prelude {
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
     pub use crate::stats::{Bootstrap, Interval, Score};
+    pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};
     pub use crate::text::{Tokenizer, Windows};
     pub use polars::df;
 }

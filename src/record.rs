@@ -16,6 +16,9 @@ pub struct Record {
     pub model: ModelRecord,
     /// How it was pruned; `None` for the dense model.
     pub pruning: Option<PruningRecord>,
+    /// Which units went; `None` unless whole ones were pruned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structure: Option<StructureRecord>,
     /// Zeros per pruned tensor, in model order.
     pub tensors: Vec<TensorRecord>,
     /// What it scored, if it was evaluated.
@@ -56,9 +59,10 @@ pub struct TextRecord {
 pub struct PruningRecord {
     /// `magnitude`, `wanda`, `ria`, `gradient`, `taylor`, `random`, `sparsegpt`.
     pub method: String,
-    /// `unstructured`, or `n:m` as kept-of-M.
+    /// `unstructured`, `n:m` as kept-of-M, or the unit of structured pruning: `heads`, `neurons` and so on.
     pub pattern: String,
-    /// `row`, `layer` or `alpha`; what an unstructured selection compares. `row` for N:M, `columns` for SparseGPT.
+    /// `row`, `layer` or `alpha`; what an unstructured selection compares. `row` for N:M, `columns` for SparseGPT; for
+    /// units `module`, `layer` or `model`.
     pub per: String,
     /// Target fraction of zeros.
     pub sparsity: f64,
@@ -89,12 +93,42 @@ fn uniform() -> String {
     "uniform".to_owned()
 }
 
-/// Zeros of one tensor after pruning.
+/// Which units structured pruning took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StructureRecord {
+    /// `heads`, `neurons`, `channels`, `output-channels` or `input-channels`.
+    pub unit: String,
+    /// `sum` or `l2`: how the scores of a unit's weights join.
+    pub group_norm: String,
+    /// `remove` or `zero`.
+    pub form: String,
+    /// Number of parameters afterwards.
+    pub parameters: u64,
+    /// The values that changed in `config.json`; none when units were only zeroed.
+    pub config: BTreeMap<String, serde_json::Value>,
+    /// The units that went, module by module, in model order.
+    pub removed: Vec<UnitsRecord>,
+}
+
+/// The units that one module lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnitsRecord {
+    /// `model.layers.0.self_attn`, `model.layers.0.mlp`, `model`; for the channels of one linear its weight.
+    pub module: String,
+    /// Number of units that it had. Heads count as key/value heads, each with the query heads that read it.
+    pub of: usize,
+    /// Number of units that went.
+    pub count: usize,
+    /// Which ones, from 0, as ranges with both ends: `0,3-5`.
+    pub units: String,
+}
+
+/// Zeros of one tensor after pruning. Weights that were removed count as zeros of the tensor that they were removed from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorRecord {
     /// The tensor's name in the checkpoint.
     pub name: String,
-    /// `(out, in)`.
+    /// `(out, in)` in the model that went in.
     pub shape: [usize; 2],
     /// Number of zeros.
     pub zeros: u64,
@@ -126,6 +160,7 @@ impl Record {
             schema: SCHEMA_VERSION,
             model,
             pruning: None,
+            structure: None,
             tensors: Vec::new(),
             evaluation: None,
             environment: environment(),

@@ -37,6 +37,7 @@ fn record(pruning: Option<(&str, &str, f64)>, zeros: u64, nll_nats: f64) -> Reco
             dtype: "f32".into(),
             calibration: (method == "wanda").then(|| text("train.txt", 16, 512)),
         }),
+        structure: None,
         tensors: vec![TensorRecord { name: "model.layers.0.self_attn.q_proj.weight".into(), shape: [25, 40], zeros }],
         evaluation: Some(EvaluationRecord {
             text: text("test.txt", 8, 512),
@@ -651,6 +652,7 @@ prop_compose! {
             schema: SCHEMA_VERSION,
             model: ModelRecord { name, family: "llama".into(), parameters, sha256 },
             pruning,
+            structure: None,
             tensors: tensors.into_iter().map(|(name, out, inner, zeros)| TensorRecord { name, shape: [out, inner], zeros }).collect(),
             evaluation: evaluation
                 .map(|(text, tokens, nll_nats, perplexity)| EvaluationRecord {

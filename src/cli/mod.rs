@@ -13,6 +13,7 @@ mod masks;
 #[cfg(feature = "notebook")]
 mod notebook;
 mod prune;
+mod structured;
 mod train;
 mod validate;
 

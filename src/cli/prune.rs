@@ -1,11 +1,13 @@
 //! `lacuna prune`
 
+use super::structured::{self, Structure};
 use super::{Compute, Sampling, Share, print_json};
 use lacuna::dsnot::Dsnot;
 use lacuna::mask::{MaskSet, Pattern, Per, Ties};
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, Propagate, PruneConfig, prune_to, prune_with};
 use lacuna::record::Record;
+use lacuna::structured::prune_structured_to;
 use std::path::PathBuf;
 
 /// Prune a checkpoint to a new directory
@@ -43,8 +45,11 @@ pub(crate) struct Args {
     /// Masks to apply, instead of selecting: .safetensors, .npz or .pt
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "method", "sparsity", "pattern", "per", "propagate", "calib", "windows", "seqlen", "seed", "dtype", "device",
+        "allocation", "rules", "rules_file", "refine", "reference_ties", "structure",
     ])]
     masks: Option<PathBuf>,
+    #[command(flatten)]
+    structure: Structure,
     #[command(flatten)]
     sampling: Sampling,
     #[command(flatten)]
@@ -76,6 +81,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         return print_json(&record);
     }
+    if let Some(summary) = structured::summary(&record) {
+        println!("{}: {summary} -> {}", record.model.name, args.out.display());
+        return Ok(());
+    }
     let (method, pattern) =
         record.pruning.as_ref().map_or(("", ""), |pruning| (pruning.method.as_str(), pruning.pattern.as_str()));
     println!(
@@ -105,6 +114,7 @@ fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
         ..base
     };
     config.validate()?;
+    let structured = args.structure.config(method, sparsity, args.sampling.seed)?;
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
         Some(path) if config.needs_calibration() => Some(args.sampling.windows(path, &model)?),
@@ -112,5 +122,8 @@ fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
         None if config.needs_calibration() => anyhow::bail!("--allocation owl and --refine dsnot need --calib FILE"),
         _ => None,
     };
-    Ok(prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?)
+    Ok(match structured {
+        Some(config) => prune_structured_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?,
+        None => prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?,
+    })
 }

@@ -1,7 +1,7 @@
 //! `lacuna validate`
 
-use super::print_table;
 use super::print_json;
+use super::print_table;
 use candle_core::{DType, Device};
 use lacuna::checkpoint::Checkpoint;
 use lacuna::mask::{MaskSet, Violation};

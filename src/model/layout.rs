@@ -3,12 +3,12 @@
 use super::config::{ExpertStorage, ModelConfig, MoeConfig, QkNorm};
 use super::mxfp4;
 
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const NORM: &str = "model.norm.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const NORM: &str = "model.norm.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// Gate, up and down projection of a block's own MLP, and of a shared expert.
-pub(super) const MLP: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+pub(crate) const MLP: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// What the elements of a stored tensor are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,6 +22,7 @@ pub use rope::{RopeConfig, RopeScaling};
 
 pub(crate) use block::Wanted;
 pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use layout::{EMBEDDING, HEAD, MLP, NORM};
 pub(crate) use ops::log_sum_exp;
 pub(crate) use rope::Rope;
 
@@ -32,7 +33,7 @@ use crate::text::Tokenizer;
 use crate::{Error, Result};
 use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
-use layout::{EMBEDDING, HEAD, Kind, MLP, NORM, Needed};
+use layout::{Kind, Needed};
 use mixture::{Experts, Mixture, Shared};
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -179,6 +180,16 @@ impl Model {
         Ok(Model { source: Source::Resident(Arc::new(tensors)), changed: true, ..model })
     }
 
+    /// A model in memory that this one has become: other tensors, of the shapes that `config` calls for, under the same name
+    /// and with the same tokenizer.
+    ///
+    /// # Errors
+    /// As [`Model::from_tensors`].
+    pub(crate) fn reshaped(&self, config: ModelConfig, tensors: HashMap<String, Tensor>) -> Result<Model> {
+        let reshaped = Model::from_tensors(config, tensors, &self.device)?;
+        Ok(Model { name: self.name.clone(), checkpoint: self.checkpoint.clone(), changed: true, ..reshaped })
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -263,7 +274,11 @@ impl Model {
         self.checkpoint.as_ref().map_or_else(|| PathBuf::from("tensors in memory"), |c| c.dir().to_path_buf())
     }
 
-    fn tensor(&self, name: &str) -> Result<Tensor> {
+    /// The tensor of floats called `name`, in the model's dtype and on its device, read now if it is not in memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Tensor`] from reading.
+    pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
             Source::Resident(tensors) => {

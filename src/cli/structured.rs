@@ -1,0 +1,50 @@
+//! The flags of `lacuna prune` for whole units.
+
+use lacuna::prune::Method;
+use lacuna::record::Record;
+use lacuna::structured::{Form, GroupNorm, StructuredConfig, Unit};
+
+/// What belongs to single weights, or to pruning block by block.
+const CONFLICTS: [&str; 8] =
+    ["pattern", "per", "propagate", "allocation", "rules", "rules_file", "refine", "reference_ties"];
+
+/// Structured pruning.
+#[derive(Debug, clap::Args)]
+pub(super) struct Structure {
+    /// Remove whole units, equally many in each block: heads (key/value heads with their queries), neurons or channels (of
+    /// the residual stream); with --zero also output-channels or input-channels (of each linear)
+    #[arg(long, value_name = "UNIT", conflicts_with_all = CONFLICTS)]
+    structure: Option<Unit>,
+    /// Zero the units, and keep all shapes
+    #[arg(long, requires = "structure")]
+    zero: bool,
+    /// How the scores of a unit's weights join: sum or l2 [default: l2]
+    #[arg(long, value_name = "NORM", requires = "structure")]
+    group_norm: Option<GroupNorm>,
+}
+
+impl Structure {
+    /// The settings, if units are to be pruned.
+    pub(super) fn config(&self, method: Method, sparsity: f64, seed: u64) -> lacuna::Result<Option<StructuredConfig>> {
+        let Some(unit) = self.structure else { return Ok(None) };
+        let base = StructuredConfig::new(unit, method, sparsity);
+        let form = if self.zero { Form::Zero } else { Form::Remove };
+        let config = StructuredConfig { form, norm: self.group_norm.unwrap_or(base.norm), seed, ..base };
+        config.validate()?;
+        Ok(Some(config))
+    }
+}
+
+/// What went, in one line; `None` when no units did.
+pub(super) fn summary(record: &Record) -> Option<String> {
+    let (structure, method) = (record.structure.as_ref()?, &record.pruning.as_ref()?.method);
+    let (gone, of) = structure.removed.iter().fold((0, 0), |(gone, of), units| (gone + units.count, of + units.of));
+    let verb = if structure.form == "zero" { "zeroed" } else { "removed" };
+    let changes: Vec<_> = structure.config.iter().map(|(key, value)| format!(", {key} {value}")).collect();
+    let (before, after) = (record.model.parameters, structure.parameters);
+    Some(format!(
+        "{method} {verb} {gone} of {of} {}: {before} -> {after} parameters{}",
+        structure.unit,
+        changes.concat()
+    ))
+}

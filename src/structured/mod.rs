@@ -1,0 +1,430 @@
+//! Structured pruning: whole units go, attention heads, neurons or channels, so that what is left is a smaller dense model.
+//!
+//! A unit is a group of rows and columns of several linears that only make sense together (Ma et al. 2023, "LLM-Pruner: On
+//! the Structural Pruning of Large Language Models"): a neuron is a row of the gate and of the up projection and the column
+//! of the down projection that reads them. Its score joins the scores of all weights in the group, by any metric of
+//! [`crate::importance`]. Every tensor of a model is described by what its dimensions count ([`layout`]), so that removing
+//! a unit is cutting every tensor along the dimensions that count it, and zeroing the same without the cut.
+//!
+//! `config.json` knows one number of heads, one width and so on for the whole model. So each block loses equally many units.
+
+mod cut;
+mod layout;
+mod score;
+
+use crate::calibrate::calibrate;
+use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
+use crate::gradients::{Accumulate, gradients};
+use crate::importance::Method;
+use crate::model::{ExpertStorage, Model, ModelConfig};
+use crate::progress::{Progress, check_interrupt};
+use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord};
+use crate::text::Windows;
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use cut::Cut;
+use safetensors::Dtype;
+use score::Known;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// What goes as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// A key/value head with all query heads that read it: rows of q, k and v with their biases, columns of o.
+    Heads,
+    /// A neuron of an MLP, also of an expert's: rows of gate and up with their biases, the column of down.
+    Neurons,
+    /// A channel of the residual stream, throughout the model: a column of the embedding, of whatever reads the stream and
+    /// of the output head, a row of o and down with their biases, an element of each norm.
+    Channels,
+    /// An output of one linear: a row and its bias. It can be zeroed, not removed.
+    OutputChannels,
+    /// An input of one linear: a column. It can be zeroed, not removed.
+    InputChannels,
+}
+
+crate::error::named!(
+    Unit, "structure",
+    Heads => "heads", Neurons => "neurons", Channels => "channels",
+    OutputChannels => "output-channels", InputChannels => "input-channels",
+);
+
+/// How the scores of a unit's weights join to the score of the unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GroupNorm {
+    /// Their sum.
+    Sum,
+    /// The root of the sum of their squares.
+    L2,
+}
+
+crate::error::named!(GroupNorm, "group norm", Sum => "sum", L2 => "l2");
+
+/// What becomes of the units that go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// They are cut out of the tensors; the model is smaller and computes what the zeroed one computes.
+    Remove,
+    /// Their weights are zero; shapes stay.
+    Zero,
+}
+
+crate::error::named!(Form, "form", Remove => "remove", Zero => "zero");
+
+/// How to prune units.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StructuredConfig {
+    /// What goes as a whole.
+    pub unit: Unit,
+    /// Importance metric of a single weight; any but SparseGPT. One that needs calibration sees the dense model.
+    pub method: Method,
+    /// Fraction of the units that goes, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or expert;
+    /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first.
+    pub sparsity: f64,
+    /// How the scores of a unit's weights join.
+    pub norm: GroupNorm,
+    /// What becomes of the units that go.
+    pub form: Form,
+    /// Seed of random scores, and on record as the seed of the calibration windows.
+    pub seed: u64,
+}
+
+impl StructuredConfig {
+    /// Pruning with the L2 norm of the weights' scores and seed 0. Units are removed where they can be, else zeroed.
+    pub fn new(unit: Unit, method: Method, sparsity: f64) -> Self {
+        let form = if unit.is_removable() { Form::Remove } else { Form::Zero };
+        StructuredConfig { unit, method, sparsity, norm: GroupNorm::L2, form, seed: 0 }
+    }
+
+    /// Checks the settings on their own, before anything is read.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a sparsity outside `[0, 1)`, a unit that can only be zeroed, or a method without scores.
+    pub fn validate(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.sparsity) {
+            return Err(Error::argument(
+                "sparsity",
+                self.sparsity,
+                "must be at least 0 and below 1: one unit must stay",
+            ));
+        }
+        if self.form == Form::Remove && !self.unit.is_removable() {
+            let problem = "cannot be removed from one linear alone, for what comes before or after it would no longer fit; \
+                           zero them (`--zero`), or remove heads, neurons or channels";
+            return Err(Error::argument("structure", self.unit, problem));
+        }
+        if self.method == Method::SparseGpt {
+            let problem =
+                "changes the weights that stay and gives none of them a score; choose another method for units";
+            return Err(Error::argument("method", self.method, problem));
+        }
+        Ok(())
+    }
+
+    fn validate_with(&self, model: &Model, calibration: Option<&Windows>) -> Result<()> {
+        self.validate()?;
+        if model.config().moe.as_ref().is_some_and(|moe| moe.storage != ExpertStorage::Separate) {
+            let problem = "its experts are stacked in one tensor and its attention has sinks, which structured pruning does \
+                           not support; prune whole experts";
+            return Err(Error::argument("model", model.name(), problem));
+        }
+        if self.method.needs_calibration() && calibration.is_none_or(|windows| windows.ids.is_empty()) {
+            return Err(Error::argument("method", self.method, "needs calibration text"));
+        }
+        Ok(())
+    }
+
+    /// How many of `units` go.
+    fn count(&self, units: usize) -> usize {
+        (units as f64 * self.sparsity) as usize
+    }
+}
+
+impl Unit {
+    /// Whether a model without some of these units is a model of its family.
+    pub fn is_removable(self) -> bool {
+        matches!(self, Unit::Heads | Unit::Neurons | Unit::Channels)
+    }
+
+    /// The units that are compared with each other.
+    fn per(self) -> &'static str {
+        match self {
+            Unit::Heads | Unit::Neurons => "module",
+            Unit::Channels => "model",
+            Unit::OutputChannels | Unit::InputChannels => "layer",
+        }
+    }
+}
+
+/// A model without some of its units, in memory.
+#[derive(Clone, Debug)]
+pub struct Structured {
+    /// The model: smaller, or with zeros in place.
+    pub model: Model,
+    /// What was done, with the units that went.
+    pub record: Record,
+}
+
+/// The units of one module.
+#[derive(Clone, Debug, PartialEq)]
+struct Module {
+    name: String,
+    units: usize,
+    /// Those that go, ascending.
+    gone: Vec<usize>,
+}
+
+/// What is to be done to a model.
+struct Plan<'a> {
+    settings: &'a StructuredConfig,
+    model: &'a Model,
+    /// The configuration afterwards.
+    config: ModelConfig,
+    modules: Vec<Module>,
+    by_name: HashMap<String, usize>,
+}
+
+/// Prunes units of a model in memory. The input is not changed.
+///
+/// # Errors
+/// [`Error::Argument`] for a configuration that makes no sense or does not fit the model, such as gpt-oss;
+/// [`Error::Tensor`] for weights that are not finite; [`Error::Interrupted`].
+pub fn prune_structured(
+    model: &Model,
+    calibration: Option<&Windows>,
+    config: &StructuredConfig,
+    progress: Progress,
+) -> Result<Structured> {
+    let started = Instant::now();
+    let plan = Plan::new(model, calibration, config, progress)?;
+    let names = model.config().tensors();
+    let stage = progress.stage("cut", names.len() as u64);
+    let (mut tensors, mut zeros) = (HashMap::new(), HashMap::new());
+    for (name, shape) in names {
+        let mut tensor = model.tensor(&name)?;
+        if let Some(cut) = plan.cut(&name, &shape)? {
+            tensor = cut.apply(&tensor)?.to_dtype(model.dtype())?;
+            zeros.insert(name.clone(), cut::zeros(&tensor, &shape)?);
+        }
+        tensors.insert(name, tensor);
+        stage.inc(1)?;
+    }
+    let record = plan.record(calibration, &zeros, started)?;
+    Ok(Structured { model: model.reshaped(plan.config, tensors)?, record })
+}
+
+/// Prunes units of a checkpoint to a new directory `out`: the same tensors, dtypes and shards, smaller or with zeros in
+/// place, `config.json` with the new numbers and all its other keys, and `lacuna.json` with the record. `model` is that
+/// checkpoint opened with the dtype and device to compute on.
+///
+/// What stays is bit-exact, but for norms that take the mean of what has become narrower: their scales, and for channels
+/// `rms_norm_eps`, make up for it.
+/// A Llama whose `hidden_size` is no multiple of its heads afterwards becomes a `mistral` without a window, which is the same
+/// arithmetic, because transformers refuses such a `llama`.
+///
+/// Memory: one linear with its scores, or one tensor and its cut; before that, with a method that needs calibration, what
+/// [`calibrate`] or [`gradients`] takes. `out` appears when everything is in it.
+///
+/// # Errors
+/// As [`prune_structured`], and [`Error::Io`] when `out` exists or cannot be written; [`Error::Tensor`] for a tensor of
+/// which it is not known whether it must be cut.
+pub fn prune_structured_to(
+    model: &Model,
+    calibration: Option<&Windows>,
+    config: &StructuredConfig,
+    out: &Path,
+    progress: Progress,
+) -> Result<Record> {
+    let started = Instant::now();
+    let Some(checkpoint) = model.checkpoint() else {
+        return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
+    };
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+    }
+    let plan = Plan::new(model, calibration, config, progress)?;
+    let json = plan.config_json(checkpoint)?;
+    let mut shards = vec![Vec::new(); checkpoint.shards().len()];
+    for info in checkpoint.tensors() {
+        let shape = plan.cut(&info.name, &info.shape)?.map_or(info.shape.clone(), |cut| cut.shape(&info.shape));
+        shards[info.shard].push((info.name.clone(), info.dtype, shape));
+    }
+    shards.retain(|shard| !shard.is_empty());
+    let mut writer = CheckpointWriter::create(out, shards)?;
+    let stage = progress.stage("write", checkpoint.tensors().count() as u64);
+    let mut zeros = HashMap::new();
+    for info in checkpoint.tensors() {
+        if let Some(count) = plan.write(checkpoint, info, &mut writer)? {
+            zeros.insert(info.name.clone(), count);
+        }
+        stage.inc(1)?;
+    }
+    let record = plan.record(calibration, &zeros, started)?;
+    if let Some(json) = json {
+        writer.add_file("config.json", &json)?;
+    }
+    let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::file(out, error))?;
+    writer.add_file("lacuna.json", &json)?;
+    writer.copy_others(checkpoint)?;
+    check_interrupt()?;
+    writer.finish()?;
+    Ok(record)
+}
+
+impl<'a> Plan<'a> {
+    /// Scores all units and decides which ones go.
+    fn new(
+        model: &'a Model,
+        calibration: Option<&Windows>,
+        settings: &'a StructuredConfig,
+        progress: Progress,
+    ) -> Result<Plan<'a>> {
+        settings.validate_with(model, calibration)?;
+        let config = layout::resized(model.config(), settings)?;
+        let statistics = match calibration.filter(|_| settings.method.needs_inputs()) {
+            Some(windows) => Some(calibrate(model, windows, progress)?),
+            None => None,
+        };
+        let gradients = match calibration.filter(|_| settings.method.needs_gradients()) {
+            Some(windows) => Some(gradients(model, windows, Accumulate::Sum, progress)?),
+            None => None,
+        };
+        let known = Known { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
+        let modules = score::choose(model, known, settings, progress)?;
+        let by_name = modules.iter().enumerate().map(|(i, module)| (module.name.clone(), i)).collect();
+        Ok(Plan { settings, model, config, modules, by_name })
+    }
+
+    /// How the tensor is cut; `None` where it has no such units.
+    fn cut(&self, name: &str, shape: &[usize]) -> Result<Option<Cut>> {
+        let Some(place) = layout::place(self.model.config(), name) else {
+            // Older checkpoints store the frequencies of the rotary embedding, which depend on the width of a head only.
+            if self.settings.form == Form::Zero || self.settings.sparsity == 0.0 || name.ends_with(".inv_freq") {
+                return Ok(None);
+            }
+            let problem = "is none that a model of this family has, so it is not known whether it must be cut; remove it \
+                           from the checkpoint, or zero units instead of removing them";
+            return Err(Error::tensor(self.model.name(), name, problem));
+        };
+        let mut cut = Cut::new(self.settings.form, place.is_norm());
+        for (dim, axis) in place.groups(self.model.config(), self.settings.unit).into_iter().enumerate() {
+            let Some(axis) = axis else { continue };
+            let Some(module) = self.by_name.get(&axis.module).map(|&i| &self.modules[i]) else { continue };
+            if shape.get(dim) != Some(&(module.units * axis.span)) {
+                let problem = format!("has shape {shape:?}, which does not fit config.json");
+                return Err(Error::tensor(self.model.name(), name, problem));
+            }
+            cut.along(dim, module, axis.span);
+        }
+        Ok(Some(cut).filter(Cut::has_units))
+    }
+
+    /// Writes a tensor as it is to be. Returns how many zeros a matrix with such units has then, what was cut included.
+    fn write(&self, checkpoint: &Checkpoint, info: &TensorInfo, writer: &mut CheckpointWriter) -> Result<Option<u64>> {
+        let dtype = match info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F64 => DType::F64,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            _ => {
+                writer.write(&info.name, &checkpoint.read(&info.name)?)?;
+                return Ok(None);
+            }
+        };
+        let tensor = checkpoint.load_finite(&info.name, dtype, &Device::Cpu)?;
+        let Some(cut) = self.cut(&info.name, &info.shape)? else {
+            writer.write_tensor(&info.name, &tensor)?;
+            return Ok(None);
+        };
+        let tensor = cut.apply(&tensor)?;
+        writer.write_tensor(&info.name, &tensor)?;
+        Ok(Some(cut::zeros(&tensor, &info.shape)?))
+    }
+
+    /// The new `config.json`; `None` where it stays as it is.
+    fn config_json(&self, checkpoint: &Checkpoint) -> Result<Option<Vec<u8>>> {
+        let changes = layout::changes(self.model.config(), &self.config);
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let path = checkpoint.dir().join("config.json");
+        let mut json = checkpoint.config()?;
+        json.extend(changes);
+        if ModelConfig::from_json(&path, &json)? != self.config {
+            return Err(Error::file(&path, "changing it for the smaller model would also change what else it means"));
+        }
+        let mut text = serde_json::to_vec_pretty(&json).map_err(|error| Error::file(&path, error))?;
+        text.push(b'\n');
+        Ok(Some(text))
+    }
+
+    /// `zeros` are those of every tensor that was cut, by name.
+    fn record(&self, calibration: Option<&Windows>, zeros: &HashMap<String, u64>, started: Instant) -> Result<Record> {
+        let StructuredConfig { unit, method, sparsity, norm, form, seed } = *self.settings;
+        let pruning = PruningRecord {
+            method: method.to_string(),
+            pattern: unit.to_string(),
+            per: unit.per().into(),
+            sparsity,
+            allocation: "uniform".into(),
+            rules: Vec::new(),
+            refine: None,
+            reference_ties: false,
+            propagate: "dense".into(),
+            seed,
+            dtype: self.model.dtype().as_str().into(),
+            calibration: calibration.filter(|_| method.needs_calibration()).map(Windows::record),
+        };
+        let structure = StructureRecord {
+            unit: unit.to_string(),
+            group_norm: norm.to_string(),
+            form: form.to_string(),
+            parameters: self.config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum(),
+            config: layout::changes(self.model.config(), &self.config).into_iter().collect(),
+            removed: self.modules.iter().map(Module::record).collect(),
+        };
+        let matrix = |(name, shape): (String, Vec<usize>)| {
+            let shape = <[usize; 2]>::try_from(shape).ok()?;
+            Some(TensorRecord { zeros: *zeros.get(&name)?, name, shape })
+        };
+        let tensors = self.model.config().tensors().into_iter().filter_map(matrix).collect();
+        let mut record = Record {
+            pruning: Some(pruning),
+            structure: Some(structure),
+            tensors,
+            ..Record::dense(self.model.record()?)
+        };
+        record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
+        Ok(record)
+    }
+}
+
+impl Module {
+    fn record(&self) -> UnitsRecord {
+        let mut ranges: Vec<(usize, usize)> = Vec::new();
+        for &unit in &self.gone {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == unit => *last = unit,
+                _ => ranges.push((unit, unit)),
+            }
+        }
+        let range = |&(first, last): &(usize, usize)| {
+            if first == last { first.to_string() } else { format!("{first}-{last}") }
+        };
+        let units: Vec<_> = ranges.iter().map(range).collect();
+        UnitsRecord { module: self.name.clone(), of: self.units, count: self.gone.len(), units: units.join(",") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_recorded_as_ranges() {
+        let units = |gone: &[usize]| Module { name: "m".into(), units: 9, gone: gone.to_vec() }.record().units;
+        assert_eq!([units(&[]), units(&[4]), units(&[0, 1, 2, 5, 7, 8])], ["", "4", "0-2,5,7-8"]);
+    }
+}

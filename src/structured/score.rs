@@ -1,0 +1,150 @@
+//! The scores of units, from those of their weights, and the choice of those that go.
+
+use super::{GroupNorm, Module, StructuredConfig, layout};
+use crate::calibrate::Statistics;
+use crate::gradients::Gradients;
+use crate::importance::{Inputs, Method, Scorer};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use rayon::prelude::*;
+use std::collections::HashMap;
+
+/// What is known of the dense model, as far as the method looks at it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'a> {
+    pub(super) statistics: Option<&'a Statistics>,
+    pub(super) gradients: Option<&'a Gradients>,
+}
+
+/// The modules that have such units, in model order, with the units that score lowest in each.
+pub(super) fn choose(
+    model: &Model,
+    known: Known<'_>,
+    settings: &StructuredConfig,
+    progress: Progress,
+) -> Result<Vec<Module>> {
+    let config = model.config();
+    let names = config.tensors();
+    let mut scored = Vec::new();
+    for (name, shape) in &names {
+        let Some(place) = layout::place(config, name).filter(layout::Place::is_linear) else { continue };
+        let groups = place.groups(config, settings.unit);
+        if let (&[rows, cols], true) = (shape.as_slice(), groups.iter().any(Option::is_some)) {
+            scored.push((name, (rows, cols), groups));
+        }
+    }
+    let stage = progress.stage("score", scored.len() as u64);
+    let mut modules: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut by_name: HashMap<String, usize> = HashMap::new();
+    for (name, shape, groups) in scored {
+        let weights: Vec<f32> =
+            model.tensor(name)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let elements = element_scores(name, &weights, shape, known, settings.method, settings.seed)?;
+        drop(weights);
+        let (rows, cols) = sums(&elements, shape.1, settings.norm);
+        if rows.iter().any(|sum| !sum.is_finite()) {
+            let problem = "a weight or an activation is not finite; check the checkpoint, or calibrate in f32";
+            return Err(Error::tensor("scores", name, problem));
+        }
+        for (group, sums) in groups.into_iter().zip([rows, cols]) {
+            let Some(group) = group else { continue };
+            let module = *by_name.entry(group.module.clone()).or_insert_with(|| {
+                modules.push((group.module, vec![0.0; sums.len() / group.span]));
+                modules.len() - 1
+            });
+            for (score, sums) in modules[module].1.iter_mut().zip(sums.chunks(group.span)) {
+                *score += sums.iter().sum::<f64>();
+            }
+        }
+        stage.inc(1)?;
+    }
+    // An L2 norm is ordered like its square.
+    let lowest = |(name, scores): (String, Vec<f64>)| {
+        let gone = lowest(&scores, settings.count(scores.len()));
+        Module { name, units: scores.len(), gone }
+    };
+    Ok(modules.into_iter().map(lowest).collect())
+}
+
+/// The scores `(out, in)` of the weights of one linear.
+fn element_scores(
+    name: &str,
+    weights: &[f32],
+    (rows, cols): (usize, usize),
+    known: Known<'_>,
+    method: Method,
+    seed: u64,
+) -> Result<Vec<f32>> {
+    let norms = known.statistics.and_then(|statistics| statistics.column_norms(name));
+    let gradient = known.gradients.map(|gradients| gradients.get(name)).transpose()?.flatten();
+    let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed };
+    let scorer = Scorer::new(method, name, weights, (rows, cols), inputs)?;
+    let mut scores = vec![0f32; rows * cols];
+    scores.par_chunks_mut(cols).enumerate().for_each(|(row, scores)| scorer.row(row, scores));
+    Ok(scores)
+}
+
+/// Sums over each row and each column of `elements (.., cols)`, of squares for the L2 norm; in a fixed order on any number
+/// of threads.
+fn sums(elements: &[f32], cols: usize, norm: GroupNorm) -> (Vec<f64>, Vec<f64>) {
+    const ROWS: usize = 64;
+    let value = |element: f32| match norm {
+        GroupNorm::Sum => f64::from(element),
+        GroupNorm::L2 => f64::from(element) * f64::from(element),
+    };
+    let partial: Vec<(Vec<f64>, Vec<f64>)> = elements
+        .par_chunks(ROWS * cols)
+        .map(|elements| {
+            let mut columns = vec![0.0; cols];
+            let row = |row: &[f32]| {
+                let mut sum = 0.0;
+                for (column, &element) in columns.iter_mut().zip(row) {
+                    let value = value(element);
+                    *column += value;
+                    sum += value;
+                }
+                sum
+            };
+            let rows = elements.chunks_exact(cols).map(row).collect();
+            (rows, columns)
+        })
+        .collect();
+    let mut rows = Vec::with_capacity(elements.len() / cols);
+    let mut columns = vec![0.0; cols];
+    for (part, partial) in partial {
+        rows.extend(part);
+        columns.iter_mut().zip(partial).for_each(|(sum, part)| *sum += part);
+    }
+    (rows, columns)
+}
+
+/// The `k` lowest, ties by position; ascending.
+fn lowest(scores: &[f64], k: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
+    order.truncate(k);
+    order.sort_unstable();
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_go_by_position() {
+        assert_eq!(lowest(&[2.0, 1.0, 2.0, 1.0, 2.0], 3), [0, 1, 3]);
+        assert_eq!(lowest(&[0.0; 4], 2), [0, 1]);
+    }
+
+    #[test]
+    fn rows_and_columns_are_summed_over_all_chunks() {
+        let elements: Vec<f32> = (0..130 * 3).map(|i| i as f32).collect();
+        let (rows, columns) = sums(&elements, 3, GroupNorm::Sum);
+        assert_eq!((rows.len(), rows[129], columns[0]), (130, 3.0 * 388.0, (0..130).map(|i| 3.0 * f64::from(i)).sum()));
+        let (rows, columns) = sums(&[1.0, 2.0, 3.0, 4.0], 2, GroupNorm::L2);
+        assert_eq!((rows, columns), (vec![5.0, 25.0], vec![10.0, 20.0]));
+    }
+}
