@@ -104,10 +104,13 @@ pub fn refine(
         return Ok(0);
     }
     let mut words: Vec<_> = mask.rows_mut().collect();
-    let swaps = words.par_iter_mut().zip(weights.par_chunks_exact(cols)).with_min_len(16).map_init(
-        || Candidates::default(),
-        |candidates, (words, weights)| refine_row(weights, words, inputs, pattern, config, candidates),
-    );
+    let swaps = words
+        .par_iter_mut()
+        .zip(weights.par_chunks_exact(cols))
+        .with_min_len(16)
+        .map_init(Candidates::default, |candidates, (words, weights)| {
+            refine_row(weights, words, inputs, pattern, config, candidates)
+        });
     Ok(swaps.sum())
 }
 
