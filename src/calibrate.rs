@@ -7,14 +7,53 @@ use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// Column statistics of each linear's input, by the weight's name.
-#[derive(Clone, Debug, PartialEq)]
+/// What a pass gathers besides the squared column norms, which cost next to nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gather {
+    /// Sums of the columns, for [`Statistics::column_sums`] and [`Statistics::column_variances`].
+    pub sums: bool,
+    /// Gram matrices, for [`Statistics::gram`]: `(in, in)` in f32 for each distinct input of a block.
+    pub gram: bool,
+}
+
+/// Statistics of each linear's input, by the weight's name. Linears that share an input share its statistics.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
-    /// Sums over all tokens of the squared input, `(in,)`.
-    sums: BTreeMap<String, Vec<f64>>,
+    inputs: BTreeMap<String, Arc<Input>>,
     /// Windows that pass.
     windows: usize,
+}
+
+/// Sums over the tokens that entered a linear.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Input {
+    tokens: u64,
+    /// Of the squares, `(in,)`.
+    squares: Vec<f64>,
+    /// Of the values, `(in,)`; empty unless gathered.
+    sums: Vec<f64>,
+    /// `X^T X`, `(in, in)`; empty unless gathered.
+    gram: Vec<f32>,
+}
+
+impl Input {
+    fn none(width: usize, gather: Gather) -> Self {
+        Input {
+            tokens: 0,
+            squares: vec![0.0; width],
+            sums: vec![0.0; if gather.sums { width } else { 0 }],
+            gram: vec![0.0; if gather.gram { width * width } else { 0 }],
+        }
+    }
+
+    fn add(&mut self, other: &Input) {
+        self.tokens += other.tokens;
+        self.squares.iter_mut().zip(&other.squares).for_each(|(sum, x)| *sum += x);
+        self.sums.iter_mut().zip(&other.sums).for_each(|(sum, x)| *sum += x);
+        self.gram.par_iter_mut().zip(&other.gram).with_min_len(1 << 14).for_each(|(sum, x)| *sum += x);
+    }
 }
 
 impl Statistics {
@@ -22,37 +61,77 @@ impl Statistics {
     /// column norm, `(in,)`. `None` for a linear that saw nothing (an expert that was never chosen sees zeros instead).
     pub fn column_norms(&self, linear: &str) -> Option<Vec<f32>> {
         let windows = self.windows.max(1) as f64;
-        let sums = self.sums.get(linear)?;
+        let input = self.inputs.get(linear)?;
         // The reference keeps the mean in f32 and takes the root of that.
-        Some(sums.iter().map(|sum| ((sum / windows) as f32).sqrt()).collect())
+        Some(input.squares.iter().map(|sum| ((sum / windows) as f32).sqrt()).collect())
+    }
+
+    /// Sum of each column over the tokens of a window, averaged over windows, `(in,)`, if sums were gathered.
+    pub fn column_sums(&self, linear: &str) -> Option<Vec<f32>> {
+        let input = self.inputs.get(linear).filter(|input| !input.sums.is_empty())?;
+        let windows = self.windows.max(1) as f64;
+        Some(input.sums.iter().map(|sum| (sum / windows) as f32).collect())
+    }
+
+    /// Variance over tokens of each column (biased), `(in,)`, if sums were gathered.
+    pub fn column_variances(&self, linear: &str) -> Option<Vec<f32>> {
+        let input = self.inputs.get(linear).filter(|input| !input.sums.is_empty())?;
+        let tokens = input.tokens.max(1) as f64;
+        let variance = |(squares, sum): (&f64, &f64)| (squares / tokens - (sum / tokens).powi(2)).max(0.0) as f32;
+        Some(input.squares.iter().zip(&input.sums).map(variance).collect())
+    }
+
+    /// `H = 2 / windows * X^T X`, `(in, in)` row-major, as SparseGPT's reference code scales it, if it was gathered.
+    pub fn gram(&self, linear: &str) -> Option<Vec<f32>> {
+        let input = self.inputs.get(linear).filter(|input| !input.gram.is_empty())?;
+        let scale = 2.0 / self.windows.max(1) as f32;
+        Some(input.gram.iter().map(|x| x * scale).collect())
+    }
+
+    /// Whether two linears share one input, so that what is derived from it need be computed once.
+    pub fn same_input(&self, linear: &str, other: &str) -> bool {
+        match (self.inputs.get(linear), self.inputs.get(other)) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
     }
 
     /// Empty statistics for `windows` windows to come.
     pub(crate) fn new(windows: usize) -> Self {
-        Statistics { sums: BTreeMap::new(), windows }
+        Statistics { inputs: BTreeMap::new(), windows }
     }
 
-    /// Adds the sums of one window.
-    pub(crate) fn add(&mut self, window: WindowSquares) {
-        for (name, squares) in window.0 {
-            match self.sums.get_mut(&name) {
-                Some(sums) => sums.iter_mut().zip(&squares).for_each(|(sum, square)| *sum += square),
-                None => drop(self.sums.insert(name, squares)),
-            }
+    /// Adds what a tap saw of one window.
+    pub(crate) fn add(&mut self, tap: InputTap) {
+        for (names, seen) in tap.seen {
+            let Some((first, others)) = names.split_first() else { continue };
+            // The linears that share an input hold the same sums, which must be alone to be changed.
+            let shared: Vec<_> = others.iter().map(|name| self.inputs.remove(name)).collect();
+            drop(shared);
+            let sums = match self.inputs.remove(first) {
+                Some(mut sums) => {
+                    Arc::make_mut(&mut sums).add(&seen);
+                    sums
+                }
+                None => Arc::new(seen),
+            };
+            self.inputs.extend(names.into_iter().map(|name| (name, sums.clone())));
         }
     }
 
-    /// Declares linears, so that those which no token reaches have norms of zero.
-    pub(crate) fn expect(&mut self, linears: &[&Linear]) -> Result<()> {
+    /// Declares linears, so that those which no token reaches have statistics of zeros.
+    pub(crate) fn expect(&mut self, linears: &[&Linear], gather: Gather) -> Result<()> {
         for linear in linears {
-            let (_, input) = linear.weight.dims2()?;
-            self.sums.entry(linear.name.clone()).or_insert_with(|| vec![0.0; input]);
+            if !self.inputs.contains_key(&linear.name) {
+                let (_, width) = linear.weight.dims2()?;
+                self.inputs.insert(linear.name.clone(), Arc::new(Input::none(width, gather)));
+            }
         }
         Ok(())
     }
 }
 
-/// Statistics of every prunable linear of the dense model, from one forward pass that holds one block at a time.
+/// Column norms of every prunable linear of the dense model, from one forward pass that holds one block at a time.
 ///
 /// # Errors
 /// [`crate::Error::Argument`] for ids outside the vocabulary, [`crate::Error::Interrupted`], or what reading a block fails
@@ -64,36 +143,81 @@ pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result
     let mut statistics = Statistics::new(windows.ids.len());
     for i in 0..model.blocks() {
         let block = model.block(i)?;
-        statistics.expect(&block.linears())?;
         let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
-        pass(model, &block, &rope, &mut hidden, wanted, &stage, |window| statistics.add(window))?;
+        let tap = || InputTap::new(Gather::default());
+        pass(model, &block, &rope, &mut hidden, wanted, &stage, tap, |tap| statistics.add(tap))?;
+        statistics.expect(&block.linears(), Gather::default())?;
     }
     Ok(statistics)
 }
 
-/// Sums of squares of the columns of `x (tokens, in)`, in f64 and in a fixed order on any number of threads.
-fn column_squares(x: &Tensor) -> Result<Vec<f64>> {
+/// What enters each linear in one window.
+#[derive(Debug)]
+pub(crate) struct InputTap {
+    gather: Gather,
+    /// The linears that share an input, and its sums.
+    seen: Vec<(Vec<String>, Input)>,
+}
+
+impl InputTap {
+    pub(crate) fn new(gather: Gather) -> Self {
+        InputTap { gather, seen: Vec::new() }
+    }
+}
+
+impl Tap for InputTap {
+    fn input(&mut self, linears: &[&Linear], x: &Tensor) -> Result<()> {
+        let names = linears.iter().map(|linear| linear.name.clone()).collect();
+        self.seen.push((names, sums(x, self.gather)?));
+        Ok(())
+    }
+}
+
+/// The sums of `x (.., in)`.
+fn sums(x: &Tensor, gather: Gather) -> Result<Input> {
     let dims = x.dims();
     let width = dims[dims.len() - 1];
     let rows: usize = dims[..dims.len() - 1].iter().product();
-    if !x.device().is_cpu() {
-        let sums = x.reshape((rows, width))?.to_dtype(DType::F32)?.sqr()?.sum(0)?;
-        return Ok(sums.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?);
+    let x = x.reshape((rows, width))?.to_dtype(DType::F32)?;
+    let mut input = Input { tokens: rows as u64, ..Input::default() };
+    if x.device().is_cpu() {
+        let x = x.contiguous()?;
+        let (storage, layout) = x.storage_and_layout();
+        let candle_core::Storage::Cpu(storage) = &*storage else {
+            return Err(candle_core::Error::Msg("a CPU tensor without CPU storage".into()).into());
+        };
+        let values = &storage.as_slice::<f32>()?[layout.start_offset()..layout.start_offset() + rows * width];
+        input.squares = column_sums(values, width, |x| x * x);
+        if gather.sums {
+            input.sums = column_sums(values, width, |x| x);
+        }
+        if gather.gram {
+            input.gram = gram(values, rows, width);
+        }
+        return Ok(input);
     }
-    let values = x.flatten_all()?.to_dtype(DType::F32)?;
-    let (storage, layout) = values.storage_and_layout();
-    let candle_core::Storage::Cpu(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("a CPU tensor without CPU storage".into()).into());
-    };
-    let values = &storage.as_slice::<f32>()?[layout.start_offset()..layout.start_offset() + rows * width];
+    let column =
+        |sums: Tensor| -> Result<Vec<f64>> { Ok(sums.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?) };
+    input.squares = column(x.sqr()?.sum(0)?)?;
+    if gather.sums {
+        input.sums = column(x.sum(0)?)?;
+    }
+    if gather.gram {
+        input.gram = x.t()?.matmul(&x)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    }
+    Ok(input)
+}
+
+/// Sums of `f(x)` over each column of `values (rows, width)`, in f64 and in a fixed order on any number of threads.
+fn column_sums(values: &[f32], width: usize, f: impl Fn(f32) -> f32 + Sync) -> Vec<f64> {
     const ROWS: usize = 64;
     let partial: Vec<Vec<f32>> = values
         .par_chunks(ROWS * width)
         .map(|rows| {
             let mut sums = vec![0f32; width];
             for row in rows.chunks_exact(width) {
-                for (sum, x) in sums.iter_mut().zip(row) {
-                    *sum += x * x;
+                for (sum, &x) in sums.iter_mut().zip(row) {
+                    *sum += f(x);
                 }
             }
             sums
@@ -103,19 +227,25 @@ fn column_squares(x: &Tensor) -> Result<Vec<f64>> {
     for partial in partial {
         sums.iter_mut().zip(partial).for_each(|(sum, part)| *sum += f64::from(part));
     }
-    Ok(sums)
+    sums
 }
 
-/// The squared column norms of one window, by the weight's name.
-#[derive(Debug, Default)]
-pub(crate) struct WindowSquares(Vec<(String, Vec<f64>)>);
-
-impl Tap for WindowSquares {
-    fn input(&mut self, linears: &[&Linear], x: &Tensor) -> Result<()> {
-        let squares = column_squares(x)?;
-        self.0.extend(linears.iter().map(|linear| (linear.name.clone(), squares.clone())));
-        Ok(())
+/// `X^T X`, `(width, width)`, of `values (rows, width)`, row-major. Half of it is computed, by one thread: windows are what is
+/// parallel. Panics when `values` has another length.
+pub fn gram(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
+    use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+    let x = faer::MatRef::from_row_major_slice(values, rows, width);
+    let mut gram = vec![0f32; width * width];
+    let lower = faer::MatMut::from_row_major_slice_mut(&mut gram, width, width);
+    let (triangle, all) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    matmul(lower, triangle, faer::Accum::Replace, x.transpose(), all, x, all, 1.0, faer::Par::Seq);
+    for row in 1..width {
+        let (above, below) = gram.split_at_mut(row * width);
+        for (col, above) in above.chunks_exact_mut(width).enumerate() {
+            above[row] = below[col];
+        }
     }
+    gram
 }
 
 #[cfg(test)]
@@ -123,16 +253,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn norms_are_root_mean_over_windows() {
+    fn sums_are_over_tokens_and_norms_root_mean_over_windows() {
         let weight = Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap();
-        let linear = Linear { name: "w".into(), weight, bias: None };
+        let [w, v, unseen] =
+            ["w", "v", "u"].map(|name| Linear { name: name.into(), weight: weight.clone(), bias: None });
+        let gather = Gather { sums: true, gram: true };
         let mut statistics = Statistics::new(2);
         for window in [[[1f32, 2.0, 0.0], [3.0, 0.0, 0.0]], [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]] {
-            let mut tap = WindowSquares::default();
-            tap.input(&[&linear], &Tensor::new(&[window], &Device::Cpu).unwrap()).unwrap();
+            let mut tap = InputTap::new(gather);
+            tap.input(&[&w, &v], &Tensor::new(&[window], &Device::Cpu).unwrap()).unwrap();
             statistics.add(tap);
         }
-        assert_eq!(statistics.column_norms("w").unwrap(), [5f32.sqrt(), 2.0, 0.0]);
-        assert_eq!(statistics.column_norms("v"), None);
+        statistics.expect(&[&w, &v, &unseen], gather).unwrap();
+        for name in ["w", "v"] {
+            assert_eq!(statistics.column_norms(name).unwrap(), [5f32.sqrt(), 2.0, 0.0]);
+            assert_eq!(statistics.column_sums(name).unwrap(), [2.0, 2.0, 0.0]);
+            assert_eq!(statistics.column_variances(name).unwrap(), [1.5, 1.0, 0.0]);
+            assert_eq!(statistics.gram(name).unwrap(), [10.0, 2.0, 0.0, 2.0, 8.0, 0.0, 0.0, 0.0, 0.0]);
+        }
+        assert!(statistics.same_input("w", "v") && !statistics.same_input("w", "u"));
+        assert_eq!(statistics.column_norms("u").unwrap(), [0.0; 3]);
+        assert_eq!(statistics.column_norms("no such linear"), None);
+    }
+
+    #[test]
+    fn a_gram_matrix_is_the_product() {
+        let (rows, width) = (70, 45);
+        let values: Vec<f32> = (0..rows * width).map(|i| ((i * 37 % 101) as f32 - 50.0) / 9.0).collect();
+        let x = Tensor::from_slice(&values, (rows, width), &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+        let product = x.t().unwrap().matmul(&x).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        for (ours, theirs) in gram(&values, rows, width).iter().zip(product) {
+            assert!((f64::from(*ours) - theirs).abs() < 1e-2, "{ours} {theirs}");
+        }
     }
 }

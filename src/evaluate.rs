@@ -1,6 +1,6 @@
 //! Perplexity, as the Wanda and SparseGPT reference codes compute it.
 
-use crate::model::{Head, Model, Wanted, log_sum_exp, pass};
+use crate::model::{Head, LOGIT_ROWS, Model, Wanted, log_sum_exp, pass};
 use crate::progress::Progress;
 use crate::record::{EvaluationRecord, TextRecord};
 use crate::text::Windows;
@@ -39,9 +39,6 @@ impl Evaluation {
     }
 }
 
-/// Rows of logits that exist at one time; a vocabulary of 128,000 makes one row half a megabyte.
-const LOGIT_ROWS: usize = 64;
-
 /// Scores `windows`: forward in the model's dtype, logits in f32, log-softmax accumulated in f64. Blocks are used one at a
 /// time; memory is one block, the activations of all windows, and the embedding.
 ///
@@ -58,7 +55,7 @@ pub fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<
     let stage = progress.stage("evaluate", ((model.blocks() + 1) * hidden.len()) as u64);
     for i in 0..model.blocks() {
         let block = model.block(i)?;
-        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, |()| ())?;
+        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
     }
     let head = model.head()?;
     let mut losses = Vec::with_capacity(hidden.len());

@@ -1,4 +1,4 @@
-//! How much a weight matters: scores `(out, in)` from a weight and the statistics of its input.
+//! How much a weight matters: scores `(out, in)` from a weight and what is known of its input and its gradient.
 
 use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
@@ -12,22 +12,60 @@ pub enum Method {
     Magnitude,
     /// `|W_ij| * ||X_j||_2` (Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models").
     Wanda,
+    /// `(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2 ^ 0.5` (Zhang et al. 2024, "Plug-and-Play: An Efficient
+    /// Post-training Pruning Method for Large Language Models", relative importance and activations).
+    Ria,
+    /// `|dL/dW|` of the dense model, summed over windows.
+    Gradient,
+    /// `|W * dL/dW|`, the first-order Taylor term of removing a weight (Molchanov et al. 2019).
+    Taylor,
     /// Uniform, seeded: the baseline that any metric must beat.
     Random,
+    /// Optimal brain surgery by columns (Frantar and Alistarh 2023, "SparseGPT"). It updates the weights that stay, so
+    /// it prunes a model, and gives no scores: [`crate::sparsegpt`].
+    SparseGpt,
 }
 
 impl Method {
     /// Whether the method needs calibration text.
     pub fn needs_calibration(self) -> bool {
-        matches!(self, Method::Wanda)
+        self.needs_inputs() || self.needs_gradients()
+    }
+
+    /// Whether it needs statistics of what enters a linear.
+    pub fn needs_inputs(self) -> bool {
+        matches!(self, Method::Wanda | Method::Ria | Method::SparseGpt)
+    }
+
+    /// Whether it needs gradients of the dense model's loss.
+    pub fn needs_gradients(self) -> bool {
+        matches!(self, Method::Gradient | Method::Taylor)
     }
 }
 
-crate::error::named!(Method, "method", Magnitude => "magnitude", Wanda => "wanda", Random => "random");
+crate::error::named!(Method, "method",
+    Magnitude => "magnitude", Wanda => "wanda", Ria => "ria", Gradient => "gradient", Taylor => "taylor",
+    Random => "random", SparseGpt => "sparsegpt");
+
+/// What a metric may look at besides the weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inputs<'a> {
+    /// Column norms of the linear's input, `(in,)`: [`crate::calibrate::Statistics::column_norms`].
+    pub norms: Option<&'a [f32]>,
+    /// Gradient of the loss, `(out, in)`: [`crate::gradients::Gradients::get`].
+    pub gradient: Option<&'a [f32]>,
+    /// Seed of random scores, which differ by the weight's name.
+    pub seed: u64,
+}
+
+/// Power of the norms in [`Method::Ria`], as the paper chose it.
+const RIA_POWER: f32 = 0.5;
 
 /// A metric together with what it needs for one linear.
 #[derive(Clone, Debug)]
 pub struct Scorer<'a> {
+    weights: &'a [f32],
+    width: usize,
     kind: Kind<'a>,
 }
 
@@ -35,31 +73,62 @@ pub struct Scorer<'a> {
 enum Kind<'a> {
     Magnitude,
     Wanda { norms: &'a [f32] },
+    Ria { columns: Vec<f32>, activations: Vec<f32> },
+    Gradient { gradient: &'a [f32] },
+    Taylor { gradient: &'a [f32] },
     Random { seed: [u8; 32] },
 }
 
 impl<'a> Scorer<'a> {
-    /// A scorer for the linear called `name`. `norms (in,)` are the column norms of its input
-    /// ([`crate::calibrate::Statistics::column_norms`]); `seed` is that of random scores, which differ by name.
+    /// A scorer for the linear called `name` with `weights` of `shape (out, in)`, row-major.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when the method needs statistics and there are none.
-    pub fn new(method: Method, name: &str, norms: Option<&'a [f32]>, seed: u64) -> Result<Scorer<'a>> {
-        let kind = match (method, norms) {
-            (Method::Magnitude, _) => Kind::Magnitude,
-            (Method::Wanda, Some(norms)) => Kind::Wanda { norms },
-            (Method::Wanda, None) => {
-                return Err(Error::tensor("statistics", name, "has none, and Wanda needs the norms of its input"));
+    /// [`Error::Tensor`] when the method needs what `inputs` lacks or has in another size; [`Error::Argument`] for a method
+    /// that gives no scores.
+    pub fn new(
+        method: Method,
+        name: &str,
+        weights: &'a [f32],
+        shape: (usize, usize),
+        inputs: Inputs<'a>,
+    ) -> Result<Scorer<'a>> {
+        let needed = |values: Option<&'a [f32]>, size: usize, what: &str| match values {
+            Some(values) if values.len() == size => Ok(values),
+            Some(values) => {
+                Err(Error::tensor("statistics", name, format!("has {} values of {what}, not {size}", values.len())))
             }
-            (Method::Random, _) => Kind::Random {
-                seed: Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into(),
-            },
+            None => Err(Error::tensor("statistics", name, format!("has none, and {method} needs {what}"))),
         };
-        Ok(Scorer { kind })
+        let norms = || needed(inputs.norms, shape.1, "the norms of its input");
+        let gradient = || needed(inputs.gradient, shape.0 * shape.1, "its gradient");
+        if weights.len() != shape.0 * shape.1 {
+            return Err(Error::tensor("weights", name, format!("has {} values, not {shape:?}", weights.len())));
+        }
+        let kind = match method {
+            Method::Magnitude => Kind::Magnitude,
+            Method::Wanda => Kind::Wanda { norms: norms()? },
+            Method::Ria => Kind::Ria {
+                columns: absolute_column_sums(weights, shape.1),
+                activations: norms()?.iter().map(|norm| norm.powf(RIA_POWER)).collect(),
+            },
+            Method::Gradient => Kind::Gradient { gradient: gradient()? },
+            Method::Taylor => Kind::Taylor { gradient: gradient()? },
+            Method::Random => Kind::Random {
+                seed: Sha256::new().chain_update(inputs.seed.to_le_bytes()).chain_update(name).finalize().into(),
+            },
+            Method::SparseGpt => {
+                let problem = "changes the weights that stay, so it has no scores; prune with it instead";
+                return Err(Error::argument("method", method, problem));
+            }
+        };
+        Ok(Scorer { weights, width: shape.1, kind })
     }
 
-    /// Writes the scores `(in,)` of one output row.
-    pub fn row(&self, row: usize, weights: &[f32], scores: &mut [f32]) {
+    /// Writes the scores `(in,)` of one output row: never negative, and not finite where a weight or what it is scored by
+    /// is not.
+    pub fn row(&self, row: usize, scores: &mut [f32]) {
+        let at = row * self.width..(row + 1) * self.width;
+        let weights = &self.weights[at.clone()];
         match &self.kind {
             Kind::Magnitude => scores.iter_mut().zip(weights).for_each(|(score, weight)| *score = weight.abs()),
             Kind::Wanda { norms } => {
@@ -67,35 +136,99 @@ impl<'a> Scorer<'a> {
                     *score = weight.abs() * norm;
                 }
             }
+            Kind::Ria { columns, activations } => {
+                let sum = weights.iter().map(|weight| weight.abs()).sum::<f32>();
+                // A sum of zero has only zeros under it.
+                let share = |weight: f32, sum: f32| if sum == 0.0 { 0.0 } else { weight / sum };
+                for (((score, weight), column), activation) in
+                    scores.iter_mut().zip(weights).zip(columns).zip(activations)
+                {
+                    let weight = weight.abs();
+                    *score = (share(weight, *column) + share(weight, sum)) * activation;
+                }
+            }
+            Kind::Gradient { gradient } => {
+                scores.iter_mut().zip(&gradient[at]).for_each(|(score, gradient)| *score = gradient.abs());
+                spot_damage(weights, scores);
+            }
+            Kind::Taylor { gradient } => {
+                for ((score, weight), gradient) in scores.iter_mut().zip(weights).zip(&gradient[at]) {
+                    *score = (weight * gradient).abs();
+                }
+            }
             Kind::Random { seed } => {
                 // A stream a row: the same scores in whatever order the rows are taken.
                 let mut rng = ChaCha8Rng::from_seed(*seed);
                 rng.set_stream(row as u64);
                 scores.iter_mut().for_each(|score| *score = rng.random());
-                // A weight that is not a number must not pass because its score was made up.
-                if let Some(i) = weights.iter().position(|weight| !weight.is_finite()) {
-                    scores[i] = f32::NAN;
-                }
+                spot_damage(weights, scores);
             }
         }
     }
+}
+
+/// A weight that is not a number must not pass because its score does not look at it.
+fn spot_damage(weights: &[f32], scores: &mut [f32]) {
+    if let Some(i) = weights.iter().position(|weight| !weight.is_finite()) {
+        scores[i] = f32::NAN;
+    }
+}
+
+/// `sum_i |W_ij|` of each column, `(in,)`, in f64 as the order of the rows would show in f32.
+fn absolute_column_sums(weights: &[f32], width: usize) -> Vec<f32> {
+    let mut sums = vec![0f64; width];
+    for row in weights.chunks_exact(width.max(1)) {
+        sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += f64::from(weight.abs()));
+    }
+    sums.into_iter().map(|sum| sum as f32).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const WEIGHTS: [f32; 6] = [-3.0, 1.0, 4.0, 1.0, 0.0, 4.0];
+
     fn scores(method: Method, name: &str, row: usize, seed: u64) -> Vec<f32> {
+        let gradient = [0.5, -1.0, 0.0, 2.0, 1.0, -1.0];
+        let inputs = Inputs { norms: Some(&[1.0, 4.0, 0.25]), gradient: Some(&gradient), seed };
         let mut scores = vec![0.0; 3];
-        Scorer::new(method, name, Some(&[1.0, 2.0, 0.5]), seed).unwrap().row(row, &[-3.0, 1.0, 4.0], &mut scores);
+        Scorer::new(method, name, &WEIGHTS, (2, 3), inputs).unwrap().row(row, &mut scores);
         scores
     }
 
     #[test]
     fn definitions() {
         assert_eq!(scores(Method::Magnitude, "w", 0, 0), [3.0, 1.0, 4.0]);
-        assert_eq!(scores(Method::Wanda, "w", 0, 0), [3.0, 2.0, 2.0]);
-        assert!(Scorer::new(Method::Wanda, "w", None, 0).unwrap_err().to_string().contains("`w`"));
+        assert_eq!(scores(Method::Wanda, "w", 0, 0), [3.0, 4.0, 1.0]);
+        assert_eq!(scores(Method::Gradient, "w", 1, 0), [2.0, 1.0, 1.0]);
+        assert_eq!(scores(Method::Taylor, "w", 0, 0), [1.5, 1.0, 0.0]);
+        assert_eq!(scores(Method::Ria, "w", 0, 0), [3.0 / 4.0 + 3.0 / 8.0, 2.0 + 2.0 / 8.0, 0.25 + 0.25]);
+        assert_eq!(scores(Method::Ria, "w", 1, 0)[1], 0.0);
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let new = |method, inputs| Scorer::new(method, "w", &WEIGHTS, (2, 3), inputs).unwrap_err().to_string();
+        for method in [Method::Wanda, Method::Ria, Method::Gradient, Method::Taylor] {
+            let error = new(method, Inputs::default());
+            assert!(error.contains("`w`") && error.contains(&format!("{method} needs")), "{error}");
+        }
+        let error = new(Method::Wanda, Inputs { norms: Some(&[1.0]), ..Inputs::default() });
+        assert!(error.contains("1 values of the norms of its input, not 3"), "{error}");
+        assert!(new(Method::SparseGpt, Inputs::default()).contains("prune with it"));
+    }
+
+    #[test]
+    fn damaged_weights_show_in_every_metric() {
+        let weights = [1.0, f32::NAN, 1.0];
+        let inputs = Inputs { norms: Some(&[1.0; 3]), gradient: Some(&[1.0; 3]), seed: 0 };
+        for method in [Method::Magnitude, Method::Wanda, Method::Ria, Method::Gradient, Method::Taylor, Method::Random]
+        {
+            let mut scores = [0.0; 3];
+            Scorer::new(method, "w", &weights, (1, 3), inputs).unwrap().row(0, &mut scores);
+            assert!(scores.iter().any(|score| !score.is_finite()), "{method}: {scores:?}");
+        }
     }
 
     #[test]

@@ -24,15 +24,20 @@ mod files;
 pub mod model;
 pub mod progress;
 pub mod record;
+mod scratch;
 pub mod text;
 
+pub mod allocate;
 pub mod calibrate;
+pub mod dsnot;
 pub mod evaluate;
 pub mod experts;
 pub mod generate;
+pub mod gradients;
 pub mod importance;
 pub mod mask;
 pub mod prune;
+pub mod sparsegpt;
 pub mod train;
 
 pub mod notebook;
@@ -42,6 +47,7 @@ pub use error::{Error, Result};
 
 /// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
 pub mod prelude {
+    pub use crate::allocate::{Allocation, Owl, Rule};
     pub use crate::calibrate::{Statistics, calibrate};
     pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
     pub use crate::error::{Error, Result};
@@ -50,6 +56,7 @@ pub mod prelude {
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
     pub use crate::generate::{GenerateConfig, generate};
+    pub use crate::gradients::{Accumulate, Gradients, gradients};
     pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
     pub use crate::progress::Progress;

@@ -71,6 +71,16 @@ impl Stage {
         self.inc_with(n, String::new)
     }
 
+    /// Says something that the user should know, once and in a line of its own.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        match (&self.bar, &self.lines) {
+            (Some(bar), _) => bar.println(format!("{}: {text}", self.name)),
+            // A closed stderr is no reason to lose the work.
+            (None, Some(_)) => drop(writeln!(std::io::stderr(), "{}: {text}", self.name)),
+            (None, None) => {}
+        }
+    }
+
     /// Like [`Stage::inc`], with a message (a loss, a rate) that is built only when it is shown.
     ///
     /// # Errors

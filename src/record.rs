@@ -53,14 +53,26 @@ pub struct TextRecord {
 /// A pruning run's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PruningRecord {
-    /// `magnitude`, `wanda`, `random`.
+    /// `magnitude`, `wanda`, `ria`, `gradient`, `taylor`, `random`, `sparsegpt`.
     pub method: String,
     /// `unstructured`, or `n:m` as kept-of-M.
     pub pattern: String,
-    /// `row` or `layer`; what an unstructured selection compares. `row` for N:M.
+    /// `row`, `layer` or `alpha`; what an unstructured selection compares. `row` for N:M, `columns` for SparseGPT.
     pub per: String,
     /// Target fraction of zeros.
     pub sparsity: f64,
+    /// How it was shared out: `uniform`, `owl:M:LAMBDA`, `global`.
+    #[serde(default = "uniform")]
+    pub allocation: String,
+    /// Linears with a target of their own: `GLOB=SPARSITY` or `GLOB=skip`; the last that matches counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<String>,
+    /// `dsnot` where the mask was refined by swaps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refine: Option<String>,
+    /// Whether ties went as in the reference implementation.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reference_ties: bool,
     /// `pruned` or `dense`.
     pub propagate: String,
     /// Seed of the calibration windows and of random scores.
@@ -69,6 +81,11 @@ pub struct PruningRecord {
     pub dtype: String,
     /// Calibration text; `None` when the method needs none.
     pub calibration: Option<TextRecord>,
+}
+
+/// What records say that were written before there was a choice.
+fn uniform() -> String {
+    "uniform".to_owned()
 }
 
 /// Zeros of one tensor after pruning.

@@ -3,31 +3,20 @@
 //! The tests on SmolLM2-135M need its GGUF file and some minutes: `scripts/smollm2.sh` fetches it, then
 //! `LACUNA_SMOLLM2_GGUF=FILE cargo test --test oracles -- --ignored`.
 
-use candle_core::npy::NpzTensors;
+#[path = "common/smollm2.rs"]
+mod smollm2;
+
 use candle_core::{DType, Device, Tensor};
 use lacuna::calibrate::calibrate;
-use lacuna::checkpoint::{Checkpoint, import_gguf};
+use lacuna::checkpoint::Checkpoint;
 use lacuna::evaluate::evaluate;
-use lacuna::importance::Scorer;
-use lacuna::mask::{Mask, Pattern, Per, select};
+use lacuna::importance::{Inputs, Scorer};
+use lacuna::mask::{Pattern, Per, select};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, PruneConfig, Pruned, prune};
-use lacuna::text::Windows;
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
-
-fn npz(path: &str, name: &str) -> Tensor {
-    let path = format!("{DATA}/{path}");
-    NpzTensors::new(&path).unwrap().get(name).unwrap().unwrap_or_else(|| panic!("{path} holds no {name}"))
-}
-
-fn json_windows(path: &str, windows: usize, seqlen: usize) -> Windows {
-    Windows::evaluation(format!("{DATA}/{path}"), None, Some(windows), seqlen).unwrap()
-}
+use smollm2::{DATA, calibration, differing_bits, json_windows, nll, npz, oracle_name, smollm2};
 
 #[test]
 fn mixtral_logits_equal_the_reference() {
@@ -39,34 +28,6 @@ fn mixtral_logits_equal_the_reference() {
         let worst: f32 = diff.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
         assert!(worst < 1e-4, "window {i}: {worst}");
     }
-}
-
-/// SmolLM2-135M in f32, imported once.
-fn smollm2() -> &'static Model {
-    static MODEL: OnceLock<(tempfile::TempDir, Model)> = OnceLock::new();
-    let (_, model) = MODEL.get_or_init(|| {
-        let gguf = std::env::var_os("LACUNA_SMOLLM2_GGUF").map(PathBuf::from);
-        let gguf = gguf.expect("LACUNA_SMOLLM2_GGUF names the GGUF file; scripts/smollm2.sh fetches it");
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("smollm2");
-        import_gguf(&gguf, &out, DType::F32, Progress::Hidden).unwrap();
-        let model = Model::open(&Checkpoint::open(&out).unwrap(), DType::F32, &Device::Cpu).unwrap();
-        (dir, model)
-    });
-    model
-}
-
-fn calibration() -> Windows {
-    Windows::calibration(Path::new(DATA).join("smollm2/calib.json"), None, 16, 512, 0).unwrap()
-}
-
-fn nll(model: &Model) -> f64 {
-    evaluate(model, &json_windows("smollm2/eval.json", 8, 512), Progress::Hidden).unwrap().nll_nats
-}
-
-/// `model.layers.0.self_attn.q_proj.weight` as the oracles call it: `block0.self_attn.q_proj`.
-fn oracle_name(name: &str) -> String {
-    name.replace("model.layers.", "block").replace(".weight", "")
 }
 
 #[test]
@@ -88,12 +49,6 @@ fn smollm2_dense_logits_and_losses_equal_the_reference() {
     for (ours, theirs) in evaluation.losses.iter().flatten().zip(expected.iter().flatten()) {
         assert!((ours - f64::from(*theirs)).abs() < 1e-3, "{ours} {theirs}");
     }
-}
-
-fn differing_bits(mask: &Mask, oracle: &str, name: &str) -> u32 {
-    let rows: Vec<Vec<u8>> = npz(oracle, &oracle_name(name)).to_vec2().unwrap();
-    // Rows are whole bytes in this model, so that packing by row and packing flat agree.
-    mask.to_packbits().iter().zip(rows.concat()).map(|(ours, theirs)| (ours ^ theirs).count_ones()).sum()
 }
 
 #[test]
@@ -123,9 +78,10 @@ fn smollm2_selection_from_given_norms_gives_the_reference_masks() {
             let norms: Vec<f32> = mean_squares.iter().map(|x| x.sqrt()).collect();
             let (out, input) = linear.weight.dims2().unwrap();
             let weights: Vec<f32> = linear.weight.flatten_all().unwrap().to_vec1().unwrap();
-            let scorer = Scorer::new(Method::Wanda, &linear.name, Some(&norms), 0).unwrap();
+            let inputs = Inputs { norms: Some(&norms), ..Inputs::default() };
+            let scorer = Scorer::new(Method::Wanda, &linear.name, &weights, (out, input), inputs).unwrap();
             let mask = select(&name, (out, input), Pattern::Unstructured, Per::Row, 0.5, |row, scores| {
-                scorer.row(row, &weights[row * input..(row + 1) * input], scores);
+                scorer.row(row, scores);
             });
             let digest: String =
                 Sha256::digest(mask.unwrap().to_packbits()).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -178,4 +134,35 @@ fn smollm2_column_norms_of_block_0_equal_the_reference() {
             assert!((ours - theirs).abs() <= 1e-5 * theirs, "{}: {ours} {theirs}", linear.name);
         }
     }
+}
+
+#[test]
+#[ignore = "needs SmolLM2-135M"]
+fn smollm2_sparsegpt_equals_the_reference() {
+    let config = PruneConfig::new(Method::SparseGpt, 0.5);
+    let Pruned { model, masks, .. } = prune(smollm2(), Some(&calibration()), &config, Progress::Hidden).unwrap();
+    for (name, mask) in masks.iter().take(7) {
+        let differing = f64::from(differing_bits(mask, "smollm2/mask_sparsegpt_50.npz", name));
+        // Both masks are half of the weights, so that half of the bits that differ is missing from either.
+        let common = mask.pruned() as f64 - differing / 2.0;
+        let iou = common / (common + differing);
+        println!("{name}: {differing} bits differ, IoU {iou:.5}");
+        assert!(iou >= 0.99, "{name}: {iou}");
+    }
+    // A weight that only one of the two kept differs by all that it is worth; the others must agree.
+    for name in ["k_proj", "v_proj"] {
+        let name = format!("model.layers.0.self_attn.{name}.weight");
+        let block = model.block(0).unwrap();
+        let linear = block.linears().into_iter().find(|linear| linear.name == name).unwrap();
+        let ours: Vec<Vec<f32>> = linear.weight.to_vec2().unwrap();
+        let theirs: Vec<Vec<f32>> = npz("smollm2/weights_sparsegpt_50.npz", &oracle_name(&name)).to_vec2().unwrap();
+        let pairs = ours.iter().step_by(4).flatten().zip(theirs.iter().flatten());
+        let both: Vec<f32> = pairs.filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).map(|(a, b)| (a - b).abs()).collect();
+        let worst = both.iter().copied().fold(0.0, f32::max);
+        println!("{name}: worst difference {worst}, {} of {} weights kept or dropped by both", both.len(), 48 * 576);
+        assert!(worst <= 1e-3 && both.len() > 48 * 576 * 99 / 100, "{name}: {worst}, {}", both.len());
+    }
+    let nll = nll(&model);
+    println!("sparsegpt 50%: nll {nll}");
+    assert!((3.95..4.06).contains(&nll), "{nll}");
 }

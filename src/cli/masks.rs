@@ -1,7 +1,7 @@
 //! `lacuna masks`
 
 use super::inspect::print_table;
-use super::{Compute, Sampling, print_json};
+use super::{Compute, Sampling, Share, print_json};
 use anyhow::bail;
 use clap::Subcommand;
 use lacuna::mask::{MaskFormat, MaskSet, Overlap, Pattern, Per, Sparsity};
@@ -35,7 +35,7 @@ struct Make {
     /// Directory or hub id
     #[arg(required = true)]
     model: Option<String>,
-    /// Importance metrics, with commas between: magnitude, wanda, random
+    /// Importance metrics, with commas between: magnitude, wanda, ria, gradient, taylor, random
     #[arg(long, required = true, value_delimiter = ',')]
     method: Vec<Method>,
     /// Fractions of zeros: 0.5, or 0.3,0.5, or 0.1..0.9, whose step is 0.1, or 0.1..0.9:0.2; a pattern such as 2:4
@@ -45,9 +45,11 @@ struct Make {
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]
     pattern: Pattern,
-    /// What an unstructured selection compares: row or layer [default: as each method's paper]
+    /// What an unstructured selection compares: row, layer or alpha (Wanda's variant) [default: as each method's paper]
     #[arg(long)]
     per: Option<Per>,
+    #[command(flatten)]
+    share: Share,
     /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
     #[arg(long)]
     calib: Option<PathBuf>,
@@ -170,21 +172,26 @@ fn make(args: Make) -> anyhow::Result<()> {
         (None, Some(sparsity)) => vec![sparsity],
         (None, None) => bail!("--pattern unstructured needs --sparsity"),
     };
-    if let Some(i) = (1..args.method.len()).find(|&i| args.method[..i].contains(&args.method[i])) {
-        bail!("--method names {} twice", args.method[i]);
-    }
     if out.symlink_metadata().is_ok() {
         bail!("{}: already exists; remove it, or choose another output directory", out.display());
     }
-    let (methods, pattern, per, seed) = (args.method, args.pattern, args.per, args.sampling.seed);
-    let calibrated = methods.iter().find(|method| method.needs_calibration());
+    let config = MasksConfig {
+        pattern: args.pattern,
+        per: args.per,
+        allocation: args.share.allocation,
+        rules: args.share.rules()?,
+        seed: args.sampling.seed,
+        ..MasksConfig::new(&args.method, &sparsities)
+    };
+    config.validate()?;
     let model = args.compute.open(&model)?;
-    let calibration = match (&args.calib, calibrated) {
-        (Some(path), Some(_)) => Some(args.sampling.windows(path, &model)?),
-        (None, Some(method)) => bail!("--method {method} needs --calib FILE"),
+    let calibration = match (&args.calib, config.needs_calibration()) {
+        (Some(path), true) => Some(args.sampling.windows(path, &model)?),
+        (None, true) => {
+            bail!("--method {} with --allocation {} needs --calib FILE", join(&args.method), config.allocation)
+        }
         _ => None,
     };
-    let config = MasksConfig { methods, sparsities, pattern, per, seed };
     let sets = masks(&model, calibration.as_ref(), &config, Progress::Stderr)?;
     let written = write_masks(&out, &sets, args.format, Progress::Stderr)?;
     if args.json {
@@ -205,6 +212,10 @@ fn make(args: Make) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn join(methods: &[Method]) -> String {
+    methods.iter().map(Method::to_string).collect::<Vec<_>>().join(",")
+}
+
 fn show(args: &Show) -> anyhow::Result<()> {
     let set = MaskSet::load(&args.file)?;
     let (statistics, sha256) = (set.statistics(), set.sha256());
@@ -221,7 +232,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
             rows.extend(metadata.composed.clone().map(|composed| ("composed", composed)));
             if let Some(pruning) = &metadata.pruning {
                 let selected = format!("{}, {} per {}", pruning.method, pruning.pattern, pruning.per);
-                rows.push(("selected by", format!("{selected}, {} {}", metadata.allocation, pruning.sparsity)));
+                rows.push(("selected by", format!("{selected}, {} {}", pruning.allocation, pruning.sparsity)));
                 let calibration = pruning.calibration.as_ref();
                 rows.extend(calibration.map(|text| {
                     let windows = format!("{} windows of {} tokens", text.windows, text.seqlen);

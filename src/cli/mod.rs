@@ -19,10 +19,11 @@ use anyhow::Context as _;
 use candle_core::{DType, Device};
 use clap::{Parser, Subcommand};
 use lacuna::Error;
+use lacuna::allocate::{Allocation, Rule};
 use lacuna::model::Model;
 use lacuna::progress::{self, Progress};
 use lacuna::text::{Tokenizer, Windows};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Prune language models, evaluate them, and run Rust notebooks that do.
@@ -153,6 +154,28 @@ impl Sampling {
     fn windows(&self, text: &Path, model: &Model) -> lacuna::Result<Windows> {
         let tokenizer = tokenizer_for(text, model)?;
         Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen), self.seed)
+    }
+}
+
+/// How a sparsity is shared out among the linears.
+#[derive(Debug, clap::Args)]
+struct Share {
+    /// uniform, owl, owl:M:LAMBDA, or global (one threshold over all linears)
+    #[arg(long, default_value = "uniform")]
+    allocation: Allocation,
+    /// GLOB=SPARSITY or GLOB=skip for linears by name, such as '*.down_proj=0.3'; the last that matches counts
+    #[arg(long = "rule", value_name = "RULE")]
+    rules: Vec<Rule>,
+    /// The same as a JSON object in a file, before those given here: {"*.down_proj": 0.3, "model.layers.0.*": "skip"}
+    #[arg(long, value_name = "FILE")]
+    rules_file: Option<PathBuf>,
+}
+
+impl Share {
+    fn rules(&self) -> lacuna::Result<Vec<Rule>> {
+        let mut rules = self.rules_file.as_deref().map(Rule::read).transpose()?.unwrap_or_default();
+        rules.extend_from_slice(&self.rules);
+        Ok(rules)
     }
 }
 

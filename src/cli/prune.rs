@@ -1,7 +1,8 @@
 //! `lacuna prune`
 
-use super::{Compute, Sampling, print_json};
-use lacuna::mask::{MaskSet, Pattern, Per};
+use super::{Compute, Sampling, Share, print_json};
+use lacuna::dsnot::Dsnot;
+use lacuna::mask::{MaskSet, Pattern, Per, Ties};
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, Propagate, PruneConfig, prune_to, prune_with};
 use lacuna::record::Record;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     /// Directory or hub id
     model: String,
-    /// Importance metric: magnitude, wanda or random
+    /// Importance metric: magnitude, wanda, ria, gradient, taylor, random or sparsegpt
     #[arg(long, required_unless_present = "masks")]
     method: Option<Method>,
     /// Fraction of zeros, from 0 to below 1; a pattern such as 2:4 prescribes its own
@@ -21,9 +22,18 @@ pub(crate) struct Args {
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]
     pattern: Pattern,
-    /// What an unstructured selection compares: row or layer [default: row for wanda, otherwise layer]
+    /// What an unstructured selection compares: row, layer or alpha (Wanda's variant) [default: row for wanda and ria,
+    /// otherwise layer]
     #[arg(long)]
     per: Option<Per>,
+    #[command(flatten)]
+    share: Share,
+    /// Swaps after the selection: dsnot
+    #[arg(long, value_parser = parse_refine)]
+    refine: Option<Dsnot>,
+    /// Drop ties as the reference implementations of magnitude pruning and SparseGPT do: one weight more, and its equals
+    #[arg(long)]
+    reference_ties: bool,
     /// Calibrate each block on the outputs of the pruned or of the dense blocks before it
     #[arg(long, default_value = "pruned")]
     propagate: Propagate,
@@ -32,7 +42,8 @@ pub(crate) struct Args {
     calib: Option<PathBuf>,
     /// Masks to apply, instead of selecting: .safetensors, .npz or .pt
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "method", "sparsity", "pattern", "per", "propagate", "calib", "windows", "seqlen", "seed", "dtype", "device",
+        "method", "sparsity", "pattern", "per", "allocation", "rules", "rules_file", "refine", "reference_ties",
+        "propagate", "calib", "windows", "seqlen", "seed", "dtype", "device",
     ])]
     masks: Option<PathBuf>,
     #[command(flatten)]
@@ -45,6 +56,13 @@ pub(crate) struct Args {
     /// Print the record as JSON
     #[arg(long)]
     json: bool,
+}
+
+fn parse_refine(text: &str) -> Result<Dsnot, String> {
+    match text {
+        "dsnot" => Ok(Dsnot::default()),
+        _ => Err(format!("`{text}` is no refinement; write dsnot")),
+    }
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -76,10 +94,13 @@ fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
         (Some(sparsity), _) | (None, Some(sparsity)) => sparsity,
         (None, None) => anyhow::bail!("--pattern unstructured needs --sparsity"),
     };
-    let base = PruneConfig::new(method, sparsity);
+    let base = PruneConfig::new(method, sparsity).with_allocation(args.share.allocation);
     let config = PruneConfig {
         pattern: args.pattern,
         per: args.per.unwrap_or(base.per),
+        rules: args.share.rules()?,
+        ties: if args.reference_ties { Ties::Reference } else { Ties::ByPosition },
+        refine: args.refine.clone(),
         propagate: args.propagate,
         seed: args.sampling.seed,
         ..base
@@ -87,8 +108,9 @@ fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
     config.validate()?;
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
-        Some(path) if method.needs_calibration() => Some(args.sampling.windows(path, &model)?),
+        Some(path) if config.needs_calibration() => Some(args.sampling.windows(path, &model)?),
         None if method.needs_calibration() => anyhow::bail!("--method {method} needs --calib FILE"),
+        None if config.needs_calibration() => anyhow::bail!("--allocation owl and --refine dsnot need --calib FILE"),
         _ => None,
     };
     Ok(prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?)

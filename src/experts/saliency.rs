@@ -52,7 +52,9 @@ pub fn saliency(model: &Model, windows: &Windows, progress: Progress) -> Result<
     for i in 0..=last {
         let block = model.block(i)?;
         let mut sums = Sums::default();
-        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, |window: Window| sums.add(&window.sums))?;
+        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, Window::default, |window| {
+            sums.add(&window.sums)
+        })?;
         if config.mixture(i).is_some() {
             layers.push(sums.finish(model, i)?);
         }

@@ -1,14 +1,17 @@
 //! Which weights go: patterns, exact selection, masks of one bit a weight, and sets of them as files.
 
+mod alpha;
 mod bits;
+mod cut;
 mod formats;
 mod select;
 mod set;
 mod statistics;
 mod validate;
 
+pub use alpha::select_alpha;
 pub use formats::MaskFormat;
-pub use select::select;
+pub use select::{Criterion, Ties, select, select_levels};
 pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
 pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
 pub use validate::{Violation, ViolationKind};
@@ -75,9 +78,12 @@ pub enum Per {
     Row,
     /// All weights of the linear: it loses `floor(out * in * sparsity)`.
     Layer,
+    /// Wanda's variant: each row loses its smallest scores up to a share `alpha` of their sum, the share that gives the
+    /// linear its sparsity to within 0.001 ([`select_alpha`]).
+    Alpha,
 }
 
-crate::error::named!(Per, "per", Row => "row", Layer => "layer");
+crate::error::named!(Per, "per", Row => "row", Layer => "layer", Alpha => "alpha");
 
 /// One bit a weight, `(rows, cols)`; a set bit is a weight that is zero after pruning.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +125,7 @@ impl Mask {
     }
 
     /// The words of each row, to be filled.
-    fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
+    pub(crate) fn rows_mut(&mut self) -> std::slice::ChunksMut<'_, u64> {
         let words = self.words_per_row().max(1);
         self.words.chunks_mut(words)
     }

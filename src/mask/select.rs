@@ -1,139 +1,195 @@
 //! Exact selection of the weights to drop: counts are exact, ties go by position.
 
+use super::alpha::select_alpha;
+use super::cut::{Cut, Scratch, cuts, key, pack_below};
 use super::{Mask, Pattern, Per};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
-/// Scores are compared as integers: the bits of a non-negative float order like its value.
-fn order(score: f32) -> u32 {
-    score.to_bits()
+/// What an unstructured selection does with scores that equal its threshold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Ties {
+    /// The counts are exact, and the first of the equals go.
+    #[default]
+    ByPosition,
+    /// As in the reference implementation of magnitude pruning and of SparseGPT, `score <= sorted[int(n * sparsity)]` goes:
+    /// one more than asked for, and all its equals.
+    Reference,
 }
 
-/// The `k`-th smallest of `keys` (1-based), and how many of its equals are among the `k` smallest. Reorders `keys`.
-fn threshold(keys: &mut [u32], k: usize) -> (u32, usize) {
-    let (less, &mut kth, _) = keys.select_nth_unstable(k - 1);
-    let below = less.iter().filter(|&&key| key < kth).count();
-    (kth, k - below)
+/// What is selected by: which weights are compared, and which shape the zeros have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Criterion {
+    /// Shape of the zeros.
+    pub pattern: Pattern,
+    /// What an unstructured selection compares.
+    pub per: Per,
+    /// What becomes of ties within a layer; a row's go by position.
+    pub ties: Ties,
 }
 
-/// Sets the bit of every score below `kth`, and of the first `ties` equal to it.
-fn pack(scores: &[f32], kth: u32, ties: &mut usize, words: &mut [u64]) {
-    for (word, scores) in words.iter_mut().zip(scores.chunks(64)) {
-        for (bit, &score) in scores.iter().enumerate() {
-            let key = order(score);
-            let tied = key == kth && *ties > 0;
-            *ties -= usize::from(tied);
-            *word |= u64::from(key < kth || tied) << bit;
-        }
-    }
-}
-
-/// Drops the weights with the lowest scores.
-///
-/// `score_row` writes the scores `(in,)` of one output row; they must be finite and not negative. Unstructured: exactly
-/// `floor(n * sparsity)` of each row or of the layer go, as in the reference implementation of Wanda, ties by position
-/// (lower index first). N:M: the `n` largest of each `m` consecutive inputs stay, whatever `sparsity` says.
+/// Drops the weights with the lowest scores; [`select_levels`] with one level and exact counts.
 ///
 /// # Errors
-/// [`Error::Argument`] for a sparsity outside `[0, 1)` or an input width that `m` does not divide; [`Error::Tensor`]
-/// naming `name` for a score that is not a finite number.
+/// Those of [`select_levels`].
 pub fn select(
     name: &str,
-    (rows, cols): (usize, usize),
+    shape: (usize, usize),
     pattern: Pattern,
     per: Per,
     sparsity: f64,
     score_row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<Mask> {
-    if !(0.0..1.0).contains(&sparsity) {
+    let criterion = Criterion { pattern, per, ties: Ties::ByPosition };
+    let mut masks = select_levels(name, shape, criterion, &[sparsity], score_row)?;
+    masks.pop().ok_or_else(|| Error::argument("sparsity", sparsity, "gives no mask"))
+}
+
+/// Drops the weights with the lowest scores, for each of `sparsities`: one pass over the scores serves all of them, and
+/// the masks are nested.
+///
+/// `score_row` writes the scores `(in,)` of one output row; they must be finite and not negative. Unstructured: exactly
+/// `floor(n * sparsity)` of each row or of the layer go, as in the reference implementation of Wanda, ties by position
+/// (lower index first). N:M: the `n` largest of each `m` consecutive inputs stay, whatever `sparsities` says.
+///
+/// # Errors
+/// [`Error::Argument`] for a sparsity outside `[0, 1)` or an input width that `m` does not divide; [`Error::Tensor`]
+/// naming `name` for a score that is not a finite number, or negative.
+pub fn select_levels(
+    name: &str,
+    (rows, cols): (usize, usize),
+    criterion: Criterion,
+    sparsities: &[f64],
+    score_row: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<Vec<Mask>> {
+    if let Some(sparsity) = sparsities.iter().find(|sparsity| !(0.0..1.0).contains(*sparsity)) {
         return Err(Error::argument("sparsity", sparsity, "must be at least 0 and below 1"));
     }
-    if let Pattern::NofM { m, .. } = pattern
-        && cols % m != 0
-    {
-        let problem =
-            format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
-        return Err(Error::argument("pattern", pattern, problem));
-    }
-    let scored = |row: usize, scores: &mut [f32]| -> Result<()> {
-        score_row(row, scores);
-        match scores.iter().position(|score| !score.is_finite()) {
-            None => Ok(()),
-            Some(col) => {
-                let problem = format!(
-                    "the score at row {row}, column {col} is {}: the weight or the activation there is not finite; \
-                     check the checkpoint, or calibrate in f32",
-                    scores[col]
-                );
-                Err(Error::tensor("scores", name, problem))
-            }
-        }
-    };
-    let mut mask = Mask::none(rows, cols);
-    match (pattern, per) {
+    let count = |n: usize, sparsity: &f64| (n as f64 * sparsity) as usize;
+    let mut masks = vec![Mask::none(rows, cols); sparsities.len()];
+    match (criterion.pattern, criterion.per) {
         (Pattern::Unstructured, Per::Row) => {
-            let k = (cols as f64 * sparsity) as usize;
-            mask.rows_mut().enumerate().in_parallel(cols, |row, words, scores, keys| {
-                scored(row, scores)?;
-                if k > 0 {
-                    keys.iter_mut().zip(scores.iter()).for_each(|(key, &score)| *key = order(score));
-                    let (kth, mut ties) = threshold(keys, k);
-                    pack(scores, kth, &mut ties, words);
-                }
-                Ok(())
-            })?;
-        }
-        (Pattern::Unstructured, Per::Layer) => {
-            let k = ((rows * cols) as f64 * sparsity) as usize;
-            let mut scores = vec![0f32; rows * cols];
-            scores.par_chunks_mut(cols).enumerate().try_for_each(|(row, scores)| scored(row, scores))?;
-            if k > 0 {
-                let mut keys: Vec<u32> = scores.par_iter().map(|&score| order(score)).collect();
-                let (kth, mut ties) = threshold(&mut keys, k);
-                // Ties go by position over the whole layer, so the rows are packed in order.
-                for (words, scores) in mask.rows_mut().zip(scores.chunks(cols)) {
-                    pack(scores, kth, &mut ties, words);
-                }
-            }
-        }
-        (Pattern::NofM { n, m }, _) => {
-            mask.rows_mut().enumerate().in_parallel(cols, |row, words, scores, _| {
-                scored(row, scores)?;
-                for (group, scores) in scores.chunks(m).enumerate() {
-                    for (i, &score) in scores.iter().enumerate() {
-                        // The number of weights that would be dropped before this one.
-                        let before = scores
-                            .iter()
-                            .enumerate()
-                            .filter(|&(j, &other)| order(other) < order(score) || (other == score && j < i))
-                            .count();
-                        let col = group * m + i;
-                        words[col / 64] |= u64::from(before < m - n) << (col % 64);
+            let ks: Vec<usize> = sparsities.iter().map(|sparsity| count(cols, sparsity)).collect();
+            in_parallel(&mut masks, |first, rows, mut chunk| {
+                let (mut scores, mut scratch, words) = (vec![0f32; cols], Scratch::default(), cols.div_ceil(64));
+                for i in 0..rows {
+                    score_row(first + i, &mut scores);
+                    let cuts =
+                        cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, first + i, at, scores[at]))?;
+                    for (cut, words_of) in cuts.iter().zip(&mut chunk) {
+                        pack_row(&scores, *cut, &mut words_of[i * words..(i + 1) * words]);
                     }
                 }
                 Ok(())
             })?;
         }
+        (Pattern::Unstructured, Per::Layer) => {
+            let mut scores = vec![0f32; rows * cols];
+            scores.par_chunks_mut(cols.max(1)).enumerate().for_each(|(row, scores)| score_row(row, scores));
+            let n = scores.len();
+            let more = usize::from(criterion.ties == Ties::Reference);
+            let ks: Vec<usize> = sparsities.iter().map(|sparsity| (count(n, sparsity) + more).min(n)).collect();
+            let mut scratch = Scratch::default();
+            let cuts =
+                cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, at / cols, at % cols, scores[at]))?;
+            let cuts = cuts.iter().map(|cut| match criterion.ties {
+                Ties::ByPosition => *cut,
+                Ties::Reference => Cut { ties: cut.equals, ..*cut },
+            });
+            for (cut, mask) in cuts.zip(&mut masks) {
+                // Ties go by position over the whole layer: the rows get their share of them first.
+                let mut ties = vec![0; rows];
+                if cut.bound().is_none() {
+                    let equals = scores.iter().enumerate().filter(|(_, score)| key(**score) == cut.key);
+                    equals.take(cut.ties).for_each(|(index, _)| ties[index / cols] += 1);
+                }
+                let words = mask.words.par_chunks_mut(cols.div_ceil(64).max(1));
+                words.zip(scores.par_chunks(cols.max(1))).zip(ties).with_min_len(64).for_each(
+                    |((words, scores), ties)| {
+                        let cut = if cut.bound().is_none() { Cut { ties, equals: usize::MAX, ..cut } } else { cut };
+                        pack_row(scores, cut, words);
+                    },
+                );
+            }
+        }
+        (Pattern::Unstructured, Per::Alpha) => {
+            for (mask, &sparsity) in masks.iter_mut().zip(sparsities) {
+                *mask = select_alpha(name, (rows, cols), sparsity, &score_row)?.0;
+            }
+        }
+        (Pattern::NofM { n, m }, _) => {
+            if cols % m != 0 {
+                let problem =
+                    format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
+                return Err(Error::argument("pattern", criterion.pattern, problem));
+            }
+            let Some((mask, others)) = masks.split_first_mut() else { return Ok(masks) };
+            in_parallel(std::slice::from_mut(mask), |first, rows, mut chunk| {
+                let (mut scores, words) = (vec![0f32; cols], cols.div_ceil(64));
+                for i in 0..rows {
+                    score_row(first + i, &mut scores);
+                    if let Some(at) = scores.iter().position(|score| !(score.is_finite() && *score >= 0.0)) {
+                        return Err(bad(name, first + i, at, scores[at]));
+                    }
+                    let words = &mut chunk[0][i * words..(i + 1) * words];
+                    for (group, scores) in scores.chunks(m).enumerate() {
+                        drop_smallest(scores, m - n, |at| {
+                            let col = group * m + at;
+                            words[col / 64] |= 1 << (col % 64);
+                        });
+                    }
+                }
+                Ok(())
+            })?;
+            others.iter_mut().for_each(|other| other.clone_from(mask));
+        }
     }
-    Ok(mask)
+    Ok(masks)
 }
 
-/// Runs a fallible function over the rows of a mask in parallel, with scratch space for one row's scores and keys.
-trait ParRows<'a>: Iterator<Item = (usize, &'a mut [u64])> + Sized {
-    fn in_parallel(
-        self,
-        cols: usize,
-        f: impl Fn(usize, &mut [u64], &mut [f32], &mut [u32]) -> Result<()> + Sync,
-    ) -> Result<()> {
-        let mut rows: Vec<_> = self.collect();
-        rows.par_iter_mut().with_min_len(16).try_for_each_init(
-            || (vec![0f32; cols], vec![0u32; cols]),
-            |(scores, keys), (row, words)| f(*row, words, scores, keys),
-        )
+fn bad(name: &str, row: usize, col: usize, score: f32) -> Error {
+    let problem = format!(
+        "the score at row {row}, column {col} is {score}: the weight or the activation there is not finite; \
+         check the checkpoint, or calibrate in f32"
+    );
+    Error::tensor("scores", name, problem)
+}
+
+/// Calls `dropped` with the position of each of the `k` smallest scores, ties by position.
+fn drop_smallest(scores: &[f32], k: usize, mut dropped: impl FnMut(usize)) {
+    for (i, &score) in scores.iter().enumerate() {
+        // The number of weights that would be dropped before this one.
+        let sooner = |(j, &other): (usize, &f32)| other < score || (other == score && j < i);
+        if scores.iter().enumerate().filter(|&other| sooner(other)).count() < k {
+            dropped(i);
+        }
     }
 }
 
-impl<'a, I: Iterator<Item = (usize, &'a mut [u64])>> ParRows<'a> for I {}
+/// Sets the bits of the scores of one row before `cut`.
+fn pack_row(scores: &[f32], cut: Cut, words: &mut [u64]) {
+    pack_below(scores, cut.bound().unwrap_or(cut.key), words);
+    if cut.bound().is_none() {
+        let equals = scores.iter().enumerate().filter(|(_, score)| key(**score) == cut.key);
+        equals.take(cut.ties).for_each(|(col, _)| words[col / 64] |= 1 << (col % 64));
+    }
+}
+
+/// Rows that one task selects.
+const ROWS: usize = 32;
+
+/// Runs a fallible function in parallel over chunks of rows of several masks of one shape: with the first row, the number of
+/// rows, and the words of the chunk in each mask.
+fn in_parallel(masks: &mut [Mask], f: impl Fn(usize, usize, Vec<&mut [u64]>) -> Result<()> + Sync) -> Result<()> {
+    let Some(&Mask { rows, cols, .. }) = masks.first() else { return Ok(()) };
+    let words = cols.div_ceil(64).max(1) * ROWS;
+    let mut chunks: Vec<Vec<&mut [u64]>> = Vec::new();
+    chunks.resize_with(rows.div_ceil(ROWS), Vec::new);
+    for mask in masks {
+        chunks.iter_mut().zip(mask.words.chunks_mut(words)).for_each(|(chunk, words)| chunk.push(words));
+    }
+    chunks.into_par_iter().enumerate().try_for_each(|(i, chunk)| f(i * ROWS, ROWS.min(rows - i * ROWS), chunk))
+}
 
 #[cfg(test)]
 mod tests {

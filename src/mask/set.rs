@@ -7,7 +7,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Version of the metadata that mask files carry (documented in `docs/masks.md`).
@@ -31,12 +31,12 @@ pub struct MaskMetadata {
     pub model: ModelRecord,
     /// How they were selected; `None` for what was composed of other masks.
     pub pruning: Option<PruningRecord>,
-    /// Which layer got which sparsity: `uniform`, `global`, `owl`.
-    #[serde(default = "uniform")]
-    pub allocation: String,
     /// Target sparsity of each tensor whose own differs from that of `pruning`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub targets: BTreeMap<String, f64>,
+    /// Prunable linears that were left alone on purpose: they have no mask.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub skipped: BTreeSet<String>,
     /// What was composed, such as `and(wanda 0.5, magnitude 0.5)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<String>,
@@ -46,19 +46,15 @@ pub struct MaskMetadata {
     pub environment: BTreeMap<String, Value>,
 }
 
-fn uniform() -> String {
-    "uniform".into()
-}
-
 impl MaskMetadata {
-    /// Metadata of masks that were selected from `model` as `pruning` says, at the same sparsity in every layer.
+    /// Metadata of masks that were selected from `model` as `pruning` says, no linear differently.
     pub fn new(model: ModelRecord, pruning: PruningRecord) -> MaskMetadata {
         MaskMetadata {
             schema: MASKS_SCHEMA,
             model,
             pruning: Some(pruning),
-            allocation: uniform(),
             targets: BTreeMap::new(),
+            skipped: BTreeSet::new(),
             composed: None,
             environment: environment(),
         }
@@ -66,7 +62,7 @@ impl MaskMetadata {
 
     /// Target sparsity of the tensor called `name`; `None` when it has none of its own.
     pub fn target(&self, name: &str) -> Option<f64> {
-        let common = || self.pruning.as_ref().filter(|_| self.allocation != "global").map(|pruning| pruning.sparsity);
+        let common = || Some(self.pruning.as_ref().filter(|pruning| pruning.allocation != "global")?.sparsity);
         self.targets.get(name).copied().or_else(common)
     }
 
@@ -326,8 +322,8 @@ fn composed(of: &MaskMetadata, composed: String) -> MaskMetadata {
         schema: MASKS_SCHEMA,
         model: of.model.clone(),
         pruning: None,
-        allocation: uniform(),
         targets: BTreeMap::new(),
+        skipped: of.skipped.clone(),
         composed: Some(composed),
         environment: environment(),
     }

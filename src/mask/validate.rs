@@ -62,6 +62,7 @@ impl MaskSet {
     ///
     /// A count is as promised when it is the target times the number of weights, rounded down or to within half a weight a
     /// row: in every row when rows were compared, in each layer or in the whole when those were, in every group for N:M.
+    /// Selections whose counts are not exact (`alpha`, ties as in the reference implementation) promise none.
     pub fn violations(&self, linears: &[(String, (usize, usize))], sha256: &str) -> Vec<Violation> {
         let mut found = Vec::new();
         if let Some(MaskMetadata { model, .. }) = &self.metadata
@@ -77,6 +78,7 @@ impl MaskSet {
         let masks: HashMap<&str, &Mask> = self.masks.iter().map(|(name, mask)| (name.as_str(), mask)).collect();
         for (name, shape) in linears {
             match masks.get(name.as_str()) {
+                None if self.metadata.as_ref().is_some_and(|about| about.skipped.contains(name)) => {}
                 None => found.push(Violation::of(name, ViolationKind::Missing, "has no mask".into())),
                 Some(mask) if mask.shape() != *shape => {
                     let problem = format!("its mask is {:?}, its weight {shape:?}", mask.shape());
@@ -95,9 +97,12 @@ impl MaskSet {
 
     /// The sparsity of the whole, where only that was prescribed.
     fn broken_total(&self, about: &MaskMetadata) -> Option<Violation> {
-        let pruning = about.pruning.as_ref().filter(|_| about.allocation == "global")?;
-        let rows = self.masks.iter().map(|(_, mask)| mask.shape().0 as u64).sum();
-        let problem = off_target(self.pruned(), self.elements(), rows, pruning.sparsity)?;
+        let pruning = about.pruning.as_ref().filter(|pruning| pruning.allocation == "global")?;
+        let shared = self.masks.iter().filter(|(name, _)| !about.targets.contains_key(name));
+        let (pruned, elements, rows) = shared.fold((0, 0, 0), |(pruned, elements, rows), (_, mask)| {
+            (pruned + mask.pruned(), elements + super::set::elements(mask), rows + mask.shape().0 as u64)
+        });
+        let problem = off_target(pruned, elements, rows, pruning.sparsity)?;
         Some(Violation {
             tensor: None,
             kind: ViolationKind::Sparsity,
@@ -115,6 +120,10 @@ fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Viola
         let skipped = about.target(name) == Some(0.0);
         let dropped = if skipped { 0 } else { m - n };
         return broken_group(mask, m, dropped).map(|problem| Violation::of(name, ViolationKind::Pattern, problem));
+    }
+    // Wanda's alpha variant and the reference's ties promise no count.
+    if pruning.per == "alpha" || pruning.reference_ties {
+        return None;
     }
     let target = about.target(name)?;
     let problem = if pruning.per == "row" {
@@ -225,7 +234,7 @@ mod tests {
         assert_eq!(kinds(&set, (4, 10)), []);
         let metadata = set.metadata.as_mut().unwrap();
         metadata.targets.clear();
-        metadata.allocation = "global".into();
+        metadata.pruning.as_mut().unwrap().allocation = "global".into();
         let found = set.violations(&[(NAME.into(), (4, 10))], "aa");
         assert!(matches!(&found[..], [Violation { tensor: None, kind: ViolationKind::Sparsity, .. }]), "{found:?}");
     }

@@ -27,6 +27,8 @@ pub(super) struct Needed {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) kind: Kind,
+    /// Whether it is the weight of a linear that [`Block::linears`](super::Block::linears) lists.
+    pub(super) prunable: bool,
 }
 
 impl ModelConfig {
@@ -36,39 +38,13 @@ impl ModelConfig {
         self.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }
 
-    /// Name and `(out, in)` of every prunable linear's weight, block by block as [`Block::linears`](super::Block::linears)
-    /// lists them.
+    /// Name and `(out, in)` of the weight of every prunable linear, in the order of [`Block::linears`](super::Block::linears).
     pub fn linears(&self) -> Vec<(String, (usize, usize))> {
-        let hidden = self.hidden_size;
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut linears = Vec::new();
-        for i in 0..self.blocks {
-            let mut add = |name: &str, out, input| {
-                linears.push((format!("model.layers.{i}.{name}.weight"), (out, input)));
-            };
-            for (name, out, input) in [("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)] {
-                add(&format!("self_attn.{name}_proj"), out, input);
-            }
-            let mut mlp = |prefix: &str, [gate, up, down]: [&str; 3], width| {
-                add(&format!("{prefix}.{gate}"), width, hidden);
-                add(&format!("{prefix}.{up}"), width, hidden);
-                add(&format!("{prefix}.{down}"), hidden, width);
-            };
-            let Some(moe) = self.mixture(i) else {
-                mlp("mlp", MLP, self.intermediate_size);
-                continue;
-            };
-            let module = moe.names.module;
-            if moe.storage == ExpertStorage::Separate {
-                for expert in 0..moe.experts {
-                    mlp(&format!("{module}.experts.{expert}"), moe.names.linears, moe.intermediate_size);
-                }
-            }
-            if let (Some(width), [shared, _]) = (moe.shared_intermediate_size, moe.names.shared) {
-                mlp(&format!("{module}.{shared}"), MLP, width);
-            }
-        }
-        linears
+        let linear = |needed: Needed| match needed.shape[..] {
+            [out, input] if needed.prunable => Some((needed.name, (out, input))),
+            _ => None,
+        };
+        self.needed().into_iter().filter_map(linear).collect()
     }
 
     /// Number of weights.
@@ -98,7 +74,7 @@ impl ModelConfig {
                 ("v", kv, hidden, self.qkv_bias),
                 ("o", hidden, q, self.o_bias),
             ] {
-                list.linear(&format!("{prefix}.self_attn.{name}_proj"), out, input, bias);
+                list.prunable(&format!("{prefix}.self_attn.{name}_proj"), out, input, bias);
             }
             if let Some(norm) = self.qk_norm {
                 let width = |projection| if norm == QkNorm::Head { self.head_dim } else { projection };
@@ -126,7 +102,7 @@ struct List(Vec<Needed>);
 
 impl List {
     fn add(&mut self, name: String, shape: &[usize], kind: Kind) {
-        self.0.push(Needed { name, shape: shape.to_vec(), kind });
+        self.0.push(Needed { name, shape: shape.to_vec(), kind, prunable: false });
     }
 
     fn float(&mut self, name: String, shape: &[usize]) {
@@ -140,10 +116,16 @@ impl List {
         }
     }
 
+    fn prunable(&mut self, name: &str, out: usize, input: usize, bias: bool) {
+        let weight = self.0.len();
+        self.linear(name, out, input, bias);
+        self.0[weight].prunable = true;
+    }
+
     fn mlp(&mut self, prefix: &str, [gate, up, down]: [&str; 3], width: usize, hidden: usize, bias: bool) {
-        self.linear(&format!("{prefix}.{gate}"), width, hidden, bias);
-        self.linear(&format!("{prefix}.{up}"), width, hidden, bias);
-        self.linear(&format!("{prefix}.{down}"), hidden, width, bias);
+        self.prunable(&format!("{prefix}.{gate}"), width, hidden, bias);
+        self.prunable(&format!("{prefix}.{up}"), width, hidden, bias);
+        self.prunable(&format!("{prefix}.{down}"), hidden, width, bias);
     }
 
     fn mixture(&mut self, prefix: &str, moe: &MoeConfig, hidden: usize) {

@@ -6,6 +6,7 @@
 
 mod block;
 mod config;
+mod cross_entropy;
 mod layout;
 mod mixture;
 mod moe;
@@ -20,6 +21,7 @@ pub use moe::{MOE_FAMILIES, MoeFamily};
 pub use rope::{RopeConfig, RopeScaling};
 
 pub(crate) use block::Wanted;
+pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use ops::log_sum_exp;
 pub(crate) use rope::Rope;
 
@@ -431,16 +433,17 @@ impl Model {
 }
 
 /// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
-/// whole windows in parallel leave no operator single-threaded. Each window has a tap of its own; `each` gets the taps in
+/// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps in
 /// the order of the windows, so that sums do not depend on the number of threads. Windows become the block's outputs,
 /// unless only taps are wanted.
-pub(crate) fn pass<T: Tap + Default + Send>(
+pub(crate) fn pass<T: Tap + Send>(
     model: &Model,
     block: &Block,
     rope: &Rope,
     hidden: &mut [Tensor],
     wanted: Wanted,
     stage: &Stage,
+    tap: impl Fn() -> T + Sync,
     mut each: impl FnMut(T),
 ) -> Result<()> {
     let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
@@ -448,7 +451,7 @@ pub(crate) fn pass<T: Tap + Default + Send>(
         let taps: Vec<T> = windows
             .par_iter_mut()
             .map(|x| {
-                let mut tap = T::default();
+                let mut tap = tap();
                 if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
                     *x = y;
                 }
@@ -461,6 +464,9 @@ pub(crate) fn pass<T: Tap + Default + Send>(
     Ok(())
 }
 
+/// Rows of logits that exist at one time; a vocabulary of 128,000 makes one row half a megabyte.
+pub(crate) const LOGIT_ROWS: usize = 64;
+
 /// Final norm and output projection.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
@@ -472,7 +478,24 @@ pub(crate) struct Head {
 impl Head {
     /// `x (.., hidden)` to logits `(.., vocab)` in f32.
     pub(crate) fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        self.project(&self.normed(x)?)
+    }
+
+    /// `x (.., hidden)` to what the projection reads, of the same shape.
+    pub(crate) fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        ops::rms_norm(x, &self.norm, self.eps)
+    }
+
+    /// `normed (.., hidden)` to logits `(.., vocab)` in f32.
+    pub(crate) fn project(&self, normed: &Tensor) -> Result<Tensor> {
         let head = Linear { name: HEAD.into(), weight: self.weight.clone(), bias: None };
-        Ok(head.forward(&ops::rms_norm(x, &self.norm, self.eps)?)?.to_dtype(DType::F32)?)
+        Ok(head.forward(normed)?.to_dtype(DType::F32)?)
+    }
+
+    /// The gradient `(rows, vocab)` of logits to that of what the projection reads, `(rows, hidden)`. candle's own
+    /// `backward` would make a gradient of the projection too, as large as the embedding.
+    pub(crate) fn project_back(&self, gradient: &Tensor) -> Result<Tensor> {
+        let gradient = gradient.to_device(self.weight.device())?.to_dtype(self.weight.dtype())?;
+        Ok(gradient.matmul(&self.weight)?)
     }
 }

@@ -195,6 +195,11 @@ impl CustomOp2 for CausalSoftmax {
     }
 }
 
+/// Softmax over the last dimension. candle's fused one has no gradient, and says nothing when one is asked for.
+fn softmax(x: &Tensor) -> Result<Tensor> {
+    Ok(if x.track_op() { candle_nn::ops::softmax(x, D::Minus1)? } else { candle_nn::ops::softmax_last_dim(x)? })
+}
+
 /// `softmax(scores * scale)` over the last dimension, where the query in row `r` of `scores (.., rows, keys)` stands at
 /// position `past + r % queries` and sees the keys up to itself, at most `window` of them. `sinks (heads,)`, where there
 /// are any, take part as one more key whose probability is left out; all rows together are `(batch, heads, queries)`.
@@ -223,12 +228,12 @@ pub(crate) fn causal_softmax(
         .collect();
     let mask = Tensor::from_vec(mask, (rows, keys), scores.device())?;
     let masked = (scores.to_dtype(DType::F32)? * scale)?.broadcast_add(&mask)?;
-    let Some(sinks) = sinks else { return Ok(candle_nn::ops::softmax_last_dim(&masked)?) };
+    let Some(sinks) = sinks else { return softmax(&masked) };
     let heads = sinks.elem_count();
     let batch = scores.elem_count() / (heads * queries * keys);
     let column = sinks.to_dtype(DType::F32)?.reshape((1, heads, 1))?.broadcast_as((batch, heads, queries))?;
     let column = column.reshape([&dims[..dims.len() - 1], &[1]].concat())?;
-    let probs = candle_nn::ops::softmax_last_dim(&Tensor::cat(&[masked, column], D::Minus1)?)?;
+    let probs = softmax(&Tensor::cat(&[masked, column], D::Minus1)?)?;
     Ok(probs.narrow(D::Minus1, 0, keys)?.contiguous()?)
 }
 

@@ -1,78 +1,160 @@
-//! Masks of many methods and sparsities from one pass over a model.
+//! Masks of many methods and sparsities from one pass through the dense model.
 
-use super::PruneConfig;
-use crate::Result;
-use crate::calibrate::calibrate;
-use crate::importance::{Method, Scorer};
-use crate::mask::{Mask, MaskMetadata, MaskSet, Pattern, Per, select};
+use super::block_loop::{Subject, Targets, check_model, gradients_for, weights_of, with_scorer};
+use super::config::{Propagate, PruneConfig, default_per};
+use crate::allocate::{Allocation, Rule, Target, ruled};
+use crate::calibrate::Gather;
+use crate::importance::Method;
+use crate::mask::{MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
-use crate::progress::Progress;
-use crate::prune::Propagate;
+use crate::progress::{Progress, check_interrupt};
 use crate::text::Windows;
-use candle_core::{DType, Device};
+use crate::{Error, Result};
+use std::collections::BTreeSet;
 
 /// Which masks to make.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MasksConfig {
     /// Importance metrics.
     pub methods: Vec<Method>,
-    /// Fractions of zeros, each in `[0, 1)`. An N:M pattern prescribes its own.
+    /// Fractions of zeros over all linears, each in `[0, 1)`. An N:M pattern prescribes one.
     pub sparsities: Vec<f64>,
     /// Shape of the zeros.
     pub pattern: Pattern,
     /// What an unstructured selection compares; `None` for what each method's paper does.
     pub per: Option<Per>,
+    /// How a sparsity is shared out.
+    pub allocation: Allocation,
+    /// Linears with a sparsity of their own, or none.
+    pub rules: Vec<Rule>,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
 }
 
-/// Masks for every method and sparsity, from one pass over the dense model. The sets come by method, then by sparsity; the
-/// levels of one method are nested.
+impl MasksConfig {
+    /// Unstructured masks, every linear alike.
+    pub fn new(methods: &[Method], sparsities: &[f64]) -> Self {
+        MasksConfig {
+            methods: methods.to_vec(),
+            sparsities: sparsities.to_vec(),
+            pattern: Pattern::Unstructured,
+            per: None,
+            allocation: Allocation::Uniform,
+            rules: Vec::new(),
+            seed: 0,
+        }
+    }
+
+    /// The equivalent configuration of one of the masks.
+    fn of(&self, method: Method, sparsity: f64) -> PruneConfig {
+        PruneConfig {
+            pattern: self.pattern,
+            per: self.per.unwrap_or_else(|| default_per(method, self.allocation)),
+            allocation: self.allocation,
+            rules: self.rules.clone(),
+            propagate: Propagate::Dense,
+            seed: self.seed,
+            ..PruneConfig::new(method, sparsity)
+        }
+    }
+
+    /// Whether a text is needed.
+    pub fn needs_calibration(&self) -> bool {
+        self.methods.iter().any(|&method| self.of(method, 0.0).needs_calibration())
+    }
+
+    /// Checks the settings on their own, before anything is read.
+    ///
+    /// # Errors
+    /// Those of [`PruneConfig::validate`]; [`Error::Argument`] for no method or sparsity, for one that is named twice, and for
+    /// SparseGPT, which has no scores.
+    pub fn validate(&self) -> Result<()> {
+        if self.methods.is_empty() || self.sparsities.is_empty() {
+            return Err(Error::argument("masks", "none", "name at least one method and one sparsity"));
+        }
+        if self.methods.contains(&Method::SparseGpt) {
+            let problem = "updates the weights that stay, so a mask is not all of it; prune with it instead";
+            return Err(Error::argument("method", Method::SparseGpt, problem));
+        }
+        let mut seen = BTreeSet::new();
+        for &method in &self.methods {
+            for &sparsity in &self.sparsities {
+                self.of(method, sparsity).validate()?;
+                if !seen.insert((method.to_string(), sparsity.to_bits())) {
+                    return Err(Error::argument("masks", format!("{method} {sparsity}"), "is asked for twice"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Masks of each method at each sparsity, ordered by method, then by sparsity as given: scores come from the dense model, so
+/// that one pass through it serves all of them, and the masks of a method are nested.
+///
+/// Memory: one block's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
 ///
 /// # Errors
-/// [`Error::Argument`] for a configuration that makes no sense or does not fit the model; [`Error::Tensor`] for weights that
-/// are not finite; [`Error::Interrupted`].
+/// As [`super::prune`].
 pub fn masks(
     model: &Model,
     calibration: Option<&Windows>,
     config: &MasksConfig,
     progress: Progress,
 ) -> Result<Vec<MaskSet>> {
-    let mut configs = Vec::new();
-    for &method in &config.methods {
-        for &sparsity in &config.sparsities {
-            let base = PruneConfig::new(method, sparsity);
-            let per = config.per.unwrap_or(base.per);
-            let (pattern, seed) = (config.pattern, config.seed);
-            let one = PruneConfig { pattern, per, seed, propagate: Propagate::Dense, ..base };
-            one.validate_with(calibration)?;
-            configs.push(one);
-        }
-    }
-    let calibrated = config.methods.iter().any(|method| method.needs_calibration());
-    let statistics = match calibration.filter(|_| calibrated) {
-        Some(windows) => Some(calibrate(model, windows, progress)?),
-        None => None,
+    config.validate()?;
+    check_model(model, &config.rules)?;
+    let first = config.sparsities[0];
+    config.methods.iter().try_for_each(|&method| config.of(method, first).validate_with(calibration))?;
+    let subject = Subject { model, calibration, progress };
+    let gradients = gradients_for(subject, &config.methods)?;
+    let targets = |&method: &Method| {
+        let scored = (method, config.seed);
+        Targets::new(subject, config.allocation, &config.rules, &config.sparsities, scored, gradients.as_ref())
     };
-    let stage = progress.stage("select", model.config().linears().len() as u64);
-    let mut sets: Vec<Vec<(String, Mask)>> = vec![Vec::new(); configs.len()];
-    for i in 0..model.blocks() {
-        for linear in model.block(i)?.linears() {
-            let (name, shape) = (&linear.name, linear.weight.dims2()?);
-            let weights: Vec<f32> =
-                linear.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            let norms = statistics.as_ref().and_then(|statistics| statistics.column_norms(name));
-            for (config, set) in configs.iter().zip(&mut sets) {
-                let scorer = Scorer::new(config.method, name, norms.as_deref(), config.seed)?;
-                let mask = select(name, shape, config.pattern, config.per, config.sparsity, |row, scores| {
-                    scorer.row(row, &weights[row * shape.1..(row + 1) * shape.1], scores);
-                })?;
-                set.push((name.clone(), mask));
-            }
-            stage.inc(1)?;
-        }
-    }
+    let targets = config.methods.iter().map(targets).collect::<Result<Vec<_>>>()?;
     let record = model.record()?;
-    let metadata = |config: &PruneConfig| Some(MaskMetadata::new(record.clone(), config.record(model, calibration)));
-    Ok(configs.iter().zip(sets).map(|(config, masks)| MaskSet { metadata: metadata(config), masks }).collect())
+    let mut sets: Vec<Vec<MaskSet>> = Vec::new();
+    for (&method, targets) in config.methods.iter().zip(&targets) {
+        let set = |(level, &sparsity): (usize, &f64)| {
+            let pruning = config.of(method, sparsity).record(model, calibration);
+            let mut metadata = MaskMetadata::new(record.clone(), pruning);
+            for (name, _) in model.config().linears() {
+                match (ruled(&config.rules, &name), targets.get(level, &name)) {
+                    (_, None) => drop(metadata.skipped.insert(name)),
+                    // A global threshold promises the sparsity of all, not of one.
+                    (None | Some(Target::Skip), Some(_)) if config.allocation == Allocation::Global => {}
+                    (_, Some(own)) if own == sparsity => {}
+                    (_, Some(own)) => drop(metadata.targets.insert(name, own)),
+                }
+            }
+            MaskSet { metadata: Some(metadata), masks: Vec::new() }
+        };
+        sets.push(config.sparsities.iter().enumerate().map(set).collect());
+    }
+    let gather = config.methods.iter().any(|method| method.needs_inputs()).then(Gather::default);
+    subject.for_each_block(gather, Propagate::Dense, |block, statistics, _| {
+        for linear in block.linears() {
+            let shape = linear.weight.dims2()?;
+            let weights = weights_of(linear)?;
+            for ((&method, targets), sets) in config.methods.iter().zip(&targets).zip(&mut sets) {
+                let levels = (0..config.sparsities.len()).map(|level| targets.get(level, &linear.name));
+                // A rule skips a linear at every level or at none.
+                let Some(levels) = levels.collect::<Option<Vec<f64>>>() else { continue };
+                let criterion = config.of(method, first).criterion();
+                let scored = (weights.as_slice(), shape);
+                with_scorer(method, &linear.name, scored, statistics, gradients.as_ref(), config.seed, |scorer| {
+                    let masks =
+                        select_levels(&linear.name, shape, criterion, &levels, |row, scores| scorer.row(row, scores))?;
+                    for (set, mask) in sets.iter_mut().zip(masks) {
+                        set.masks.push((linear.name.clone(), mask));
+                    }
+                    Ok(())
+                })?;
+            }
+            check_interrupt()?;
+        }
+        Ok(())
+    })?;
+    Ok(sets.into_iter().flatten().collect())
 }

@@ -5,108 +5,33 @@
 //! the next.
 
 mod apply;
+mod block_loop;
+mod config;
 mod masks;
 
+pub use crate::importance::Method;
 pub use apply::{apply, prune_with, validate};
+pub use block_loop::outliers;
+pub use config::{Propagate, PruneConfig};
 pub use masks::{MasksConfig, masks};
 
-use crate::calibrate::{Statistics, calibrate};
+use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
-pub use crate::importance::Method;
-use crate::importance::Scorer;
-use crate::mask::{Mask, Pattern, Per, select};
-use crate::model::{Block, ExpertStorage, Linear, Model, Wanted, pass};
-use crate::progress::{Progress, check_interrupt};
-use crate::record::{PruningRecord, Record, TensorRecord};
+use crate::dsnot::{self, DsnotInputs};
+use crate::gradients::Gradients;
+use crate::mask::{Mask, select_levels};
+use crate::model::{Block, Linear, Model};
+use crate::progress::{Progress, Stage, check_interrupt};
+use crate::record::{Record, TensorRecord};
+use crate::sparsegpt::{Factor, SparseGpt, sparsegpt};
 use crate::text::Windows;
 use crate::{Error, Result};
+use block_loop::{Subject, Targets, check_model, gradients_for, weights_of, with_scorer};
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
-
-/// What a block's inputs are during calibration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Propagate {
-    /// The outputs of the pruned blocks before it, as in the reference implementations.
-    Pruned,
-    /// The outputs of the dense blocks before it: one forward pass serves every method and ratio.
-    Dense,
-}
-
-crate::error::named!(Propagate, "propagate", Pruned => "pruned", Dense => "dense");
-
-/// How to prune.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PruneConfig {
-    /// Importance metric.
-    pub method: Method,
-    /// Shape of the zeros.
-    pub pattern: Pattern,
-    /// What an unstructured selection compares; N:M always compares within a group.
-    pub per: Per,
-    /// Fraction of zeros in each linear, in `[0, 1)`. An N:M pattern prescribes its own.
-    pub sparsity: f64,
-    /// What a block's inputs are during calibration.
-    pub propagate: Propagate,
-    /// Seed of random scores, and on record as the seed of the calibration windows.
-    pub seed: u64,
-}
-
-impl PruneConfig {
-    /// Unstructured pruning to `sparsity` as the method's paper does it: per row for Wanda, per layer otherwise; pruned
-    /// propagation, seed 0.
-    pub fn new(method: Method, sparsity: f64) -> Self {
-        let per = if method == Method::Wanda { Per::Row } else { Per::Layer };
-        PruneConfig { method, pattern: Pattern::Unstructured, per, sparsity, propagate: Propagate::Pruned, seed: 0 }
-    }
-
-    /// `n:m` pruning (kept-of-M) with the sparsity that this means.
-    pub fn n_of_m(method: Method, n: usize, m: usize) -> Self {
-        let pattern = Pattern::NofM { n, m };
-        PruneConfig { pattern, per: Per::Row, ..PruneConfig::new(method, pattern.sparsity().unwrap_or_default()) }
-    }
-
-    /// Checks the settings on their own, before anything is read.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a sparsity outside `[0, 1)`, or another one than the pattern prescribes.
-    pub fn validate(&self) -> Result<()> {
-        if !(0.0..1.0).contains(&self.sparsity) {
-            return Err(Error::argument("sparsity", self.sparsity, "must be at least 0 and below 1"));
-        }
-        if let Some(prescribed) = self.pattern.sparsity()
-            && (prescribed - self.sparsity).abs() > 1e-9
-        {
-            let problem =
-                format!("pattern {} prescribes {prescribed}; leave the sparsity out or choose another", self.pattern);
-            return Err(Error::argument("sparsity", self.sparsity, problem));
-        }
-        Ok(())
-    }
-
-    fn validate_with(&self, calibration: Option<&Windows>) -> Result<()> {
-        self.validate()?;
-        if self.method.needs_calibration() && calibration.is_none_or(|windows| windows.ids.is_empty()) {
-            return Err(Error::argument("method", self.method, "needs calibration text"));
-        }
-        Ok(())
-    }
-
-    fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
-        PruningRecord {
-            method: self.method.to_string(),
-            pattern: self.pattern.to_string(),
-            per: if self.pattern == Pattern::Unstructured { self.per } else { Per::Row }.to_string(),
-            sparsity: self.sparsity,
-            propagate: self.propagate.to_string(),
-            seed: self.seed,
-            dtype: model.dtype().as_str().into(),
-            calibration: calibration.filter(|_| self.method.needs_calibration()).map(Windows::record),
-        }
-    }
-}
 
 /// A pruned model in memory.
 #[derive(Clone, Debug)]
@@ -158,10 +83,15 @@ pub fn prune_to(
     config.validate_with(calibration)?;
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
     let mut pruned = HashSet::new();
-    let tensors = for_each_block(model, calibration, config, progress, |_, masks| {
-        for (name, mask) in masks {
-            write_masked(checkpoint, &mut writer, &name, &mask)?;
-            pruned.insert(name);
+    let tensors = for_each_block(model, calibration, config, progress, |block, masks| {
+        let masks: HashMap<_, _> = masks.into_iter().collect();
+        for linear in block.linears() {
+            let Some(mask) = masks.get(&linear.name) else { continue };
+            match config.method {
+                Method::SparseGpt => write_changed(checkpoint, &mut writer, linear)?,
+                _ => drop(write_masked(checkpoint, &mut writer, &linear.name, mask)?),
+            }
+            pruned.insert(linear.name.clone());
         }
         Ok(())
     })?;
@@ -207,6 +137,22 @@ fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &s
     Ok(bytes)
 }
 
+/// Writes weights that were computed, in the dtype that the checkpoint has.
+fn write_changed(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, linear: &Linear) -> Result<()> {
+    let dtype = match checkpoint.get(&linear.name)?.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => {
+            let problem = format!("is {other:?}, in which changed weights cannot be written; convert it to bf16 first");
+            return Err(Error::tensor(checkpoint.dir(), &linear.name, problem));
+        }
+    };
+    let weight = linear.weight.to_device(&Device::Cpu)?.to_dtype(dtype)?;
+    writer.write_tensor(&linear.name, &weight)
+}
+
 fn record(
     model: &Model,
     calibration: Option<&Windows>,
@@ -220,7 +166,7 @@ fn record(
     Ok(record)
 }
 
-/// The block loop. `sink` gets each block after its weights were zeroed, and the masks of its linears.
+/// Prunes block by block. `sink` gets each block after its weights were changed, and the masks of its linears.
 fn for_each_block(
     model: &Model,
     calibration: Option<&Windows>,
@@ -229,62 +175,95 @@ fn for_each_block(
     mut sink: impl FnMut(&Block, Vec<(String, Mask)>) -> Result<()>,
 ) -> Result<Vec<TensorRecord>> {
     config.validate_with(calibration)?;
-    if model.config().moe.as_ref().is_some_and(|moe| moe.storage != ExpertStorage::Separate) {
-        let problem =
-            "its experts are stacked in one tensor, whose weights cannot be pruned singly; prune whole experts";
-        return Err(Error::argument("model", model.name(), problem));
-    }
-    let calibration = calibration.filter(|_| config.method.needs_calibration());
-    let dense = match (calibration, config.propagate) {
-        (Some(windows), Propagate::Dense) => Some(calibrate(model, windows, progress)?),
-        _ => None,
-    };
-    let propagated = calibration.filter(|_| config.propagate == Propagate::Pruned);
-    let mut hidden = propagated.map(|windows| model.embed(&windows.ids)).transpose()?.unwrap_or_default();
-    let rope = model.rope(propagated.map_or(0, |windows| windows.seqlen));
-    // A step is one window through one block, which happens twice (once in the last), or the selection in one block.
-    let steps = model.blocks() * (2 * hidden.len() + 1) - hidden.len();
-    let stage = progress.stage("prune", steps as u64);
+    check_model(model, &config.rules)?;
+    let subject = Subject { model, calibration, progress };
+    let gradients = gradients_for(subject, &[config.method])?;
+    let scored = (config.method, config.seed);
+    let targets =
+        Targets::new(subject, config.allocation, &config.rules, &[config.sparsity], scored, gradients.as_ref())?;
+    let gather = Gather { sums: config.refine.is_some(), gram: config.method == Method::SparseGpt };
+    let gather = (config.method.needs_inputs() || config.refine.is_some()).then_some(gather);
     let mut tensors = Vec::new();
-    for i in 0..model.blocks() {
-        let mut block = model.block(i)?;
-        let mut own = Statistics::new(hidden.len());
-        own.expect(&block.linears())?;
-        pass(model, &block, &rope, &mut hidden, Wanted::Taps, &stage, |window| own.add(window))?;
-        let statistics = dense.as_ref().unwrap_or(&own);
+    subject.for_each_block(gather, config.propagate, |block, statistics, stage| {
+        let mut pruner = Pruner { config, statistics, gradients: gradients.as_ref(), stage, factor: None };
         let mut masks = Vec::new();
         for linear in block.linears_mut() {
-            let (mask, zeros) = prune_linear(linear, statistics, config)?;
+            let Some(sparsity) = targets.get(0, &linear.name) else { continue };
+            let (mask, zeros) = pruner.prune(linear, sparsity)?;
             let (out, input) = mask.shape();
             tensors.push(TensorRecord { name: linear.name.clone(), shape: [out, input], zeros });
             masks.push((linear.name.clone(), mask));
             check_interrupt()?;
         }
-        if i + 1 < model.blocks() {
-            pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, |()| ())?;
-        }
-        stage.inc(1)?;
-        sink(&block, masks)?;
-    }
+        sink(block, masks)
+    })?;
     Ok(tensors)
 }
 
-/// Selects and zeroes the weights of one linear. Also returns its number of zeros, those included that it had before.
-fn prune_linear(linear: &mut Linear, statistics: &Statistics, config: &PruneConfig) -> Result<(Mask, u64)> {
-    let shape = linear.weight.dims2()?;
-    let dtype = linear.weight.dtype();
-    let mut weights: Vec<f32> =
-        linear.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    let norms = statistics.column_norms(&linear.name);
-    let scorer = Scorer::new(config.method, &linear.name, norms.as_deref(), config.seed)?;
-    let mask = select(&linear.name, shape, config.pattern, config.per, config.sparsity, |row, scores| {
-        scorer.row(row, &weights[row * shape.1..(row + 1) * shape.1], scores);
-    })?;
-    mask.for_each_pruned(|index| weights[index] = 0.0);
-    let zeros = weights.iter().filter(|&&weight| weight == 0.0).count() as u64;
-    linear.weight =
-        Tensor::from_vec(weights, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(linear.weight.device())?;
-    Ok((mask, zeros))
+/// Prunes the linears of one block.
+struct Pruner<'a> {
+    config: &'a PruneConfig,
+    statistics: &'a Statistics,
+    gradients: Option<&'a Gradients>,
+    stage: &'a Stage,
+    /// The last linear that had one, and the factor of its gram matrix: the next may share its input.
+    factor: Option<(String, Factor)>,
+}
+
+impl Pruner<'_> {
+    /// Changes the weights of one linear. Also returns its number of zeros, those included that it had before.
+    fn prune(&mut self, linear: &mut Linear, sparsity: f64) -> Result<(Mask, u64)> {
+        let shape = linear.weight.dims2()?;
+        let mut weights = weights_of(linear)?;
+        let mask = match self.config.method {
+            Method::SparseGpt => self.reconstruct(&linear.name, &mut weights, shape, sparsity)?,
+            _ => self.select(&linear.name, &weights, shape, sparsity)?,
+        };
+        mask.for_each_pruned(|index| weights[index] = 0.0);
+        let zeros = weights.iter().filter(|&&weight| weight == 0.0).count() as u64;
+        linear.weight = Tensor::from_vec(weights, shape, &Device::Cpu)?
+            .to_dtype(linear.weight.dtype())?
+            .to_device(linear.weight.device())?;
+        Ok((mask, zeros))
+    }
+
+    fn select(&self, name: &str, weights: &[f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
+        let Pruner { config, statistics, gradients, .. } = self;
+        with_scorer(config.method, name, (weights, shape), statistics, *gradients, config.seed, |scorer| {
+            let masks =
+                select_levels(name, shape, config.criterion(), &[sparsity], |row, scores| scorer.row(row, scores))?;
+            let mut mask = masks.into_iter().next().unwrap_or_else(|| Mask::none(shape.0, shape.1));
+            if let Some(settings) = &config.refine {
+                let missing = || Error::tensor("statistics", name, "has none, and DSnoT needs those of its input");
+                let norms = statistics.column_norms(name).ok_or_else(missing)?;
+                let sums = statistics.column_sums(name).ok_or_else(missing)?;
+                let variances = statistics.column_variances(name).ok_or_else(missing)?;
+                let inputs = DsnotInputs { norms: &norms, sums: &sums, variances: &variances };
+                dsnot::refine(name, weights, &mut mask, &inputs, config.pattern, settings)?;
+            }
+            Ok(mask)
+        })
+    }
+
+    fn reconstruct(&mut self, name: &str, weights: &mut [f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
+        let settings = SparseGpt::default();
+        let factor = match self.factor.take() {
+            Some((other, factor)) if self.statistics.same_input(&other, name) => factor,
+            _ => {
+                let missing = || Error::tensor("statistics", name, "has none, and SparseGPT needs those of its input");
+                let gram = self.statistics.gram(name).ok_or_else(missing)?;
+                let factor = Factor::new(name, &gram, shape.1, &settings)?;
+                if factor.damping() > settings.damping {
+                    let (damping, used) = (settings.damping, factor.damping());
+                    self.stage.note(format!("{name}: H is not positive definite with damping {damping}; used {used}"));
+                }
+                factor
+            }
+        };
+        let pruned = sparsegpt(name, weights, &factor, self.config.pattern, sparsity, &settings, self.config.ties)?;
+        self.factor = Some((name.to_owned(), factor));
+        Ok(pruned.mask)
+    }
 }
 
 #[cfg(test)]

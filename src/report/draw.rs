@@ -16,7 +16,7 @@ use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::drawing::DrawingArea;
-use plotters::element::{PathElement, Rectangle, Text};
+use plotters::element::{PathElement, Polygon, Rectangle, Text};
 use plotters::prelude::DrawingBackend;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, RGBColor, WHITE};
@@ -24,10 +24,18 @@ use plotters::style::{Color, RGBColor, WHITE};
 /// Samples in the legend: a piece of a line, a marker alone.
 const LINE: f64 = 30.0;
 const MARK: f64 = 15.0;
+/// Opacity of what is shaded around a curve.
+const BAND: f64 = 0.18;
 /// Points beyond which single markers are small circles.
 const CROWD: usize = 200;
 /// Bars get their values written above them up to this many.
 const LABELLED_BARS: usize = 24;
+
+/// The lower and upper ends of what is shaded around a series, where both can be shown.
+fn bounds<'a>(plot: &'a Plot, series: &'a Series) -> impl Iterator<Item = [(f64, f64); 2]> + 'a {
+    let ends = series.band.iter().map(|&(x, low, high)| [(x, low), (x, high)]);
+    ends.filter(|ends| ends.iter().all(|end| plot.shows(*end)))
+}
 
 /// A plot that was checked and whose axes and legend are laid out.
 pub(super) struct Scene<'a> {
@@ -69,11 +77,13 @@ impl<'a> Scene<'a> {
         }
         check_size(title, plot.size)?;
         let width = plot.size.0;
-        let shown: Vec<(f64, f64)> =
+        let mut shown: Vec<(f64, f64)> =
             plot.series.iter().flat_map(|s| &s.points).copied().filter(|p| plot.shows(*p)).collect();
         if shown.is_empty() {
             return Err(error(format!("no point of \"{title}\" can be shown; {}", plot.caption())));
         }
+        let crowded = shown.len() > CROWD;
+        shown.extend(plot.series.iter().flat_map(|series| bounds(plot, series)).flat_map(|[low, high]| [low, high]));
         let baselines = plot.baselines.iter().map(|(_, y)| *y).filter(|y| plot.shows_y(*y));
         let mut floor = 0.0;
         if let Some(categories) = &plot.categories {
@@ -110,7 +120,6 @@ impl<'a> Scene<'a> {
             }
         };
         let (legend, legend_rows) = legend(plot, f64::from(width) - 2.0 * MARGIN)?;
-        let crowded = shown.len() > CROWD;
         Ok(Scene { plot, x, y, floor, legend, legend_rows, crowded, caption: plot.caption() })
     }
 
@@ -191,6 +200,14 @@ impl<'a> Scene<'a> {
         if self.plot.categories.is_some() {
             self.draw_bars(root, pen, at)?;
             return draw_baselines();
+        }
+        for series in &self.plot.series {
+            let (low, high): (Vec<_>, Vec<_>) =
+                bounds(self.plot, series).map(|[low, high]| (at(low), at(high))).unzip();
+            if low.len() > 1 {
+                let outline: Vec<_> = low.into_iter().chain(high.into_iter().rev()).collect();
+                root.draw(&Polygon::new(outline, self.color(series).mix(BAND).filled())).map_err(error)?;
+            }
         }
         draw_baselines()?;
         for series in &self.plot.series {

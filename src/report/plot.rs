@@ -46,6 +46,8 @@ pub struct Plot {
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
+    /// What is shaded around a curve: `(x, low, high)`, by x.
+    pub(super) band: Vec<(f64, f64, f64)>,
     /// Joined by a line, with filled markers; otherwise hollow markers alone.
     pub(super) line: bool,
     /// Index into the colours.
@@ -131,6 +133,15 @@ impl Plot {
         self.add(name.into(), points.into_iter().collect(), true, next, next)
     }
 
+    /// Shades a range of y around the curve that was added last, such as a confidence interval: `(x, low, high)`.
+    pub fn band(mut self, bounds: impl IntoIterator<Item = (f64, f64, f64)>) -> Plot {
+        if let Some(series) = self.series.last_mut() {
+            series.band = bounds.into_iter().collect();
+            series.band.sort_by(|a, b| a.0.total_cmp(&b.0));
+        }
+        self
+    }
+
     /// Adds single points `(x, y)`, shown as hollow markers that no line joins.
     pub fn points(self, name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Plot {
         let next = self.series.len();
@@ -152,7 +163,7 @@ impl Plot {
 
     fn add(mut self, name: String, mut points: Vec<(f64, f64)>, line: bool, color: usize, marker: usize) -> Plot {
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        self.series.push(Series { name, points, line, color, marker });
+        self.series.push(Series { name, points, band: Vec::new(), line, color, marker });
         self
     }
 

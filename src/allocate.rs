@@ -1,0 +1,421 @@
+//! Which linear gets which sparsity: uniform, OWL, one threshold over all linears, and rules by name.
+
+use crate::{Error, Result};
+use glob::Pattern as Glob;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// How a target sparsity is shared out among the linears.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Allocation {
+    /// Every linear gets it.
+    #[default]
+    Uniform,
+    /// Blocks with more outliers keep more (Yin et al. 2024, "Outlier Weighed Layerwise Sparsity"): see [`Owl`].
+    Owl(Owl),
+    /// One threshold over the scores of all linears: each loses what lies below it.
+    Global,
+}
+
+impl fmt::Display for Allocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Allocation::Uniform => f.write_str("uniform"),
+            Allocation::Owl(Owl { m, lambda }) => write!(f, "owl:{m}:{lambda}"),
+            Allocation::Global => f.write_str("global"),
+        }
+    }
+}
+
+impl FromStr for Allocation {
+    type Err = Error;
+
+    /// `uniform`, `global`, `owl`, or `owl:M:LAMBDA`.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |problem: &str| Error::argument("allocation", text, problem);
+        match text.split(':').collect::<Vec<_>>()[..] {
+            ["uniform"] => Ok(Allocation::Uniform),
+            ["global"] => Ok(Allocation::Global),
+            ["owl"] => Ok(Allocation::Owl(Owl::default())),
+            ["owl", m, lambda] => match (m.parse(), lambda.parse()) {
+                (Ok(m), Ok(lambda)) if m > 0.0 && lambda > 0.0 => Ok(Allocation::Owl(Owl { m, lambda })),
+                _ => Err(wrong("M and LAMBDA of owl:M:LAMBDA must be positive numbers")),
+            },
+            _ => Err(wrong("must be one of uniform, global, owl, owl:M:LAMBDA")),
+        }
+    }
+}
+
+/// Constants of OWL; the defaults are those of the paper for sparsities around 70%.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Owl {
+    /// A score is an outlier above `m` times the mean of its block.
+    pub m: f64,
+    /// The kept share of a block moves by at most this much around the mean.
+    pub lambda: f64,
+}
+
+impl Default for Owl {
+    fn default() -> Self {
+        Owl { m: 5.0, lambda: 0.08 }
+    }
+}
+
+impl Owl {
+    /// Outlier share of a block in percent: scores above `m` times their mean, over `linears`' scores taken together.
+    pub fn outliers<'a>(&self, linears: impl Iterator<Item = &'a [f32]> + Clone) -> f64 {
+        let count: usize = linears.clone().map(<[f32]>::len).sum();
+        let sum: f64 = linears.clone().flatten().map(|&score| f64::from(score)).sum();
+        let bound = sum / count.max(1) as f64 * self.m;
+        let above = linears.flatten().filter(|&&score| f64::from(score) > bound).count();
+        100.0 * above as f64 / count.max(1) as f64
+    }
+
+    /// Sparsity of each block, from the [`Owl::outliers`] of each: their mean is `sparsity`, unless one falls below 0, which
+    /// then becomes 0.01, as in the reference implementation.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when a block would lose all its weights.
+    pub fn sparsities(&self, outliers: &[f64], sparsity: f64) -> Result<Vec<f64>> {
+        let min = outliers.iter().copied().fold(f64::INFINITY, f64::min);
+        let max = outliers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // Blocks that are all alike have no order: each keeps the same.
+        let range = if max > min { max - min } else { 1.0 };
+        let kept: Vec<f64> = outliers.iter().map(|share| (share - min) / range * 2.0 * self.lambda).collect();
+        let mean = kept.iter().sum::<f64>() / kept.len().max(1) as f64;
+        kept.iter()
+            .map(|kept| match 1.0 - (kept - mean + (1.0 - sparsity)) {
+                block if block <= 0.0 => Ok(0.01),
+                block if block < 1.0 => Ok(block),
+                block => {
+                    let problem =
+                        format!("gives a block a sparsity of {block:.3} with lambda {}; lower one", self.lambda);
+                    Err(Error::argument("sparsity", sparsity, problem))
+                }
+            })
+            .collect()
+    }
+}
+
+/// What a rule says of the linears that it matches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// This fraction of zeros, in `[0, 1)`.
+    Sparsity(f64),
+    /// They are left as they are.
+    Skip,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Sparsity(sparsity) => write!(f, "{sparsity}"),
+            Target::Skip => f.write_str("skip"),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.parse() {
+            _ if text == "skip" => Ok(Target::Skip),
+            Ok(sparsity) if (0.0..1.0).contains(&sparsity) => Ok(Target::Sparsity(sparsity)),
+            _ => Err(Error::argument("sparsity", text, "a rule gives a sparsity in [0, 1), or `skip`")),
+        }
+    }
+}
+
+/// A rule for linears by name: `*.down_proj=0.3`, `model.layers.0.*=skip`. The glob's `*` also matches dots; it is compared
+/// with the weight's name, with and without its `.weight`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    glob: Glob,
+    target: Target,
+}
+
+impl Rule {
+    /// A rule for the names that `glob` matches.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a malformed glob.
+    pub fn new(glob: &str, target: Target) -> Result<Rule> {
+        let wrong = |error| Error::argument("rule", glob, format!("is no glob: {error}"));
+        Ok(Rule { glob: Glob::new(glob).map_err(wrong)?, target })
+    }
+
+    /// Rules from a JSON object of globs and targets, in its order: `{"*.down_proj": 0.3, "model.layers.0.*": "skip"}`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::File`] for anything but such an object.
+    pub fn read(path: &Path) -> Result<Vec<Rule>> {
+        let text = std::fs::read(path).map_err(Error::io("read", path))?;
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|error| Error::file(path, error))?;
+        let Some(object) = value.as_object() else {
+            return Err(Error::file(path, "must hold one JSON object, such as {\"*.down_proj\": 0.3}"));
+        };
+        let rule = |(glob, target): (&String, &serde_json::Value)| {
+            let text = target.as_str().map_or_else(|| target.to_string(), str::to_owned);
+            Rule::new(glob, text.parse()?)
+        };
+        object.iter().map(|entry| rule(entry).map_err(|error| Error::file(path, error))).collect()
+    }
+
+    /// Whether it leaves alone what it matches.
+    pub fn is_skip(&self) -> bool {
+        self.target == Target::Skip
+    }
+
+    fn matches(&self, linear: &str) -> bool {
+        self.glob.matches(linear) || self.glob.matches(linear.strip_suffix(".weight").unwrap_or(linear))
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.glob, self.target)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (glob, target) = text.rsplit_once('=').ok_or_else(|| {
+            Error::argument("rule", text, "write GLOB=SPARSITY or GLOB=skip, such as *.down_proj=0.3")
+        })?;
+        Rule::new(glob, target.parse()?)
+    }
+}
+
+/// What `rules` say of a linear; the last that matches counts. `None` when none does.
+pub fn ruled(rules: &[Rule], linear: &str) -> Option<Target> {
+    rules.iter().rev().find(|rule| rule.matches(linear)).map(|rule| rule.target)
+}
+
+/// Fails when a rule matches none of `linears`: it is misspelt, or for another model.
+///
+/// # Errors
+/// [`Error::Argument`] naming the rule.
+pub fn check_rules<'a>(rules: &[Rule], linears: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+    match rules.iter().find(|rule| !linears.clone().any(|linear| rule.matches(linear))) {
+        None => Ok(()),
+        Some(rule) => {
+            let example = linears.clone().next().unwrap_or_default();
+            let problem = format!("matches no linear of this model, whose first is `{example}`");
+            Err(Error::argument("rule", rule, problem))
+        }
+    }
+}
+
+/// The number of weights that each linear loses when the `floor(n * sparsity)` smallest of all scores go, for each of several
+/// sparsities; ties go by position, in the order of the linears. Exact, in three passes over the scores that hold one
+/// linear's at a time.
+#[derive(Debug)]
+pub struct GlobalThreshold {
+    sparsities: Vec<f64>,
+    pass: Pass,
+}
+
+#[derive(Debug)]
+enum Pass {
+    /// Scores by the upper half of their bits.
+    Upper { counts: Vec<u64> },
+    /// Per level, those with the threshold's upper half, by the lower half.
+    Lower { levels: Vec<Level> },
+    /// Per level, the threshold, and how many of its equals are left to go.
+    Count { thresholds: Vec<(u32, u64)>, lost: BTreeMap<String, Vec<u64>> },
+}
+
+#[derive(Debug)]
+struct Level {
+    upper: u32,
+    /// How many go of those with that upper half.
+    rest: u64,
+    counts: Vec<u64>,
+}
+
+impl GlobalThreshold {
+    /// How often all scores are to be added.
+    pub const PASSES: usize = 3;
+
+    /// The beginning of the first pass.
+    pub fn new(sparsities: &[f64]) -> Self {
+        GlobalThreshold { sparsities: sparsities.to_vec(), pass: Pass::Upper { counts: vec![0; 1 << 16] } }
+    }
+
+    /// Adds the scores of one linear, which must be finite and not negative, to the pass.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a score that is not.
+    pub fn add(&mut self, linear: &str, scores: &[f32]) -> Result<()> {
+        if let Some(at) = scores.iter().position(|score| !(score.is_finite() && *score >= 0.0)) {
+            let problem = format!("score {at} is {}: the weight or the activation there is not finite", scores[at]);
+            return Err(Error::tensor("scores", linear, problem));
+        }
+        let keys = scores.iter().map(|score| score.abs().to_bits());
+        match &mut self.pass {
+            Pass::Upper { counts } => keys.for_each(|key| counts[(key >> 16) as usize] += 1),
+            Pass::Lower { levels } => {
+                for level in levels {
+                    keys.clone()
+                        .filter(|key| key >> 16 == level.upper)
+                        .for_each(|key| level.counts[(key & 0xffff) as usize] += 1);
+                }
+            }
+            Pass::Count { thresholds, lost } => {
+                let losses = thresholds.iter_mut().map(|(threshold, ties)| {
+                    let below = keys.clone().filter(|key| *key < *threshold).count() as u64;
+                    let equal = (keys.clone().filter(|key| *key == *threshold).count() as u64).min(*ties);
+                    *ties -= equal;
+                    below + equal
+                });
+                lost.insert(linear.to_owned(), losses.collect());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a pass; the next one begins.
+    pub fn next_pass(&mut self) {
+        /// The bin in which `rest` is reached, and what of it is left there.
+        fn reach(counts: &[u64], mut rest: u64) -> (u32, u64) {
+            for (bin, &count) in counts.iter().enumerate() {
+                if rest <= count {
+                    return (bin as u32, rest);
+                }
+                rest -= count;
+            }
+            (counts.len() as u32, 0)
+        }
+        self.pass = match &self.pass {
+            Pass::Upper { counts } => {
+                let n: u64 = counts.iter().sum();
+                let level = |sparsity: &f64| {
+                    let (upper, rest) = reach(counts, (n as f64 * sparsity) as u64);
+                    Level { upper, rest, counts: vec![0; 1 << 16] }
+                };
+                Pass::Lower { levels: self.sparsities.iter().map(level).collect() }
+            }
+            Pass::Lower { levels } => {
+                let threshold = |level: &Level| {
+                    let (lower, ties) = reach(&level.counts, level.rest);
+                    ((level.upper << 16) + lower, ties)
+                };
+                Pass::Count { thresholds: levels.iter().map(threshold).collect(), lost: BTreeMap::new() }
+            }
+            Pass::Count { .. } => return,
+        };
+    }
+
+    /// After the last pass: what each linear loses at each sparsity.
+    pub fn lost(self) -> BTreeMap<String, Vec<u64>> {
+        match self.pass {
+            Pass::Count { lost, .. } => lost,
+            _ => BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn allocations_parse_and_print() {
+        for text in ["uniform", "global", "owl:5:0.08", "owl:3:0.2"] {
+            assert_eq!(text.parse::<Allocation>().unwrap().to_string(), text);
+        }
+        assert_eq!("owl".parse::<Allocation>().unwrap(), Allocation::Owl(Owl::default()));
+        for text in ["", "owl:5", "owl:0:1", "owl:a:b", "layerwise"] {
+            assert!(text.parse::<Allocation>().unwrap_err().to_string().contains("allocation = "), "{text}");
+        }
+    }
+
+    #[test]
+    fn owl_keeps_more_where_outliers_are() {
+        let owl = Owl::default();
+        let block = [[0f32; 50], [0.0; 50]];
+        assert_eq!(owl.outliers(block.iter().map(|scores| &scores[..])), 0.0);
+        let mut block = [[1f32; 50], [1.0; 50]];
+        block[1][7] = 100.0; // mean 1.99
+        assert_eq!(owl.outliers(block.iter().map(|scores| &scores[..])), 1.0);
+
+        // Kept shares 0, 0.08 and 0.16 around their mean 0.08.
+        let sparsities = owl.sparsities(&[1.0, 2.0, 3.0], 0.7).unwrap();
+        for (ours, expected) in sparsities.iter().zip([0.78, 0.7, 0.62]) {
+            assert!((ours - expected).abs() < 1e-12, "{sparsities:?}");
+        }
+        assert_eq!(owl.sparsities(&[1.0, 3.0], 0.05).unwrap()[1], 0.01);
+        assert!((owl.sparsities(&[2.0, 2.0], 0.6).unwrap()[0] - 0.6).abs() < 1e-12, "no block stands out");
+        assert!(owl.sparsities(&[1.0, 3.0], 0.95).unwrap_err().to_string().contains("lower one"));
+    }
+
+    #[test]
+    fn rules_match_names_and_the_last_counts() {
+        let rules: Vec<Rule> = ["*.mlp.*=0.3", "*.down_proj=skip", "model.layers.1.*=0.7"]
+            .iter()
+            .map(|rule| rule.parse().unwrap())
+            .collect();
+        let of = |name: &str| ruled(&rules, name);
+        assert_eq!(of("model.layers.0.mlp.up_proj.weight"), Some(Target::Sparsity(0.3)));
+        assert_eq!(of("model.layers.0.mlp.down_proj.weight"), Some(Target::Skip));
+        assert_eq!(of("model.layers.1.mlp.down_proj.weight"), Some(Target::Sparsity(0.7)));
+        assert_eq!(of("model.layers.10.self_attn.q_proj.weight"), None);
+        assert_eq!(rules[1].to_string(), "*.down_proj=skip");
+        for wrong in ["*.down_proj", "a=1", "a=-0.1", "a=nan", "[=0.5"] {
+            assert!(wrong.parse::<Rule>().is_err(), "{wrong}");
+        }
+        let error = check_rules(&rules, ["model.layers.0.mlp.down_proj.weight"].into_iter()).unwrap_err().to_string();
+        assert!(error.contains("model.layers.1.*=0.7: matches no linear"), "{error}");
+    }
+
+    #[test]
+    fn rules_are_read_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rules.json");
+        std::fs::write(&path, r#"{"*": 0.5, "*.q_proj": "skip"}"#).unwrap();
+        let rules = Rule::read(&path).unwrap();
+        assert_eq!(rules.iter().map(ToString::to_string).collect::<Vec<_>>(), ["*=0.5", "*.q_proj=skip"]);
+        for (text, problem) in
+            [("[1]", "one JSON object"), (r#"{"*": 1.5}"#, "[0, 1)"), (r#"{"*": null}"#, "[0, 1)"), ("{", "EOF")]
+        {
+            std::fs::write(&path, text).unwrap();
+            let error = Rule::read(&path).unwrap_err().to_string();
+            assert!(error.contains("rules.json") && error.contains(problem), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn global_counts_are_those_of_one_stable_sort(
+            linears in proptest::collection::vec(proptest::collection::vec(0u32..40, 1..60), 1..5),
+            sparsities in proptest::collection::vec(0.0f64..1.0, 1..4),
+        ) {
+            let linears: Vec<Vec<f32>> =
+                linears.iter().map(|linear| linear.iter().map(|&x| x as f32 / 64.0).collect()).collect();
+            let mut threshold = GlobalThreshold::new(&sparsities);
+            for _ in 0..GlobalThreshold::PASSES {
+                for (i, linear) in linears.iter().enumerate() {
+                    threshold.add(&i.to_string(), linear).unwrap();
+                }
+                threshold.next_pass();
+            }
+            let lost = threshold.lost();
+            let mut all: Vec<(f32, usize)> =
+                linears.iter().enumerate().flat_map(|(i, linear)| linear.iter().map(move |&x| (x, i))).collect();
+            all.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for (level, sparsity) in sparsities.iter().enumerate() {
+                let k = (all.len() as f64 * sparsity) as usize;
+                for i in 0..linears.len() {
+                    let expected = all[..k].iter().filter(|(_, of)| *of == i).count() as u64;
+                    prop_assert_eq!(lost[&i.to_string()][level], expected);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The block loop, and what has to be known of the dense model before it.
+
+use super::config::Propagate;
+use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Target, check_rules, ruled};
+use crate::calibrate::{Gather, InputTap, Statistics, calibrate};
+use crate::gradients::{Accumulate, Gradients, gradients};
+use crate::importance::{Inputs, Method, Scorer};
+use crate::model::{Block, ExpertStorage, Linear, Model, Wanted, pass};
+use crate::progress::{Progress, Stage, check_interrupt};
+use crate::text::Windows;
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use std::collections::BTreeMap;
+
+/// A model and the text that it is calibrated on.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) model: &'a Model,
+    pub(super) calibration: Option<&'a Windows>,
+    pub(super) progress: Progress,
+}
+
+impl<'a> Subject<'a> {
+    /// Calls `prune` with each block and the statistics of its inputs, which are empty unless `gather` says what to look at.
+    /// What `prune` makes of the block is what the next one sees with pruned propagation.
+    pub(super) fn for_each_block(
+        self,
+        gather: Option<Gather>,
+        propagate: Propagate,
+        mut prune: impl FnMut(&mut Block, &Statistics, &Stage) -> Result<()>,
+    ) -> Result<()> {
+        let Subject { model, progress, .. } = self;
+        let gathered = gather.and_then(|gather| Some((self.calibration?, gather)));
+        let mut hidden = gathered.map(|(windows, _)| model.embed(&windows.ids)).transpose()?.unwrap_or_default();
+        let rope = model.rope(gathered.map_or(0, |(windows, _)| windows.seqlen));
+        let gather = gathered.map(|(_, gather)| gather).unwrap_or_default();
+        // A step is one window through one block, or the selection in one block. A block that the windows pass through
+        // dense and pruned is passed twice; of the last, only the inputs are wanted.
+        let passes = match propagate {
+            Propagate::Pruned => (2 * model.blocks()).saturating_sub(1),
+            Propagate::Dense => model.blocks(),
+        };
+        let stage = progress.stage("prune", (model.blocks() + passes * hidden.len()) as u64);
+        for i in 0..model.blocks() {
+            let mut block = model.block(i)?;
+            let last = i + 1 == model.blocks();
+            let wanted = if propagate == Propagate::Dense && !last { Wanted::Output } else { Wanted::Taps };
+            let mut statistics = Statistics::new(hidden.len());
+            let tap = || InputTap::new(gather);
+            pass(model, &block, &rope, &mut hidden, wanted, &stage, tap, |tap| statistics.add(tap))?;
+            statistics.expect(&block.linears(), gather)?;
+            prune(&mut block, &statistics, &stage)?;
+            if propagate == Propagate::Pruned && !last {
+                pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
+            }
+            stage.inc(1)?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses models whose weights cannot be pruned singly, and rules that match nothing.
+pub(super) fn check_model(model: &Model, rules: &[Rule]) -> Result<()> {
+    if model.config().moe.as_ref().is_some_and(|moe| moe.storage != ExpertStorage::Separate) {
+        let problem =
+            "its experts are stacked in one tensor, whose weights cannot be pruned singly; prune whole experts";
+        return Err(Error::argument("model", model.name(), problem));
+    }
+    let linears = model.config().linears();
+    check_rules(rules, linears.iter().map(|(name, _)| name.as_str()))
+}
+
+/// The weights of a linear, `(out, in)` row-major, in f32 on the CPU.
+pub(super) fn weights_of(linear: &Linear) -> Result<Vec<f32>> {
+    Ok(linear.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// Calls `f` with a scorer of a linear.
+pub(super) fn with_scorer<T>(
+    method: Method,
+    name: &str,
+    (weights, shape): (&[f32], (usize, usize)),
+    statistics: &Statistics,
+    gradients: Option<&Gradients>,
+    seed: u64,
+    f: impl FnOnce(&Scorer<'_>) -> Result<T>,
+) -> Result<T> {
+    let norms = if method.needs_inputs() { statistics.column_norms(name) } else { None };
+    let gradient = match gradients {
+        Some(gradients) if method.needs_gradients() => gradients.get(name)?,
+        _ => None,
+    };
+    let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed };
+    f(&Scorer::new(method, name, weights, shape, inputs)?)
+}
+
+/// Gradients of the dense model, if one of `methods` looks at them.
+pub(super) fn gradients_for(subject: Subject<'_>, methods: &[Method]) -> Result<Option<Gradients>> {
+    let Some(windows) = subject.calibration.filter(|_| methods.iter().any(|method| method.needs_gradients())) else {
+        return Ok(None);
+    };
+    gradients(subject.model, windows, Accumulate::Sum, subject.progress).map(Some)
+}
+
+/// Which sparsity each linear gets at each level.
+#[derive(Debug)]
+pub(super) struct Targets {
+    /// Per level, by name; a linear that is not there is left alone.
+    levels: Vec<BTreeMap<String, f64>>,
+}
+
+impl Targets {
+    /// Shares out each of `sparsities`. What an allocation has to know of scores it learns from the dense model.
+    pub(super) fn new(
+        subject: Subject<'_>,
+        allocation: Allocation,
+        rules: &[Rule],
+        sparsities: &[f64],
+        (method, seed): (Method, u64),
+        gradients: Option<&Gradients>,
+    ) -> Result<Self> {
+        let linears = subject.model.config().linears();
+        let uniform = |sparsity: f64, block_of: &dyn Fn(&str) -> Option<f64>| {
+            let target = |(name, _): &(String, (usize, usize))| match ruled(rules, name) {
+                Some(Target::Skip) => None,
+                Some(Target::Sparsity(own)) => Some((name.clone(), own)),
+                None => Some((name.clone(), block_of(name).unwrap_or(sparsity))),
+            };
+            linears.iter().filter_map(target).collect::<BTreeMap<_, _>>()
+        };
+        let levels = match allocation {
+            Allocation::Uniform => sparsities.iter().map(|&sparsity| uniform(sparsity, &|_| None)).collect(),
+            Allocation::Owl(owl) => {
+                let Some(windows) = subject.calibration else {
+                    return Err(Error::argument("allocation", allocation, "needs calibration text"));
+                };
+                let outliers = outliers(subject.model, windows, owl, subject.progress)?;
+                let level = |&sparsity: &f64| {
+                    let blocks = owl.sparsities(&outliers, sparsity)?;
+                    Ok(uniform(sparsity, &|name| blocks.get(block_of(name)?).copied()))
+                };
+                sparsities.iter().map(level).collect::<Result<_>>()?
+            }
+            Allocation::Global => {
+                let lost = global(subject, rules, sparsities, method, seed, gradients)?;
+                let sizes: BTreeMap<_, _> = linears.iter().map(|(name, (out, input))| (name, out * input)).collect();
+                // Half a weight more than the count, so that rounding down gives the count.
+                let own = |name: &str, level: usize| {
+                    let lost = lost.get(name)?[level];
+                    Some(if lost == 0 { 0.0 } else { (lost as f64 + 0.5) / *sizes.get(&name.to_owned())? as f64 })
+                };
+                let level = |(level, &sparsity): (usize, &f64)| {
+                    let targets = uniform(sparsity, &|name| own(name, level));
+                    match targets.iter().find(|(_, target)| **target >= 1.0) {
+                        None => Ok(targets),
+                        Some((name, _)) => {
+                            let problem =
+                                format!("one threshold leaves nothing of `{name}`; lower it, or skip that linear");
+                            Err(Error::argument("sparsity", sparsity, problem))
+                        }
+                    }
+                };
+                sparsities.iter().enumerate().map(level).collect::<Result<_>>()?
+            }
+        };
+        Ok(Targets { levels })
+    }
+
+    /// The sparsity of a linear at a level; `None` when it is left alone.
+    pub(super) fn get(&self, level: usize, linear: &str) -> Option<f64> {
+        self.levels[level].get(linear).copied()
+    }
+}
+
+/// The share of outliers among the Wanda scores of each block of the dense model, in percent ([`Owl::outliers`]), from which
+/// [`Owl::sparsities`] are made.
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn outliers(model: &Model, calibration: &Windows, owl: Owl, progress: Progress) -> Result<Vec<f64>> {
+    let statistics = calibrate(model, calibration, progress)?;
+    let stage = progress.stage("outliers", model.blocks() as u64);
+    let mut shares = Vec::new();
+    for i in 0..model.blocks() {
+        let block = model.block(i)?;
+        let score = |linear: &&Linear| scores_of(linear, Method::Wanda, &statistics, None, 0);
+        let scores = block.linears().iter().map(score).collect::<Result<Vec<_>>>()?;
+        shares.push(owl.outliers(scores.iter().map(Vec::as_slice)));
+        stage.inc(1)?;
+    }
+    Ok(shares)
+}
+
+/// The number in `model.layers.N.`, which every prunable linear's name begins with.
+fn block_of(linear: &str) -> Option<usize> {
+    linear.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
+/// The scores of a linear, `(out, in)`.
+fn scores_of(
+    linear: &Linear,
+    method: Method,
+    statistics: &Statistics,
+    gradients: Option<&Gradients>,
+    seed: u64,
+) -> Result<Vec<f32>> {
+    let shape = linear.weight.dims2()?;
+    let weights = weights_of(linear)?;
+    with_scorer(method, &linear.name, (&weights, shape), statistics, gradients, seed, |scorer| {
+        let mut scores = vec![0f32; weights.len()];
+        scores.chunks_mut(shape.1.max(1)).enumerate().for_each(|(row, scores)| scorer.row(row, scores));
+        Ok(scores)
+    })
+}
+
+/// What each linear without a rule of its own loses at each sparsity under one threshold.
+fn global(
+    subject: Subject<'_>,
+    rules: &[Rule],
+    sparsities: &[f64],
+    method: Method,
+    seed: u64,
+    gradients: Option<&Gradients>,
+) -> Result<BTreeMap<String, Vec<u64>>> {
+    let Subject { model, calibration, progress } = subject;
+    let statistics = match calibration.filter(|_| method.needs_inputs()) {
+        Some(windows) => calibrate(model, windows, progress)?,
+        None => Statistics::default(),
+    };
+    let mut threshold = GlobalThreshold::new(sparsities);
+    let stage = progress.stage("threshold", (GlobalThreshold::PASSES * model.blocks()) as u64);
+    for _ in 0..GlobalThreshold::PASSES {
+        for i in 0..model.blocks() {
+            for linear in model.block(i)?.linears() {
+                if ruled(rules, &linear.name).is_none() {
+                    threshold.add(&linear.name, &scores_of(linear, method, &statistics, gradients, seed)?)?;
+                }
+                check_interrupt()?;
+            }
+            stage.inc(1)?;
+        }
+        threshold.next_pass();
+    }
+    Ok(threshold.lost())
+}

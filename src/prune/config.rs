@@ -1,0 +1,184 @@
+//! How to prune, and what makes no sense.
+
+use crate::allocate::{Allocation, Rule};
+use crate::dsnot::Dsnot;
+use crate::importance::Method;
+use crate::mask::{Criterion, Pattern, Per, Ties};
+use crate::model::Model;
+use crate::record::PruningRecord;
+use crate::text::Windows;
+use crate::{Error, Result};
+
+/// What a block's inputs are during calibration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Propagate {
+    /// The outputs of the pruned blocks before it, as in the reference implementations.
+    Pruned,
+    /// The outputs of the dense blocks before it: one forward pass serves every method and ratio.
+    Dense,
+}
+
+crate::error::named!(Propagate, "propagate", Pruned => "pruned", Dense => "dense");
+
+/// How to prune.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PruneConfig {
+    /// Importance metric.
+    pub method: Method,
+    /// Shape of the zeros.
+    pub pattern: Pattern,
+    /// What an unstructured selection compares; N:M always compares within a group, and SparseGPT within 128 columns.
+    pub per: Per,
+    /// Fraction of zeros over all linears, in `[0, 1)`. An N:M pattern prescribes its own.
+    pub sparsity: f64,
+    /// How that is shared out.
+    pub allocation: Allocation,
+    /// Linears with a sparsity of their own, or none; the last rule that matches counts.
+    pub rules: Vec<Rule>,
+    /// What becomes of ties.
+    pub ties: Ties,
+    /// Swaps that follow the selection.
+    pub refine: Option<Dsnot>,
+    /// What a block's inputs are during calibration.
+    pub propagate: Propagate,
+    /// Seed of random scores, and on record as the seed of the calibration windows.
+    pub seed: u64,
+}
+
+impl PruneConfig {
+    /// Unstructured pruning to `sparsity` as the method's paper does it: per row for Wanda and RIA, per layer otherwise; every
+    /// linear alike, pruned propagation, seed 0.
+    pub fn new(method: Method, sparsity: f64) -> Self {
+        PruneConfig {
+            method,
+            pattern: Pattern::Unstructured,
+            per: default_per(method, Allocation::Uniform),
+            sparsity,
+            allocation: Allocation::Uniform,
+            rules: Vec::new(),
+            ties: Ties::ByPosition,
+            refine: None,
+            propagate: Propagate::Pruned,
+            seed: 0,
+        }
+    }
+
+    /// `n:m` pruning (kept-of-M) with the sparsity that this means.
+    pub fn n_of_m(method: Method, n: usize, m: usize) -> Self {
+        let pattern = Pattern::NofM { n, m };
+        PruneConfig { pattern, per: Per::Row, ..PruneConfig::new(method, pattern.sparsity().unwrap_or_default()) }
+    }
+
+    /// The same with another allocation; a global one compares whole layers.
+    pub fn with_allocation(self, allocation: Allocation) -> Self {
+        let per = if allocation == Allocation::Global { Per::Layer } else { self.per };
+        PruneConfig { allocation, per, ..self }
+    }
+
+    /// Checks the settings on their own, before anything is read.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a sparsity outside `[0, 1)`, or another one than the pattern prescribes; for settings that
+    /// contradict each other.
+    pub fn validate(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.sparsity) {
+            return Err(Error::argument("sparsity", self.sparsity, "must be at least 0 and below 1"));
+        }
+        if let Some(prescribed) = self.pattern.sparsity() {
+            if (prescribed - self.sparsity).abs() > 1e-9 {
+                let problem = format!(
+                    "pattern {} prescribes {prescribed}; leave the sparsity out or choose another",
+                    self.pattern
+                );
+                return Err(Error::argument("sparsity", self.sparsity, problem));
+            }
+            if self.allocation != Allocation::Uniform {
+                let problem = format!("pattern {} prescribes the sparsity of every linear", self.pattern);
+                return Err(Error::argument("allocation", self.allocation, problem));
+            }
+            if let Some(rule) = self.rules.iter().find(|rule| !rule.is_skip()) {
+                let problem = format!("pattern {} prescribes the sparsity; a rule can only say skip", self.pattern);
+                return Err(Error::argument("rule", rule, problem));
+            }
+        }
+        if self.allocation == Allocation::Global && self.per != Per::Layer {
+            return Err(Error::argument("per", self.per, "a global allocation compares whole layers: choose layer"));
+        }
+        if self.method == Method::SparseGpt {
+            let contradiction = match () {
+                () if self.allocation == Allocation::Global => Some(("allocation", self.allocation.to_string())),
+                () if self.per == Per::Alpha => Some(("per", self.per.to_string())),
+                () if self.refine.is_some() => Some(("refine", "dsnot".to_owned())),
+                () => None,
+            };
+            if let Some((name, value)) = contradiction {
+                return Err(Error::argument(name, value, "SparseGPT has no scores that it could be applied to"));
+            }
+        }
+        if self.ties == Ties::Reference && (self.per != Per::Layer || self.pattern != Pattern::Unstructured) {
+            let problem = "only differ where an unstructured selection compares a layer";
+            return Err(Error::argument("ties", "reference", problem));
+        }
+        if self.refine.is_some() && self.per == Per::Layer && self.pattern == Pattern::Unstructured {
+            return Err(Error::argument(
+                "refine",
+                "dsnot",
+                "keeps the count of each row: choose per row, or a pattern N:M",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn validate_with(&self, calibration: Option<&Windows>) -> Result<()> {
+        self.validate()?;
+        if self.needs_calibration() && calibration.is_none_or(|windows| windows.ids.is_empty()) {
+            let (name, value) = match self.allocation {
+                _ if self.method.needs_calibration() => ("method", self.method.to_string()),
+                Allocation::Owl(_) => ("allocation", self.allocation.to_string()),
+                _ => ("refine", "dsnot".to_owned()),
+            };
+            return Err(Error::argument(name, value, "needs calibration text"));
+        }
+        Ok(())
+    }
+
+    /// Whether a text is needed: by the method, by OWL, which looks at Wanda's scores, or by DSnoT.
+    pub fn needs_calibration(&self) -> bool {
+        self.method.needs_calibration() || matches!(self.allocation, Allocation::Owl(_)) || self.refine.is_some()
+    }
+
+    pub(super) fn criterion(&self) -> Criterion {
+        Criterion { pattern: self.pattern, per: self.per, ties: self.ties }
+    }
+
+    pub(super) fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
+        let per = match (self.pattern, self.method) {
+            (Pattern::NofM { .. }, _) => Per::Row.to_string(),
+            (_, Method::SparseGpt) => "columns".to_owned(),
+            _ => self.per.to_string(),
+        };
+        PruningRecord {
+            method: self.method.to_string(),
+            pattern: self.pattern.to_string(),
+            per,
+            sparsity: self.sparsity,
+            allocation: self.allocation.to_string(),
+            rules: self.rules.iter().map(ToString::to_string).collect(),
+            refine: self.refine.map(|_| "dsnot".to_owned()),
+            reference_ties: self.ties == Ties::Reference,
+            propagate: self.propagate.to_string(),
+            seed: self.seed,
+            dtype: model.dtype().as_str().into(),
+            calibration: calibration.filter(|_| self.needs_calibration()).map(Windows::record),
+        }
+    }
+}
+
+/// What the method's paper compares.
+pub(super) fn default_per(method: Method, allocation: Allocation) -> Per {
+    match (method, allocation) {
+        (_, Allocation::Global) => Per::Layer,
+        (Method::Wanda | Method::Ria, _) => Per::Row,
+        _ => Per::Layer,
+    }
+}
