@@ -459,7 +459,7 @@ fn commands() {
     broken.masks[0].1 = broken.masks[0].1.not().or(&broken.masks[0].1).unwrap();
     broken.save(dir.join("broken.npz")).unwrap();
     std::fs::write(dir.join("cut.pt"), &std::fs::read(dir.join("wanda.pt")).unwrap()[..5000]).unwrap();
-    let says = [&name, "missing", "sparsity", "192 of 192 weights", "cut.pt", "damaged"];
+    let says = [&name, "missing", "sparsity", "192 of 192 weights", "cut.pt", "cut off"];
     fails(dir, "validate DATA/tiny-llama wanda.npz broken.npz cut.pt", 1, &says);
     let output = run(dir, "validate DATA/tiny-llama broken.npz wanda.pt --json");
     let verdicts: Value = serde_json::from_slice(&output.stdout).unwrap();
