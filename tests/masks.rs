@@ -27,6 +27,10 @@ fn metadata(sparsity: f64) -> MaskMetadata {
         pattern: "unstructured".into(),
         per: "row".into(),
         sparsity,
+        allocation: "uniform".into(),
+        rules: Vec::new(),
+        refine: None,
+        reference_ties: false,
         propagate: "dense".into(),
         seed: u64::MAX,
         dtype: "f32".into(),
@@ -263,8 +267,7 @@ fn masks_are_applied_as_they_were_selected() {
     std::fs::write(dir.path().join("tokens.json"), json!(rows).to_string()).unwrap();
     let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 4, 32, 0).unwrap();
     for (pattern, sparsities) in [(Pattern::Unstructured, vec![0.3, 0.57]), (Pattern::NofM { n: 2, m: 4 }, vec![0.5])] {
-        let methods = vec![Method::Wanda, Method::Magnitude];
-        let base = MasksConfig::new(&methods, &sparsities);
+        let base = MasksConfig::new(&[Method::Wanda, Method::Magnitude], &sparsities);
         let config = MasksConfig { pattern, per: Some(Per::Row), seed: 3, ..base };
         let sets = masks(&model, Some(&windows), &config, Progress::Hidden).unwrap();
         assert_eq!(sets.len(), 2 * sparsities.len());
@@ -290,6 +293,44 @@ fn masks_are_applied_as_they_were_selected() {
         }
         if let [low, high, ..] = &sets[..sparsities.len()] {
             assert!(low.is_nested_in(high).unwrap() && !high.is_nested_in(low).unwrap());
+        }
+    }
+}
+
+#[test]
+fn allocations_and_rules_are_validated_by_their_own_targets() {
+    let dir = tempfile::tempdir().unwrap();
+    random::write(&dir.path().join("model"), &random::llama(), DType::BF16, 1 << 30, 1);
+    let model = random::open(&dir.path().join("model"));
+    let rows: Vec<_> = (0..4).map(|i| random::tokens(32, 128, i)).collect();
+    std::fs::write(dir.path().join("tokens.json"), json!(rows).to_string()).unwrap();
+    let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 4, 32, 0).unwrap();
+    for allocation in ["uniform", "owl", "global"] {
+        for per in [None, Some(Per::Alpha)].into_iter().filter(|per| per.is_none() || allocation == "uniform") {
+            let config = MasksConfig {
+                per,
+                allocation: allocation.parse().unwrap(),
+                rules: vec!["*.0.mlp.down_proj.weight=0.25".parse().unwrap(), "*.v_proj.weight=skip".parse().unwrap()],
+                ..MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.3, 0.6])
+            };
+            for set in masks(&model, Some(&windows), &config, Progress::Hidden).unwrap() {
+                assert_eq!(validate(&model, &set).unwrap(), [], "{allocation}");
+                assert_eq!(set.masks.len(), 2 * 7 - 2);
+                let path = dir.path().join("set.safetensors");
+                set.save(&path).unwrap();
+                assert_eq!(MaskSet::load(&path).unwrap(), set);
+                std::fs::remove_file(path).unwrap();
+                // Of the skipped ones none is missing, of the others each.
+                let mut less = set.clone();
+                less.masks.pop();
+                let found = validate(&model, &less).unwrap();
+                assert!(found.iter().any(|violation| violation.kind == ViolationKind::Missing), "{found:?}");
+                if per.is_none() {
+                    let mut more = set.clone();
+                    more.masks.iter_mut().for_each(|(_, mask)| *mask = mask.not());
+                    assert!(!validate(&model, &more).unwrap().is_empty(), "{allocation}");
+                }
+            }
         }
     }
 }
@@ -418,7 +459,7 @@ fn commands() {
     broken.masks[0].1 = broken.masks[0].1.not().or(&broken.masks[0].1).unwrap();
     broken.save(dir.join("broken.npz")).unwrap();
     std::fs::write(dir.join("cut.pt"), &std::fs::read(dir.join("wanda.pt")).unwrap()[..5000]).unwrap();
-    let says = [&name, "missing", "sparsity", "192 of 192 weights", "cut.pt", "damaged"];
+    let says = [&name, "missing", "sparsity", "192 of 192 weights", "cut.pt", "cut off"];
     fails(dir, "validate DATA/tiny-llama wanda.npz broken.npz cut.pt", 1, &says);
     let output = run(dir, "validate DATA/tiny-llama broken.npz wanda.pt --json");
     let verdicts: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -175,20 +175,20 @@ fn make(args: Make) -> anyhow::Result<()> {
         bail!("{}: already exists; remove it, or choose another output directory", out.display());
     }
     let config = MasksConfig {
-        methods: args.method,
-        sparsities,
         pattern: args.pattern,
         per: args.per,
         allocation: args.share.allocation,
         rules: args.share.rules()?,
         seed: args.sampling.seed,
+        ..MasksConfig::new(&args.method, &sparsities)
     };
     config.validate()?;
     let model = args.compute.open(&model)?;
-    let calibration = match (&args.calib, config.methods.iter().find(|method| method.needs_calibration())) {
-        (Some(path), _) if config.needs_calibration() => Some(args.sampling.windows(path, &model)?),
-        (None, Some(method)) => bail!("--method {method} needs --calib FILE"),
-        (None, None) if config.needs_calibration() => bail!("--allocation owl needs --calib FILE"),
+    let calibration = match (&args.calib, config.needs_calibration()) {
+        (Some(path), true) => Some(args.sampling.windows(path, &model)?),
+        (None, true) => {
+            bail!("--method {} with --allocation {} needs --calib FILE", join(&args.method), config.allocation)
+        }
         _ => None,
     };
     let sets = masks(&model, calibration.as_ref(), &config, Progress::Stderr)?;
@@ -209,6 +209,10 @@ fn make(args: Make) -> anyhow::Result<()> {
     print_table(["masks", "per", "target", "sparsity", "of rows", "sha256"], &[0, 1], written.iter().map(row));
     println!("-> {}", out.display());
     Ok(())
+}
+
+fn join(methods: &[Method]) -> String {
+    methods.iter().map(Method::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn show(args: &Show) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Version of the metadata that mask files carry (documented in `docs/masks.md`).
@@ -34,6 +34,9 @@ pub struct MaskMetadata {
     /// Target sparsity of each tensor whose own differs from that of `pruning`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub targets: BTreeMap<String, f64>,
+    /// Prunable linears that were left alone on purpose: they have no mask.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub skipped: BTreeSet<String>,
     /// What was composed, such as `and(wanda 0.5, magnitude 0.5)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<String>,
@@ -44,13 +47,14 @@ pub struct MaskMetadata {
 }
 
 impl MaskMetadata {
-    /// Metadata of masks that were selected from `model` as `pruning` says; `targets` are those that differ from its own.
-    pub fn new(model: ModelRecord, pruning: PruningRecord, targets: BTreeMap<String, f64>) -> MaskMetadata {
+    /// Metadata of masks that were selected from `model` as `pruning` says, no linear differently.
+    pub fn new(model: ModelRecord, pruning: PruningRecord) -> MaskMetadata {
         MaskMetadata {
             schema: MASKS_SCHEMA,
             model,
             pruning: Some(pruning),
-            targets,
+            targets: BTreeMap::new(),
+            skipped: BTreeSet::new(),
             composed: None,
             environment: environment(),
         }
@@ -58,7 +62,8 @@ impl MaskMetadata {
 
     /// Target sparsity of the tensor called `name`; `None` when it has none of its own.
     pub fn target(&self, name: &str) -> Option<f64> {
-        self.targets.get(name).copied().or_else(|| self.pruning.as_ref().map(|pruning| pruning.sparsity))
+        let common = || Some(self.pruning.as_ref().filter(|pruning| pruning.allocation != "global")?.sparsity);
+        self.targets.get(name).copied().or_else(common)
     }
 
     /// Shape of the zeros; unstructured when the masks were not selected by a pattern.
@@ -318,6 +323,7 @@ fn composed(of: &MaskMetadata, composed: String) -> MaskMetadata {
         model: of.model.clone(),
         pruning: None,
         targets: BTreeMap::new(),
+        skipped: of.skipped.clone(),
         composed: Some(composed),
         environment: environment(),
     }

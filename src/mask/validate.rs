@@ -28,7 +28,7 @@ pub enum ViolationKind {
     Shape,
     /// The masks were made for another model.
     Model,
-    /// A row or layer has not the target sparsity.
+    /// A row, layer or the whole has not the target sparsity.
     Sparsity,
     /// A group of M does not keep N.
     Pattern,
@@ -61,8 +61,8 @@ impl MaskSet {
     /// the model's, or empty when it has none.
     ///
     /// A count is as promised when it is the target times the number of weights, rounded down or to within half a weight a
-    /// row: in every row when rows were compared, in each layer when those were, in every group for N:M. Wanda's variant
-    /// (`alpha`) promises no count.
+    /// row: in every row when rows were compared, in each layer or in the whole when those were, in every group for N:M.
+    /// Selections whose counts are not exact (`alpha`, ties as in the reference implementation) promise none.
     pub fn violations(&self, linears: &[(String, (usize, usize))], sha256: &str) -> Vec<Violation> {
         let mut found = Vec::new();
         if let Some(MaskMetadata { model, .. }) = &self.metadata
@@ -78,6 +78,7 @@ impl MaskSet {
         let masks: HashMap<&str, &Mask> = self.masks.iter().map(|(name, mask)| (name.as_str(), mask)).collect();
         for (name, shape) in linears {
             match masks.get(name.as_str()) {
+                None if self.metadata.as_ref().is_some_and(|about| about.skipped.contains(name)) => {}
                 None => found.push(Violation::of(name, ViolationKind::Missing, "has no mask".into())),
                 Some(mask) if mask.shape() != *shape => {
                     let problem = format!("its mask is {:?}, its weight {shape:?}", mask.shape());
@@ -90,7 +91,23 @@ impl MaskSet {
         let extra = self.masks.iter().filter(|(name, _)| !known.contains_key(name.as_str()));
         let problem = "has a mask, but is no prunable linear of the model";
         found.extend(extra.map(|(name, _)| Violation::of(name, ViolationKind::Extra, problem.into())));
+        found.extend(self.metadata.as_ref().and_then(|about| self.broken_total(about)));
         found
+    }
+
+    /// The sparsity of the whole, where only that was prescribed.
+    fn broken_total(&self, about: &MaskMetadata) -> Option<Violation> {
+        let pruning = about.pruning.as_ref().filter(|pruning| pruning.allocation == "global")?;
+        let shared = self.masks.iter().filter(|(name, _)| !about.targets.contains_key(name));
+        let (pruned, elements, rows) = shared.fold((0, 0, 0), |(pruned, elements, rows), (_, mask)| {
+            (pruned + mask.pruned(), elements + super::set::elements(mask), rows + mask.shape().0 as u64)
+        });
+        let problem = off_target(pruned, elements, rows, pruning.sparsity)?;
+        Some(Violation {
+            tensor: None,
+            kind: ViolationKind::Sparsity,
+            problem: format!("all masks together: {problem}"),
+        })
     }
 }
 
@@ -104,7 +121,8 @@ fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Viola
         let dropped = if skipped { 0 } else { m - n };
         return broken_group(mask, m, dropped).map(|problem| Violation::of(name, ViolationKind::Pattern, problem));
     }
-    if pruning.per == "alpha" {
+    // Wanda's alpha variant and the reference's ties promise no count.
+    if pruning.per == "alpha" || pruning.reference_ties {
         return None;
     }
     let target = about.target(name)?;
@@ -162,7 +180,6 @@ fn broken_group(mask: &Mask, m: usize, dropped: usize) -> Option<String> {
 mod tests {
     use super::*;
     use crate::record::{ModelRecord, PruningRecord};
-    use std::collections::BTreeMap;
 
     const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 
@@ -173,7 +190,7 @@ mod tests {
             "dtype": "f32", "calibration": null,
         });
         let pruning: PruningRecord = serde_json::from_value(pruning).unwrap();
-        MaskSet { metadata: Some(MaskMetadata::new(model, pruning, BTreeMap::new())), masks: vec![(NAME.into(), mask)] }
+        MaskSet { metadata: Some(MaskMetadata::new(model, pruning)), masks: vec![(NAME.into(), mask)] }
     }
 
     fn kinds(set: &MaskSet, shape: (usize, usize)) -> Vec<ViolationKind> {
@@ -209,12 +226,17 @@ mod tests {
     }
 
     #[test]
-    fn targets_of_their_own() {
+    fn targets_of_their_own_and_global() {
         let mask = Mask::from_fn(4, 10, |row, _| row == 0);
         let mut set = set(mask, "unstructured", "layer", 0.5);
         assert_eq!(kinds(&set, (4, 10)), [ViolationKind::Sparsity]);
         set.metadata.as_mut().unwrap().targets.insert(NAME.into(), 0.25);
         assert_eq!(kinds(&set, (4, 10)), []);
+        let metadata = set.metadata.as_mut().unwrap();
+        metadata.targets.clear();
+        metadata.pruning.as_mut().unwrap().allocation = "global".into();
+        let found = set.violations(&[(NAME.into(), (4, 10))], "aa");
+        assert!(matches!(&found[..], [Violation { tensor: None, kind: ViolationKind::Sparsity, .. }]), "{found:?}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub fn apply(model: &Model, masks: &MaskSet) -> Result<Model> {
     let mut replaced = Vec::with_capacity(masks.masks.len());
     for i in 0..model.blocks() {
         for linear in model.block(i)?.linears() {
-            // Every linear has one, as validation saw.
+            // Those that have none were skipped on purpose, as validation saw.
             let Some(mask) = masks.get(&linear.name) else { continue };
             let (rows, cols) = mask.shape();
             let mut kept = vec![1u8; rows * cols];
@@ -83,9 +83,9 @@ pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress
         }
         stage.inc(1)?;
     }
-    let tensors = model.config().linears().into_iter().map(|(name, (out, input))| {
-        let zeros = zeros.get(name.as_str()).copied().unwrap_or_default();
-        TensorRecord { name, shape: [out, input], zeros }
+    let tensors = model.config().linears().into_iter().filter_map(|(name, (out, input))| {
+        let zeros = *zeros.get(name.as_str())?;
+        Some(TensorRecord { name, shape: [out, input], zeros })
     });
     let pruning = Some(pruning_record(model, masks));
     let mut record = Record { pruning, tensors: tensors.collect(), ..Record::dense(model.record()?) };

@@ -2,15 +2,15 @@
 
 use super::block_loop::{Subject, Targets, check_model, gradients_for, weights_of, with_scorer};
 use super::config::{Propagate, PruneConfig, default_per};
-use crate::allocate::{Allocation, Rule};
+use crate::allocate::{Allocation, Rule, Target, ruled};
 use crate::calibrate::Gather;
 use crate::importance::Method;
-use crate::mask::{Mask, MaskMetadata, MaskSet, Pattern, Per, select_levels};
+use crate::mask::{MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
 use crate::text::Windows;
 use crate::{Error, Result};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Which masks to make.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,8 +90,7 @@ impl MasksConfig {
 }
 
 /// Masks of each method at each sparsity, ordered by method, then by sparsity as given: scores come from the dense model, so
-/// that one pass through it serves all of them, and the masks of a method are nested. A linear that a rule skips has a mask
-/// that prunes nothing.
+/// that one pass through it serves all of them, and the masks of a method are nested.
 ///
 /// Memory: one block's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
 ///
@@ -114,17 +113,22 @@ pub fn masks(
         Targets::new(subject, config.allocation, &config.rules, &config.sparsities, scored, gradients.as_ref())
     };
     let targets = config.methods.iter().map(targets).collect::<Result<Vec<_>>>()?;
-    let mut sets: Vec<Vec<MaskSet>> = Vec::new();
     let record = model.record()?;
+    let mut sets: Vec<Vec<MaskSet>> = Vec::new();
     for (&method, targets) in config.methods.iter().zip(&targets) {
         let set = |(level, &sparsity): (usize, &f64)| {
             let pruning = config.of(method, sparsity).record(model, calibration);
-            let target = |(name, _): (String, _)| {
-                let target = targets.get(level, &name).unwrap_or(0.0);
-                (target != sparsity).then_some((name, target))
-            };
-            let own: BTreeMap<String, f64> = model.config().linears().into_iter().filter_map(target).collect();
-            MaskSet { metadata: Some(MaskMetadata::new(record.clone(), pruning, own)), masks: Vec::new() }
+            let mut metadata = MaskMetadata::new(record.clone(), pruning);
+            for (name, _) in model.config().linears() {
+                match (ruled(&config.rules, &name), targets.get(level, &name)) {
+                    (_, None) => drop(metadata.skipped.insert(name)),
+                    // A global threshold promises the sparsity of all, not of one.
+                    (None | Some(Target::Skip), Some(_)) if config.allocation == Allocation::Global => {}
+                    (_, Some(own)) if own == sparsity => {}
+                    (_, Some(own)) => drop(metadata.targets.insert(name, own)),
+                }
+            }
+            MaskSet { metadata: Some(metadata), masks: Vec::new() }
         };
         sets.push(config.sparsities.iter().enumerate().map(set).collect());
     }
@@ -136,10 +140,7 @@ pub fn masks(
             for ((&method, targets), sets) in config.methods.iter().zip(&targets).zip(&mut sets) {
                 let levels = (0..config.sparsities.len()).map(|level| targets.get(level, &linear.name));
                 // A rule skips a linear at every level or at none.
-                let Some(levels) = levels.collect::<Option<Vec<f64>>>() else {
-                    sets.iter_mut().for_each(|set| set.masks.push((linear.name.clone(), Mask::none(shape.0, shape.1))));
-                    continue;
-                };
+                let Some(levels) = levels.collect::<Option<Vec<f64>>>() else { continue };
                 let criterion = config.of(method, first).criterion();
                 let scored = (weights.as_slice(), shape);
                 with_scorer(method, &linear.name, scored, statistics, gradients.as_ref(), config.seed, |scorer| {
