@@ -19,6 +19,8 @@
 
 pub mod checkpoint;
 pub mod error;
+mod exact_json;
+mod files;
 pub mod model;
 pub mod progress;
 pub mod record;
@@ -56,10 +58,10 @@ pub mod prelude {
     };
     pub use crate::generate::{GenerateConfig, generate};
     pub use crate::gradients::{Accumulate, Gradients, gradients};
-    pub use crate::mask::{Mask, Pattern, Per};
+    pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
     pub use crate::progress::Progress;
-    pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to};
+    pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;
     pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
     pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};

@@ -8,8 +8,9 @@ mod smollm2;
 use candle_core::npy::NpzTensors;
 use lacuna::gradients::{Accumulate, Gradients, gradients};
 use lacuna::progress::Progress;
+use lacuna::text::Windows;
 use serde_json::Value;
-use smollm2::{calibration, smollm2};
+use smollm2::{oracle_name, smollm2};
 use std::time::Instant;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2");
@@ -30,67 +31,91 @@ fn l2(values: &[f32]) -> f64 {
     values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Every fourth row of a k_proj of ours against the reference: `|a - b| / |b|`.
-fn distance(ours: &Gradients, block: usize, oracle: &str) -> f64 {
-    let path = format!("{DATA}/gradients_k_proj.npz");
-    let theirs = NpzTensors::new(path).unwrap().get(oracle).unwrap().unwrap();
+/// Every fourth row of a linear of ours against those of the reference: `|a - b| / |b|`.
+fn distance(ours: &Gradients, kind: &str, linear: &str) -> f64 {
+    let path = format!("{DATA}/gradients.npz");
+    let theirs = NpzTensors::new(path).unwrap().get(&format!("{kind}_{}", oracle_name(linear))).unwrap().unwrap();
     let (_, columns) = theirs.dims2().unwrap();
     let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
-    let ours = ours.get(&format!("model.layers.{block}.self_attn.k_proj.weight")).unwrap().unwrap();
+    let ours = ours.get(linear).unwrap().unwrap();
     let rows = ours.chunks(columns).step_by(4);
     let difference: Vec<f32> = rows.flatten().zip(&theirs).map(|(ours, theirs)| ours - theirs).collect();
     assert_eq!(difference.len(), theirs.len());
-    l2(&difference) / l2(&theirs)
+    let distance = l2(&difference) / l2(&theirs);
+    println!("{kind} {linear}: {distance:e}");
+    distance
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+fn reference() -> Value {
+    serde_json::from_slice(&std::fs::read(format!("{DATA}/gradients.json")).unwrap()).unwrap()
+}
+
+fn compute(windows: usize, accumulate: Accumulate) -> Gradients {
+    let windows = Windows::calibration(format!("{DATA}/calib.json"), None, windows, 512, 0).unwrap();
+    gradients(smollm2(), &windows, accumulate, Progress::Stderr).unwrap()
+}
+
+/// Largest relative difference of the gradients' lengths in the blocks below `blocks`.
+fn worst_length(ours: &Gradients, blocks: usize, theirs: impl Fn(&str) -> f64) -> f64 {
+    let below = |name: &&str| (0..blocks).any(|i| name.starts_with(&format!("model.layers.{i}.")));
+    let difference = |name| (l2(&ours.get(name).unwrap().unwrap()) / theirs(&oracle_name(name)) - 1.0).abs();
+    let worst = ours.names().filter(below).map(difference).fold(0.0, f64::max);
+    println!("lengths in {blocks} blocks differ by {worst:e} at most");
+    worst
 }
 
 #[test]
 #[ignore = "needs SmolLM2-135M"]
-fn smollm2_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
-    let model = smollm2();
-    let windows = calibration();
+fn smollm2_gradients_of_a_window_equal_double_precision() {
+    let reference = &reference()["window0_f64"];
+    let ours = compute(1, Accumulate::Sum);
+    assert!((ours.loss_nats - number(&reference["loss"])).abs() < 1e-6, "{}", ours.loss_nats);
+    assert!(worst_length(&ours, 30, |name| number(&reference["l2"][name])) < 5e-5);
+    for linear in ["model.layers.0.self_attn.k_proj.weight", "model.layers.20.self_attn.v_proj.weight"] {
+        assert!(distance(&ours, "window0", linear) < 5e-5);
+    }
+}
 
-    let reference = std::fs::read(format!("{DATA}/gradients.json")).unwrap();
-    let reference: Value = serde_json::from_slice(&reference).unwrap();
-    let number = |value: &Value| value.as_f64().unwrap();
-    for accumulate in [Accumulate::Sum, Accumulate::Max] {
-        forget_peak();
-        let started = Instant::now();
-        let ours = gradients(model, &windows, accumulate, Progress::Stderr).unwrap();
-        let (seconds, peak) = (started.elapsed().as_secs_f64(), peak_mb());
-        println!("{accumulate:?}: {seconds:.1} s, peak {peak:.0?} MB, loss {}", ours.loss_nats);
-        // The reference's pass peaks at 5.4 GB.
-        assert!(peak.is_none_or(|peak| peak < 1000.0), "{peak:?} MB");
+/// PyTorch in f32 is the less exact of the two. On the first window its gradients are 1e-4 from those in double precision
+/// in the median linear, 1.4e-4 in the worst of block 0 and 4.6e-4 in the worst of all; ours 1e-5, 1.3e-5 and 2.6e-5 (the
+/// test above). So the elements of the sum over windows are compared with it more loosely than their length.
+fn check_all_windows(accumulate: Accumulate, kind: &str, length: &str) -> Gradients {
+    forget_peak();
+    let started = Instant::now();
+    let ours = compute(16, accumulate);
+    let (seconds, peak) = (started.elapsed().as_secs_f64(), peak_mb());
+    println!("{accumulate:?}: {seconds:.1} s, peak {peak:.0?} MB, loss {}", ours.loss_nats);
+    // The reference's pass peaks at 5.4 GB.
+    assert!(peak.is_none_or(|peak| peak < 1000.0), "{peak:?} MB");
 
-        for (window, (ours, theirs)) in
-            ours.losses.iter().zip(reference["calib_loss_per_window"].as_array().unwrap()).enumerate()
-        {
-            assert!((ours - number(theirs)).abs() < 1e-5 * ours, "window {window}: {ours} {theirs}");
-        }
-        assert_eq!(ours.names().count(), 210);
-        let (mut worst, mut worst_sum) = (0f64, 0f64);
-        for name in ours.names() {
-            let theirs = &reference["fingerprints"][name.replace("model.layers.", "block").replace(".weight", "")];
-            let values = ours.get(name).unwrap().unwrap();
-            let length = l2(&values);
-            let key = if accumulate == Accumulate::Sum { "sum_grad_l2" } else { "max_abs_grad_l2" };
-            worst = worst.max((length / number(&theirs[key]) - 1.0).abs());
-            if accumulate == Accumulate::Sum {
-                // The sum cancels to almost nothing; its scale is that of `values.len()` random signs.
-                let sum: f64 = values.iter().map(|&x| f64::from(x)).sum();
-                worst_sum = worst_sum.max((sum - number(&theirs["sum_grad_sum"])).abs() / length);
-            }
-        }
-        println!("lengths differ by {worst:e} at most, sums by {worst_sum:e} lengths");
-        assert!(worst < 1e-4, "{worst:e}");
-        assert!(worst_sum < 1e-2, "{worst_sum:e}");
-        let cases: &[(usize, &str)] = match accumulate {
-            Accumulate::Sum => &[(0, "sum_grad"), (15, "sum_grad_b15")],
-            Accumulate::Max => &[(0, "max_abs_grad")],
-        };
-        for &(block, oracle) in cases {
-            let distance = distance(&ours, block, oracle);
-            println!("{oracle}: {distance:e}");
-            assert!(distance < 1e-4, "{oracle}: {distance:e}");
-        }
+    let reference = reference();
+    let losses = reference["calib_loss_per_window"].as_array().unwrap();
+    for (window, (ours, theirs)) in ours.losses.iter().zip(losses).enumerate() {
+        assert!((ours - number(theirs)).abs() < 1e-5 * ours, "window {window}: {ours} {theirs}");
+    }
+    assert_eq!((ours.losses.len(), ours.names().count()), (16, 210));
+    let theirs = |name: &str| number(&reference["fingerprints"][name][length]);
+    assert!(worst_length(&ours, 1, theirs) < 1e-4);
+    assert!(worst_length(&ours, 30, theirs) < 5e-4);
+    assert!(distance(&ours, kind, "model.layers.0.self_attn.k_proj.weight") < 3e-4);
+    ours
+}
+
+#[test]
+#[ignore = "needs SmolLM2-135M"]
+fn smollm2_summed_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
+    let ours = check_all_windows(Accumulate::Sum, "sum", "sum_grad_l2");
+    assert!(distance(&ours, "sum", "model.layers.15.self_attn.k_proj.weight") < 5e-4);
+    let reference = reference();
+    for name in ours.names() {
+        // A sum cancels almost to nothing: its scale is the length, that of random signs.
+        let values = ours.get(name).unwrap().unwrap();
+        let sum: f64 = values.iter().map(|&x| f64::from(x)).sum();
+        let theirs = number(&reference["fingerprints"][oracle_name(name)]["sum_grad_sum"]);
+        assert!((sum - theirs).abs() < 5e-3 * l2(&values), "{name}: {sum} {theirs}");
     }
 }

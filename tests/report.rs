@@ -27,6 +27,10 @@ fn record(pruning: Option<(&str, &str, f64)>, zeros: u64, nll_nats: f64) -> Reco
             pattern: pattern.into(),
             per: "row".into(),
             sparsity,
+            allocation: "uniform".into(),
+            rules: Vec::new(),
+            refine: None,
+            reference_ties: false,
             propagate: "pruned".into(),
             seed: 0,
             dtype: "f32".into(),
@@ -57,6 +61,25 @@ fn sweep() -> Vec<Record> {
         record(Some(("magnitude", "2:4", 0.5)), 500, 5.2),
         record(Some(("wanda", "4:8", 0.5)), 500, 3.9),
     ]
+}
+
+#[test]
+fn bands_are_shaded_within_the_axes() {
+    let curve = [(0.1, 20.0), (0.5, 40.0)];
+    let plain = Plot::curves("p").series("wanda", curve);
+    let band = plain.clone().band([(0.5, 30.0, 90.0), (0.1, 19.0, 21.0)]);
+    assert!(!plain.svg().unwrap().contains("<polygon"), "nothing to shade");
+    let svg = band.svg().unwrap();
+    assert_eq!(svg.matches("<polygon").count(), 1);
+    assert!(svg.contains(">80<") && !plain.svg().unwrap().contains(">80<"), "the axis reaches the band's end");
+    let points = svg.split("<polygon").nth(1).unwrap().split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+    let places: Vec<Vec<i32>> =
+        points.split_whitespace().map(|place| place.split(',').map(|at| at.parse().unwrap()).collect()).collect();
+    assert_eq!(places.len(), 4);
+    assert!(
+        places[0][0] < places[1][0] && places[1][1] > places[2][1],
+        "lower ends from left to right, then upper: {places:?}"
+    );
 }
 
 #[test]
@@ -550,8 +573,13 @@ prop_compose! {
     fn any_pruning()(
         method in "[a-z]{1,8}", pattern in "unstructured|2:4|4:8", per in "row|layer", sparsity in 0.0..1.0f64,
         propagate in "pruned|dense", seed in any::<u64>(), calibration in proptest::option::of(any_text()),
+        allocation in "uniform|global|owl:5:0.08", rules in proptest::collection::vec("\\PC{1,8}=skip", 0..3),
+        refine in proptest::option::of("dsnot"), reference_ties in any::<bool>(),
     ) -> PruningRecord {
-        PruningRecord { method, pattern, per, sparsity, propagate, seed, dtype: "f32".into(), calibration }
+        PruningRecord {
+            method, pattern, per, sparsity, allocation, rules, refine, reference_ties, propagate, seed,
+            dtype: "f32".into(), calibration,
+        }
     }
 }
 

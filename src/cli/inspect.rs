@@ -170,7 +170,7 @@ fn print(inspection: &Inspection) {
 }
 
 /// Prints columns two spaces apart; those of `left` are aligned to the left.
-fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Iterator<Item = [String; N]>) {
+pub(super) fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Iterator<Item = [String; N]>) {
     let lines: Vec<[String; N]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
     let widths: [usize; N] = std::array::from_fn(|i| lines.iter().map(|line| line[i].len()).max().unwrap_or(0));
     for line in lines {

@@ -8,11 +8,13 @@ mod import;
 mod inspect;
 #[cfg(feature = "notebook")]
 mod kernel;
+mod masks;
 #[cfg(feature = "notebook")]
 mod notebook;
 mod prune;
 mod structured;
 mod train;
+mod validate;
 
 use anyhow::Context as _;
 use candle_core::{DType, Device};
@@ -38,6 +40,8 @@ enum Command {
     Inspect(inspect::Args),
     Import(import::Args),
     Prune(prune::Args),
+    Masks(masks::Args),
+    Validate(validate::Args),
     Evaluate(evaluate::Args),
     Experts(experts::Args),
     Generate(generate::Args),
@@ -78,6 +82,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args).map(|()| ExitCode::SUCCESS),
         Command::Import(args) => import::run(args).map(|()| ExitCode::SUCCESS),
         Command::Prune(args) => prune::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Masks(args) => masks::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Validate(args) => validate::run(args),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Experts(args) => experts::run(args),
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),

@@ -3,9 +3,10 @@
 use super::structured::{self, Structure};
 use super::{Compute, Sampling, Share, print_json};
 use lacuna::dsnot::Dsnot;
-use lacuna::mask::{Pattern, Per, Ties};
+use lacuna::mask::{MaskSet, Pattern, Per, Ties};
 use lacuna::progress::Progress;
-use lacuna::prune::{Method, Propagate, PruneConfig, prune_to};
+use lacuna::prune::{Method, Propagate, PruneConfig, prune_to, prune_with};
+use lacuna::record::Record;
 use lacuna::structured::prune_structured_to;
 use std::path::PathBuf;
 
@@ -15,10 +16,10 @@ pub(crate) struct Args {
     /// Directory or hub id
     model: String,
     /// Importance metric: magnitude, wanda, ria, gradient, taylor, random or sparsegpt
-    #[arg(long)]
-    method: Method,
+    #[arg(long, required_unless_present = "masks")]
+    method: Option<Method>,
     /// Fraction of zeros, from 0 to below 1; a pattern such as 2:4 prescribes its own
-    #[arg(long, required_unless_present = "pattern", allow_negative_numbers = true)]
+    #[arg(long, required_unless_present_any = ["pattern", "masks"], allow_negative_numbers = true)]
     sparsity: Option<f64>,
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]
@@ -41,6 +42,11 @@ pub(crate) struct Args {
     /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
     #[arg(long)]
     calib: Option<PathBuf>,
+    /// Masks to apply, instead of selecting: .safetensors, .npz or .pt
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "method", "sparsity", "pattern", "per", "propagate", "calib", "windows", "seqlen", "seed", "dtype", "device",
+    ])]
+    masks: Option<PathBuf>,
     #[command(flatten)]
     structure: Structure,
     #[command(flatten)]
@@ -63,11 +69,39 @@ fn parse_refine(text: &str) -> Result<Dsnot, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let record = match (&args.masks, args.method) {
+        (Some(masks), _) => {
+            let masks = MaskSet::load(masks)?;
+            prune_with(&args.compute.open(&args.model)?, &masks, &args.out, Progress::Stderr)?
+        }
+        (None, Some(method)) => select(&args, method)?,
+        (None, None) => anyhow::bail!("what to prune? give --method METHOD or --masks FILE"),
+    };
+    if args.json {
+        return print_json(&record);
+    }
+    if let Some(structure) = &record.structure {
+        println!("{}: {} -> {}", record.model.name, structured::summary(&record, structure), args.out.display());
+        return Ok(());
+    }
+    let (method, pattern) =
+        record.pruning.as_ref().map_or(("", ""), |pruning| (pruning.method.as_str(), pruning.pattern.as_str()));
+    println!(
+        "{}: {method} {pattern} at {:.4} sparsity over {} linears -> {}",
+        record.model.name,
+        record.sparsity(),
+        record.tensors.len(),
+        args.out.display()
+    );
+    Ok(())
+}
+
+fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
     let sparsity = match (args.sparsity, args.pattern.sparsity()) {
         (Some(sparsity), _) | (None, Some(sparsity)) => sparsity,
         (None, None) => anyhow::bail!("--pattern unstructured needs --sparsity"),
     };
-    let base = PruneConfig::new(args.method, sparsity).with_allocation(args.share.allocation);
+    let base = PruneConfig::new(method, sparsity).with_allocation(args.share.allocation);
     let config = PruneConfig {
         pattern: args.pattern,
         per: args.per.unwrap_or(base.per),
@@ -79,33 +113,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         ..base
     };
     config.validate()?;
-    let structured = args.structure.config(args.method, sparsity, args.sampling.seed)?;
+    let structured = args.structure.config(method, sparsity, args.sampling.seed)?;
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
         Some(path) if config.needs_calibration() => Some(args.sampling.windows(path, &model)?),
-        None if args.method.needs_calibration() => anyhow::bail!("--method {} needs --calib FILE", args.method),
+        None if method.needs_calibration() => anyhow::bail!("--method {method} needs --calib FILE"),
         None if config.needs_calibration() => anyhow::bail!("--allocation owl and --refine dsnot need --calib FILE"),
         _ => None,
     };
-    let record = match &structured {
+    Ok(match &structured {
         Some(config) => prune_structured_to(&model, calibration.as_ref(), config, &args.out, Progress::Stderr)?,
         None => prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?,
-    };
-    if args.json {
-        return print_json(&record);
-    }
-    if structured.is_some() {
-        println!("{}: {} {} -> {}", record.model.name, args.method, structured::summary(&record), args.out.display());
-        return Ok(());
-    }
-    println!(
-        "{}: {} {} at {:.4} sparsity over {} linears -> {}",
-        record.model.name,
-        args.method,
-        args.pattern,
-        record.sparsity(),
-        record.tensors.len(),
-        args.out.display()
-    );
-    Ok(())
+    })
 }

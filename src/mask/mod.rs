@@ -1,11 +1,20 @@
-//! Which weights go: patterns, exact selection, and masks of one bit a weight.
+//! Which weights go: patterns, exact selection, masks of one bit a weight, and sets of them as files.
 
 mod alpha;
+mod bits;
 mod cut;
+mod formats;
 mod select;
+mod set;
+mod statistics;
+mod validate;
 
 pub use alpha::select_alpha;
+pub use formats::MaskFormat;
 pub use select::{Criterion, Ties, select, select_levels};
+pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
+pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
+pub use validate::{Violation, ViolationKind};
 
 use crate::{Error, Result};
 use std::fmt;

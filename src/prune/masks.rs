@@ -5,13 +5,12 @@ use super::config::{Propagate, PruneConfig, default_per};
 use crate::allocate::{Allocation, Rule};
 use crate::calibrate::Gather;
 use crate::importance::Method;
-use crate::mask::{Mask, Pattern, Per, select_levels};
+use crate::mask::{Mask, MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
-use crate::record::PruningRecord;
 use crate::text::Windows;
 use crate::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which masks to make.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,17 +89,9 @@ impl MasksConfig {
     }
 }
 
-/// The masks of a model by one method at one sparsity.
-#[derive(Clone, Debug)]
-pub struct MethodMasks {
-    /// How they were selected.
-    pub pruning: PruningRecord,
-    /// The mask of each linear that was not skipped, in model order.
-    pub masks: Vec<(String, Mask)>,
-}
-
 /// Masks of each method at each sparsity, ordered by method, then by sparsity as given: scores come from the dense model, so
-/// that one pass through it serves all of them, and the masks of a method are nested.
+/// that one pass through it serves all of them, and the masks of a method are nested. A linear that a rule skips has a mask
+/// that prunes nothing.
 ///
 /// Memory: one block's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
 ///
@@ -111,7 +102,7 @@ pub fn masks(
     calibration: Option<&Windows>,
     config: &MasksConfig,
     progress: Progress,
-) -> Result<Vec<MethodMasks>> {
+) -> Result<Vec<MaskSet>> {
     config.validate()?;
     check_model(model, &config.rules)?;
     let first = config.sparsities[0];
@@ -123,13 +114,19 @@ pub fn masks(
         Targets::new(subject, config.allocation, &config.rules, &config.sparsities, scored, gradients.as_ref())
     };
     let targets = config.methods.iter().map(targets).collect::<Result<Vec<_>>>()?;
-    let mut sets: Vec<Vec<MethodMasks>> = Vec::new();
-    for &method in &config.methods {
-        let set = |&sparsity: &f64| MethodMasks {
-            pruning: config.of(method, sparsity).record(model, calibration),
-            masks: Vec::new(),
+    let mut sets: Vec<Vec<MaskSet>> = Vec::new();
+    let record = model.record()?;
+    for (&method, targets) in config.methods.iter().zip(&targets) {
+        let set = |(level, &sparsity): (usize, &f64)| {
+            let pruning = config.of(method, sparsity).record(model, calibration);
+            let target = |(name, _): (String, _)| {
+                let target = targets.get(level, &name).unwrap_or(0.0);
+                (target != sparsity).then_some((name, target))
+            };
+            let own: BTreeMap<String, f64> = model.config().linears().into_iter().filter_map(target).collect();
+            MaskSet { metadata: Some(MaskMetadata::new(record.clone(), pruning, own)), masks: Vec::new() }
         };
-        sets.push(config.sparsities.iter().map(set).collect());
+        sets.push(config.sparsities.iter().enumerate().map(set).collect());
     }
     let gather = config.methods.iter().any(|method| method.needs_inputs()).then(Gather::default);
     subject.for_each_block(gather, Propagate::Dense, |block, statistics, _| {
@@ -139,7 +136,10 @@ pub fn masks(
             for ((&method, targets), sets) in config.methods.iter().zip(&targets).zip(&mut sets) {
                 let levels = (0..config.sparsities.len()).map(|level| targets.get(level, &linear.name));
                 // A rule skips a linear at every level or at none.
-                let Some(levels) = levels.collect::<Option<Vec<f64>>>() else { continue };
+                let Some(levels) = levels.collect::<Option<Vec<f64>>>() else {
+                    sets.iter_mut().for_each(|set| set.masks.push((linear.name.clone(), Mask::none(shape.0, shape.1))));
+                    continue;
+                };
                 let criterion = config.of(method, first).criterion();
                 let scored = (weights.as_slice(), shape);
                 with_scorer(method, &linear.name, scored, statistics, gradients.as_ref(), config.seed, |scorer| {

@@ -4,14 +4,16 @@
 //! through it, its weights are scored and selected, and what comes out of the pruned block (or of the dense one) goes into
 //! the next.
 
+mod apply;
 mod block_loop;
 mod config;
 mod masks;
 
 pub use crate::importance::Method;
+pub use apply::{apply, prune_with, validate};
 pub use block_loop::outliers;
 pub use config::{Propagate, PruneConfig};
-pub use masks::{MasksConfig, MethodMasks, masks};
+pub use masks::{MasksConfig, masks};
 
 use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
@@ -87,7 +89,7 @@ pub fn prune_to(
             let Some(mask) = masks.get(&linear.name) else { continue };
             match config.method {
                 Method::SparseGpt => write_changed(checkpoint, &mut writer, linear)?,
-                _ => write_masked(checkpoint, &mut writer, &linear.name, mask)?,
+                _ => drop(write_masked(checkpoint, &mut writer, &linear.name, mask)?),
             }
             pruned.insert(linear.name.clone());
         }
@@ -100,12 +102,17 @@ pub fn prune_to(
         stage.inc(1)?;
     }
     let record = record(model, calibration, config, tensors, started)?;
-    let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::file(out, error))?;
+    finish(checkpoint, writer, out, &record)?;
+    Ok(record)
+}
+
+/// Adds the record and the files beside the weights, and lets `out` appear.
+fn finish(checkpoint: &Checkpoint, mut writer: CheckpointWriter, out: &Path, record: &Record) -> Result<()> {
+    let json = serde_json::to_vec_pretty(record).map_err(|error| Error::file(out, error))?;
     writer.add_file("lacuna.json", &json)?;
     writer.copy_others(checkpoint)?;
     check_interrupt()?;
-    writer.finish()?;
-    Ok(record)
+    writer.finish()
 }
 
 /// Copies a tensor as it is stored. Most of these were never part of a computation, so what is not finite shows here.
@@ -120,13 +127,14 @@ fn copy(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, tensor: &TensorI
     writer.write_tensor(&tensor.name, &checkpoint.load_finite(&tensor.name, dtype, &Device::Cpu)?)
 }
 
-/// Copies a tensor as it is stored, with zeros where the mask says so.
-fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &str, mask: &Mask) -> Result<()> {
+/// Copies a tensor as it is stored, with zeros where the mask says so. Returns its bytes.
+fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &str, mask: &Mask) -> Result<Vec<u8>> {
     let mut bytes = checkpoint.read(name)?;
     let (rows, cols) = mask.shape();
     let width = bytes.len() / (rows * cols).max(1);
     mask.for_each_pruned(|index| bytes[index * width..(index + 1) * width].fill(0));
-    writer.write(name, &bytes)
+    writer.write(name, &bytes)?;
+    Ok(bytes)
 }
 
 /// Writes weights that were computed, in the dtype that the checkpoint has.

@@ -13,6 +13,7 @@ mod heatmap;
 mod heatmap_draw;
 mod json;
 mod labels;
+mod masks;
 mod palette;
 mod pen;
 mod plot;
@@ -23,6 +24,7 @@ pub use figure::Figure;
 pub use format::{Format, number, thousands};
 pub use heatmap::HeatMap;
 pub use json::{read_records, write_record};
+pub use masks::{MaskFile, write_masks};
 pub use plot::Plot;
 pub use table::Table;
 

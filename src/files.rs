@@ -1,0 +1,87 @@
+//! Single files that are there whole or not at all.
+
+use crate::{Error, Result};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use tempfile::NamedTempFile;
+
+/// Writes a hidden sibling with `fill`, flushes it to disk and renames it over `path`.
+pub(crate) fn replace(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    filled(path, fill)?.persist(path).map_err(|e| write_error(path)(e.error))?;
+    Ok(())
+}
+
+/// As [`replace`], and fails when `path` exists.
+pub(crate) fn create(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    check_free(path)?;
+    match filled(path, fill)?.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => check_free(path),
+        Err(e) => Err(write_error(path)(e.error)),
+    }
+}
+
+/// Fails when something stands at `path`.
+pub(crate) fn check_free(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::file(path, "already exists; remove it, or choose another output"));
+    }
+    Ok(())
+}
+
+fn filled(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".lacuna-")
+        // What the umask leaves of it, as for any other file; tempfile's own default is private.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(Error::io("create a file in", folder))?;
+    fill(file.as_file_mut())?;
+    file.as_file().sync_all().map_err(write_error(path))?;
+    Ok(file)
+}
+
+/// A full disk must be told from a forbidden file; for `map_err`.
+pub(crate) fn write_error(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
+    move |error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::file(path, format!("the disk is full ({error}); free some space, or write to another disk"))
+        }
+        _ => Error::io("write", path)(error),
+    }
+}
+
+/// Makes a directory with everything that `fill` puts into the hidden sibling it is given; `path` must not exist, and its
+/// parent must.
+pub(crate) fn create_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let free = || match path.symlink_metadata() {
+        Ok(_) => Err(Error::file(path, "already exists; remove it, or choose another output directory")),
+        Err(_) => Ok(()),
+    };
+    free()?;
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return Err(Error::file(path, "cannot be an output directory; give it a name"));
+    };
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temp = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(".tmp")
+        // As `mkdir` would.
+        .permissions(Permissions::from_mode(0o777))
+        .tempdir_in(parent)
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::file(parent, "no such directory; create it before writing into it"),
+            // tempfile adds the temporary path, which tells the user nothing.
+            kind => Error::io("create an output directory in", parent)(io::Error::from(kind)),
+        })?;
+    fill(temp.path())?;
+    File::open(temp.path()).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", path))?;
+    free()?;
+    std::fs::rename(temp.path(), path).map_err(Error::io("rename into place", path))?;
+    // There is nothing under the temporary name any more.
+    temp.disable_cleanup(true);
+    Ok(())
+}

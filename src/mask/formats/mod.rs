@@ -1,0 +1,206 @@
+//! Masks as files: safetensors (one bit or one byte a weight), NumPy's `.npz`, PyTorch's `.pt`. `docs/masks.md` defines them.
+//!
+//! Readers take files from elsewhere: everything is checked before it is believed, and a problem names file and tensor.
+
+mod archive;
+mod npz;
+mod pickle;
+mod pt;
+mod safetensors;
+
+use super::set::{sha256, strip};
+use super::{MASKS_SCHEMA, Mask, MaskMetadata, MaskSet};
+use crate::exact_json::exact_floats;
+use crate::{Error, Result, files};
+use serde_json::Value;
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::fs::File;
+use std::path::Path;
+
+/// How masks are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MaskFormat {
+    /// safetensors, one bit a weight.
+    Safetensors,
+    /// safetensors, one byte a weight.
+    SafetensorsU8,
+    /// NumPy's archive of boolean arrays.
+    Npz,
+    /// PyTorch's archive of a dict of boolean tensors.
+    Pt,
+}
+
+crate::error::named!(
+    MaskFormat, "mask format",
+    Safetensors => "safetensors", SafetensorsU8 => "safetensors-u8", Npz => "npz", Pt => "pt",
+);
+
+impl MaskFormat {
+    /// The format that the extension of a file's name means; `.safetensors` is the packed one.
+    ///
+    /// # Errors
+    /// [`Error::File`] for any other extension than `.safetensors`, `.npz`, `.pt` and `.pth`.
+    pub fn of(path: impl AsRef<Path>) -> Result<MaskFormat> {
+        let path = path.as_ref();
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Ok(MaskFormat::Safetensors),
+            Some("npz") => Ok(MaskFormat::Npz),
+            Some("pt" | "pth") => Ok(MaskFormat::Pt),
+            _ => Err(Error::file(path, "no file of masks by its name; give it .safetensors, .npz or .pt")),
+        }
+    }
+
+    /// What names of such files end with, without the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            MaskFormat::Safetensors | MaskFormat::SafetensorsU8 => "safetensors",
+            MaskFormat::Npz => "npz",
+            MaskFormat::Pt => "pt",
+        }
+    }
+}
+
+/// What a reader found: the text of our metadata, if there is any, and the masks in the file's order.
+struct Found {
+    metadata: Option<String>,
+    masks: Vec<(String, Mask)>,
+}
+
+impl MaskSet {
+    /// Reads masks in the format that the extension means. Metadata of ours are checked against the checksum; a file
+    /// without them is of other software, and its set bits are taken for pruned weights.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Tensor`] for an unknown extension, a damaged file, a wrong checksum, or a tensor that is
+    /// no boolean matrix; [`Error::Io`] when reading fails.
+    pub fn load(path: impl AsRef<Path>) -> Result<MaskSet> {
+        let path = path.as_ref();
+        let format = MaskFormat::of(path)?;
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        if file.metadata().map_err(Error::io("read", path))?.is_dir() {
+            return Err(Error::file(path, "a directory; give a file of masks"));
+        }
+        let Found { metadata, masks } = match format {
+            MaskFormat::Safetensors | MaskFormat::SafetensorsU8 => safetensors::read(path, &file)?,
+            MaskFormat::Npz => npz::read(path, file)?,
+            MaskFormat::Pt => pt::read(path, file)?,
+        };
+        if masks.is_empty() {
+            return Err(Error::file(path, "holds no mask"));
+        }
+        check_names(path, &masks)?;
+        let metadata = metadata.map(|text| check_metadata(path, &text, &masks)).transpose()?;
+        Ok(MaskSet { metadata, masks })
+    }
+
+    /// Writes the masks to `path`, which must not exist, in the format that its extension means. Equal masks with equal
+    /// metadata give equal bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`] when `path` exists, has an unknown extension, or the disk is full; [`Error::Tensor`] for two masks of
+    /// one name; [`Error::Io`] when writing fails. Nothing is left in any of these cases.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        self.save_as(path, MaskFormat::of(path)?)
+    }
+
+    /// As [`MaskSet::save`], in `format`, whose extension `path` must have.
+    ///
+    /// # Errors
+    /// As [`MaskSet::save`].
+    pub fn save_as(&self, path: impl AsRef<Path>, format: MaskFormat) -> Result<()> {
+        let path = path.as_ref();
+        if MaskFormat::of(path)?.extension() != format.extension() {
+            let problem =
+                format!("{format} was asked for, which this name does not say; end it with .{}", format.extension());
+            return Err(Error::file(path, problem));
+        }
+        check_names(path, &self.masks)?;
+        let metadata = self.metadata.as_ref().map(|metadata| self.metadata_text(path, metadata)).transpose()?;
+        let metadata = metadata.as_deref();
+        files::create(path, |file| match format {
+            MaskFormat::Safetensors => {
+                safetensors::write(path, file, metadata, &self.masks, safetensors::Layout::Packed)
+            }
+            MaskFormat::SafetensorsU8 => {
+                safetensors::write(path, file, metadata, &self.masks, safetensors::Layout::Bytes)
+            }
+            MaskFormat::Npz => npz::write(path, file, metadata, &self.masks),
+            MaskFormat::Pt => pt::write(path, file, metadata, &self.masks),
+        })
+    }
+
+    fn metadata_text(&self, path: &Path, metadata: &MaskMetadata) -> Result<String> {
+        let mut value = serde_json::to_value(metadata).map_err(|e| Error::file(path, e))?;
+        if let Some(object) = value.as_object_mut() {
+            object.insert("sha256".into(), self.sha256().into());
+        }
+        Ok(value.to_string())
+    }
+}
+
+fn check_names(path: &Path, masks: &[(String, Mask)]) -> Result<()> {
+    let mut seen = HashSet::new();
+    match masks.iter().find(|(name, _)| !seen.insert(name)) {
+        Some((name, _)) => Err(Error::tensor(path, name, "there are two of that name; keep one")),
+        None => Ok(()),
+    }
+}
+
+/// Parses our metadata, and checks them and the masks against the checksum.
+fn check_metadata(path: &Path, text: &str, masks: &[(String, Mask)]) -> Result<MaskMetadata> {
+    let broken = |problem: String| Error::file(path, format!("its metadata {problem}; make the file again"));
+    let mut value: Value = serde_json::from_str(text).map_err(|e| broken(format!("are no JSON ({e})")))?;
+    exact_floats(text, &mut value).ok_or_else(|| broken("name one key twice".into()))?;
+    match value.get("schema").and_then(Value::as_u64) {
+        Some(schema) if schema == u64::from(MASKS_SCHEMA) => {}
+        Some(schema) => {
+            let problem =
+                format!("has schema {schema}, this lacuna reads schema {MASKS_SCHEMA}; use another version of lacuna");
+            return Err(Error::file(path, problem));
+        }
+        None => return Err(broken("have no `schema` number".into())),
+    }
+    let told = value.get("sha256").and_then(Value::as_str).map(str::to_owned);
+    let told = told.ok_or_else(|| broken("have no `sha256`".into()))?;
+    let metadata: MaskMetadata =
+        serde_json::from_value(value.clone()).map_err(|e| broken(format!("are not those of masks ({e})")))?;
+    strip(&mut value);
+    let is = sha256(Some(&value), masks);
+    if is != told {
+        let problem = format!(
+            "wrong checksum: its content has SHA-256 {is}, its metadata say {told}. It was damaged or edited; copy it again \
+             or make it again"
+        );
+        return Err(Error::file(path, problem));
+    }
+    Ok(metadata)
+}
+
+/// A file that does not hold what its format promises.
+fn damaged(path: &Path, problem: impl Display) -> Error {
+    Error::file(path, format!("{problem}; the file is damaged, copy it again or make it again"))
+}
+
+/// The shape of a mask; `None` for what is no matrix with elements.
+fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
+    match *shape {
+        [rows, cols] if rows > 0 && cols > 0 => Some((rows, cols)),
+        _ => None,
+    }
+}
+
+/// A tensor that is no matrix.
+fn no_matrix(path: &Path, name: &str, shape: &[usize]) -> Error {
+    Error::tensor(path, name, format!("has shape {shape:?}; a mask is a matrix (out, in), as its weight is"))
+}
+
+/// A tensor of another type than a mask can have.
+fn wrong_type(path: &Path, name: &str, dtype: impl Display) -> Error {
+    Error::tensor(
+        path,
+        name,
+        format!("is of type {dtype}; a mask is boolean or u8, 1 for pruned: convert it before saving"),
+    )
+}

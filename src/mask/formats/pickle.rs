@@ -1,0 +1,289 @@
+//! As much of Python's pickle as `torch.save` uses for a dict of tensors. Nothing is executed: a global is a name, and what
+//! is not known is an error.
+
+use std::rc::Rc;
+
+/// A value of the pickle. What is not looked at is [`Value::Other`].
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Int(i64),
+    Text(Rc<str>),
+    Global(Rc<str>),
+    Tuple(Rc<[Value]>),
+    Dict(Vec<(Value, Value)>),
+    /// Storage of a tensor: type and key.
+    Storage(Rc<(String, String)>),
+    Tensor(Rc<TensorRef>),
+    Other,
+}
+
+/// A tensor: a view of a storage.
+#[derive(Debug)]
+pub(super) struct TensorRef {
+    /// Such as `torch BoolStorage`.
+    pub(super) storage: String,
+    /// Name of the storage's entry in the archive.
+    pub(super) key: String,
+    /// Of the first element, in elements.
+    pub(super) offset: usize,
+    pub(super) shape: Vec<usize>,
+    /// In elements.
+    pub(super) stride: Vec<usize>,
+}
+
+/// Parses a pickle that holds a dict, and gives its entries.
+pub(super) fn entries(bytes: &[u8]) -> Result<Vec<(Value, Value)>, String> {
+    match (Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: Vec::new() }).run()? {
+        Value::Dict(entries) => Ok(entries),
+        _ => Err("it holds no dict of tensors".into()),
+    }
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    stack: Vec<Value>,
+    /// Heights of the stack.
+    marks: Vec<usize>,
+    memo: Vec<Value>,
+}
+
+/// More values than any model has tensors; a memo index beyond is no index.
+const MAX_MEMO: usize = 1 << 24;
+
+impl Machine<'_> {
+    fn run(mut self) -> Result<Value, String> {
+        loop {
+            match self.byte()? {
+                0x80 => match self.byte()? {
+                    2 => {}
+                    version => return Err(format!("pickle protocol {version} is not `torch.save`'s own, which is 2")),
+                },
+                b'.' => return self.pop(),
+                b'(' => self.marks.push(self.stack.len()),
+                b'}' => self.stack.push(Value::Dict(Vec::new())),
+                b')' => self.stack.push(Value::Tuple(Rc::new([]))),
+                b']' | b'N' | 0x88 | 0x89 => self.stack.push(Value::Other),
+                b'K' => {
+                    let int = self.byte()?;
+                    self.stack.push(Value::Int(int.into()));
+                }
+                b'M' => {
+                    let int = u16::from_le_bytes(self.array()?);
+                    self.stack.push(Value::Int(int.into()));
+                }
+                b'J' => {
+                    let int = i32::from_le_bytes(self.array()?);
+                    self.stack.push(Value::Int(int.into()));
+                }
+                0x8a => {
+                    let length = self.byte()?.into();
+                    self.long(length)?;
+                }
+                b'X' => {
+                    let length = u32::from_le_bytes(self.array()?) as usize;
+                    self.text(length)?;
+                }
+                b'c' => {
+                    let global = format!("{} {}", self.line()?, self.line()?);
+                    self.stack.push(Value::Global(global.into()));
+                }
+                b'q' => {
+                    let at = self.byte()?.into();
+                    self.put(at)?;
+                }
+                b'r' => {
+                    let at = u32::from_le_bytes(self.array()?) as usize;
+                    self.put(at)?;
+                }
+                b'h' => {
+                    let at = self.byte()?.into();
+                    self.get(at)?;
+                }
+                b'j' => {
+                    let at = u32::from_le_bytes(self.array()?) as usize;
+                    self.get(at)?;
+                }
+                0x85 => self.tuple(1)?,
+                0x86 => self.tuple(2)?,
+                0x87 => self.tuple(3)?,
+                b't' => {
+                    let items = self.to_mark()?;
+                    self.stack.push(Value::Tuple(items.into()));
+                }
+                b's' => {
+                    let (value, key) = (self.pop()?, self.pop()?);
+                    self.set(vec![key, value])?;
+                }
+                b'u' => {
+                    let items = self.to_mark()?;
+                    self.set(items)?;
+                }
+                b'e' => drop(self.to_mark()?),
+                b'a' => drop(self.pop()?),
+                // The state of an object: state dicts carry versions of modules there.
+                b'b' => drop(self.pop()?),
+                b'Q' => self.storage()?,
+                b'R' => self.reduce()?,
+                other => {
+                    return Err(format!("pickle operation 0x{other:02x} is none that `torch.save` uses for tensors"));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Result<&[u8], String> {
+        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len()).ok_or("its pickle is cut off")?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, String> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        self.take(N)?.try_into().map_err(|_| "its pickle is cut off".to_owned())
+    }
+
+    fn line(&mut self) -> Result<String, String> {
+        let length = self.bytes[self.at..].iter().position(|&b| b == b'\n').ok_or("its pickle is cut off")?;
+        let line = String::from_utf8_lossy(self.take(length)?).into_owned();
+        self.at += 1;
+        Ok(line)
+    }
+
+    fn text(&mut self, length: usize) -> Result<(), String> {
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_| "a name in its pickle is no UTF-8")?.into();
+        self.stack.push(Value::Text(text));
+        Ok(())
+    }
+
+    /// Two's complement, little-endian, of any length.
+    fn long(&mut self, length: usize) -> Result<(), String> {
+        let bytes = self.take(length)?;
+        let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
+        let mut eight = [if negative { 0xff } else { 0 }; 8];
+        if bytes.len() > 8 {
+            return Err("an integer in its pickle has more than 64 bits".into());
+        }
+        eight[..bytes.len()].copy_from_slice(bytes);
+        self.stack.push(Value::Int(i64::from_le_bytes(eight)));
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Result<Value, String> {
+        // What stands below a mark is not to be taken before the mark is.
+        let floor = self.marks.last().copied().unwrap_or(0);
+        if self.stack.len() <= floor {
+            return Err("its pickle takes more values than it gave".into());
+        }
+        self.stack.pop().ok_or_else(|| "its pickle takes more values than it gave".into())
+    }
+
+    fn to_mark(&mut self) -> Result<Vec<Value>, String> {
+        let mark = self.marks.pop().ok_or("its pickle takes values back to a mark that it did not set")?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn tuple(&mut self, n: usize) -> Result<(), String> {
+        let mut items = (0..n).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
+        items.reverse();
+        self.stack.push(Value::Tuple(items.into()));
+        Ok(())
+    }
+
+    fn put(&mut self, at: usize) -> Result<(), String> {
+        let value = match self.stack.last() {
+            // Its entries come later; nothing that is a mask fetches one.
+            Some(Value::Dict(_)) => Value::Other,
+            Some(value) => value.clone(),
+            None => return Err("its pickle remembers a value that it did not give".into()),
+        };
+        if at >= MAX_MEMO {
+            return Err(format!("its pickle remembers a value number {at}"));
+        }
+        if at >= self.memo.len() {
+            self.memo.resize(at + 1, Value::Other);
+        }
+        self.memo[at] = value;
+        Ok(())
+    }
+
+    fn get(&mut self, at: usize) -> Result<(), String> {
+        let value = self.memo.get(at).cloned().ok_or("its pickle fetches a value that it did not remember")?;
+        self.stack.push(value);
+        Ok(())
+    }
+
+    /// Puts keys and values, in turn, into the dict on top of the stack.
+    fn set(&mut self, items: Vec<Value>) -> Result<(), String> {
+        match self.stack.last_mut() {
+            Some(Value::Dict(entries)) if items.len().is_multiple_of(2) => {
+                let mut items = items.into_iter();
+                while let (Some(key), Some(value)) = (items.next(), items.next()) {
+                    entries.push((key, value));
+                }
+                Ok(())
+            }
+            // State of an object that was not looked at.
+            Some(Value::Other) => Ok(()),
+            _ => Err("its pickle puts entries into what is no dict".into()),
+        }
+    }
+
+    /// `("storage", type, key, location, elements)`.
+    fn storage(&mut self) -> Result<(), String> {
+        let id = self.pop()?;
+        let Value::Tuple(id) = &id else { return Err("a storage in its pickle has no id".into()) };
+        match &id[..] {
+            [Value::Text(kind), Value::Global(dtype), Value::Text(key), _, _] if &**kind == "storage" => {
+                self.stack.push(Value::Storage(Rc::new((dtype.to_string(), key.to_string()))));
+                Ok(())
+            }
+            _ => Err("a storage in its pickle has another id than `torch.save` gives".into()),
+        }
+    }
+
+    /// Calls a function of those that tensors and state dicts are made with.
+    fn reduce(&mut self) -> Result<(), String> {
+        let (arguments, function) = (self.pop()?, self.pop()?);
+        let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else {
+            return Err("its pickle calls what is no function".into());
+        };
+        let made = match (&*function, &arguments[..]) {
+            ("collections OrderedDict", []) => Value::Dict(Vec::new()),
+            ("torch._utils _rebuild_tensor_v2", [Value::Storage(storage), Value::Int(offset), shape, stride, ..]) => {
+                Value::Tensor(Rc::new(TensorRef {
+                    storage: storage.0.clone(),
+                    key: storage.1.clone(),
+                    offset: index(*offset)?,
+                    shape: indices(shape)?,
+                    stride: indices(stride)?,
+                }))
+            }
+            ("torch._utils _rebuild_parameter", [tensor @ Value::Tensor(_), ..]) => tensor.clone(),
+            _ => {
+                return Err(format!(
+                    "its pickle calls `{function}`, which no tensor of a mask needs; save a dict of tensors"
+                ));
+            }
+        };
+        self.stack.push(made);
+        Ok(())
+    }
+}
+
+fn index(int: i64) -> Result<usize, String> {
+    usize::try_from(int).map_err(|_| format!("{int} in its pickle is no size"))
+}
+
+fn indices(value: &Value) -> Result<Vec<usize>, String> {
+    let Value::Tuple(items) = value else { return Err("a tensor in its pickle has no shape".into()) };
+    let one = |item: &Value| match item {
+        Value::Int(int) => index(*int),
+        _ => Err("a tensor in its pickle has a shape that is no tuple of integers".into()),
+    };
+    items.iter().map(one).collect()
+}

@@ -1,0 +1,125 @@
+//! Pruning with masks that exist already.
+
+use super::{copy, finish, write_masked};
+use crate::checkpoint::CheckpointWriter;
+use crate::mask::{MaskSet, Violation};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::record::{PruningRecord, Record, TensorRecord};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use safetensors::Dtype;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// What about `masks` does not fit `model`, or what their metadata promise ([`MaskSet::violations`]). Reads the model's
+/// bytes for their hash, once; a model in memory has none to compare.
+///
+/// # Errors
+/// [`Error::Io`] from reading, [`Error::Interrupted`].
+pub fn validate(model: &Model, masks: &MaskSet) -> Result<Vec<Violation>> {
+    Ok(masks.violations(&model.config().linears(), &model.record()?.sha256))
+}
+
+fn refuse_violations(model: &Model, masks: &MaskSet) -> Result<()> {
+    let found = validate(model, masks)?;
+    let Some(first) = found.first() else { return Ok(()) };
+    let more = match found.len() - 1 {
+        0 => String::new(),
+        more => format!(" ({more} more)"),
+    };
+    let problem = format!("the masks do not fit: {first}{more}; `lacuna validate` lists everything");
+    Err(Error::argument("model", model.name(), problem))
+}
+
+/// The model with zeros where the masks say so, in memory. The input is not changed; other tensors are shared with it.
+///
+/// # Errors
+/// [`Error::Argument`] when the masks do not fit ([`validate`]); [`Error::Tensor`] or [`Error::Io`] from reading.
+pub fn apply(model: &Model, masks: &MaskSet) -> Result<Model> {
+    refuse_violations(model, masks)?;
+    let mut replaced = Vec::with_capacity(masks.masks.len());
+    for i in 0..model.blocks() {
+        for linear in model.block(i)?.linears() {
+            // Every linear has one, as validation saw.
+            let Some(mask) = masks.get(&linear.name) else { continue };
+            let (rows, cols) = mask.shape();
+            let mut kept = vec![1u8; rows * cols];
+            mask.for_each_pruned(|index| kept[index] = 0);
+            let kept = Tensor::from_vec(kept, (rows, cols), &Device::Cpu)?.to_device(linear.weight.device())?;
+            let weight = kept.where_cond(&linear.weight, &linear.weight.zeros_like()?)?;
+            replaced.push((linear.name.clone(), weight));
+        }
+    }
+    model.with_tensors(replaced)
+}
+
+/// Writes `model`'s checkpoint to a new directory `out` with zeros where the masks say so: the same tensors, dtypes and
+/// shards, every other weight bit-exact, and `lacuna.json` with the record.
+///
+/// Memory: the largest tensor. `out` appears when everything is in it.
+///
+/// # Errors
+/// [`Error::Argument`] when the masks do not fit ([`validate`]); [`Error::Tensor`] for weights that are not finite;
+/// [`Error::File`] when `out` exists or the model exists in memory only; [`Error::Io`], [`Error::Interrupted`].
+pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress) -> Result<Record> {
+    let started = Instant::now();
+    let Some(checkpoint) = model.checkpoint() else {
+        return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
+    };
+    let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
+    refuse_violations(model, masks)?;
+    let by_name: HashMap<&str, _> = masks.masks.iter().map(|(name, mask)| (name.as_str(), mask)).collect();
+    let stage = progress.stage("prune", checkpoint.tensors().count() as u64);
+    let mut zeros = HashMap::new();
+    for info in checkpoint.tensors() {
+        match by_name.get(info.name.as_str()) {
+            Some(mask) => {
+                let written = write_masked(checkpoint, &mut writer, &info.name, mask)?;
+                zeros.insert(info.name.as_str(), count_zeros(info.dtype, &written));
+            }
+            None => copy(checkpoint, &mut writer, info)?,
+        }
+        stage.inc(1)?;
+    }
+    let tensors = model.config().linears().into_iter().map(|(name, (out, input))| {
+        let zeros = zeros.get(name.as_str()).copied().unwrap_or_default();
+        TensorRecord { name, shape: [out, input], zeros }
+    });
+    let pruning = Some(pruning_record(model, masks));
+    let mut record = Record { pruning, tensors: tensors.collect(), ..Record::dense(model.record()?) };
+    record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
+    record.environment.insert("masks_sha256".into(), masks.sha256().into());
+    finish(checkpoint, writer, out, &record)?;
+    Ok(record)
+}
+
+/// How the masks were made, or for those of which that is not known, what they are.
+fn pruning_record(model: &Model, masks: &MaskSet) -> PruningRecord {
+    let metadata = masks.metadata.as_ref();
+    metadata.and_then(|metadata| metadata.pruning.clone()).unwrap_or_else(|| PruningRecord {
+        method: metadata.and_then(|metadata| metadata.composed.clone()).unwrap_or_else(|| "masks".into()),
+        pattern: "unstructured".into(),
+        per: "layer".into(),
+        sparsity: masks.sparsity(),
+        allocation: "uniform".into(),
+        rules: Vec::new(),
+        refine: None,
+        reference_ties: false,
+        propagate: "dense".into(),
+        seed: 0,
+        dtype: model.dtype().as_str().into(),
+        calibration: None,
+    })
+}
+
+/// Number of elements that are 0 or -0.
+fn count_zeros(dtype: Dtype, bytes: &[u8]) -> u64 {
+    let width = (dtype.bitsize() / 8).max(1);
+    let is_zero = |element: &&[u8]| match element.split_last() {
+        Some((sign, rest)) => sign & 0x7f == 0 && rest.iter().all(|&byte| byte == 0),
+        None => false,
+    };
+    bytes.chunks(width).filter(is_zero).count() as u64
+}
