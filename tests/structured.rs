@@ -503,6 +503,7 @@ fn from_the_command_line() {
         (&["--structure", "input-channels"][..], 1, "zero them (`--zero`)"),
         (&["--structure", "blocks"], 2, "must be one of heads neurons channels"),
         (&["--structure", "heads", "--per", "row"], 2, "cannot be used with"),
+        (&["--structure", "heads", "--masks", "m.pt"], 2, "cannot be used with"),
         (&["--structure", "heads", "--rule", "*=skip"], 2, "cannot be used with"),
         (&["--structure", "heads", "--refine", "dsnot"], 2, "cannot be used with"),
         (&["--zero"], 2, "--structure"),

@@ -81,8 +81,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         return print_json(&record);
     }
-    if let Some(summary) = structured::summary(&record) {
-        println!("{}: {summary} -> {}", record.model.name, args.out.display());
+    if let Some(structure) = &record.structure {
+        println!("{}: {} -> {}", record.model.name, structured::summary(&record, structure), args.out.display());
         return Ok(());
     }
     let (method, pattern) =
@@ -122,8 +122,8 @@ fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
         None if config.needs_calibration() => anyhow::bail!("--allocation owl and --refine dsnot need --calib FILE"),
         _ => None,
     };
-    Ok(match structured {
-        Some(config) => prune_structured_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?,
+    Ok(match &structured {
+        Some(config) => prune_structured_to(&model, calibration.as_ref(), config, &args.out, Progress::Stderr)?,
         None => prune_to(&model, calibration.as_ref(), &config, &args.out, Progress::Stderr)?,
     })
 }

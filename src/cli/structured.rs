@@ -1,12 +1,12 @@
 //! The flags of `lacuna prune` for whole units.
 
 use lacuna::prune::Method;
-use lacuna::record::Record;
+use lacuna::record::{Record, StructureRecord};
 use lacuna::structured::{Form, GroupNorm, StructuredConfig, Unit};
 
 /// What belongs to single weights, or to pruning block by block.
-const CONFLICTS: [&str; 8] =
-    ["pattern", "per", "propagate", "allocation", "rules", "rules_file", "refine", "reference_ties"];
+const CONFLICTS: [&str; 9] =
+    ["masks", "pattern", "per", "propagate", "allocation", "rules", "rules_file", "refine", "reference_ties"];
 
 /// Structured pruning.
 #[derive(Debug, clap::Args)]
@@ -35,16 +35,12 @@ impl Structure {
     }
 }
 
-/// What went, in one line; `None` when no units did.
-pub(super) fn summary(record: &Record) -> Option<String> {
-    let (structure, method) = (record.structure.as_ref()?, &record.pruning.as_ref()?.method);
+/// What went, in one line.
+pub(super) fn summary(record: &Record, structure: &StructureRecord) -> String {
+    let method = record.pruning.as_ref().map_or("", |pruning| pruning.method.as_str());
     let (gone, of) = structure.removed.iter().fold((0, 0), |(gone, of), units| (gone + units.count, of + units.of));
     let verb = if structure.form == "zero" { "zeroed" } else { "removed" };
     let changes: Vec<_> = structure.config.iter().map(|(key, value)| format!(", {key} {value}")).collect();
     let (before, after) = (record.model.parameters, structure.parameters);
-    Some(format!(
-        "{method} {verb} {gone} of {of} {}: {before} -> {after} parameters{}",
-        structure.unit,
-        changes.concat()
-    ))
+    format!("{method} {verb} {gone} of {of} {}: {before} -> {after} parameters{}", structure.unit, changes.concat())
 }

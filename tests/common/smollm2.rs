@@ -1,5 +1,5 @@
 //! SmolLM2-135M and its reference numbers (tests/data/README.md).
-#![expect(dead_code, reason = "no test file uses all of it")]
+#![allow(dead_code, clippy::allow_attributes, reason = "most test files use a part of it")]
 
 use candle_core::npy::NpzTensors;
 use candle_core::{DType, Device, Tensor};
