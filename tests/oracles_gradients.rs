@@ -80,15 +80,14 @@ fn smollm2_gradients_of_a_window_equal_double_precision() {
     }
 }
 
-/// PyTorch in f32 is the less exact of the two. On the first window its gradients are 1e-4 from those in double precision
-/// in the median linear, 1.4e-4 in the worst of block 0 and 4.6e-4 in the worst of all; ours 1e-5, 1.3e-5 and 2.6e-5 (the
-/// test above). So the elements of the sum over windows are compared with it more loosely than their length.
-fn check_all_windows(accumulate: Accumulate, kind: &str, length: &str) -> Gradients {
+#[test]
+#[ignore = "needs SmolLM2-135M"]
+fn smollm2_summed_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
     forget_peak();
     let started = Instant::now();
-    let ours = compute(16, accumulate);
+    let ours = compute(16, Accumulate::Sum);
     let (seconds, peak) = (started.elapsed().as_secs_f64(), peak_mb());
-    println!("{accumulate:?}: {seconds:.1} s, peak {peak:.0?} MB, loss {}", ours.loss_nats);
+    println!("{seconds:.1} s, peak {peak:.0?} MB, loss {}", ours.loss_nats);
     // The reference's pass peaks at 5.4 GB.
     assert!(peak.is_none_or(|peak| peak < 1000.0), "{peak:?} MB");
 
@@ -98,19 +97,12 @@ fn check_all_windows(accumulate: Accumulate, kind: &str, length: &str) -> Gradie
         assert!((ours - number(theirs)).abs() < 1e-5 * ours, "window {window}: {ours} {theirs}");
     }
     assert_eq!((ours.losses.len(), ours.names().count()), (16, 210));
-    let theirs = |name: &str| number(&reference["fingerprints"][name][length]);
-    assert!(worst_length(&ours, 1, theirs) < 1e-4);
-    assert!(worst_length(&ours, 30, theirs) < 5e-4);
-    assert!(distance(&ours, kind, "model.layers.0.self_attn.k_proj.weight") < 3e-4);
-    ours
-}
-
-#[test]
-#[ignore = "needs SmolLM2-135M"]
-fn smollm2_summed_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
-    let ours = check_all_windows(Accumulate::Sum, "sum", "sum_grad_l2");
-    assert!(distance(&ours, "sum", "model.layers.15.self_attn.k_proj.weight") < 5e-4);
-    let reference = reference();
+    // Double precision tells the two apart: PyTorch's f32 elements are 1.5e-4 (block 0) and 2.3e-4 (block 15) from it.
+    for block in [0, 15] {
+        assert!(distance(&ours, "sum", &format!("model.layers.{block}.self_attn.k_proj.weight")) < 1e-4);
+    }
+    assert!(worst_length(&ours, 30, |name| number(&reference["sum_f64"]["l2"][name])) < 1e-4);
+    assert!(worst_length(&ours, 1, |name| number(&reference["fingerprints"][name]["sum_grad_l2"])) < 1e-4);
     for name in ours.names() {
         // A sum cancels almost to nothing: its scale is the length, that of random signs.
         let values = ours.get(name).unwrap().unwrap();
