@@ -1,10 +1,10 @@
-//! Time and peak memory of a whole Wanda run, beside the PyTorch reference in the same run.
+//! Time and peak memory of a whole pruning run at 50%, beside the PyTorch reference in the same run.
 //!
 //! ```text
-//! cargo bench --profile dev --bench wanda -- MODEL CALIB.json [PYTHON]
+//! cargo bench --profile dev --bench prune -- METHOD MODEL CALIB.json [PYTHON]
 //! ```
 //!
-//! MODEL is a checkpoint directory, CALIB.json holds at least 16 windows of 512 token ids, PYTHON an interpreter with torch
+//! METHOD is wanda or sparsegpt, MODEL is a checkpoint directory, CALIB.json holds at least 16 windows of 512 token ids, PYTHON an interpreter with torch
 //! and transformers; without it only our figures are printed. Three runs each, in turn; the median counts.
 
 mod common;
@@ -17,19 +17,22 @@ const RUNS: usize = 3;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let [model, calib, python @ ..] = args.as_slice() else {
-        println!("nothing to do: cargo bench --profile dev --bench wanda -- MODEL CALIB.json [PYTHON]");
+    let [method, model, calib, python @ ..] = args.as_slice() else {
+        println!("nothing to do: cargo bench --profile dev --bench prune -- METHOD MODEL CALIB.json [PYTHON]");
         return;
     };
     let dir = tempfile::tempdir().expect("a temporary directory");
     let out = dir.path().join("out");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/wanda_torch.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/prune_torch.py");
     let mut ours = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    ours.args(["prune", model, "--method", "wanda", "--sparsity", "0.5", "--windows", "16", "--seqlen", "512"]);
+    ours.args(["prune", model, "--method", method, "--sparsity", "0.5", "--windows", "16", "--seqlen", "512"]);
     ours.args(["--calib", calib, "--out"]).arg(&out);
     let mut theirs = python.first().map(|python| {
         let mut theirs = Command::new(python);
-        theirs.arg(script).args(["--model", model, "--calib", calib, "--sparsity", "0.5", "--out"]).arg(&out);
+        theirs
+            .arg(script)
+            .args(["--method", method, "--model", model, "--calib", calib, "--sparsity", "0.5", "--out"])
+            .arg(&out);
         theirs
     });
     let (mut lacuna, mut torch) = (Vec::new(), Vec::new());
