@@ -8,10 +8,10 @@
 //! MODEL is a checkpoint directory, CALIB.json holds at least 16 windows of 512 token ids, PYTHON an interpreter with torch,
 //! which sorts the rows as Wanda's reference code does; without it that ratio is left out. All in turn; the median counts.
 
-mod common;
+#[path = "common/median.rs"]
+mod median;
 
 use candle_core::{DType, Device};
-use common::median;
 use lacuna::calibrate::calibrate;
 use lacuna::checkpoint::Checkpoint;
 use lacuna::importance::{Inputs, Method, Scorer};
@@ -19,6 +19,7 @@ use lacuna::mask::{Criterion, Mask, Pattern, Per, Ties, select_levels};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::text::Windows;
+use median::median;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;

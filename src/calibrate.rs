@@ -1,7 +1,7 @@
 //! Statistics of what enters each linear, gathered by a tap while calibration windows pass through.
 
 use crate::Result;
-use crate::model::{Linear, Model, Tap, Wanted, pass};
+use crate::model::{Linear, Model, Pass, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
@@ -140,12 +140,13 @@ pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result
     let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("calibrate", (model.blocks() * hidden.len()) as u64);
+    let pass = Pass { model, rope: &rope, stage: &stage };
     let mut statistics = Statistics::new(windows.ids.len());
     for i in 0..model.blocks() {
         let block = model.block(i)?;
         let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
         let tap = || InputTap::new(Gather::default());
-        pass(model, &block, &rope, &mut hidden, wanted, &stage, tap, |tap| statistics.add(tap))?;
+        pass.through(&block, &mut hidden, wanted, tap, |tap| statistics.add(tap))?;
         statistics.expect(&block.linears(), Gather::default())?;
     }
     Ok(statistics)

@@ -5,7 +5,7 @@
 //! which is dropped before the next (activation recomputation, Chen et al. 2016). Inputs and gradients are kept in
 //! temporary files: memory is one block, its gradients, and the activations of a few windows, whatever the depth.
 
-use crate::model::{Block, Head, LOGIT_ROWS, Model, Rope, Wanted, cross_entropy, pass};
+use crate::model::{Block, Head, LOGIT_ROWS, Model, Pass, Rope, Wanted, cross_entropy};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::text::Windows;
@@ -102,6 +102,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
     let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("gradients", ((2 * blocks + 1) * count) as u64);
+    let pass = Pass { model, rope: &rope, stage: &stage };
     let mut names = Vec::new();
     for i in 0..blocks {
         for (window, x) in hidden.iter().enumerate() {
@@ -109,7 +110,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
         }
         let block = model.block(i)?;
         names.extend(block.linears().into_iter().map(|linear| linear.name.clone()));
-        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
+        pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ())?;
     }
 
     // From here on, `hidden` holds gradients of the loss with respect to what it held before.

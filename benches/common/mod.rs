@@ -1,5 +1,9 @@
 //! Whole commands, measured from outside.
 
+mod median;
+
+pub(crate) use median::median;
+
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -22,9 +26,4 @@ pub(crate) fn measure(command: &mut Command) -> Run {
     };
     assert_eq!(status, 0, "{command:?} failed");
     Run { seconds: started.elapsed().as_secs_f64(), peak_rss_mb: usage.ru_maxrss as f64 / 1024.0 }
-}
-
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -157,7 +157,7 @@ fn choice(object: &Map<String, Value>) -> Result<Choice, Problem> {
         let choices: Vec<String> = texts(object, "endings")?.into_iter().map(hellaswag).collect();
         let context = if has(&["ctx_a", "ctx_b", "activity_label"]) {
             let [activity, a, b] = ["activity_label", "ctx_a", "ctx_b"].map(|field| text(object, field));
-            hellaswag(&format!("{}: {} {}", activity?, a?, capitalised(b?)))
+            hellaswag(format!("{}: {} {}", activity?, a?, capitalised(b?)))
         } else {
             hellaswag(text(object, "ctx")?)
         };

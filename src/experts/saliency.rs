@@ -1,7 +1,7 @@
 //! How much each expert does, measured with calibration text: routing frequency, expert activation norm (EAN) and
 //! router-weighted activation (REAP, Lasby et al. 2025).
 
-use crate::model::{ExpertOutput, Linear, Model, Tap, Wanted, pass};
+use crate::model::{ExpertOutput, Linear, Model, Pass, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
 use crate::{Error, Result};
@@ -48,13 +48,12 @@ pub fn saliency(model: &Model, windows: &Windows, progress: Progress) -> Result<
     let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("experts", ((last + 1) * hidden.len()) as u64);
+    let pass = Pass { model, rope: &rope, stage: &stage };
     let mut layers = Vec::new();
     for i in 0..=last {
         let block = model.block(i)?;
         let mut sums = Sums::default();
-        pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, Window::default, |window| {
-            sums.add(&window.sums)
-        })?;
+        pass.through(&block, &mut hidden, Wanted::Output, Window::default, |window: Window| sums.add(&window.sums))?;
         if config.mixture(i).is_some() {
             layers.push(sums.finish(model, i)?);
         }

@@ -426,9 +426,10 @@ impl Model {
         let mut hidden = self.embed(windows)?;
         let rope = self.rope(windows.iter().map(Vec::len).max().unwrap_or(0));
         let stage = progress.stage("forward", (self.blocks() * hidden.len()) as u64);
+        let pass = Pass { model: self, rope: &rope, stage: &stage };
         for i in 0..self.blocks() {
             let block = self.block(i)?;
-            pass(self, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
+            pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ())?;
         }
         Ok(hidden)
     }
@@ -478,36 +479,45 @@ impl Model {
     }
 }
 
-/// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
-/// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps in
-/// the order of the windows, so that sums do not depend on the number of threads. Windows become the block's outputs,
-/// unless only taps are wanted.
-pub(crate) fn pass<T: Tap + Send>(
-    model: &Model,
-    block: &Block,
-    rope: &Rope,
-    hidden: &mut [Tensor],
-    wanted: Wanted,
-    stage: &Stage,
-    tap: impl Fn() -> T + Sync,
-    mut each: impl FnMut(T),
-) -> Result<()> {
-    let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
-    for windows in hidden.chunks_mut(together) {
-        let taps: Vec<T> = windows
-            .par_iter_mut()
-            .map(|x| {
-                let mut tap = tap();
-                if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
-                    *x = y;
-                }
-                Ok(tap)
-            })
-            .collect::<Result<_>>()?;
-        taps.into_iter().for_each(&mut each);
-        stage.inc(windows.len() as u64)?;
+/// Windows on their way through a model, block by block.
+pub(crate) struct Pass<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) rope: &'a Rope,
+    /// Advances by a step for each window and block.
+    pub(crate) stage: &'a Stage,
+}
+
+impl Pass<'_> {
+    /// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
+    /// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps
+    /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the block's
+    /// outputs, unless only taps are wanted.
+    pub(crate) fn through<T: Tap + Send>(
+        &self,
+        block: &Block,
+        hidden: &mut [Tensor],
+        wanted: Wanted,
+        tap: impl Fn() -> T + Sync,
+        mut each: impl FnMut(T),
+    ) -> Result<()> {
+        let Pass { model, rope, stage } = *self;
+        let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
+        for windows in hidden.chunks_mut(together) {
+            let taps: Vec<T> = windows
+                .par_iter_mut()
+                .map(|x| {
+                    let mut tap = tap();
+                    if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
+                        *x = y;
+                    }
+                    Ok(tap)
+                })
+                .collect::<Result<_>>()?;
+            taps.into_iter().for_each(&mut each);
+            stage.inc(windows.len() as u64)?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Rows of logits that exist at one time; a vocabulary of 128,000 makes one row half a megabyte.

@@ -5,7 +5,7 @@ use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Target, check_rule
 use crate::calibrate::{Gather, InputTap, Statistics, calibrate};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Inputs, Method, Scorer};
-use crate::model::{Block, ExpertStorage, Linear, Model, Wanted, pass};
+use crate::model::{Block, ExpertStorage, Linear, Model, Pass, Wanted};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
 use crate::{Error, Result};
@@ -41,17 +41,18 @@ impl<'a> Subject<'a> {
             Propagate::Dense => model.blocks(),
         };
         let stage = progress.stage("prune", (model.blocks() + passes * hidden.len()) as u64);
+        let pass = Pass { model, rope: &rope, stage: &stage };
         for i in 0..model.blocks() {
             let mut block = model.block(i)?;
             let last = i + 1 == model.blocks();
             let wanted = if propagate == Propagate::Dense && !last { Wanted::Output } else { Wanted::Taps };
             let mut statistics = Statistics::new(hidden.len());
             let tap = || InputTap::new(gather);
-            pass(model, &block, &rope, &mut hidden, wanted, &stage, tap, |tap| statistics.add(tap))?;
+            pass.through(&block, &mut hidden, wanted, tap, |tap| statistics.add(tap))?;
             statistics.expect(&block.linears(), gather)?;
             prune(&mut block, &statistics, &stage)?;
             if propagate == Propagate::Pruned && !last {
-                pass(model, &block, &rope, &mut hidden, Wanted::Output, &stage, || (), |()| ())?;
+                pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ())?;
             }
             stage.inc(1)?;
         }

@@ -83,7 +83,7 @@ impl<'a> Scene<'a> {
             return Err(error(format!("no point of \"{title}\" can be shown; {}", plot.caption())));
         }
         let crowded = shown.len() > CROWD;
-        shown.extend(plot.series.iter().flat_map(|series| bounds(plot, series)).flat_map(|[low, high]| [low, high]));
+        shown.extend(plot.series.iter().flat_map(|series| bounds(plot, series)).flatten());
         let baselines = plot.baselines.iter().map(|(_, y)| *y).filter(|y| plot.shows_y(*y));
         let mut floor = 0.0;
         if let Some(categories) = &plot.categories {

@@ -164,7 +164,7 @@ pub(super) fn resized(config: &ModelConfig, settings: &StructuredConfig) -> Resu
         }
         Unit::OutputChannels | Unit::InputChannels => {}
     }
-    let odd = new.hidden_size % new.heads != 0;
+    let odd = !new.hidden_size.is_multiple_of(new.heads);
     if odd && config.family == Family::Llama && (new.hidden_size, new.heads) != (config.hidden_size, config.heads) {
         if config.qkv_bias || config.o_bias || config.mlp_bias {
             let problem = format!(

@@ -108,7 +108,7 @@ impl Machine<'_> {
                 0x86 => self.tuple(2)?,
                 0x87 => self.tuple(3)?,
                 b't' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.stack.push(Value::Tuple(items.into()));
                 }
                 b's' => {
@@ -116,10 +116,10 @@ impl Machine<'_> {
                     self.set(vec![key, value])?;
                 }
                 b'u' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.set(items)?;
                 }
-                b'e' => drop(self.to_mark()?),
+                b'e' => drop(self.pop_to_mark()?),
                 b'a' => drop(self.pop()?),
                 // The state of an object: state dicts carry versions of modules there.
                 b'b' => drop(self.pop()?),
@@ -182,7 +182,7 @@ impl Machine<'_> {
         self.stack.pop().ok_or_else(|| "its pickle takes more values than it gave".into())
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Value>, String> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Value>, String> {
         let mark = self.marks.pop().ok_or("its pickle takes values back to a mark that it did not set")?;
         Ok(self.stack.split_off(mark))
     }
