@@ -424,6 +424,7 @@ fn lacuna(dir: &Path, args: &[&str]) -> String {
 }
 
 /// Runs a command and returns the most memory that it held, in bytes.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it, and tells its peak memory")]
 fn peak_memory(dir: &Path, args: &[&str]) -> u64 {
     let child = Command::new(env!("CARGO_BIN_EXE_lacuna"))
         .current_dir(dir)
@@ -536,4 +537,24 @@ fn commands_take_a_compressed_model_as_they_take_the_dense_one() {
     let output = output.unwrap();
     assert!(!output.status.success() && !at.join("x").exists());
     assert_says(String::from_utf8_lossy(&output.stderr), &["half", "stored sparse"]);
+}
+
+#[test]
+#[ignore = "needs python3 with numpy, which .ci/run installs"]
+fn numpy_expands_what_we_compress() {
+    let parent = tempfile::tempdir().unwrap();
+    let at = parent.path();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/data/tiny-llama");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/check_sparse_numpy.py");
+    let python = std::env::var("LACUNA_PYTHON").unwrap_or_else(|_| "python3".into());
+    lacuna(at, &["prune", model, "--method", "magnitude", "--pattern", "2:4", "--out", "pruned"]);
+    for format in ["bitmask", "2:4"] {
+        lacuna(at, &["compress", "pruned", "--format", format, "--out", "sparse"]);
+        let check =
+            |dense: &str| Command::new(&python).current_dir(at).args([script, dense, "sparse"]).output().unwrap();
+        let output = check("pruned");
+        assert!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!check(model).status.success(), "{format}: the dense model is another one");
+        std::fs::remove_dir_all(at.join("sparse")).unwrap();
+    }
 }
