@@ -40,7 +40,9 @@ impl FromStr for Allocation {
             ["global"] => Ok(Allocation::Global),
             ["owl"] => Ok(Allocation::Owl(Owl::default())),
             ["owl", m, lambda] => match (m.parse(), lambda.parse()) {
-                (Ok(m), Ok(lambda)) if m > 0.0 && lambda > 0.0 => Ok(Allocation::Owl(Owl { m, lambda })),
+                (Ok(m), Ok(lambda)) if [m, lambda].iter().all(|x: &f64| x.is_finite() && *x > 0.0) => {
+                    Ok(Allocation::Owl(Owl { m, lambda }))
+                }
                 _ => Err(wrong("M and LAMBDA of owl:M:LAMBDA must be positive numbers")),
             },
             _ => Err(wrong("must be one of uniform, global, owl, owl:M:LAMBDA")),
@@ -73,8 +75,9 @@ impl Owl {
         100.0 * above as f64 / count.max(1) as f64
     }
 
-    /// Sparsity of each block, from the [`Owl::outliers`] of each: their mean is `sparsity`, unless one falls below 0, which
-    /// then becomes 0.01, as in the reference implementation.
+    /// Sparsity of each block, from the [`Owl::outliers`] of each: their mean is `sparsity`, unless one falls below 0.01, which
+    /// it then becomes. (The reference implementation does so below 0, and a block's sparsity would jump down as the target
+    /// goes up.)
     ///
     /// # Errors
     /// [`Error::Argument`] when a block would lose all its weights.
@@ -87,8 +90,7 @@ impl Owl {
         let mean = kept.iter().sum::<f64>() / kept.len().max(1) as f64;
         kept.iter()
             .map(|kept| match 1.0 - (kept - mean + (1.0 - sparsity)) {
-                block if block <= 0.0 => Ok(0.01),
-                block if block < 1.0 => Ok(block),
+                block if block < 1.0 => Ok(block.max(0.01)),
                 block => {
                     let problem =
                         format!("gives a block a sparsity of {block:.3} with lambda {}; lower one", self.lambda);
@@ -153,9 +155,11 @@ impl Rule {
     /// [`Error::Io`] when the file cannot be read, [`Error::File`] for anything but such an object.
     pub fn read(path: &Path) -> Result<Vec<Rule>> {
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
-        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|error| Error::file(path, error))?;
+        let form = "one JSON object of globs, such as {\"*.down_proj\": 0.3, \"*.o_proj\": \"skip\"}";
+        let wrong = |error| Error::file(path, format!("{error}; it must hold {form}"));
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(wrong)?;
         let Some(object) = value.as_object() else {
-            return Err(Error::file(path, "must hold one JSON object, such as {\"*.down_proj\": 0.3}"));
+            return Err(Error::file(path, format!("must hold {form}")));
         };
         let rule = |(glob, target): (&String, &serde_json::Value)| {
             let text = target.as_str().map_or_else(|| target.to_string(), str::to_owned);
@@ -196,12 +200,16 @@ pub fn ruled(rules: &[Rule], linear: &str) -> Option<Target> {
     rules.iter().rev().find(|rule| rule.matches(linear)).map(|rule| rule.target)
 }
 
-/// Fails when a rule matches none of `linears`: it is misspelt, or for another model.
+/// Fails when a rule matches none of `linears`, as it is misspelt or for another model; or when none of them is left.
 ///
 /// # Errors
 /// [`Error::Argument`] naming the rule.
 pub fn check_rules<'a>(rules: &[Rule], linears: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
     match rules.iter().find(|rule| !linears.clone().any(|linear| rule.matches(linear))) {
+        None if linears.clone().all(|linear| ruled(rules, linear) == Some(Target::Skip)) => {
+            let all = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            Err(Error::argument("rule", all, "skips every linear of this model, so that there is nothing to prune"))
+        }
         None => Ok(()),
         Some(rule) => {
             let example = linears.clone().next().unwrap_or_default();
@@ -331,7 +339,7 @@ mod tests {
             assert_eq!(text.parse::<Allocation>().unwrap().to_string(), text);
         }
         assert_eq!("owl".parse::<Allocation>().unwrap(), Allocation::Owl(Owl::default()));
-        for text in ["", "owl:5", "owl:0:1", "owl:a:b", "layerwise"] {
+        for text in ["", "owl:5", "owl:0:1", "owl:a:b", "owl:inf:1", "layerwise"] {
             assert!(text.parse::<Allocation>().unwrap_err().to_string().contains("allocation = "), "{text}");
         }
     }
@@ -372,6 +380,8 @@ mod tests {
         }
         let error = check_rules(&rules, ["model.layers.0.mlp.down_proj.weight"].into_iter()).unwrap_err().to_string();
         assert!(error.contains("model.layers.1.*=0.7: matches no linear"), "{error}");
+        let all = ["*=skip".parse().unwrap()];
+        assert!(check_rules(&all, ["a", "b"].into_iter()).unwrap_err().to_string().contains("skips every linear"));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Whole-model autograd keeps everything that every block computed until it is walked backwards. Here the forward pass
 //! keeps only what enters each block; then, from the last block to the first, each is run again with a graph of its own,
 //! which is dropped before the next (activation recomputation, Chen et al. 2016). Inputs and gradients are kept in
-//! temporary files: memory is one block, its gradients, and the activations of a few windows, whatever the depth.
+//! temporary files: memory is one block, its gradients, the hidden states of all windows (twice while the loss is taken), and
+//! the graph of one block for a few windows, whatever the depth.
 
 use crate::model::{Block, Head, LOGIT_ROWS, Model, Pass, Rope, Wanted, cross_entropy};
 use crate::progress::Progress;

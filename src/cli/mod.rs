@@ -138,8 +138,14 @@ impl Compute {
 }
 
 /// Tokens per window: as asked, else the model's context, at most 2048.
-fn seqlen(model: &Model, asked: Option<usize>) -> usize {
-    asked.unwrap_or(model.config().max_position_embeddings.min(2048))
+fn seqlen(model: &Model, asked: Option<usize>) -> lacuna::Result<usize> {
+    let context = model.config().max_position_embeddings;
+    match asked {
+        Some(asked) if asked > context => {
+            Err(Error::argument("seqlen", asked, format!("is longer than the model's context of {context} tokens")))
+        }
+        asked => Ok(asked.unwrap_or(context.min(2048))),
+    }
 }
 
 /// Windows of a calibration text.
@@ -159,7 +165,7 @@ struct Sampling {
 impl Sampling {
     fn windows(&self, text: &Path, model: &Model) -> lacuna::Result<Windows> {
         let tokenizer = tokenizer_for(text, model)?;
-        Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen), self.seed)
+        Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen)?, self.seed)
     }
 }
 

@@ -53,7 +53,7 @@ pub fn select(
 /// (lower index first). N:M: the `n` largest of each `m` consecutive inputs stay, whatever `sparsities` says.
 ///
 /// # Errors
-/// [`Error::Argument`] for a sparsity outside `[0, 1)` or an input width that `m` does not divide; [`Error::Tensor`]
+/// [`Error::Argument`] for a sparsity outside `[0, 1]` or an input width that `m` does not divide; [`Error::Tensor`]
 /// naming `name` for a score that is not a finite number, or negative.
 pub fn select_levels(
     name: &str,
@@ -62,8 +62,8 @@ pub fn select_levels(
     sparsities: &[f64],
     score_row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<Vec<Mask>> {
-    if let Some(sparsity) = sparsities.iter().find(|sparsity| !(0.0..1.0).contains(*sparsity)) {
-        return Err(Error::argument("sparsity", sparsity, "must be at least 0 and below 1"));
+    if let Some(sparsity) = sparsities.iter().find(|sparsity| !(0.0..=1.0).contains(*sparsity)) {
+        return Err(Error::argument("sparsity", sparsity, "must be from 0 to 1"));
     }
     let count = |n: usize, sparsity: &f64| (n as f64 * sparsity) as usize;
     let mut masks = vec![Mask::none(rows, cols); sparsities.len()];
@@ -245,7 +245,7 @@ mod tests {
         let run = |cols, pattern, sparsity| {
             select("w", (1, cols), pattern, Per::Row, sparsity, |_, out| out.fill(f32::NAN)).unwrap_err().to_string()
         };
-        assert!(run(4, Pattern::Unstructured, 1.0).contains("sparsity = 1: must be at least 0 and below 1"));
+        assert!(run(4, Pattern::Unstructured, 1.1).contains("sparsity = 1.1: must be from 0 to 1"));
         assert!(run(4, Pattern::Unstructured, f64::NAN).contains("sparsity = NaN"));
         assert!(run(6, Pattern::NofM { n: 2, m: 4 }, 0.5).contains("`w` has 6 inputs, which 4 does not divide"));
         assert!(run(4, Pattern::Unstructured, 0.5).contains("`w`: the score at row 0, column 0 is NaN"));

@@ -243,6 +243,7 @@ impl MaskSet {
     /// # Errors
     /// As [`MaskSet::and`].
     pub fn compare(&self, other: &MaskSet) -> Result<Comparison> {
+        self.check_model(other)?;
         let tensors = self.pairs(other)?.into_iter().map(|(name, a, b)| {
             let (both, _) = a.overlap(b)?;
             Ok(Overlap::new(name, a.pruned(), b.pruned(), both))
@@ -266,6 +267,15 @@ impl MaskSet {
     /// As [`MaskSet::and`].
     pub fn is_nested_in(&self, other: &MaskSet) -> Result<bool> {
         Ok(self.compare(other)?.all.a_in_b)
+    }
+
+    fn check_model(&self, other: &MaskSet) -> Result<()> {
+        let (Some(a), Some(b)) = (&self.metadata, &other.metadata) else { return Ok(()) };
+        if a.model.sha256 == b.model.sha256 {
+            return Ok(());
+        }
+        let problem = format!("the other set is of {} ({}); both must be of one model", b.model.name, b.model.sha256);
+        Err(Error::argument("model of the masks", format!("{} ({})", a.model.name, a.model.sha256), problem))
     }
 
     /// The masks of the same tensor in both sets.
@@ -295,16 +305,8 @@ impl MaskSet {
     }
 
     fn combine(&self, other: &MaskSet, name: &str, op: fn(&Mask, &Mask) -> Result<Mask>) -> Result<MaskSet> {
+        self.check_model(other)?;
         let metadata = match (&self.metadata, &other.metadata) {
-            (Some(a), Some(b)) if a.model.sha256 != b.model.sha256 => {
-                let problem =
-                    format!("the other set is of {} ({}); both must be of one model", b.model.name, b.model.sha256);
-                return Err(Error::argument(
-                    "model of the masks",
-                    format!("{} ({})", a.model.name, a.model.sha256),
-                    problem,
-                ));
-            }
             (Some(a), Some(b)) => Some(composed(a, format!("{name}({}, {})", a.describe(), b.describe()))),
             (Some(a), None) => Some(composed(a, format!("{name}({}, unknown)", a.describe()))),
             (None, Some(b)) => Some(composed(b, format!("{name}(unknown, {})", b.describe()))),

@@ -1,7 +1,7 @@
 //! Pruning with masks that exist already.
 
-use super::{copy, finish, write_masked};
-use crate::checkpoint::CheckpointWriter;
+use super::{copy, finish, float_dtype, write_masked};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
 use crate::mask::{MaskSet, Violation};
 use crate::model::Model;
 use crate::progress::Progress;
@@ -76,6 +76,7 @@ pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress
     for info in checkpoint.tensors() {
         match by_name.get(info.name.as_str()) {
             Some(mask) => {
+                check_finite(checkpoint, info)?;
                 let written = write_masked(checkpoint, &mut writer, &info.name, mask)?;
                 zeros.insert(info.name.as_str(), count_zeros(info.dtype, &written));
             }
@@ -93,6 +94,14 @@ pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress
     record.environment.insert("masks_sha256".into(), masks.sha256().into());
     finish(checkpoint, writer, out, &record)?;
     Ok(record)
+}
+
+/// Fails for a weight that is not finite: nothing was computed with these, so that it would not show.
+fn check_finite(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<()> {
+    match float_dtype(info.dtype) {
+        Some(dtype) => checkpoint.load_finite(&info.name, dtype, &Device::Cpu).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// How the masks were made, or for those of which that is not known, what they are.

@@ -10,6 +10,7 @@ use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// A model and the text that it is calibrated on.
@@ -76,7 +77,7 @@ pub(super) fn weights_of(linear: &Linear) -> Result<Vec<f32>> {
     Ok(linear.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
-/// Calls `f` with a scorer of a linear.
+/// Calls `f` with a scorer of a linear; by magnitude where the calibration text never reached it.
 pub(super) fn with_scorer<T>(
     method: Method,
     name: &str,
@@ -91,16 +92,39 @@ pub(super) fn with_scorer<T>(
         Some(gradients) if method.needs_gradients() => gradients.get(name)?,
         _ => None,
     };
+    // An expert that no token reached: all its scores would be 0, and position would decide.
+    let unknown = |values: &Option<Vec<f32>>| values.as_ref().is_some_and(|values| values.iter().all(|x| *x == 0.0));
+    let method = if unknown(&norms) || unknown(&gradient) { Method::Magnitude } else { method };
     let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed };
     f(&Scorer::new(method, name, weights, shape, inputs)?)
 }
 
-/// Gradients of the dense model, if one of `methods` looks at them.
-pub(super) fn gradients_for(subject: Subject<'_>, methods: &[Method]) -> Result<Option<Gradients>> {
-    let Some(windows) = subject.calibration.filter(|_| methods.iter().any(|method| method.needs_gradients())) else {
-        return Ok(None);
-    };
-    gradients(subject.model, windows, Accumulate::Sum, subject.progress).map(Some)
+/// What is known of the dense model before the block loop.
+#[derive(Debug, Default)]
+pub(super) struct Dense {
+    /// Of the inputs; empty unless the allocation looks at them.
+    statistics: Statistics,
+    /// If one of the methods looks at them.
+    pub(super) gradients: Option<Gradients>,
+}
+
+impl Dense {
+    pub(super) fn new(subject: Subject<'_>, methods: &[Method], allocation: Allocation) -> Result<Self> {
+        let Some(windows) = subject.calibration else { return Ok(Dense::default()) };
+        let inputs = match allocation {
+            Allocation::Uniform => false,
+            Allocation::Owl(_) => true,
+            Allocation::Global => methods.iter().any(|method| method.needs_inputs()),
+        };
+        let mut dense = Dense::default();
+        if inputs {
+            dense.statistics = calibrate(subject.model, windows, subject.progress)?;
+        }
+        if methods.iter().any(|method| method.needs_gradients()) {
+            dense.gradients = Some(gradients(subject.model, windows, Accumulate::Sum, subject.progress)?);
+        }
+        Ok(dense)
+    }
 }
 
 /// Which sparsity each linear gets at each level.
@@ -118,7 +142,7 @@ impl Targets {
         rules: &[Rule],
         sparsities: &[f64],
         (method, seed): (Method, u64),
-        gradients: Option<&Gradients>,
+        dense: &Dense,
     ) -> Result<Self> {
         let linears = subject.model.config().linears();
         let uniform = |sparsity: f64, block_of: &dyn Fn(&str) -> Option<f64>| {
@@ -132,10 +156,7 @@ impl Targets {
         let levels = match allocation {
             Allocation::Uniform => sparsities.iter().map(|&sparsity| uniform(sparsity, &|_| None)).collect(),
             Allocation::Owl(owl) => {
-                let Some(windows) = subject.calibration else {
-                    return Err(Error::argument("allocation", allocation, "needs calibration text"));
-                };
-                let outliers = outliers(subject.model, windows, owl, subject.progress)?;
+                let outliers = outliers_from(subject.model, &dense.statistics, owl, subject.progress)?;
                 let level = |&sparsity: &f64| {
                     let blocks = owl.sparsities(&outliers, sparsity)?;
                     Ok(uniform(sparsity, &|name| blocks.get(block_of(name)?).copied()))
@@ -143,25 +164,20 @@ impl Targets {
                 sparsities.iter().map(level).collect::<Result<_>>()?
             }
             Allocation::Global => {
-                let lost = global(subject, rules, sparsities, method, seed, gradients)?;
+                let lost = global(subject, rules, sparsities, (method, seed), dense)?;
                 let sizes: BTreeMap<_, _> = linears.iter().map(|(name, (out, input))| (name, out * input)).collect();
                 // Half a weight more than the count, so that rounding down gives the count.
                 let own = |name: &str, level: usize| {
                     let lost = lost.get(name)?[level];
-                    Some(if lost == 0 { 0.0 } else { (lost as f64 + 0.5) / *sizes.get(&name.to_owned())? as f64 })
+                    Some(if lost == 0 {
+                        0.0
+                    } else {
+                        ((lost as f64 + 0.5) / *sizes.get(&name.to_owned())? as f64).min(1.0)
+                    })
                 };
-                let level = |(level, &sparsity): (usize, &f64)| {
-                    let targets = uniform(sparsity, &|name| own(name, level));
-                    match targets.iter().find(|(_, target)| **target >= 1.0) {
-                        None => Ok(targets),
-                        Some((name, _)) => {
-                            let problem =
-                                format!("one threshold leaves nothing of `{name}`; lower it, or skip that linear");
-                            Err(Error::argument("sparsity", sparsity, problem))
-                        }
-                    }
-                };
-                sparsities.iter().enumerate().map(level).collect::<Result<_>>()?
+                // One threshold may leave nothing of a linear, which then has a sparsity of 1.
+                let level = |(level, &sparsity): (usize, &f64)| uniform(sparsity, &|name| own(name, level));
+                sparsities.iter().enumerate().map(level).collect()
             }
         };
         Ok(Targets { levels })
@@ -179,12 +195,15 @@ impl Targets {
 /// # Errors
 /// As [`calibrate`].
 pub fn outliers(model: &Model, calibration: &Windows, owl: Owl, progress: Progress) -> Result<Vec<f64>> {
-    let statistics = calibrate(model, calibration, progress)?;
+    outliers_from(model, &calibrate(model, calibration, progress)?, owl, progress)
+}
+
+fn outliers_from(model: &Model, statistics: &Statistics, owl: Owl, progress: Progress) -> Result<Vec<f64>> {
     let stage = progress.stage("outliers", model.blocks() as u64);
     let mut shares = Vec::new();
     for i in 0..model.blocks() {
         let block = model.block(i)?;
-        let score = |linear: &&Linear| scores_of(linear, Method::Wanda, &statistics, None, 0);
+        let score = |linear: &&Linear| scores_of(linear, Method::Wanda, statistics, None, 0);
         let scores = block.linears().iter().map(score).collect::<Result<Vec<_>>>()?;
         shares.push(owl.outliers(scores.iter().map(Vec::as_slice)));
         stage.inc(1)?;
@@ -209,7 +228,7 @@ fn scores_of(
     let weights = weights_of(linear)?;
     with_scorer(method, &linear.name, (&weights, shape), statistics, gradients, seed, |scorer| {
         let mut scores = vec![0f32; weights.len()];
-        scores.chunks_mut(shape.1.max(1)).enumerate().for_each(|(row, scores)| scorer.row(row, scores));
+        scores.par_chunks_mut(shape.1.max(1)).enumerate().for_each(|(row, scores)| scorer.row(row, scores));
         Ok(scores)
     })
 }
@@ -219,22 +238,18 @@ fn global(
     subject: Subject<'_>,
     rules: &[Rule],
     sparsities: &[f64],
-    method: Method,
-    seed: u64,
-    gradients: Option<&Gradients>,
+    (method, seed): (Method, u64),
+    dense: &Dense,
 ) -> Result<BTreeMap<String, Vec<u64>>> {
-    let Subject { model, calibration, progress } = subject;
-    let statistics = match calibration.filter(|_| method.needs_inputs()) {
-        Some(windows) => calibrate(model, windows, progress)?,
-        None => Statistics::default(),
-    };
+    let Subject { model, progress, .. } = subject;
+    let Dense { statistics, gradients } = dense;
     let mut threshold = GlobalThreshold::new(sparsities);
     let stage = progress.stage("threshold", (GlobalThreshold::PASSES * model.blocks()) as u64);
     for _ in 0..GlobalThreshold::PASSES {
         for i in 0..model.blocks() {
             for linear in model.block(i)?.linears() {
                 if ruled(rules, &linear.name).is_none() {
-                    threshold.add(&linear.name, &scores_of(linear, method, &statistics, gradients, seed)?)?;
+                    threshold.add(&linear.name, &scores_of(linear, method, statistics, gradients.as_ref(), seed)?)?;
                 }
                 check_interrupt()?;
             }

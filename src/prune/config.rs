@@ -107,12 +107,15 @@ impl PruneConfig {
         if self.method == Method::SparseGpt {
             let contradiction = match () {
                 () if self.allocation == Allocation::Global => Some(("allocation", self.allocation.to_string())),
-                () if self.per == Per::Alpha => Some(("per", self.per.to_string())),
+                () if self.per != Per::Layer && self.pattern == Pattern::Unstructured => {
+                    Some(("per", self.per.to_string()))
+                }
                 () if self.refine.is_some() => Some(("refine", "dsnot".to_owned())),
                 () => None,
             };
             if let Some((name, value)) = contradiction {
-                return Err(Error::argument(name, value, "SparseGPT has no scores that it could be applied to"));
+                let problem = "SparseGPT compares the weights of 128 columns as it goes; leave it out";
+                return Err(Error::argument(name, value, problem));
             }
         }
         if self.ties == Ties::Reference && (self.per != Per::Layer || self.pattern != Pattern::Unstructured) {

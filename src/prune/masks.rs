@@ -1,6 +1,6 @@
 //! Masks of many methods and sparsities from one pass through the dense model.
 
-use super::block_loop::{Subject, Targets, check_model, gradients_for, weights_of, with_scorer};
+use super::block_loop::{Dense, Subject, Targets, check_model, weights_of, with_scorer};
 use super::config::{Propagate, PruneConfig, default_per};
 use crate::allocate::{Allocation, Rule, Target, ruled};
 use crate::calibrate::Gather;
@@ -107,10 +107,10 @@ pub fn masks(
     let first = config.sparsities[0];
     config.methods.iter().try_for_each(|&method| config.of(method, first).validate_with(calibration))?;
     let subject = Subject { model, calibration, progress };
-    let gradients = gradients_for(subject, &config.methods)?;
+    let dense = Dense::new(subject, &config.methods, config.allocation)?;
     let targets = |&method: &Method| {
         let scored = (method, config.seed);
-        Targets::new(subject, config.allocation, &config.rules, &config.sparsities, scored, gradients.as_ref())
+        Targets::new(subject, config.allocation, &config.rules, &config.sparsities, scored, &dense)
     };
     let targets = config.methods.iter().map(targets).collect::<Result<Vec<_>>>()?;
     let record = model.record()?;
@@ -143,14 +143,23 @@ pub fn masks(
                 let Some(levels) = levels.collect::<Option<Vec<f64>>>() else { continue };
                 let criterion = config.of(method, first).criterion();
                 let scored = (weights.as_slice(), shape);
-                with_scorer(method, &linear.name, scored, statistics, gradients.as_ref(), config.seed, |scorer| {
-                    let masks =
-                        select_levels(&linear.name, shape, criterion, &levels, |row, scores| scorer.row(row, scores))?;
-                    for (set, mask) in sets.iter_mut().zip(masks) {
-                        set.masks.push((linear.name.clone(), mask));
-                    }
-                    Ok(())
-                })?;
+                with_scorer(
+                    method,
+                    &linear.name,
+                    scored,
+                    statistics,
+                    dense.gradients.as_ref(),
+                    config.seed,
+                    |scorer| {
+                        let masks = select_levels(&linear.name, shape, criterion, &levels, |row, scores| {
+                            scorer.row(row, scores)
+                        })?;
+                        for (set, mask) in sets.iter_mut().zip(masks) {
+                            set.masks.push((linear.name.clone(), mask));
+                        }
+                        Ok(())
+                    },
+                )?;
             }
             check_interrupt()?;
         }

@@ -26,7 +26,7 @@ use crate::record::{Record, TensorRecord};
 use crate::sparsegpt::{Factor, SparseGpt, sparsegpt};
 use crate::text::Windows;
 use crate::{Error, Result};
-use block_loop::{Subject, Targets, check_model, gradients_for, weights_of, with_scorer};
+use block_loop::{Dense, Subject, Targets, check_model, weights_of, with_scorer};
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use std::collections::{HashMap, HashSet};
@@ -115,14 +115,21 @@ fn finish(checkpoint: &Checkpoint, mut writer: CheckpointWriter, out: &Path, rec
     writer.finish()
 }
 
+/// The dtype to compute with that holds exactly what is stored as `dtype`; `None` for what is not floats of 16 bits or more.
+fn float_dtype(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F64 => Some(DType::F64),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
 /// Copies a tensor as it is stored. Most of these were never part of a computation, so what is not finite shows here.
 fn copy(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, tensor: &TensorInfo) -> Result<()> {
-    let dtype = match tensor.dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F64 => DType::F64,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        _ => return writer.write(&tensor.name, &checkpoint.read(&tensor.name)?),
+    let Some(dtype) = float_dtype(tensor.dtype) else {
+        return writer.write(&tensor.name, &checkpoint.read(&tensor.name)?);
     };
     writer.write_tensor(&tensor.name, &checkpoint.load_finite(&tensor.name, dtype, &Device::Cpu)?)
 }
@@ -139,15 +146,10 @@ fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &s
 
 /// Writes weights that were computed, in the dtype that the checkpoint has.
 fn write_changed(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, linear: &Linear) -> Result<()> {
-    let dtype = match checkpoint.get(&linear.name)?.dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F64 => DType::F64,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => {
-            let problem = format!("is {other:?}, in which changed weights cannot be written; convert it to bf16 first");
-            return Err(Error::tensor(checkpoint.dir(), &linear.name, problem));
-        }
+    let stored = checkpoint.get(&linear.name)?.dtype;
+    let Some(dtype) = float_dtype(stored) else {
+        let problem = format!("is {stored:?}, in which changed weights cannot be written; convert it to bf16 first");
+        return Err(Error::tensor(checkpoint.dir(), &linear.name, problem));
     };
     let weight = linear.weight.to_device(&Device::Cpu)?.to_dtype(dtype)?;
     writer.write_tensor(&linear.name, &weight)
@@ -177,15 +179,15 @@ fn for_each_block(
     config.validate_with(calibration)?;
     check_model(model, &config.rules)?;
     let subject = Subject { model, calibration, progress };
-    let gradients = gradients_for(subject, &[config.method])?;
+    let dense = Dense::new(subject, &[config.method], config.allocation)?;
     let scored = (config.method, config.seed);
-    let targets =
-        Targets::new(subject, config.allocation, &config.rules, &[config.sparsity], scored, gradients.as_ref())?;
+    let targets = Targets::new(subject, config.allocation, &config.rules, &[config.sparsity], scored, &dense)?;
     let gather = Gather { sums: config.refine.is_some(), gram: config.method == Method::SparseGpt };
     let gather = (config.method.needs_inputs() || config.refine.is_some()).then_some(gather);
     let mut tensors = Vec::new();
     subject.for_each_block(gather, config.propagate, |block, statistics, stage| {
-        let mut pruner = Pruner { config, statistics, gradients: gradients.as_ref(), stage, factor: None };
+        let (gradients, checkpoint) = (dense.gradients.as_ref(), model.checkpoint());
+        let mut pruner = Pruner { config, statistics, gradients, checkpoint, stage, factor: None };
         let mut masks = Vec::new();
         for linear in block.linears_mut() {
             let Some(sparsity) = targets.get(0, &linear.name) else { continue };
@@ -205,6 +207,8 @@ struct Pruner<'a> {
     config: &'a PruneConfig,
     statistics: &'a Statistics,
     gradients: Option<&'a Gradients>,
+    /// What the model was opened from.
+    checkpoint: Option<&'a Checkpoint>,
     stage: &'a Stage,
     /// The last linear that had one, and the factor of its gram matrix: the next may share its input.
     factor: Option<(String, Factor)>,
@@ -216,7 +220,11 @@ impl Pruner<'_> {
         let shape = linear.weight.dims2()?;
         let mut weights = weights_of(linear)?;
         let mask = match self.config.method {
-            Method::SparseGpt => self.reconstruct(&linear.name, &mut weights, shape, sparsity)?,
+            Method::SparseGpt => {
+                let mask = self.reconstruct(&linear.name, &mut weights, shape, sparsity)?;
+                weights = self.as_stored(&linear.name, weights)?;
+                mask
+            }
             _ => self.select(&linear.name, &weights, shape, sparsity)?,
         };
         mask.for_each_pruned(|index| weights[index] = 0.0);
@@ -243,6 +251,23 @@ impl Pruner<'_> {
             }
             Ok(mask)
         })
+    }
+
+    /// Updated weights as the checkpoint will hold them, so that what the next block is calibrated on is what is written.
+    fn as_stored(&self, name: &str, weights: Vec<f32>) -> Result<Vec<f32>> {
+        let stored = self.checkpoint.and_then(|checkpoint| float_dtype(checkpoint.get(name).ok()?.dtype));
+        let Some(dtype @ (DType::F16 | DType::BF16)) = stored else { return Ok(weights) };
+        let count = weights.len();
+        let rounded =
+            Tensor::from_vec(weights, count, &Device::Cpu)?.to_dtype(dtype)?.to_dtype(DType::F32)?.to_vec1()?;
+        match rounded.iter().position(|weight: &f32| !weight.is_finite()) {
+            None => Ok(rounded),
+            Some(at) => {
+                let problem =
+                    format!("its updated weight {at} is too large for {dtype:?}; convert the checkpoint to bf16");
+                Err(Error::tensor("SparseGPT", name, problem))
+            }
+        }
     }
 
     fn reconstruct(&mut self, name: &str, weights: &mut [f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
