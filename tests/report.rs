@@ -86,6 +86,19 @@ fn bands_are_shaded_within_the_axes() {
 }
 
 #[test]
+fn intervals_of_records_become_bands_of_curves() -> lacuna::Result<()> {
+    let mut records = sweep();
+    for evaluation in records.iter_mut().filter_map(|record| record.evaluation.as_mut()) {
+        let (low, high) = (0.9 * evaluation.perplexity, 1.2 * evaluation.perplexity);
+        evaluation.perplexity_interval = Some(Interval { low, high, level: 0.95, resamples: 10_000, seed: 0 });
+    }
+    let svg = Plot::perplexity_vs_sparsity(&records)?.svg()?;
+    assert_eq!(svg.matches("<polygon").count(), 2, "one for each of the two unstructured methods");
+    assert!(!Plot::perplexity_vs_sparsity(&sweep())?.svg()?.contains("<polygon"));
+    Ok(())
+}
+
+#[test]
 fn table_reads_well_as_markdown_text_html_and_csv() -> lacuna::Result<()> {
     let table = Table::from_records(&sweep())?;
     insta::assert_snapshot!("records_markdown", table.markdown());

@@ -8,6 +8,7 @@ use super::pen::{self, error};
 use super::{bitmap, figure};
 use crate::Result;
 use crate::record::Record;
+use crate::stats::Interval;
 
 /// Curves or grouped bars, as SVG and PNG. The same plot gives the same bytes.
 ///
@@ -168,7 +169,8 @@ impl Plot {
     }
 
     /// Perplexity (log scale) against measured sparsity: a curve per method for unstructured pruning, hollow markers
-    /// for N:M patterns, a dashed line per dense model. Settings that vary among the records are named in the legend.
+    /// for N:M patterns, a dashed line per dense model. Where records have intervals, curves have bands. Settings that
+    /// vary among the records are named in the legend.
     ///
     /// # Errors
     /// When no record is both pruned and evaluated.
@@ -179,8 +181,8 @@ impl Plot {
             .percent_x()
             .y("Perplexity (exp of nats per token)")
             .log_y();
-        // Name, method, pattern, points: the colour tells the method, the marker the pattern.
-        type Found<'a> = (String, &'a str, &'a str, Vec<(f64, f64)>);
+        // Name, method, pattern, points with intervals: the colour tells the method, the marker the pattern.
+        type Found<'a> = (String, &'a str, &'a str, Vec<(f64, f64, Option<Interval>)>);
         let mut found: Vec<Found<'_>> = Vec::new();
         for record in records {
             let Some(evaluation) = &record.evaluation else { continue };
@@ -193,7 +195,7 @@ impl Plot {
             };
             let name = labels.of_record(record);
             let sparsity = if record.tensors.is_empty() { pruning.sparsity } else { record.sparsity() };
-            let point = (sparsity, evaluation.perplexity);
+            let point = (sparsity, evaluation.perplexity, evaluation.perplexity_interval);
             match found.iter_mut().find(|(other, ..)| *other == name) {
                 Some((.., points)) => points.push(point),
                 None => found.push((name, &pruning.method, &pruning.pattern, vec![point])),
@@ -209,10 +211,12 @@ impl Plot {
         let mut methods: Vec<&str> = Vec::new();
         let mut patterns: Vec<&str> = Vec::new();
         let curves = found.iter().filter(|(_, _, pattern, _)| *pattern == "unstructured").count();
-        for (i, (name, method, pattern, points)) in found.into_iter().enumerate() {
+        for (i, (name, method, pattern, measured)) in found.into_iter().enumerate() {
+            let points = measured.iter().map(|&(x, y, _)| (x, y)).collect();
             if pattern == "unstructured" {
                 methods.push(method);
-                plot = plot.add(name, points, true, i, i);
+                let bounds = measured.iter().filter_map(|&(x, _, interval)| interval.map(|i| (x, i.low, i.high)));
+                plot = plot.add(name, points, true, i, i).band(bounds);
             } else {
                 let color = position_or_push(&mut methods, method);
                 let marker = curves + position_or_push(&mut patterns, pattern);
