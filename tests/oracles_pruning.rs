@@ -45,14 +45,17 @@ fn smollm2_taylor_and_gradient_equal_the_reference() {
     // One pass of gradients serves both.
     let config = MasksConfig::new(&[Method::Taylor, Method::Gradient], &[0.5]);
     let sets = masks(smollm2(), Some(&calibration()), &config, Progress::Hidden).unwrap();
-    for (set, oracle, expected) in
-        [(&sets[0], "mask_taylor_50", 6.929_354_682_582_06), (&sets[1], "mask_gradient_50", 11.941_632_600_811_854)]
-    {
+    // Pruned by the gradient alone the model is broken: it is worse than a uniform guess (10.8 nats), and a few hundred near
+    // ties that go otherwise move it by a tenth.
+    for (set, oracle, expected, within) in [
+        (&sets[0], "mask_taylor_50", 6.929_354_682_582_06, 0.01),
+        (&sets[1], "mask_gradient_50", 11.941_632_600_811_854, 0.25),
+    ] {
         let nll = nll(&apply(smollm2(), set).unwrap());
         println!("{oracle}: nll {nll}");
         // Gradients differ in the last digits, which decides near ties: bits in 3.5 million.
         assert!(differing(&set.masks, oracle) <= 1000, "{oracle}");
-        assert!((nll - expected).abs() < 0.01, "{oracle}: {nll}");
+        assert!((nll - expected).abs() < within, "{oracle}: {nll}");
     }
 }
 
@@ -163,11 +166,14 @@ fn smollm2_chains_stay_within_the_spread_of_the_reference() {
         ("wanda_70", PruneConfig::new(Method::Wanda, 0.7), 6.9..7.4),
         ("ria_2of4", PruneConfig::n_of_m(Method::Ria, 2, 4), 5.12..5.36),
         ("owl_70", PruneConfig::new(Method::Wanda, 0.7).with_allocation(owl), 6.7..7.2),
-        ("sparsegpt_2of4", PruneConfig::n_of_m(Method::SparseGpt, 2, 4), 4.78..5.00),
+        // Two runs of the reference, 1e-6 apart in what they read, share 85% of the zeros of block 15.
+        ("sparsegpt_2of4", PruneConfig::n_of_m(Method::SparseGpt, 2, 4), 4.75..5.15),
     ];
     let reference = json("smollm2/reference.json");
     for (tag, config, range) in cases {
-        let (Pruned { record, .. }, nll) = pruned(&config);
+        let (Pruned { record, masks, .. }, nll) = pruned(&config);
+        // Of 357,000 bits: those of the first 96 rows of each linear.
+        assert!(differing(&masks, &format!("mask_{tag}")) <= 60, "{tag}");
         let expected = reference["methods"][tag]["runs"]["base"]["sparsity"].as_f64().unwrap();
         println!("{tag}: sparsity {} (reference {expected})", record.sparsity());
         assert!((record.sparsity() - expected).abs() < 2e-4, "{tag}: {} {expected}", record.sparsity());
