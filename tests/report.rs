@@ -93,8 +93,8 @@ fn intervals_of_records_become_bands_of_curves() -> lacuna::Result<()> {
         evaluation.perplexity_interval = Some(Interval { low, high, level: 0.95, resamples: 10_000, seed: 0 });
     }
     let svg = Plot::perplexity_vs_sparsity(&records)?.svg()?;
-    assert_eq!(svg.matches("<polygon").count(), 2, "one for each of the two unstructured methods");
-    assert!(!Plot::perplexity_vs_sparsity(&sweep())?.svg()?.contains("<polygon"));
+    assert_eq!(svg.matches("<polygon opacity=\"0.18\"").count(), 2, "one for each of the two unstructured methods");
+    assert!(!Plot::perplexity_vs_sparsity(&sweep())?.svg()?.contains("opacity=\"0.18\""));
     Ok(())
 }
 
