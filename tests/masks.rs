@@ -42,7 +42,7 @@ fn metadata(sparsity: f64) -> MaskMetadata {
 }
 
 fn some(sparsity: f64) -> MaskSet {
-    let mask = |cols: usize, n: usize| Mask::from_fn(3, cols, move |row, col| (row * 7 + col * n) % 3 == 0);
+    let mask = |cols: usize, n: usize| Mask::from_fn(3, cols, move |row, col| (row * 7 + col * n).is_multiple_of(3));
     let masks = vec![("model.layers.10.w.weight".into(), mask(9, 2)), ("model.layers.1.w.weight".into(), mask(65, 5))];
     MaskSet { metadata: Some(metadata(sparsity)), masks }
 }
@@ -215,7 +215,8 @@ fn edited_archives() {
     let dir = tempfile::tempdir().unwrap();
     let set = some(0.3);
     let [npz, pt] = [MaskFormat::Npz, MaskFormat::Pt].map(|format| save(&set, dir.path(), format));
-    let cases: [(&Path, &str, &[u8], &[u8], &str); 9] = [
+    type Case<'a> = (&'a Path, &'a str, &'a [u8], &'a [u8], &'a str);
+    let cases: [Case<'_>; 9] = [
         (&npz, "layers.10", &[0, 0, 1], &[0, 2, 1], "holds 2"),
         (&npz, "layers.10", b"|b1", b"|i1", "is of type |i1"),
         (&npz, "layers.10", b"(3, 9)", b"(3, 8)", "not those of [3, 8]"),

@@ -3,7 +3,7 @@
 //! A unit is a group of rows and columns of several linears that only make sense together (Ma et al. 2023, "LLM-Pruner: On
 //! the Structural Pruning of Large Language Models"): a neuron is a row of the gate and of the up projection and the column
 //! of the down projection that reads them. Its score joins the scores of all weights in the group, by any metric of
-//! [`crate::importance`]. Every tensor of a model is described by what its dimensions count ([`layout`]), so that removing
+//! [`crate::importance`]. Every tensor of a model is described by what its dimensions count (`layout`), so that removing
 //! a unit is cutting every tensor along the dimensions that count it, and zeroing the same without the cut.
 //!
 //! `config.json` knows one number of heads, one width and so on for the whole model. So each block loses equally many units.
