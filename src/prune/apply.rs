@@ -1,7 +1,7 @@
 //! Pruning with masks that exist already.
 
-use super::{copy, finish, float_dtype, write_masked};
-use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
+use super::{copy, finish, write_masked};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
 use crate::mask::{MaskSet, Violation};
 use crate::model::Model;
 use crate::progress::Progress;

@@ -16,7 +16,7 @@ pub use config::{Propagate, PruneConfig};
 pub use masks::{MasksConfig, masks};
 
 use crate::calibrate::{Gather, Statistics};
-use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
 use crate::dsnot::{self, DsnotInputs};
 use crate::gradients::Gradients;
 use crate::mask::{Mask, select_levels};
@@ -28,7 +28,6 @@ use crate::text::Windows;
 use crate::{Error, Result};
 use block_loop::{Dense, Subject, Targets, check_model, weights_of, with_scorer};
 use candle_core::{DType, Device, Tensor};
-use safetensors::Dtype;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
@@ -113,17 +112,6 @@ fn finish(checkpoint: &Checkpoint, mut writer: CheckpointWriter, out: &Path, rec
     writer.copy_others(checkpoint)?;
     check_interrupt()?;
     writer.finish()
-}
-
-/// The dtype to compute with that holds exactly what is stored as `dtype`; `None` for what is not floats of 16 bits or more.
-fn float_dtype(dtype: Dtype) -> Option<DType> {
-    match dtype {
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F64 => Some(DType::F64),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
-    }
 }
 
 /// Copies a tensor as it is stored. Most of these were never part of a computation, so what is not finite shows here.

@@ -13,7 +13,7 @@ mod layout;
 mod score;
 
 use crate::calibrate::calibrate;
-use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
 use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
@@ -21,9 +21,8 @@ use crate::progress::{Progress, check_interrupt};
 use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord};
 use crate::text::Windows;
 use crate::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use cut::Cut;
-use safetensors::Dtype;
 use score::Known;
 use std::collections::HashMap;
 use std::path::Path;
@@ -323,15 +322,9 @@ impl<'a> Plan<'a> {
 
     /// Writes a tensor as it is to be. Returns how many zeros a matrix with such units has then, what was cut included.
     fn write(&self, checkpoint: &Checkpoint, info: &TensorInfo, writer: &mut CheckpointWriter) -> Result<Option<u64>> {
-        let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F64 => DType::F64,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            _ => {
-                writer.write(&info.name, &checkpoint.read(&info.name)?)?;
-                return Ok(None);
-            }
+        let Some(dtype) = float_dtype(info.dtype) else {
+            writer.write(&info.name, &checkpoint.read(&info.name)?)?;
+            return Ok(None);
         };
         let tensor = checkpoint.load_finite(&info.name, dtype, &Device::Cpu)?;
         let Some(cut) = self.cut(&info.name, &info.shape)? else {
