@@ -337,6 +337,42 @@ fn allocations_and_rules_are_validated_by_their_own_targets() {
 }
 
 #[test]
+fn allocations_reach_experts_by_every_metric() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random::open(&Path::new(ROOT).join("tests/data/tiny-mixtral"));
+    let rows: Vec<_> = (0..4).map(|i| random::tokens(32, 60, i)).collect();
+    std::fs::write(dir.path().join("tokens.json"), json!(rows).to_string()).unwrap();
+    let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 4, 32, 0).unwrap();
+    let methods = [Method::Magnitude, Method::Wanda, Method::Ria, Method::Gradient, Method::Taylor, Method::Random];
+    let expert = |name: &str, n: usize| name.contains(&format!(".experts.{n}."));
+    for allocation in ["uniform", "owl", "global"] {
+        let config = MasksConfig {
+            per: Some(Per::Layer),
+            allocation: allocation.parse().unwrap(),
+            rules: vec!["*.experts.1.*=0.75".parse().unwrap(), "*.experts.2.*=skip".parse().unwrap()],
+            ..MasksConfig::new(&methods, &[0.5])
+        };
+        for (method, set) in methods.iter().zip(masks(&model, Some(&windows), &config, Progress::Hidden).unwrap()) {
+            assert!(!set.masks.iter().any(|(name, _)| expert(name, 2)), "{allocation} {method}");
+            let ruled = |(name, mask): &(String, Mask)| !expert(name, 1) || mask.sparsity() == 0.75;
+            assert!(set.masks.iter().all(ruled), "{allocation} {method}");
+            let others: Vec<&Mask> =
+                set.masks.iter().filter(|(name, _)| !expert(name, 1)).map(|(_, mask)| mask).collect();
+            let weights = |mask: &Mask| (mask.shape().0 * mask.shape().1) as u64;
+            let gone: u64 = others.iter().map(|mask| mask.pruned()).sum();
+            let all: u64 = others.iter().map(|mask| weights(mask)).sum();
+            let levels: std::collections::BTreeSet<u64> =
+                others.iter().map(|mask| mask.pruned() * 1000 / weights(mask)).collect();
+            match allocation {
+                "uniform" => assert_eq!(levels.len(), 1),
+                "owl" => assert!(levels.len() > 1 && gone.abs_diff(all / 2) * 100 < all, "{method}: {gone} of {all}"),
+                _ => assert!(levels.len() > 4 && gone == all / 2, "{method}: {gone} of {all}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn masks_that_do_not_fit_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for seed in [1, 2] {
