@@ -1,9 +1,10 @@
 //! Which linear gets which sparsity: uniform, OWL, one threshold over all linears, and rules by name.
 
+use crate::mask::bad_score;
 use crate::{Error, Result};
 use glob::Pattern as Glob;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -76,9 +77,9 @@ impl Owl {
         100.0 * above as f64 / count.max(1) as f64
     }
 
-    /// Sparsity of each block, from the [`Owl::outliers`] of each: their mean is `sparsity`, unless one falls below 0.01, which
-    /// it then becomes. (The reference implementation does so below 0, and a block's sparsity would jump down as the target
-    /// goes up.)
+    /// Sparsity of each block, from the [`Owl::outliers`] of each; their mean is `sparsity`. Where that is so low that a block
+    /// would fall below 0, all move around the mean by less. (The reference implementation sets such a block to 0.01, so that the
+    /// mean is missed, and that block's sparsity jumps down as the target goes up.)
     ///
     /// # Errors
     /// [`Error::Argument`] when a block would lose all its weights.
@@ -89,9 +90,11 @@ impl Owl {
         let range = if max > min { max - min } else { 1.0 };
         let kept: Vec<f64> = outliers.iter().map(|share| (share - min) / range * 2.0 * self.lambda).collect();
         let mean = kept.iter().sum::<f64>() / kept.len().max(1) as f64;
+        let most = kept.iter().copied().fold(0.0, f64::max) - mean;
+        let scale = if most > sparsity { sparsity / most } else { 1.0 };
         kept.iter()
-            .map(|kept| match 1.0 - (kept - mean + (1.0 - sparsity)) {
-                block if block < 1.0 => Ok(block.max(0.01)),
+            .map(|kept| match sparsity - (kept - mean) * scale {
+                block if block < 1.0 => Ok(block.max(0.0)),
                 block => {
                     let problem =
                         format!("gives a block a sparsity of {block:.3} with lambda {}; lower one", self.lambda);
@@ -190,9 +193,9 @@ impl<'de> Deserialize<'de> for Entries {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let mut entries: Vec<(String, serde_json::Value)> = Vec::new();
-                while let Some((name, value)) = map.next_entry()? {
-                    if entries.iter().any(|(other, _)| *other == name) {
+                let (mut entries, mut names) = (Vec::new(), HashSet::new());
+                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+                    if !names.insert(name.clone()) {
                         return Err(A::Error::custom(format!("`{name}` is there twice")));
                     }
                     entries.push((name, value));
@@ -221,27 +224,62 @@ impl FromStr for Rule {
     }
 }
 
-/// What `rules` say of a linear; the last that matches counts. `None` when none does.
-pub fn ruled(rules: &[Rule], linear: &str) -> Option<Target> {
-    rules.iter().rev().find(|rule| rule.matches(linear)).map(|rule| rule.target)
-}
+/// What rules say of linears; of those that match one, the last counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ruled(HashMap<String, Target>);
 
-/// Fails when a rule matches none of `linears`, as it is misspelt or for another model; or when none of them is left.
-///
-/// # Errors
-/// [`Error::Argument`] naming the rule.
-pub fn check_rules<'a>(rules: &[Rule], linears: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
-    match rules.iter().find(|rule| !linears.clone().any(|linear| rule.matches(linear))) {
-        None if linears.clone().all(|linear| ruled(rules, linear) == Some(Target::Skip)) => {
-            let all = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-            Err(Error::argument("rule", all, "skips every linear of this model, so that there is nothing to prune"))
+impl Ruled {
+    /// Applies `rules` to the linears of a model, by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] naming the rule that matches none of them, as it is misspelt or for another model; or when none of
+    /// the linears is left.
+    pub fn new<'a>(rules: &[Rule], linears: impl Iterator<Item = &'a str> + Clone) -> Result<Ruled> {
+        // There may be a rule for each of thousands of linears: names are looked up, only globs are tried.
+        let (mut names, mut globs): (HashMap<&str, Vec<usize>>, Vec<usize>) = (HashMap::new(), Vec::new());
+        for (i, rule) in rules.iter().enumerate() {
+            match rule.glob.as_str() {
+                glob if glob.contains(['*', '?', '[']) => globs.push(i),
+                name => names.entry(name).or_default().push(i),
+            }
         }
-        None => Ok(()),
-        Some(rule) => {
+        let mut used = vec![false; rules.len()];
+        let mut targets = HashMap::new();
+        for linear in linears.clone() {
+            let short = linear.strip_suffix(".weight").unwrap_or(linear);
+            let named = [linear, short].into_iter().filter_map(|name| names.get(name)).flatten().copied();
+            let mut last = None;
+            for i in named {
+                (used[i], last) = (true, last.max(Some(i)));
+            }
+            for &i in globs.iter().rev() {
+                if used[i] && last > Some(i) {
+                    continue;
+                }
+                if rules[i].matches(linear) {
+                    (used[i], last) = (true, last.max(Some(i)));
+                }
+            }
+            if let Some(i) = last {
+                targets.insert(linear.to_owned(), rules[i].target);
+            }
+        }
+        if let Some(unused) = used.iter().position(|used| !used) {
             let example = linears.clone().next().unwrap_or_default();
             let problem = format!("matches no linear of this model, whose first is `{example}`");
-            Err(Error::argument("rule", rule, problem))
+            return Err(Error::argument("rule", &rules[unused], problem));
         }
+        if !rules.is_empty() && linears.clone().all(|linear| targets.get(linear) == Some(&Target::Skip)) {
+            let all = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let problem = "skips every linear of this model, so that there is nothing to prune";
+            return Err(Error::argument("rule", all, problem));
+        }
+        Ok(Ruled(targets))
+    }
+
+    /// What they say of a linear; `None` when none does.
+    pub fn get(&self, linear: &str) -> Option<Target> {
+        self.0.get(linear).copied()
     }
 }
 
@@ -281,14 +319,13 @@ impl GlobalThreshold {
         GlobalThreshold { sparsities: sparsities.to_vec(), pass: Pass::Upper { counts: vec![0; 1 << 16] } }
     }
 
-    /// Adds the scores of one linear, which must be finite and not negative, to the pass.
+    /// Adds the scores `(out, width)` of one linear, which must be finite and not negative, to the pass.
     ///
     /// # Errors
     /// [`Error::Tensor`] for a score that is not.
-    pub fn add(&mut self, linear: &str, scores: &[f32]) -> Result<()> {
+    pub fn add(&mut self, linear: &str, width: usize, scores: &[f32]) -> Result<()> {
         if let Some(at) = scores.iter().position(|score| !(score.is_finite() && *score >= 0.0)) {
-            let problem = format!("score {at} is {}: the weight or the activation there is not finite", scores[at]);
-            return Err(Error::tensor("scores", linear, problem));
+            return Err(bad_score(linear, at / width.max(1), at % width.max(1), scores[at]));
         }
         let keys = scores.iter().map(|score| score.abs().to_bits());
         match &mut self.pass {
@@ -384,7 +421,8 @@ mod tests {
         for (ours, expected) in sparsities.iter().zip([0.78, 0.7, 0.62]) {
             assert!((ours - expected).abs() < 1e-12, "{sparsities:?}");
         }
-        assert_eq!(owl.sparsities(&[1.0, 3.0], 0.05).unwrap()[1], 0.01);
+        // Kept shares 0 and 0.16, drawn together until the second block loses nothing.
+        assert_eq!(owl.sparsities(&[1.0, 3.0], 0.05).unwrap(), [0.1, 0.0]);
         assert!((owl.sparsities(&[2.0, 2.0], 0.6).unwrap()[0] - 0.6).abs() < 1e-12, "no block stands out");
         assert!(owl.sparsities(&[1.0, 3.0], 0.95).unwrap_err().to_string().contains("lower one"));
     }
@@ -395,19 +433,41 @@ mod tests {
             .iter()
             .map(|rule| rule.parse().unwrap())
             .collect();
-        let of = |name: &str| ruled(&rules, name);
-        assert_eq!(of("model.layers.0.mlp.up_proj.weight"), Some(Target::Sparsity(0.3)));
-        assert_eq!(of("model.layers.0.mlp.down_proj.weight"), Some(Target::Skip));
-        assert_eq!(of("model.layers.1.mlp.down_proj.weight"), Some(Target::Sparsity(0.7)));
-        assert_eq!(of("model.layers.10.self_attn.q_proj.weight"), None);
+        let linears = [
+            ("model.layers.0.mlp.up_proj.weight", Some(Target::Sparsity(0.3))),
+            ("model.layers.0.mlp.down_proj.weight", Some(Target::Skip)),
+            ("model.layers.1.mlp.down_proj.weight", Some(Target::Sparsity(0.7))),
+            ("model.layers.10.self_attn.q_proj.weight", None),
+        ];
+        let names = linears.iter().map(|(name, _)| *name);
+        let ruled = Ruled::new(&rules, names.clone()).unwrap();
+        assert!(linears.iter().all(|(name, expected)| ruled.get(name) == *expected), "{ruled:?}");
+        // A name is a rule like any other, with or without its `.weight`.
+        let more = ["model.layers.1.mlp.down_proj=0.1", "model.layers.0.mlp.up_proj.weight=skip", "*.up_proj=0.2"];
+        let more: Vec<Rule> = rules.iter().cloned().chain(more.iter().map(|rule| rule.parse().unwrap())).collect();
+        let ruled = Ruled::new(&more, names).unwrap();
+        let of = |i: usize| ruled.get(linears[i].0);
+        assert_eq!((of(0), of(2)), (Some(Target::Sparsity(0.2)), Some(Target::Sparsity(0.1))));
         assert_eq!(rules[1].to_string(), "*.down_proj=skip");
         for wrong in ["*.down_proj", "a=1", "a=-0.1", "a=nan", "[=0.5"] {
             assert!(wrong.parse::<Rule>().is_err(), "{wrong}");
         }
-        let error = check_rules(&rules, ["model.layers.0.mlp.down_proj.weight"].into_iter()).unwrap_err().to_string();
+        let error = Ruled::new(&rules, ["model.layers.0.mlp.down_proj.weight"].into_iter()).unwrap_err().to_string();
         assert!(error.contains("model.layers.1.*=0.7: matches no linear"), "{error}");
         let all = ["*=skip".parse().unwrap()];
-        assert!(check_rules(&all, ["a", "b"].into_iter()).unwrap_err().to_string().contains("skips every linear"));
+        assert!(Ruled::new(&all, ["a", "b"].into_iter()).unwrap_err().to_string().contains("skips every linear"));
+    }
+
+    #[test]
+    fn owl_keeps_the_mean_at_low_targets() {
+        let mut before = vec![0.0; 3];
+        for target in [0.0, 0.005, 0.02, 0.1, 0.11, 0.3] {
+            let sparsities = Owl::default().sparsities(&[0.0, 0.1, 10.0], target).unwrap();
+            assert!((sparsities.iter().sum::<f64>() / 3.0 - target).abs() < 1e-12, "{target}: {sparsities:?}");
+            // Masks of ascending targets are nested.
+            assert!(sparsities.iter().zip(&before).all(|(now, before)| now >= before), "{target}: {sparsities:?}");
+            before = sparsities;
+        }
     }
 
     #[test]
@@ -441,7 +501,7 @@ mod tests {
             let mut threshold = GlobalThreshold::new(&sparsities);
             for _ in 0..GlobalThreshold::PASSES {
                 for (i, linear) in linears.iter().enumerate() {
-                    threshold.add(&i.to_string(), linear).unwrap();
+                    threshold.add(&i.to_string(), 1, linear).unwrap();
                 }
                 threshold.next_pass();
             }

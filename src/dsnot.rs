@@ -89,13 +89,7 @@ pub fn refine(
             return wrong(format!("the {what} of input {col} are {}; calibrate in f32", values[col]));
         }
     }
-    if let Pattern::NofM { m, .. } = pattern
-        && !cols.is_multiple_of(m)
-    {
-        let problem =
-            format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
-        return Err(Error::argument("pattern", pattern, problem));
-    }
+    pattern.check_width(name, cols)?;
     if let Some(at) = weights.par_iter().position_first(|weight| !weight.is_finite()) {
         let (row, col) = (at / cols, at % cols);
         return wrong(format!("the weight at row {row}, column {col} is {}; check the checkpoint", weights[at]));

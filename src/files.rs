@@ -24,15 +24,29 @@ pub(crate) fn create(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) ->
 }
 
 /// Fails when something stands at `path`.
-pub(crate) fn check_free(path: &Path) -> Result<()> {
+fn check_free(path: &Path) -> Result<()> {
     if path.symlink_metadata().is_ok() {
         return Err(Error::file(path, "already exists; remove it, or choose another output"));
     }
     Ok(())
 }
 
+/// Says before long work what would only come out after it: that the file or directory `path` cannot be made.
+///
+/// # Errors
+/// [`Error::File`] when something stands there, [`Error::Io`] when its parent is missing or cannot be written.
+pub fn check_output(path: &Path) -> Result<()> {
+    check_free(path)?;
+    let folder = folder_of(path);
+    tempfile::tempfile_in(folder).map(drop).map_err(Error::io("create a file in", folder))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn filled(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<NamedTempFile> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let mut file = tempfile::Builder::new()
         .prefix(".lacuna-")
         // What the umask leaves of it, as for any other file; tempfile's own default is private.

@@ -1,8 +1,11 @@
 //! How much a weight matters: scores `(out, in)` from a weight and what is known of its input and its gradient.
 
+use crate::calibrate::Statistics;
+use crate::gradients::Gradients;
 use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 /// An importance metric.
@@ -124,6 +127,13 @@ impl<'a> Scorer<'a> {
         Ok(Scorer { weights, width: shape.1, kind })
     }
 
+    /// All scores, `(out, in)`, row-major.
+    pub fn scores(&self) -> Vec<f32> {
+        let mut scores = vec![0.0; self.weights.len()];
+        scores.par_chunks_mut(self.width.max(1)).enumerate().for_each(|(row, scores)| self.row(row, scores));
+        scores
+    }
+
     /// Writes the scores `(in,)` of one output row: never negative, and not finite where a weight or what it is scored by
     /// is not.
     pub fn row(&self, row: usize, scores: &mut [f32]) {
@@ -164,6 +174,65 @@ impl<'a> Scorer<'a> {
                 spot_damage(weights, scores);
             }
         }
+    }
+}
+
+/// What a metric looks at besides the weights of one linear.
+#[derive(Debug)]
+pub(crate) struct Evidence {
+    method: Method,
+    norms: Option<Vec<f32>>,
+    gradient: Option<Vec<f32>>,
+    seed: u64,
+}
+
+impl Evidence {
+    /// What is known of the linear called `name`, as far as `method` looks at it.
+    pub(crate) fn of(
+        name: &str,
+        method: Method,
+        statistics: Option<&Statistics>,
+        gradients: Option<&Gradients>,
+        seed: u64,
+    ) -> Result<Self> {
+        let norms = statistics.filter(|_| method.needs_inputs()).and_then(|statistics| statistics.column_norms(name));
+        let gradient = match gradients.filter(|_| method.needs_gradients()) {
+            Some(gradients) => gradients.get(name)?,
+            None => None,
+        };
+        Ok(Evidence { method, norms, gradient, seed })
+    }
+
+    /// Whether the calibration text says nothing of the linear, as of an expert that no token reached: all its scores are 0.
+    pub(crate) fn is_silent(&self) -> bool {
+        let zero = |values: &Option<Vec<f32>>| values.as_ref().is_some_and(|values| values.iter().all(|x| *x == 0.0));
+        zero(&self.norms) || zero(&self.gradient)
+    }
+
+    /// The metric itself.
+    pub(crate) fn scorer<'a>(&'a self, name: &str, weights: &'a [f32], shape: (usize, usize)) -> Result<Scorer<'a>> {
+        self.scorer_by(self.method, name, weights, shape)
+    }
+
+    /// For comparisons within the linear: the metric, or magnitude where it is silent and position would decide.
+    pub(crate) fn scorer_within<'a>(
+        &'a self,
+        name: &str,
+        weights: &'a [f32],
+        shape: (usize, usize),
+    ) -> Result<Scorer<'a>> {
+        self.scorer_by(if self.is_silent() { Method::Magnitude } else { self.method }, name, weights, shape)
+    }
+
+    fn scorer_by<'a>(
+        &'a self,
+        method: Method,
+        name: &str,
+        weights: &'a [f32],
+        shape: (usize, usize),
+    ) -> Result<Scorer<'a>> {
+        let inputs = Inputs { norms: self.norms.as_deref(), gradient: self.gradient.as_deref(), seed: self.seed };
+        Scorer::new(method, name, weights, shape, inputs)
     }
 }
 

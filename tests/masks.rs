@@ -373,6 +373,52 @@ fn allocations_reach_experts_by_every_metric() {
 }
 
 #[test]
+fn experts_that_no_token_reached_go_by_magnitude_and_not_by_the_common_threshold() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random::open(&Path::new(ROOT).join("tests/data/tiny-mixtral"));
+    std::fs::write(dir.path().join("tokens.json"), json!([[1, 2, 3, 4]]).to_string()).unwrap();
+    let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 1, 4, 0).unwrap();
+    let statistics = lacuna::calibrate::calibrate(&model, &windows, Progress::Hidden).unwrap();
+    let silent = |name: &str| statistics.column_norms(name).unwrap().iter().all(|norm| *norm == 0.0);
+    let made = |allocation: &str| {
+        let config = MasksConfig {
+            per: Some(Per::Layer),
+            allocation: allocation.parse().unwrap(),
+            ..MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.5])
+        };
+        masks(&model, Some(&windows), &config, Progress::Hidden).unwrap()
+    };
+    let (uniform, global) = (made("uniform"), made("global"));
+    let (mut reached, mut unreached) = (0, 0);
+    for (((name, wanda), (_, magnitude)), (_, global)) in
+        uniform[0].masks.iter().zip(&uniform[1].masks).zip(&global[0].masks)
+    {
+        if silent(name) {
+            unreached += 1;
+            assert_eq!((wanda, global.sparsity()), (magnitude, 0.5), "{name}");
+        } else {
+            reached += 1;
+            assert_ne!(wanda, magnitude, "{name}");
+        }
+    }
+    assert!(reached > 16 && unreached > 3, "{reached} {unreached}");
+    // Said, but no reason to fail.
+    let out = dir.path().join("out");
+    let tokens = dir.path().join("tokens.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_lacuna"))
+        .args(["prune", "tests/data/tiny-mixtral", "--method", "wanda", "--sparsity", "0.5", "--windows", "1"])
+        .args(["--seqlen", "4", "--calib"])
+        .arg(&tokens)
+        .arg("--out")
+        .arg(&out)
+        .current_dir(ROOT)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("that no calibration token reached"), "{text}");
+}
+
+#[test]
 fn masks_that_do_not_fit_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for seed in [1, 2] {

@@ -31,7 +31,7 @@ fn pruned(config: &PruneConfig) -> (Pruned, f64) {
     (pruned, nll)
 }
 
-/// Bits of block 0 that differ, of its 3,540,096 hundredths.
+/// Bits that differ in the rows of block 0 that the oracle holds.
 fn differing(masks: &[(String, Mask)], oracle: &str) -> u32 {
     let bits =
         masks.iter().take(7).map(|(name, mask)| differing_bits(mask, &format!("smollm2/{oracle}.npz"), name)).sum();
@@ -45,12 +45,12 @@ fn smollm2_taylor_and_gradient_equal_the_reference() {
     // One pass of gradients serves both.
     let config = MasksConfig::new(&[Method::Taylor, Method::Gradient], &[0.5]);
     let sets = masks(smollm2(), Some(&calibration()), &config, Progress::Hidden).unwrap();
-    // Pruned by the gradient alone the model is broken: it is worse than a uniform guess (10.8 nats), and a few hundred near
-    // ties that go otherwise move it by a tenth.
-    for (set, oracle, expected, within) in [
-        (&sets[0], "mask_taylor_50", 6.929_354_682_582_06, 0.01),
-        (&sets[1], "mask_gradient_50", 11.941_632_600_811_854, 0.25),
-    ] {
+    // The reference's gradient is that of whole-model autograd in double precision. In single precision the reference itself
+    // is 0.12 away from it, as far as with the windows in another order or with other attention (gradients.json).
+    let gradient = json("smollm2/gradients.json")["pruned_50_nll_nats"]["f64"].as_f64().unwrap();
+    for (set, oracle, expected, within) in
+        [(&sets[0], "mask_taylor_50", 6.929_354_682_582_06, 0.01), (&sets[1], "mask_gradient_50", gradient, 0.01)]
+    {
         let nll = nll(&apply(smollm2(), set).unwrap());
         println!("{oracle}: nll {nll}");
         // Gradients differ in the last digits, which decides near ties: bits in 3.5 million.

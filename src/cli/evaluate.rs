@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         None => None,
         Some(text) => {
             let tokenizer = tokenizer_for(text, &model)?;
-            let windows = Windows::evaluation(text, tokenizer.as_ref(), args.windows, seqlen(&model, args.seqlen)?)?;
+            let windows = Windows::evaluation(text, tokenizer.as_ref(), args.windows, seqlen(&model, args.seqlen))?;
             Some(evaluate(&model, &windows, Progress::Stderr)?.bootstrap(&bootstrap)?.record())
         }
     };

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use lacuna::mask::{MaskFormat, MaskSet, Overlap, Pattern, Per, Sparsity};
 use lacuna::progress::Progress;
 use lacuna::prune::{MasksConfig, Method, masks};
-use lacuna::report::{MaskFile, write_masks};
+use lacuna::report::{MaskFile, check_output, write_masks};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -171,9 +171,7 @@ fn make(args: Make) -> anyhow::Result<()> {
         (None, Some(sparsity)) => vec![sparsity],
         (None, None) => bail!("--pattern unstructured needs --sparsity"),
     };
-    if out.symlink_metadata().is_ok() {
-        bail!("{}: already exists; remove it, or choose another output directory", out.display());
-    }
+    check_output(&out)?;
     let config = MasksConfig {
         pattern: args.pattern,
         per: args.per,

@@ -138,14 +138,12 @@ impl Compute {
 }
 
 /// Tokens per window: as asked, else the model's context, at most 2048.
-fn seqlen(model: &Model, asked: Option<usize>) -> lacuna::Result<usize> {
+fn seqlen(model: &Model, asked: Option<usize>) -> usize {
     let context = model.config().max_position_embeddings;
-    match asked {
-        Some(asked) if asked > context => {
-            Err(Error::argument("seqlen", asked, format!("is longer than the model's context of {context} tokens")))
-        }
-        asked => Ok(asked.unwrap_or(context.min(2048))),
+    if let Some(asked) = asked.filter(|asked| *asked > context) {
+        eprintln!("note: --seqlen {asked} is beyond the model's context of {context} tokens (max_position_embeddings)");
     }
+    asked.unwrap_or(context.min(2048))
 }
 
 /// Windows of a calibration text.
@@ -174,7 +172,7 @@ impl Sampling {
 
     fn windows(&self, text: &Path, model: &Model) -> lacuna::Result<Windows> {
         let tokenizer = tokenizer_for(text, model)?;
-        Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen)?, self.seed)
+        Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen), self.seed)
     }
 }
 

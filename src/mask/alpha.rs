@@ -1,6 +1,6 @@
 //! Wanda's variant: each row loses the same share of its score instead of the same number of weights.
 
-use super::Mask;
+use super::{Mask, bad_score};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
@@ -61,14 +61,7 @@ pub fn select_alpha(
         score_row(row, scores);
         match scores.iter().position(|score| !(score.is_finite() && *score >= 0.0)) {
             None => Ok(Row::new(scores)),
-            Some(col) => {
-                let problem = format!(
-                    "the score at row {row}, column {col} is {}: the weight or the activation there is not finite; \
-                     check the checkpoint, or calibrate in f32",
-                    scores[col]
-                );
-                Err(Error::tensor("scores", name, problem))
-            }
+            Some(col) => Err(bad_score(name, row, col, scores[col])),
         }
     };
     let sorted: Vec<Row> = (0..rows)

@@ -11,8 +11,8 @@ mod validate;
 
 pub use alpha::select_alpha;
 pub use formats::MaskFormat;
-pub(crate) use select::drop_smallest;
 pub use select::{Criterion, Ties, select, select_levels};
+pub(crate) use select::{bad_score, drop_smallest};
 pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
 pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
 pub use validate::{Violation, ViolationKind};
@@ -41,6 +41,18 @@ impl Pattern {
         match self {
             Pattern::Unstructured => None,
             Pattern::NofM { n, m } => Some(1.0 - n as f64 / m as f64),
+        }
+    }
+
+    /// Fails when the groups do not fill the rows of the linear `name`.
+    pub(crate) fn check_width(self, name: &str, cols: usize) -> Result<()> {
+        match self {
+            Pattern::NofM { m, .. } if !cols.is_multiple_of(m) => {
+                let problem =
+                    format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
+                Err(Error::argument("pattern", self, problem))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -74,7 +74,7 @@ pub fn select_levels(
                     for i in 0..rows {
                         score_row(first + i, &mut scores);
                         let ranks = ranks(&scores, ks, Ties::ByPosition, &mut scratch);
-                        let ranks = ranks.map_err(|at| bad(name, first + i, at, scores[at]))?;
+                        let ranks = ranks.map_err(|at| bad_score(name, first + i, at, scores[at]))?;
                         for (level, words_of) in (0..).zip(&mut chunk) {
                             pack(ranks, level, &mut words_of[i * words..(i + 1) * words]);
                         }
@@ -94,7 +94,7 @@ pub fn select_levels(
             for_levels(n, more, sparsities, &mut masks, |ks, masks| {
                 let mut scratch = Scratch::default();
                 let ranks = ranks(&scores, ks, ties, &mut scratch);
-                let ranks = ranks.map_err(|at| bad(name, at / cols, at % cols, scores[at]))?;
+                let ranks = ranks.map_err(|at| bad_score(name, at / cols, at % cols, scores[at]))?;
                 in_parallel(masks, |first, _, mut chunk| {
                     let words = cols.div_ceil(64).max(1);
                     for (level, words_of) in (0..).zip(&mut chunk) {
@@ -111,17 +111,13 @@ pub fn select_levels(
             }
         }
         (Pattern::NofM { n, m }, _) => {
-            if cols % m != 0 {
-                let problem =
-                    format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
-                return Err(Error::argument("pattern", criterion.pattern, problem));
-            }
+            criterion.pattern.check_width(name, cols)?;
             let Some((mask, others)) = masks.split_first_mut() else { return Ok(masks) };
             in_parallel(&mut [mask], |first, rows, mut chunk| {
                 let (mut scores, words) = (vec![0f32; cols], cols.div_ceil(64));
                 for i in 0..rows {
                     score_row(first + i, &mut scores);
-                    ranks::check(&scores).map_err(|at| bad(name, first + i, at, scores[at]))?;
+                    ranks::check(&scores).map_err(|at| bad_score(name, first + i, at, scores[at]))?;
                     let words = &mut chunk[0][i * words..(i + 1) * words];
                     for (group, scores) in scores.chunks(m).enumerate() {
                         drop_smallest(scores, m - n, group * m, words);
@@ -135,7 +131,8 @@ pub fn select_levels(
     Ok(masks)
 }
 
-fn bad(name: &str, row: usize, col: usize, score: f32) -> Error {
+/// What a score says that is not a finite number, or is negative.
+pub(crate) fn bad_score(name: &str, row: usize, col: usize, score: f32) -> Error {
     let problem = format!(
         "the score at row {row}, column {col} is {score}: the weight or the activation there is not finite; \
          check the checkpoint, or calibrate in f32"

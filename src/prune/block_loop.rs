@@ -1,17 +1,16 @@
 //! The block loop, and what has to be known of the dense model before it.
 
 use super::config::Propagate;
-use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Target, check_rules, ruled};
+use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Ruled, Target};
 use crate::calibrate::{Gather, InputTap, Statistics, calibrate};
 use crate::gradients::{Accumulate, Gradients, gradients};
-use crate::importance::{Inputs, Method, Scorer};
+use crate::importance::{Evidence, Method};
 use crate::model::{Block, ExpertStorage, Linear, Model, Pass, Wanted};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A model and the text that it is calibrated on.
 #[derive(Clone, Copy)]
@@ -62,14 +61,14 @@ impl<'a> Subject<'a> {
 }
 
 /// Refuses models whose weights cannot be pruned singly, and rules that match nothing.
-pub(super) fn check_model(model: &Model, rules: &[Rule]) -> Result<()> {
+pub(super) fn check_model(model: &Model, rules: &[Rule]) -> Result<Ruled> {
     if model.config().moe.as_ref().is_some_and(|moe| moe.storage != ExpertStorage::Separate) {
         let problem =
             "its experts are stacked in one tensor, whose weights cannot be pruned singly; prune whole experts";
         return Err(Error::argument("model", model.name(), problem));
     }
     let linears = model.config().linears();
-    check_rules(rules, linears.iter().map(|(name, _)| name.as_str()))
+    Ruled::new(rules, linears.iter().map(|(name, _)| name.as_str()))
 }
 
 /// The weights of a linear, `(out, in)` row-major, in f32 on the CPU.
@@ -77,26 +76,12 @@ pub(super) fn weights_of(linear: &Linear) -> Result<Vec<f32>> {
     Ok(linear.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
-/// Calls `f` with a scorer of a linear; by magnitude where the calibration text never reached it.
-pub(super) fn with_scorer<T>(
-    method: Method,
-    name: &str,
-    (weights, shape): (&[f32], (usize, usize)),
-    statistics: &Statistics,
-    gradients: Option<&Gradients>,
-    seed: u64,
-    f: impl FnOnce(&Scorer<'_>) -> Result<T>,
-) -> Result<T> {
-    let norms = if method.needs_inputs() { statistics.column_norms(name) } else { None };
-    let gradient = match gradients {
-        Some(gradients) if method.needs_gradients() => gradients.get(name)?,
-        _ => None,
-    };
-    // An expert that no token reached: all its scores would be 0, and position would decide.
-    let unknown = |values: &Option<Vec<f32>>| values.as_ref().is_some_and(|values| values.iter().all(|x| *x == 0.0));
-    let method = if unknown(&norms) || unknown(&gradient) { Method::Magnitude } else { method };
-    let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed };
-    f(&Scorer::new(method, name, weights, shape, inputs)?)
+/// Says of which linears of a block the calibration text said nothing, so that they are selected by magnitude.
+pub(super) fn note_silent(stage: &Stage, silent: &BTreeSet<String>) {
+    if let Some(first) = silent.first() {
+        let (count, more) = (silent.len(), if silent.len() > 1 { " and others" } else { "" });
+        stage.note(format!("{count} linears that no calibration token reached are pruned by magnitude: {first}{more}"));
+    }
 }
 
 /// What is known of the dense model before the block loop.
@@ -139,14 +124,14 @@ impl Targets {
     pub(super) fn new(
         subject: Subject<'_>,
         allocation: Allocation,
-        rules: &[Rule],
+        rules: &Ruled,
         sparsities: &[f64],
         (method, seed): (Method, u64),
         dense: &Dense,
     ) -> Result<Self> {
         let linears = subject.model.config().linears();
         let uniform = |sparsity: f64, block_of: &dyn Fn(&str) -> Option<f64>| {
-            let target = |(name, _): &(String, (usize, usize))| match ruled(rules, name) {
+            let target = |(name, _): &(String, (usize, usize))| match rules.get(name) {
                 Some(Target::Skip) => None,
                 Some(Target::Sparsity(own)) => Some((name.clone(), own)),
                 None => Some((name.clone(), block_of(name).unwrap_or(sparsity))),
@@ -203,7 +188,11 @@ fn outliers_from(model: &Model, statistics: &Statistics, owl: Owl, progress: Pro
     let mut shares = Vec::new();
     for i in 0..model.blocks() {
         let block = model.block(i)?;
-        let score = |linear: &&Linear| scores_of(linear, Method::Wanda, statistics, None, 0);
+        let score = |linear: &&Linear| {
+            let evidence = Evidence::of(&linear.name, Method::Wanda, Some(statistics), None, 0)?;
+            let (weights, shape) = (weights_of(linear)?, linear.weight.dims2()?);
+            Ok(evidence.scorer(&linear.name, &weights, shape)?.scores())
+        };
         let scores = block.linears().iter().map(score).collect::<Result<Vec<_>>>()?;
         shares.push(owl.outliers(scores.iter().map(Vec::as_slice)));
         stage.inc(1)?;
@@ -216,27 +205,11 @@ fn block_of(linear: &str) -> Option<usize> {
     linear.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
-/// The scores of a linear, `(out, in)`.
-fn scores_of(
-    linear: &Linear,
-    method: Method,
-    statistics: &Statistics,
-    gradients: Option<&Gradients>,
-    seed: u64,
-) -> Result<Vec<f32>> {
-    let shape = linear.weight.dims2()?;
-    let weights = weights_of(linear)?;
-    with_scorer(method, &linear.name, (&weights, shape), statistics, gradients, seed, |scorer| {
-        let mut scores = vec![0f32; weights.len()];
-        scores.par_chunks_mut(shape.1.max(1)).enumerate().for_each(|(row, scores)| scorer.row(row, scores));
-        Ok(scores)
-    })
-}
-
-/// What each linear without a rule of its own loses at each sparsity under one threshold.
+/// What each linear without a rule of its own loses at each sparsity under one threshold. A linear of which the calibration text
+/// says nothing is not among them: its weights cannot be compared with others'.
 fn global(
     subject: Subject<'_>,
-    rules: &[Rule],
+    rules: &Ruled,
     sparsities: &[f64],
     (method, seed): (Method, u64),
     dense: &Dense,
@@ -248,8 +221,11 @@ fn global(
     for _ in 0..GlobalThreshold::PASSES {
         for i in 0..model.blocks() {
             for linear in model.block(i)?.linears() {
-                if ruled(rules, &linear.name).is_none() {
-                    threshold.add(&linear.name, &scores_of(linear, method, statistics, gradients.as_ref(), seed)?)?;
+                let evidence = Evidence::of(&linear.name, method, Some(statistics), gradients.as_ref(), seed)?;
+                if rules.get(&linear.name).is_none() && !evidence.is_silent() {
+                    let (weights, shape) = (weights_of(linear)?, linear.weight.dims2()?);
+                    let scores = evidence.scorer(&linear.name, &weights, shape)?.scores();
+                    threshold.add(&linear.name, shape.1, &scores)?;
                 }
                 check_interrupt()?;
             }

@@ -1,10 +1,10 @@
 //! Masks of many methods and sparsities from one pass through the dense model.
 
-use super::block_loop::{Dense, Subject, Targets, check_model, weights_of, with_scorer};
+use super::block_loop::{Dense, Subject, Targets, check_model, note_silent, weights_of};
 use super::config::{Propagate, PruneConfig, default_per};
-use crate::allocate::{Allocation, Rule, Target, ruled};
+use crate::allocate::{Allocation, Rule, Target};
 use crate::calibrate::Gather;
-use crate::importance::Method;
+use crate::importance::{Evidence, Method};
 use crate::mask::{MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
@@ -103,14 +103,14 @@ pub fn masks(
     progress: Progress,
 ) -> Result<Vec<MaskSet>> {
     config.validate()?;
-    check_model(model, &config.rules)?;
+    let rules = check_model(model, &config.rules)?;
     let first = config.sparsities[0];
     config.methods.iter().try_for_each(|&method| config.of(method, first).validate_with(calibration))?;
     let subject = Subject { model, calibration, progress };
     let dense = Dense::new(subject, &config.methods, config.allocation)?;
     let targets = |&method: &Method| {
         let scored = (method, config.seed);
-        Targets::new(subject, config.allocation, &config.rules, &config.sparsities, scored, &dense)
+        Targets::new(subject, config.allocation, &rules, &config.sparsities, scored, &dense)
     };
     let targets = config.methods.iter().map(targets).collect::<Result<Vec<_>>>()?;
     let record = model.record()?;
@@ -120,7 +120,7 @@ pub fn masks(
             let pruning = config.of(method, sparsity).record(model, calibration);
             let mut metadata = MaskMetadata::new(record.clone(), pruning);
             for (name, _) in model.config().linears() {
-                match (ruled(&config.rules, &name), targets.get(level, &name)) {
+                match (rules.get(&name), targets.get(level, &name)) {
                     (_, None) => drop(metadata.skipped.insert(name)),
                     // A global threshold promises the sparsity of all, not of one.
                     (None | Some(Target::Skip), Some(_)) if config.allocation == Allocation::Global => {}
@@ -133,7 +133,8 @@ pub fn masks(
         sets.push(config.sparsities.iter().enumerate().map(set).collect());
     }
     let gather = config.methods.iter().any(|method| method.needs_inputs()).then(Gather::default);
-    subject.for_each_block(gather, Propagate::Dense, |block, statistics, _| {
+    subject.for_each_block(gather, Propagate::Dense, |block, statistics, stage| {
+        let mut silent = BTreeSet::new();
         for linear in block.linears() {
             let shape = linear.weight.dims2()?;
             let weights = weights_of(linear)?;
@@ -142,27 +143,21 @@ pub fn masks(
                 // A rule skips a linear at every level or at none.
                 let Some(levels) = levels.collect::<Option<Vec<f64>>>() else { continue };
                 let criterion = config.of(method, first).criterion();
-                let scored = (weights.as_slice(), shape);
-                with_scorer(
-                    method,
-                    &linear.name,
-                    scored,
-                    statistics,
-                    dense.gradients.as_ref(),
-                    config.seed,
-                    |scorer| {
-                        let masks = select_levels(&linear.name, shape, criterion, &levels, |row, scores| {
-                            scorer.row(row, scores)
-                        })?;
-                        for (set, mask) in sets.iter_mut().zip(masks) {
-                            set.masks.push((linear.name.clone(), mask));
-                        }
-                        Ok(())
-                    },
-                )?;
+                let evidence =
+                    Evidence::of(&linear.name, method, Some(statistics), dense.gradients.as_ref(), config.seed)?;
+                if evidence.is_silent() {
+                    silent.insert(linear.name.clone());
+                }
+                let scorer = evidence.scorer_within(&linear.name, &weights, shape)?;
+                let masks =
+                    select_levels(&linear.name, shape, criterion, &levels, |row, scores| scorer.row(row, scores))?;
+                for (set, mask) in sets.iter_mut().zip(masks) {
+                    set.masks.push((linear.name.clone(), mask));
+                }
             }
             check_interrupt()?;
         }
+        note_silent(stage, &silent);
         Ok(())
     })?;
     Ok(sets.into_iter().flatten().collect())

@@ -19,6 +19,7 @@ use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
 use crate::dsnot::{self, DsnotInputs};
 use crate::gradients::Gradients;
+use crate::importance::Evidence;
 use crate::mask::{Mask, select_levels};
 use crate::model::{Block, Linear, Model};
 use crate::progress::{Progress, Stage, check_interrupt};
@@ -26,8 +27,9 @@ use crate::record::{Record, TensorRecord};
 use crate::sparsegpt::{Factor, SparseGpt, sparsegpt};
 use crate::text::Windows;
 use crate::{Error, Result};
-use block_loop::{Dense, Subject, Targets, check_model, weights_of, with_scorer};
+use block_loop::{Dense, Subject, Targets, check_model, note_silent, weights_of};
 use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeSet;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
@@ -165,17 +167,18 @@ fn for_each_block(
     mut sink: impl FnMut(&Block, Vec<(String, Mask)>) -> Result<()>,
 ) -> Result<Vec<TensorRecord>> {
     config.validate_with(calibration)?;
-    check_model(model, &config.rules)?;
+    let rules = check_model(model, &config.rules)?;
     let subject = Subject { model, calibration, progress };
     let dense = Dense::new(subject, &[config.method], config.allocation)?;
     let scored = (config.method, config.seed);
-    let targets = Targets::new(subject, config.allocation, &config.rules, &[config.sparsity], scored, &dense)?;
+    let targets = Targets::new(subject, config.allocation, &rules, &[config.sparsity], scored, &dense)?;
     let gather = Gather { sums: config.refine.is_some(), gram: config.method == Method::SparseGpt };
     let gather = (config.method.needs_inputs() || config.refine.is_some()).then_some(gather);
     let mut tensors = Vec::new();
     subject.for_each_block(gather, config.propagate, |block, statistics, stage| {
         let (gradients, checkpoint) = (dense.gradients.as_ref(), model.checkpoint());
-        let mut pruner = Pruner { config, statistics, gradients, checkpoint, stage, factor: None };
+        let silent = BTreeSet::new();
+        let mut pruner = Pruner { config, statistics, gradients, checkpoint, stage, factor: None, silent };
         let mut masks = Vec::new();
         for linear in block.linears_mut() {
             let Some(sparsity) = targets.get(0, &linear.name) else { continue };
@@ -185,6 +188,7 @@ fn for_each_block(
             masks.push((linear.name.clone(), mask));
             check_interrupt()?;
         }
+        note_silent(stage, &pruner.silent);
         sink(block, masks)
     })?;
     Ok(tensors)
@@ -200,6 +204,8 @@ struct Pruner<'a> {
     stage: &'a Stage,
     /// The last linear that had one, and the factor of its gram matrix: the next may share its input.
     factor: Option<(String, Factor)>,
+    /// Linears of which the calibration text says nothing.
+    silent: BTreeSet<String>,
 }
 
 impl Pruner<'_> {
@@ -223,22 +229,24 @@ impl Pruner<'_> {
         Ok((mask, zeros))
     }
 
-    fn select(&self, name: &str, weights: &[f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
-        let Pruner { config, statistics, gradients, .. } = self;
-        with_scorer(config.method, name, (weights, shape), statistics, *gradients, config.seed, |scorer| {
-            let masks =
-                select_levels(name, shape, config.criterion(), &[sparsity], |row, scores| scorer.row(row, scores))?;
-            let mut mask = masks.into_iter().next().unwrap_or_else(|| Mask::none(shape.0, shape.1));
-            if let Some(settings) = &config.refine {
-                let missing = || Error::tensor("statistics", name, "has none, and DSnoT needs those of its input");
-                let norms = statistics.column_norms(name).ok_or_else(missing)?;
-                let sums = statistics.column_sums(name).ok_or_else(missing)?;
-                let variances = statistics.column_variances(name).ok_or_else(missing)?;
-                let inputs = DsnotInputs { norms: &norms, sums: &sums, variances: &variances };
-                dsnot::refine(name, weights, &mut mask, &inputs, config.pattern, settings)?;
-            }
-            Ok(mask)
-        })
+    fn select(&mut self, name: &str, weights: &[f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
+        let Pruner { config, statistics, gradients, .. } = *self;
+        let evidence = Evidence::of(name, config.method, Some(statistics), gradients, config.seed)?;
+        if evidence.is_silent() {
+            self.silent.insert(name.to_owned());
+        }
+        let scorer = evidence.scorer_within(name, weights, shape)?;
+        let masks = select_levels(name, shape, config.criterion(), &[sparsity], |row, scores| scorer.row(row, scores))?;
+        let mut mask = masks.into_iter().next().unwrap_or_else(|| Mask::none(shape.0, shape.1));
+        if let Some(settings) = &config.refine {
+            let missing = || Error::tensor("statistics", name, "has none, and DSnoT needs those of its input");
+            let norms = statistics.column_norms(name).ok_or_else(missing)?;
+            let sums = statistics.column_sums(name).ok_or_else(missing)?;
+            let variances = statistics.column_variances(name).ok_or_else(missing)?;
+            let inputs = DsnotInputs { norms: &norms, sums: &sums, variances: &variances };
+            dsnot::refine(name, weights, &mut mask, &inputs, config.pattern, settings)?;
+        }
+        Ok(mask)
     }
 
     /// Updated weights as the checkpoint will hold them, so that what the next block is calibrated on is what is written.

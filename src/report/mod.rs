@@ -20,6 +20,7 @@ mod plot;
 mod render;
 mod table;
 
+pub use crate::files::check_output;
 pub use figure::Figure;
 pub use format::{Format, number, thousands};
 pub use heatmap::HeatMap;

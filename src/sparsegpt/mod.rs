@@ -139,14 +139,10 @@ fn check(name: &str, weights: &[f32], cols: usize, pattern: Pattern, sparsity: f
         let problem = format!("has {} values, which rows of the {cols} inputs of its gram do not make", weights.len());
         return Err(Error::tensor("SparseGPT", name, problem));
     }
+    pattern.check_width(name, cols)?;
     match pattern {
         Pattern::Unstructured if !(0.0..1.0).contains(&sparsity) => {
             return Err(Error::argument("sparsity", sparsity, "must be at least 0 and below 1"));
-        }
-        Pattern::NofM { m, .. } if !cols.is_multiple_of(m) => {
-            let problem =
-                format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
-            return Err(Error::argument("pattern", pattern, problem));
         }
         Pattern::NofM { m, .. } if !config.block_size.is_multiple_of(m) => {
             let problem = format!("pattern {pattern} needs a multiple of {m}, so that no group is in two blocks");

@@ -14,6 +14,7 @@ mod score;
 
 use crate::calibrate::calibrate;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
+use crate::files::check_output;
 use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
@@ -240,9 +241,7 @@ pub fn prune_structured_to(
     let Some(checkpoint) = model.checkpoint() else {
         return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
     };
-    if out.symlink_metadata().is_ok() {
-        return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
-    }
+    check_output(out)?;
     let plan = Plan::new(model, calibration, config, progress)?;
     let json = plan.config_json(checkpoint)?;
     let mut shards = vec![Vec::new(); checkpoint.shards().len()];

@@ -1,9 +1,9 @@
 //! The scores of units, from those of their weights, and the choice of those that go.
 
-use super::{GroupNorm, Module, StructuredConfig, layout};
+use super::{GroupNorm, Module, StructuredConfig, Unit, layout};
 use crate::calibrate::Statistics;
 use crate::gradients::Gradients;
-use crate::importance::{Inputs, Method, Scorer};
+use crate::importance::Evidence;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -41,8 +41,13 @@ pub(super) fn choose(
     for (name, shape, groups) in scored {
         let weights: Vec<f32> =
             model.tensor(name)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let elements = element_scores(name, &weights, shape, known, settings.method, settings.seed)?;
-        drop(weights);
+        let evidence = Evidence::of(name, settings.method, known.statistics, known.gradients, settings.seed)?;
+        // Channels are those of the whole model, so that a linear must not be scored in other units than the rest.
+        let scorer = match settings.unit {
+            Unit::Channels => evidence.scorer(name, &weights, shape)?,
+            _ => evidence.scorer_within(name, &weights, shape)?,
+        };
+        let elements = scorer.scores();
         let (rows, cols) = sums(&elements, shape.1, settings.norm);
         if rows.iter().any(|sum| !sum.is_finite()) {
             let problem = "a weight or an activation is not finite; check the checkpoint, or calibrate in f32";
@@ -66,24 +71,6 @@ pub(super) fn choose(
         Module { name, units: scores.len(), gone }
     };
     Ok(modules.into_iter().map(lowest).collect())
-}
-
-/// The scores `(out, in)` of the weights of one linear.
-fn element_scores(
-    name: &str,
-    weights: &[f32],
-    (rows, cols): (usize, usize),
-    known: Known<'_>,
-    method: Method,
-    seed: u64,
-) -> Result<Vec<f32>> {
-    let norms = known.statistics.and_then(|statistics| statistics.column_norms(name));
-    let gradient = known.gradients.map(|gradients| gradients.get(name)).transpose()?.flatten();
-    let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed };
-    let scorer = Scorer::new(method, name, weights, (rows, cols), inputs)?;
-    let mut scores = vec![0f32; rows * cols];
-    scores.par_chunks_mut(cols).enumerate().for_each(|(row, scores)| scorer.row(row, scores));
-    Ok(scores)
 }
 
 /// Sums over each row and each column of `elements (.., cols)`, of squares for the L2 norm; in a fixed order on any number
