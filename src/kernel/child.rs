@@ -52,6 +52,11 @@ pub(super) fn prepare() {
             env::remove_var(name);
         }
     }
+    if headless {
+        // A group of its own, so that the runner can end what a cell has started together with it.
+        // SAFETY: setpgid only moves this process.
+        unsafe { libc::setpgid(0, 0) };
+    }
     #[cfg(target_os = "linux")]
     if headless {
         // A cell must not run on when the runner was killed. (Under Jupyter the parent is a thread that may end.)
