@@ -22,13 +22,8 @@ impl Lock {
         fs::create_dir_all(directory).with_context(cannot)?;
         let path = directory.join(format!(".{stem}.lock"));
         loop {
-            let mut file = File::options()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .open(&path)
-                .with_context(cannot)?;
+            let mut file =
+                File::options().create(true).truncate(false).read(true).write(true).open(&path).with_context(cannot)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {

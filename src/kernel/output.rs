@@ -105,10 +105,7 @@ pub(super) fn bounded(text: &str) -> String {
 }
 
 fn left_out(bytes: usize) -> String {
-    format!(
-        "\n[lacuna: {} bytes left out here; print less, or write them to a file]\n",
-        thousands(bytes as i128)
-    )
+    format!("\n[lacuna: {} bytes left out here; print less, or write them to a file]\n", thousands(bytes as i128))
 }
 
 #[cfg(test)]

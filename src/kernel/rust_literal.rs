@@ -61,9 +61,11 @@ pub(super) fn is_text(text: &str) -> bool {
 
 /// Whether statements or definitions occur, beside an expression: whatever later cells may build on.
 pub(super) fn is_one_expression(source: &str) -> bool {
-    let code: String = tokens(source).into_iter().map(|token| if let Token::Code(code) = token { code } else { "0" }).collect();
+    let code: String =
+        tokens(source).into_iter().map(|token| if let Token::Code(code) = token { code } else { "0" }).collect();
     let defines = |word: &str| {
-        ["let", "use", "fn", "struct", "enum", "union", "impl", "trait", "mod", "type", "const", "static", "extern"].contains(&word)
+        ["let", "use", "fn", "struct", "enum", "union", "impl", "trait", "mod", "type", "const", "static", "extern"]
+            .contains(&word)
             || word == "macro_rules"
     };
     let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
@@ -173,8 +175,7 @@ mod tests {
             .into_iter()
             .map(|b| format!("{}{}{}={}", b.mutable(), b.name, b.annotated(), b.value))
             .collect();
-        let expected =
-            ["mut y: &'static str=\"a;\\\"=\"", "s=r#\"a\"; b\"#", "list=[';', '\\'']", "x=3"];
+        let expected = ["mut y: &'static str=\"a;\\\"=\"", "s=r#\"a\"; b\"#", "list=[';', '\\'']", "x=3"];
         assert_eq!(found, expected);
     }
 

@@ -69,7 +69,8 @@ fn notebook(title: &str, data: &str) -> Value {
         .map(|(number, (kind, tags, source))| {
             let lines: Vec<&str> = source.split_inclusive('\n').collect();
             let metadata = if tags.is_empty() { json!({}) } else { json!({"tags": tags}) };
-            let mut cell = json!({"cell_type": kind, "id": format!("c{number:02}"), "metadata": metadata, "source": lines});
+            let mut cell =
+                json!({"cell_type": kind, "id": format!("c{number:02}"), "metadata": metadata, "source": lines});
             if kind == "code" {
                 cell["execution_count"] = Value::Null;
                 cell["outputs"] = json!([]);

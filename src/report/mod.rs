@@ -30,7 +30,7 @@ pub use table::Table;
 
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::{Error, Result};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -145,14 +145,14 @@ impl Report {
             environments.extend(value.as_object_mut().and_then(|object| object.shift_remove("environment")));
             records.push(value);
         }
-        let document = json!({
-            "schema": SCHEMA_VERSION,
-            "title": self.title,
-            "records": records,
-            "tables": tables,
-            "plots": plots,
-            "environment": {"report": self.environment, "records": environments},
-        });
+        let document = json::Document {
+            schema: SCHEMA_VERSION,
+            title: self.title.clone(),
+            records,
+            tables,
+            plots,
+            environment: json::Environment { report: self.environment.clone(), records: environments },
+        };
         let mut all = vec![
             (format!("{stem}.md"), markdown.into_bytes()),
             (format!("{stem}.json"), json::pretty(&document)?.into_bytes()),

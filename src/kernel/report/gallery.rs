@@ -69,10 +69,18 @@ fn entry(stem: &str, markdown: &str, names: &BTreeSet<String>) -> String {
     }
     if let Some((alt, target)) = picture(markdown) {
         let alt = alt.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;");
-        text.push_str(&format!("\n<a href=\"{}\"><img src=\"{target}\" width=\"480\" alt=\"{alt}\"></a>\n", link("md")));
+        text.push_str(&format!(
+            "\n<a href=\"{}\"><img src=\"{target}\" width=\"480\" alt=\"{alt}\"></a>\n",
+            link("md")
+        ));
     }
-    let forms =
-        [("report", "md"), ("web page", "html"), ("notebook with outputs", "ipynb"), ("table", "csv"), ("data", "json")];
+    let forms = [
+        ("report", "md"),
+        ("web page", "html"),
+        ("notebook with outputs", "ipynb"),
+        ("table", "csv"),
+        ("data", "json"),
+    ];
     // The executed notebook is written with each report.
     let links: Vec<String> = forms
         .iter()

@@ -44,10 +44,8 @@ pub(crate) fn is_ours(text: &str) -> bool {
 /// The Markdown report as a page, the pictures that it shows inside: those of the report, and files beside the notebook.
 pub(super) fn page(markdown: &str, stem: &str, files: &Files, directory: &Path) -> String {
     let title = super::gallery::title(markdown).unwrap_or_else(|| stem.to_owned());
-    let options = Options::ENABLE_TABLES
-        | Options::ENABLE_STRIKETHROUGH
-        | Options::ENABLE_FOOTNOTES
-        | Options::ENABLE_TASKLISTS;
+    let options =
+        Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_FOOTNOTES | Options::ENABLE_TASKLISTS;
     let events = Parser::new_ext(markdown, options).map(|event| match event {
         Event::Start(Tag::Image { link_type, dest_url, title, id }) => {
             let dest_url = data_uri(&dest_url, files, directory).map_or(dest_url, CowStr::from);

@@ -20,7 +20,8 @@ pub(super) fn link(path: &str) -> String {
 
 /// The path behind a link's target; other targets (an address, a place in the text) have none.
 pub(super) fn unlink(target: &str) -> Option<String> {
-    let has_scheme = target.split_once(':').is_some_and(|(scheme, _)| scheme.chars().all(|c| c.is_ascii_alphanumeric()));
+    let has_scheme =
+        target.split_once(':').is_some_and(|(scheme, _)| scheme.chars().all(|c| c.is_ascii_alphanumeric()));
     if has_scheme || target.starts_with(['#', '/']) || target.is_empty() {
         return None;
     }
