@@ -1,16 +1,13 @@
 //! What values look like in a cell: every representation of each, and cells of the real evcxr.
 
-#[path = "common/fixtures.rs"]
-mod fixtures;
-
 use candle_core::{DType, Device, Tensor};
-use fixtures::{DATA, open, windows};
 use lacuna::calibrate::calibrate;
 use lacuna::checkpoint::Checkpoint;
 use lacuna::evaluate::{ChoiceScores, GenerationPrediction, GenerationScores, TaskRecord, evaluate};
 use lacuna::experts::{ExpertScores, Layout, Metric, Ranking, Selection, SuperExperts};
 use lacuna::importance::{Inputs, Method, Scorer};
 use lacuna::mask::{Mask, MaskSet};
+use lacuna::model::Model;
 use lacuna::notebook::{Rich, mime};
 use lacuna::polars::df;
 use lacuna::polars::prelude::{Column, NamedFrom, Series};
@@ -18,8 +15,15 @@ use lacuna::progress::Progress;
 use lacuna::record::{ModelRecord, Record};
 use lacuna::report::{MaskMap, Plot, Report, Table};
 use lacuna::stats::{Interval, Score};
+use lacuna::text::Windows;
 use lacuna::{Error, Result};
 use std::collections::BTreeMap;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+
+fn open(name: &str) -> Model {
+    Model::open(&Checkpoint::open(format!("{DATA}/{name}")).unwrap(), DType::F32, &Device::Cpu).unwrap()
+}
 
 fn bundle(value: &impl Rich) -> BTreeMap<&'static str, String> {
     let bundle: BTreeMap<_, _> = value.bundle().unwrap().into_iter().collect();
@@ -97,7 +101,7 @@ fn models_and_checkpoints() -> Result<()> {
     insta::assert_snapshot!("model", shown(&model));
     assert!(bundle(&model.resident()?)[mime::PLAIN].contains("in memory"));
     insta::assert_snapshot!("checkpoint", shown(&Checkpoint::open(format!("{DATA}/tiny-mixtral"))?));
-    let windows = windows("tiny-mixtral", 4, 64);
+    let windows = Windows::evaluation(format!("{DATA}/tiny-mixtral/tokens.json"), None, Some(4), 64)?;
     insta::assert_snapshot!("windows", shown(&windows));
     let statistics = calibrate(&model, &windows, Progress::Hidden)?;
     let of = bundle(&statistics);
@@ -229,4 +233,59 @@ fn tensors_are_shown_as_candle_prints_them() {
     let tensor = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu).unwrap();
     assert!(bundle(&tensor)[mime::PLAIN].contains("1., 2."), "{}", bundle(&tensor)[mime::PLAIN]);
     assert_eq!(tensor.dtype(), DType::F32);
+}
+
+/// Cells of the real evcxr: the prelude gives polars' types a method, lacuna's own have theirs, and a failed `?` says what
+/// failed and why.
+#[cfg(feature = "notebook")]
+#[test]
+fn cells_show_values() {
+    use serde_json::{Value, json};
+    let directory = tempfile::tempdir().unwrap();
+    let open = format!(
+        "Model::open(&Checkpoint::open({:?})?, lacuna::candle_core::DType::F32, &lacuna::candle_core::Device::Cpu)?",
+        format!("{DATA}/tiny-mixtral")
+    );
+    let cells = [
+        "use lacuna::prelude::*;",
+        "df![\"size_bytes\" => (0..5_000u32).collect::<Vec<_>>()]?",
+        &open,
+        "Mask::from_fn(16, 32, |_, col| col % 4 < 2)",
+        "#[derive(Debug)]\nstruct Own { a: u32 }\n(Own { a: 3 }, 1 + 1)",
+        "println!(\"nothing to show\")",
+        "Checkpoint::open(\"no such <directory>\")",
+        "Checkpoint::open(\"missing\")?",
+    ];
+    let cells: Vec<Value> = (0..)
+        .zip(cells)
+        .map(|(i, source)| {
+            let id = format!("id-{i}");
+            json!({"cell_type": "code", "id": id, "metadata": {}, "source": source, "outputs": [], "execution_count": null})
+        })
+        .collect();
+    let metadata = json!({"language_info": {"name": "rust"}});
+    let notebook = json!({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5});
+    let path = directory.path().join("shows.ipynb");
+    std::fs::write(&path, notebook.to_string()).unwrap();
+    let out = directory.path().join("out");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    let run = command.args(["notebook", "run"]).arg(&path).arg("--out").arg(&out).output().unwrap();
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("\ncannot open checkpoint missing: No such file or directory"), "{stderr}");
+    let executed: Value = serde_json::from_slice(&std::fs::read(out.join("shows.ipynb")).unwrap()).unwrap();
+    let data = |cell: usize, mime: &str| -> String {
+        let lines = executed["cells"][cell]["outputs"][0]["data"][mime].as_array();
+        lines.into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    assert!(data(1, mime::HTML).contains("showing 20 of 5,000 rows"), "{}", data(1, mime::HTML));
+    assert!(data(1, mime::PLAIN).contains("size (bytes)"));
+    assert!(data(2, mime::HTML).contains("<strong>Model tiny-mixtral: mixtral, 4 blocks"), "{}", data(2, mime::HTML));
+    assert!(data(3, mime::PLAIN).contains("2:4 (kept of M)") && data(3, mime::HTML).contains("<svg "));
+    assert_eq!(data(4, mime::PLAIN), "(Own { a: 3 }, 2)");
+    let outputs = executed["cells"][5]["outputs"].as_array().unwrap();
+    assert!(outputs.iter().all(|output| output["output_type"] == "stream"), "{outputs:?}");
+    assert!(
+        data(6, mime::HTML).contains("<dt>Cause</dt>") && data(6, mime::HTML).contains("no such &lt;directory&gt;")
+    );
 }
