@@ -57,6 +57,26 @@ impl Input {
 }
 
 impl Statistics {
+    /// The linears that have statistics, by the names of their weights.
+    pub fn linears(&self) -> impl Iterator<Item = &str> {
+        self.inputs.keys().map(String::as_str)
+    }
+
+    /// Number of windows that passed.
+    pub fn windows(&self) -> usize {
+        self.windows
+    }
+
+    /// Whether sums of the columns were gathered for `linear`.
+    pub fn has_sums(&self, linear: &str) -> bool {
+        self.inputs.get(linear).is_some_and(|input| !input.sums.is_empty())
+    }
+
+    /// Whether the gram matrix of `linear` was gathered.
+    pub fn has_gram(&self, linear: &str) -> bool {
+        self.inputs.get(linear).is_some_and(|input| !input.gram.is_empty())
+    }
+
     /// `||X_j||_2` as Wanda's reference code defines it: the square root of the mean over windows of each window's squared
     /// column norm, `(in,)`. `None` for a linear that saw nothing (an expert that was never chosen sees zeros instead).
     pub fn column_norms(&self, linear: &str) -> Option<Vec<f32>> {

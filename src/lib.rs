@@ -63,6 +63,7 @@ pub mod prelude {
     pub use crate::gradients::{Accumulate, Gradients, gradients};
     pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
+    pub use crate::notebook::EvcxrDisplay as _;
     pub use crate::progress::Progress;
     pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;

@@ -50,7 +50,8 @@ pub(super) enum Mode {
 /// A directory in which one session compiles its cells; free again when dropped, or when the process ends.
 #[must_use]
 pub(super) struct Slot {
-    /// evcxr's commands that make lacuna known to cells. Jupyter's kernel has them from its settings.
+    /// evcxr's commands that make lacuna known to cells, and its prelude, without whose `EvcxrDisplay` in scope rustc's advice
+    /// to import it would keep evcxr from trying `{:?}`. Jupyter's kernel has them from its settings.
     pub(super) preamble: String,
     _lock: File,
 }
@@ -67,7 +68,7 @@ pub(super) fn enter(mode: Mode) -> Result<Slot> {
     let (slot, lock) = take_slot(&cache)?;
     let executable = env::current_exe().context("cannot find this program's own path")?;
     let preamble = format!(
-        ":env RUST_SRC_PATH={}\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}",
+        ":env RUST_SRC_PATH={}\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}\nuse lacuna::prelude::*;",
         source.display(),
         executable.display(),
         stubs::toml_string(&stubs.join("lacuna").to_string_lossy())

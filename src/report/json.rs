@@ -83,7 +83,7 @@ pub fn write_record(path: impl AsRef<Path>, record: &Record) -> Result<()> {
 ///
 /// # Errors
 /// When a number is not finite: JSON has no such numbers, and null would hide it.
-pub(super) fn record_json(record: &Record) -> Result<Value> {
+pub(crate) fn record_json(record: &Record) -> Result<Value> {
     let doing = || format!("writing the record of {}", describe(record));
     let mut numbers = Vec::new();
     numbers.extend(record.pruning.iter().map(|p| ("pruning.sparsity", p.sparsity)));
