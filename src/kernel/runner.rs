@@ -162,6 +162,7 @@ impl Run {
             ErrorKind::Panic => "panicked",
             ErrorKind::Error => "returned an error",
             ErrorKind::Died => "ended the process that runs cells",
+            ErrorKind::Interrupted => "was interrupted",
         };
         let mut text = format!("error: {}: cell {} (id {}) {what}\n", self.shown, index + 1, self.document.id(index));
         const LINES: usize = 12;

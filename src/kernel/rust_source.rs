@@ -5,11 +5,25 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The library's source folder: RUST_SRC_PATH, the toolchain's own, a distribution's package; or else installs it, and
-/// says so.
+/// Where Debian's packages put it.
+const DISTRIBUTION: &str = "/usr/src";
+
+/// What to type where it is missing.
+pub(super) const REMEDY: &str = "rustup component add rust-src, or: apt-get install rust-web-src, or set RUST_SRC_PATH to \
+                                 the `library` folder of the source";
+
+/// The library's source folder: RUST_SRC_PATH, the toolchain's own, or a distribution's package.
+pub(super) fn find(sysroot: &Path) -> Option<PathBuf> {
+    find_in(env::var_os("RUST_SRC_PATH").map(PathBuf::from), sysroot, Path::new(DISTRIBUTION))
+}
+
+fn find_in(set: Option<PathBuf>, sysroot: &Path, distribution: &Path) -> Option<PathBuf> {
+    set.filter(|path| is_library(path)).or_else(|| in_sysroot(sysroot)).or_else(|| from_distribution(distribution))
+}
+
+/// The library's source folder, or else installs it, and says so.
 pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
-    let set = env::var_os("RUST_SRC_PATH").map(PathBuf::from).filter(|path| is_library(path));
-    if let Some(library) = set.or_else(|| in_sysroot(sysroot)).or_else(from_distribution) {
+    if let Some(library) = find(sysroot) {
         return Ok(library);
     }
     // rustup has it for its own toolchains, if it can reach its server; Debian packages it as well.
@@ -24,14 +38,11 @@ pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
     if root
         && (install("apt-get", &["install", "-y", "-q", "rust-web-src"])
             || install("apt-get", &["update", "-q"]) && install("apt-get", &["install", "-y", "-q", "rust-web-src"]))
-        && let Some(library) = from_distribution()
+        && let Some(library) = from_distribution(Path::new(DISTRIBUTION))
     {
         return Ok(library);
     }
-    bail!(
-        "notebook cells need the standard library's source for the types of `let`; install it with \
-         `rustup component add rust-src` or `apt-get install rust-web-src`, or set RUST_SRC_PATH to its `library` folder"
-    )
+    bail!("notebook cells need the standard library's source for the types of `let`: {REMEDY}")
 }
 
 /// A folder that rust-analyzer takes for the library's source, with nothing in it.
@@ -53,9 +64,9 @@ fn in_sysroot(sysroot: &Path) -> Option<PathBuf> {
     Some(sysroot.join("lib/rustlib/src/rust/library")).filter(|path| is_library(path))
 }
 
-/// Debian's rust-web-src and rust-src: the newest below /usr/src.
-fn from_distribution() -> Option<PathBuf> {
-    let entries = std::fs::read_dir("/usr/src").ok()?.flatten();
+/// Debian's rust-web-src and rust-src: the newest below `/usr/src`.
+fn from_distribution(directory: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(directory).ok()?.flatten();
     entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rustc-"))
         .map(|entry| entry.path().join("library"))
@@ -72,4 +83,31 @@ fn install(program: &str, args: &[&str]) -> bool {
         eprintln!("lacuna: `{command}` failed");
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn source_is_found_where_it_may_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (set, sysroot, distribution) = (path("set"), path("toolchain"), path("src"));
+        let find = |set: &Path| find_in(Some(set.to_path_buf()), &sysroot, &distribution);
+        fs::create_dir_all(distribution.join("rustc-1.0.0/library/core/src")).unwrap();
+        assert_eq!(find(&set), None, "a folder without the source is none");
+        let write = |library: &Path| {
+            fs::create_dir_all(library.join("core/src")).unwrap();
+            fs::write(library.join("core/src/lib.rs"), "").unwrap();
+        };
+        // Each comes before those already there.
+        for library in
+            [distribution.join("rustc-1.0.0/library"), sysroot.join("lib/rustlib/src/rust/library"), set.clone()]
+        {
+            write(&library);
+            assert_eq!(find(&set), Some(library));
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! One evcxr session without Jupyter: cells in, outputs and errors out.
 
 use super::child::{END_OF_CELL, MARK_ENDS};
-use super::environment::{self, Mode, Slot};
+use super::environment::{self, Slot};
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError};
 use lacuna::notebook::mime;
@@ -52,6 +52,8 @@ pub(crate) enum ErrorKind {
     Error,
     /// The process that runs cells is gone, and all variables with it.
     Died,
+    /// The user stopped it.
+    Interrupted,
 }
 
 impl ErrorKind {
@@ -62,6 +64,7 @@ impl ErrorKind {
             ErrorKind::Panic => "Panic",
             ErrorKind::Error => "Error",
             ErrorKind::Died => "KernelDied",
+            ErrorKind::Interrupted => "Interrupted",
         }
     }
 }
@@ -100,7 +103,7 @@ impl Session {
     ///
     /// Changes this process's environment, so call it before other threads read that.
     pub(crate) fn start(on_line: OnLine) -> Result<Self> {
-        let slot = environment::enter(Mode::Headless)?;
+        let slot = environment::enter()?;
         let (context, outputs) =
             CommandContext::new().map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
         let printed = Arc::new(Printed::default());
@@ -129,6 +132,22 @@ impl Session {
     /// The process that runs cells, to stop it from another thread.
     pub(crate) fn process(&self) -> Arc<Mutex<Child>> {
         self.context.process_handle()
+    }
+
+    /// evcxr itself, for what is not running a cell.
+    pub(crate) fn context(&mut self) -> &mut CommandContext {
+        &mut self.context
+    }
+
+    /// Replaces the process that runs cells. Its variables are gone; imports, functions and types stay.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.context.execute(":restart").map_err(|error| anyhow!("{error}"))?;
+        Ok(())
+    }
+
+    /// Ends the session, and keeps its slot from others.
+    pub(crate) fn into_slot(self) -> Slot {
+        self.slot
     }
 
     /// Runs one cell to its end.
