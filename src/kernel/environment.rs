@@ -69,7 +69,7 @@ pub(super) fn enter() -> Result<Slot> {
     }
     let built = Built::find()?;
     let cache = cache(&built)?;
-    let source = rust_source::provide(&sysroot)?;
+    let source = rust_source::lean(&rust_source::provide(&sysroot)?, &cache)?;
     let stubs = stubs::write(&cache)?;
     let (slot, lock) = take_slot(&cache)?;
     let executable = env::current_exe().context("cannot find this program's own path")?;

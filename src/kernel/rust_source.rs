@@ -1,7 +1,10 @@
 //! The standard library's source: without it rust-analyzer knows no type of a `let`, and evcxr wants each spelled out.
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use std::env;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -45,6 +48,64 @@ pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
     bail!("notebook cells need the standard library's source for the types of `let`: {REMEDY}")
 }
 
+/// A copy of the source in `cache` without what no type depends on: comments, and vendors' intrinsics, which are half of
+/// all there is. rust-analyzer reads the source at each start, and takes two thirds of the time for the copy.
+pub(super) fn lean(library: &Path, cache: &Path) -> Result<PathBuf> {
+    let core = library.join("core/src/lib.rs");
+    let of_core = fs::metadata(&core).with_context(|| format!("cannot read {}", core.display()))?;
+    let mut key = Sha256::new_with_prefix(library.as_os_str().as_encoded_bytes());
+    key.update(format!("{:?} {} {LEFT_OUT:?}", of_core.modified().ok(), of_core.len()));
+    let key: String = key.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let lean = cache.join(format!("library-{key}"));
+    if lean.is_dir() {
+        return Ok(lean);
+    }
+    let copy = || -> io::Result<()> {
+        let staged = tempfile::Builder::new().prefix(".library-").tempdir_in(cache)?;
+        copy_lean(library, staged.path(), Path::new(""))?;
+        match fs::rename(staged.path(), &lean) {
+            // Another session was faster.
+            Err(_) if lean.is_dir() => Ok(()),
+            renamed => renamed,
+        }
+    };
+    copy().with_context(|| format!("cannot copy {} to {}", library.display(), lean.display()))?;
+    Ok(lean)
+}
+
+/// Folders of which only an empty `mod.rs` stays.
+const LEFT_OUT: [&str; 2] = ["stdarch/crates/core_arch/src", "portable-simd/crates/core_simd/src"];
+
+fn copy_lean(from: &Path, to: &Path, inside: &Path) -> io::Result<()> {
+    if LEFT_OUT.iter().any(|left_out| inside == Path::new(left_out)) {
+        return fs::write(to.join("mod.rs"), "");
+    }
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (name, kind) = (entry.file_name(), entry.file_type()?);
+        let (source, target) = (entry.path(), to.join(&name));
+        let extension = source.extension().and_then(|extension| extension.to_str());
+        if kind.is_dir() {
+            fs::create_dir(&target)?;
+            copy_lean(&source, &target, &inside.join(&name))?;
+        } else if extension == Some("rs") {
+            fs::write(target, without_comments(&fs::read_to_string(source)?))?;
+        } else if matches!(extension, Some("toml" | "lock")) {
+            fs::copy(source, target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Without lines that are a comment, or nothing but documentation.
+fn without_comments(source: &str) -> String {
+    let is_comment = |line: &&str| {
+        let line = line.trim();
+        line.starts_with("//") || (line.starts_with("#[doc = ") || line.starts_with("#![doc = ")) && line.ends_with(']')
+    };
+    source.lines().filter(|line| !is_comment(line)).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// A folder that rust-analyzer takes for the library's source, with nothing in it.
 ///
 /// evcxr has rust-analyzer load everything twice at its start: for a first cell of its own, and again once lacuna is a
@@ -52,7 +113,7 @@ pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
 pub(super) fn nothing(cache: &Path) -> Result<PathBuf> {
     let library = cache.join("no-library");
     let core = library.join("core");
-    std::fs::create_dir_all(&core).with_context(|| format!("cannot create {}", core.display()))?;
+    fs::create_dir_all(&core).with_context(|| format!("cannot create {}", core.display()))?;
     Ok(library)
 }
 
@@ -66,7 +127,7 @@ fn in_sysroot(sysroot: &Path) -> Option<PathBuf> {
 
 /// Debian's rust-web-src and rust-src: the newest below `/usr/src`.
 fn from_distribution(directory: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(directory).ok()?.flatten();
+    let entries = fs::read_dir(directory).ok()?.flatten();
     entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rustc-"))
         .map(|entry| entry.path().join("library"))
@@ -88,7 +149,6 @@ fn install(program: &str, args: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn source_is_found_where_it_may_be() {
@@ -109,5 +169,38 @@ mod tests {
             write(&library);
             assert_eq!(find(&set), Some(library));
         }
+    }
+
+    #[test]
+    fn copy_keeps_the_code_and_is_made_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (library, cache) = (directory.path().join("library"), directory.path().join("cache"));
+        let write = |path: &str, text: &str| {
+            let path = library.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(
+            "core/src/lib.rs",
+            "//! Core.\n/// One.\n#[doc = concat!(\"a\", \"b\")]\npub fn one() -> u8 { 1 } // one\n",
+        );
+        write("core/Cargo.toml", "[package]");
+        write("core/README.md", "text");
+        write("stdarch/crates/core_arch/src/mod.rs", "mod x86;");
+        write("stdarch/crates/core_arch/src/x86.rs", "fn add() {}");
+        fs::create_dir(&cache).unwrap();
+        let lean = lean(&library, &cache).unwrap();
+        let read = |path: &str| fs::read_to_string(lean.join(path)).unwrap();
+        assert_eq!(read("core/src/lib.rs"), "pub fn one() -> u8 { 1 } // one\n");
+        assert_eq!(read("core/Cargo.toml"), "[package]");
+        assert_eq!(read("stdarch/crates/core_arch/src/mod.rs"), "");
+        assert!(!lean.join("stdarch/crates/core_arch/src/x86.rs").exists() && !lean.join("core/README.md").exists());
+        let names = || fs::read_dir(&cache).unwrap().count();
+        assert_eq!(names(), 1, "nothing else is left");
+        assert_eq!(super::lean(&library, &cache).unwrap(), lean);
+        write("core/src/lib.rs", "pub fn two() -> u8 { 2 }");
+        assert_ne!(super::lean(&library, &cache).unwrap(), lean, "another toolchain, another copy");
+        fs::remove_dir_all(&cache).unwrap();
+        assert!(super::lean(&library, &cache).unwrap_err().to_string().contains("cannot copy"));
     }
 }
