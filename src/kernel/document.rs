@@ -238,7 +238,7 @@ fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
 }
 
 /// Content as a notebook holds it: JSON types are structured, others are text.
-fn content(mime: &str, text: &str) -> Value {
+pub(super) fn content(mime: &str, text: &str) -> Value {
     let structured = mime == "application/json" || mime.ends_with("+json");
     if structured && let Ok(value) = serde_json::from_str(text) { value } else { Value::from(text) }
 }

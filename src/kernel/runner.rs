@@ -304,6 +304,7 @@ impl<'a> Run<'a> {
             None => "",
             Some(CellError { kind: ErrorKind::Died, .. }) => "ended the process that runs cells",
             Some(CellError { kind: ErrorKind::Timeout, .. }) => "took too long",
+            Some(CellError { kind: ErrorKind::Interrupted, .. }) => "was interrupted",
             Some(_) if must_fail => "",
             Some(CellError { kind: ErrorKind::Compile, .. }) => "does not compile",
             Some(CellError { kind: ErrorKind::Panic, .. }) => "panicked",

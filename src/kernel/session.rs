@@ -1,7 +1,7 @@
 //! One evcxr session without Jupyter: cells in, outputs and errors out.
 
 use super::child::{END_OF_CELL, MARK_ENDS};
-use super::environment::{self, Mode, Slot};
+use super::environment::{self, Slot};
 use super::output::{self, Printed, Stream};
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError};
@@ -48,11 +48,19 @@ pub(crate) enum ErrorKind {
     Died,
     /// It was ended, as it took longer than allowed; all variables are gone.
     Timeout,
+    /// The user stopped it.
+    Interrupted,
 }
 
 impl ErrorKind {
-    pub(crate) const ALL: [ErrorKind; 5] =
-        [ErrorKind::Compile, ErrorKind::Panic, ErrorKind::Error, ErrorKind::Died, ErrorKind::Timeout];
+    pub(crate) const ALL: [ErrorKind; 6] = [
+        ErrorKind::Compile,
+        ErrorKind::Panic,
+        ErrorKind::Error,
+        ErrorKind::Died,
+        ErrorKind::Timeout,
+        ErrorKind::Interrupted,
+    ];
 
     /// A name, as in a notebook's error output.
     pub(crate) fn name(self) -> &'static str {
@@ -62,6 +70,7 @@ impl ErrorKind {
             ErrorKind::Error => "Error",
             ErrorKind::Died => "KernelDied",
             ErrorKind::Timeout => "Timeout",
+            ErrorKind::Interrupted => "Interrupted",
         }
     }
 }
@@ -100,7 +109,7 @@ impl Session {
     ///
     /// Changes this process's environment, so call it before other threads read that.
     pub(crate) fn start(on_line: OnLine) -> Result<Self> {
-        let slot = environment::enter(Mode::Headless)?;
+        let slot = environment::enter()?;
         let (context, outputs) =
             CommandContext::new().map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
         let shared = Arc::new(Shared::default());
@@ -133,6 +142,22 @@ impl Session {
     /// The process that runs cells, to stop it from another thread.
     pub(crate) fn process(&self) -> Arc<Mutex<Child>> {
         self.context.process_handle()
+    }
+
+    /// evcxr itself, for what is not running a cell.
+    pub(crate) fn context(&mut self) -> &mut CommandContext {
+        &mut self.context
+    }
+
+    /// Replaces the process that runs cells. Its variables are gone; imports, functions and types stay.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.context.execute(":restart").map_err(|error| anyhow!("{error}"))?;
+        Ok(())
+    }
+
+    /// Ends the session, and keeps its slot from others.
+    pub(crate) fn into_slot(self) -> Slot {
+        self.slot
     }
 
     /// Runs one cell to its end.
