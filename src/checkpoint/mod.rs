@@ -337,6 +337,12 @@ impl Checkpoint {
         Ok(self.0.sha256.get_or_init(|| hex).clone())
     }
 
+    /// Takes over what [`Checkpoint::sha256`] gave for the same files before, so that they need not be read for it.
+    pub(crate) fn assume_sha256(&self, sha256: String) {
+        // One that was computed meanwhile is the same.
+        let _ = self.0.sha256.set(sha256);
+    }
+
     fn digest(&self, info: &TensorInfo) -> Result<[u8; 32]> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; info.bytes().min(1 << 20) as usize];
