@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod arrays;
 mod convert;
 mod gguf;
 mod header;
@@ -47,6 +48,7 @@ pub use rewrite::{
 pub use source::{Source, open_source};
 pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompress};
 
+pub(crate) use arrays::Array;
 pub(crate) use index::shard_name;
 pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
 pub(crate) use writer::{available_bytes, deal_out};
