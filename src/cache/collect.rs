@@ -104,18 +104,21 @@ impl Cache {
     }
 
     fn remove(&self, entries: Vec<Kept>, collect: &Collect, newest: Option<&str>) -> Result<Vec<Kept>> {
-        let mut left = 0;
+        let (mut left, mut full) = (0, false);
         let mut removed = Vec::new();
         for entry in entries {
-            let goes = if entry.is_unfinished() {
-                entry.age() >= LEFT_OVER
-            } else {
-                entry.stage == "damaged"
-                    || collect.older_than.is_some_and(|age| entry.age() >= age)
-                    || collect.max_bytes.is_some_and(|max| left + entry.bytes > max)
-            };
-            if !goes || newest == Some(entry.name.as_str()) {
+            let keep = if entry.is_unfinished() {
+                entry.age() < LEFT_OVER
+            } else if newest == Some(entry.name.as_str()) {
                 left += entry.bytes;
+                true
+            } else {
+                full |= collect.max_bytes.is_some_and(|max| left + entry.bytes > max);
+                let goes = full || entry.stage == "damaged" || collect.older_than.is_some_and(|age| entry.age() >= age);
+                left += if goes { 0 } else { entry.bytes };
+                !goes
+            };
+            if keep {
                 continue;
             }
             if !collect.dry_run {

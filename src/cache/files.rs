@@ -1,12 +1,12 @@
 //! The files of an entry, and files whose hash is remembered.
 
+use crate::checkpoint::sum_of_file;
 use crate::progress::check_interrupt;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -42,19 +42,10 @@ fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<()> {
 }
 
 fn sum(dir: &Path, name: String) -> Result<Sum> {
+    check_interrupt()?;
     let path = dir.join(&name);
-    let mut file = File::open(&path).map_err(Error::io("open", &path))?;
-    let (mut hasher, mut buffer, mut bytes) = (crc32fast::Hasher::new(), vec![0; 1 << 18], 0);
-    loop {
-        check_interrupt()?;
-        match file.read(&mut buffer).map_err(Error::io("read", &path))? {
-            0 => return Ok(Sum { name, bytes, crc32: hasher.finalize() }),
-            read => {
-                hasher.update(&buffer[..read]);
-                bytes += read as u64;
-            }
-        }
-    }
+    let (bytes, crc32) = sum_of_file(&path)?.ok_or_else(|| Error::file(&path, "is missing"))?;
+    Ok(Sum { name, bytes, crc32 })
 }
 
 /// Fails when one of the files is not as it was written.

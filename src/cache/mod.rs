@@ -53,9 +53,9 @@ pub struct Uses {
     pub memory_hits: u64,
 }
 
-/// Where a result came from.
+/// Where a result was found.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum From {
+pub(crate) enum Found {
     Computed,
     Disk,
     Memory,
@@ -133,6 +133,10 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -157,7 +161,8 @@ impl Cache {
             None => DEFAULT_MAX_BYTES,
             Some(value) => {
                 let text = value.to_string_lossy();
-                text.parse().map_err(|_| Error::argument("LACUNA_CACHE_MAX_BYTES", &text, "must be a number of bytes"))?
+                text.parse()
+                    .map_err(|_| Error::argument("LACUNA_CACHE_MAX_BYTES", &text, "must be a number of bytes"))?
             }
         };
         Ok(Cache::at(dir.join("stages"), max_bytes))
@@ -192,13 +197,13 @@ impl Cache {
         self.0.uses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn count(&self, stage: &'static str, from: From) {
+    pub(crate) fn count(&self, stage: &'static str, found: Found) {
         let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
         let uses = uses.entry(stage).or_default();
-        match from {
-            From::Computed => uses.computed += 1,
-            From::Disk => uses.disk_hits += 1,
-            From::Memory => uses.memory_hits += 1,
+        match found {
+            Found::Computed => uses.computed += 1,
+            Found::Disk => uses.disk_hits += 1,
+            Found::Memory => uses.memory_hits += 1,
         }
     }
 
@@ -234,6 +239,14 @@ impl Cache {
         }
     }
 
+    /// The value that an entry was kept with, without looking at its files.
+    pub(crate) fn value(&self, key: &Key) -> Option<Value> {
+        let dir = self.place(key)?;
+        let description = Description::read(&dir).ok()?;
+        touch(&dir);
+        Some(description.value)
+    }
+
     /// Keeps what `fill` puts into the directory it is given, and the value that it returns. Where that is not possible, as on
     /// a full disk, that is said, and the work goes on.
     ///
@@ -259,13 +272,7 @@ impl Cache {
         }
     }
 
-    fn write(
-        &self,
-        key: &Key,
-        title: String,
-        dir: &Path,
-        fill: impl FnOnce(&Path) -> Result<Value>,
-    ) -> Result<()> {
+    fn write(&self, key: &Key, title: String, dir: &Path, fill: impl FnOnce(&Path) -> Result<Value>) -> Result<()> {
         if let Some(parent) = dir.parent() {
             std::fs::create_dir_all(parent).map_err(Error::io("create the cache", parent))?;
         }
@@ -306,10 +313,10 @@ impl Cache {
             None => Err(Error::file(&entry.dir, "holds no hash")),
         };
         if let Some(sha256) = self.load(&key, progress, read)? {
-            self.count(STAGE, From::Disk);
+            self.count(STAGE, Found::Disk);
             return Ok(sha256);
         }
-        self.count(STAGE, From::Computed);
+        self.count(STAGE, Found::Computed);
         let sha256 = compute()?;
         before.check()?;
         if before.is_settled() {

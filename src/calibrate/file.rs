@@ -58,9 +58,9 @@ impl Statistics {
             writer.write_array(&format!("{i}.sums"), Array::F64(&input.sums))?;
             writer.write_array(&format!("{i}.gram"), Array::F32(&input.gram))?;
         }
-        let describe = |(linears, input): (Vec<String>, &Arc<Input>)| InputDescription { linears, tokens: input.tokens };
-        let description =
-            Description { windows: self.windows, inputs: inputs.into_iter().map(describe).collect() };
+        let describe =
+            |(linears, input): (Vec<String>, &Arc<Input>)| InputDescription { linears, tokens: input.tokens };
+        let description = Description { windows: self.windows, inputs: inputs.into_iter().map(describe).collect() };
         let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::file(dir, error))?;
         writer.add_file(DESCRIPTION, &json)?;
         writer.finish()

@@ -2,12 +2,14 @@
 
 use super::apply::masked;
 use super::block_loop::Subject;
-use super::config::PruneConfig;
+use super::config::{Propagate, PruneConfig};
 use super::masks::{MasksConfig, masks_of};
 use super::{Pruned, prune_subject, record};
 use crate::Result;
+use crate::allocate::Allocation;
 use crate::calibrate::{Gather, Statistics};
 use crate::gradients::Gradients;
+use crate::importance::Method;
 use crate::mask::{Mask, MaskSet};
 use crate::model::Model;
 use crate::progress::Progress;
@@ -24,6 +26,41 @@ pub(crate) struct Known<'a> {
     /// Reads the statistics of a block with grams, which are too large to hold for all.
     pub(crate) grams: Option<&'a dyn Fn(usize) -> Result<Statistics>>,
     pub(crate) gradients: Option<&'a Gradients>,
+}
+
+/// What a configuration has to know of the dense model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub(crate) statistics: bool,
+    pub(crate) grams: bool,
+    pub(crate) gradients: bool,
+}
+
+impl PruneConfig {
+    /// What the block loop, or what precedes it, asks of the dense model; with pruned propagation, the loop asks nothing of it.
+    pub(crate) fn needs(&self) -> Needs {
+        let dense = self.propagate == Propagate::Dense;
+        let allocated = match self.allocation {
+            Allocation::Uniform => false,
+            Allocation::Owl(_) => true,
+            Allocation::Global => self.method.needs_inputs(),
+        };
+        let grams = dense && self.method == Method::SparseGpt;
+        let scored = dense && (self.method.needs_inputs() || self.refine.is_some()) && !grams;
+        Needs { statistics: allocated || scored, grams, gradients: self.method.needs_gradients() }
+    }
+}
+
+impl MasksConfig {
+    /// As [`PruneConfig::needs`].
+    pub(crate) fn needs(&self) -> Needs {
+        Needs {
+            statistics: matches!(self.allocation, Allocation::Owl(_))
+                || self.methods.iter().any(|method| method.needs_inputs()),
+            grams: false,
+            gradients: self.methods.iter().any(|method| method.needs_gradients()),
+        }
+    }
 }
 
 impl Known<'_> {

@@ -1,8 +1,8 @@
 //! Masks of many methods and sparsities from one pass through the dense model.
 
 use super::block_loop::{Dense, Subject, Targets, check_model, weights_of, with_scorer};
-use super::known::Known;
 use super::config::{Propagate, PruneConfig, default_per};
+use super::known::Known;
 use crate::allocate::{Allocation, Rule, Target, ruled};
 use crate::calibrate::Gather;
 use crate::importance::Method;

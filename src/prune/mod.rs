@@ -16,7 +16,7 @@ pub use block_loop::outliers;
 pub use config::{Propagate, PruneConfig};
 pub use masks::{MasksConfig, masks};
 
-pub(crate) use known::{Known, masks_knowing, prune_knowing, pruned_before};
+pub(crate) use known::{Known, Needs, masks_knowing, prune_knowing, pruned_before};
 
 use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
