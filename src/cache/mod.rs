@@ -331,3 +331,60 @@ impl Cache {
 fn touch(dir: &Path) {
     let _ = File::open(dir.join(DESCRIPTION)).and_then(|file| file.set_modified(SystemTime::now()));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_key_is_its_stage_version_and_inputs() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path(), 1 << 20);
+        let key = |stage, version, input: &str| Key::new(stage, version, json!({"of": input}));
+        let one = key("a", 1, "x");
+        cache
+            .keep(&one, "title".into(), Progress::Hidden, |dir| {
+                std::fs::write(dir.join("file"), "content").map_err(Error::io("write", dir))?;
+                Ok(json!({"kept": [1, "two"]}))
+            })
+            .unwrap();
+        let find = |key: &Key| {
+            let read = |entry: &Entry| Ok((entry.value.clone(), std::fs::read(entry.path("file")).unwrap()));
+            cache.load(key, Progress::Hidden, read).unwrap()
+        };
+        assert_eq!(find(&one), Some((json!({"kept": [1, "two"]}), b"content".to_vec())));
+        assert_eq!(cache.value(&one), Some(json!({"kept": [1, "two"]})));
+        for other in [key("b", 1, "x"), key("a", 2, "x"), key("a", 1, "y")] {
+            assert_eq!((find(&other), cache.value(&other)), (None, None), "{other:?}");
+        }
+        // A second process that kept the same meanwhile changes nothing; one that reads something else in it makes it anew.
+        cache.keep(&one, "title".into(), Progress::Hidden, |_| Ok(Value::Null)).unwrap();
+        assert!(find(&one).is_some_and(|(_, file)| file == b"content"));
+        let misread = |_: &Entry| -> Result<()> { Err(Error::file("x", "of another kind")) };
+        assert!(cache.load(&one, Progress::Hidden, misread).unwrap().is_none() && find(&one).is_none());
+        assert!(cache.load(&one, Progress::Hidden, misread).unwrap().is_none());
+    }
+
+    #[test]
+    fn hashes_are_remembered_while_files_stay_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path().join("cache"), 1 << 20);
+        // Written long ago, and not touched by anyone since.
+        let old = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        let hash = |file: &PathBuf, is: &str| {
+            cache.sha256_of(std::slice::from_ref(file), Progress::Hidden, || Ok(is.to_owned())).unwrap()
+        };
+        assert_eq!(hash(&old, "one"), "one");
+        assert_eq!(hash(&old, "two"), "one");
+        // One that changed just now may change again within a tick of the clock: it is read each time.
+        let fresh = dir.path().join("fresh");
+        std::fs::write(&fresh, "a").unwrap();
+        assert_eq!([hash(&fresh, "one"), hash(&fresh, "two")], ["one", "two"]);
+        let during = cache.sha256_of(std::slice::from_ref(&fresh), Progress::Hidden, || {
+            std::fs::write(&fresh, "bc").unwrap();
+            Ok("three".into())
+        });
+        assert!(during.unwrap_err().to_string().contains("has changed while it was read"));
+    }
+}

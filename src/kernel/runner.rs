@@ -6,7 +6,7 @@ use super::report;
 use super::session::{ErrorKind, Outcome, Session, Stream};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use lacuna::progress::check_interrupt;
+use lacuna::progress::{Transcript, check_interrupt};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -271,6 +271,10 @@ impl Screen {
     }
 
     fn line(&self, stream: Stream, line: &str) {
+        if self.bar.is_none() && Transcript::is_passing(line) {
+            return;
+        }
+        let line = Transcript::line(line).unwrap_or(line);
         match (&self.bar, stream) {
             (Some(bar), Stream::Stderr) => bar.set_message(report::without_ansi(line)),
             (None, Stream::Stderr) => say(&format!("    {line}")),

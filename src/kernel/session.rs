@@ -5,6 +5,7 @@ use super::environment::{self, Mode, Slot};
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError};
 use lacuna::notebook::mime;
+use lacuna::progress::Transcript;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Child;
@@ -114,7 +115,10 @@ impl Session {
                         printed.changed.notify_all();
                     } else {
                         on_line(stream, &line);
-                        printed.lock().text.push((stream, line));
+                        // Progress is to be seen while it lasts.
+                        if stream == Stream::Stdout || Transcript::line(&line).is_none() {
+                            printed.lock().text.push((stream, line));
+                        }
                     }
                 }
             });

@@ -112,6 +112,15 @@ impl Lab {
             && model.dtype() == self.model.dtype()
             && model.device().same_device(self.model.device());
         let mut hash = Sha256::new();
+        if let Some(checkpoint) = model.checkpoint() {
+            let sha256 = checkpoint.sha256()?;
+            if alike && self.model.checkpoint().map(Checkpoint::sha256).transpose()?.as_ref() == Some(&sha256) {
+                return Ok("dense".to_owned());
+            }
+            hash.update(format!("checkpoint\0{sha256}\0{:?} {:?}", model.config(), model.dtype()));
+            hash.update(processor(model.device()));
+            return Ok(format!("{:x}", hash.finalize()));
+        }
         if !alike {
             let device = processor(model.device());
             hash.update(format!("{:?} {:?} {device}", model.config(), model.dtype()));
