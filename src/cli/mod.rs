@@ -1,6 +1,7 @@
 //! Arguments, then one library call each.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
+mod cache;
 mod compress;
 mod evaluate;
 mod experts;
@@ -49,6 +50,7 @@ enum Command {
     Experts(experts::Args),
     Generate(generate::Args),
     Train(train::Args),
+    Cache(cache::Args),
     /// Run notebooks without Jupyter
     #[cfg(feature = "notebook")]
     Notebook(notebook::Args),
@@ -93,6 +95,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Experts(args) => experts::run(args),
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Cache(args) => cache::run(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "notebook")]
         Command::Notebook(args) => notebook::run(args),
         #[cfg(feature = "notebook")]

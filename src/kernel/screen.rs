@@ -3,6 +3,7 @@
 use super::output::Stream;
 use super::report::without_ansi;
 use indicatif::{ProgressBar, ProgressStyle};
+use lacuna::progress::Transcript;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -67,6 +68,10 @@ impl Screen {
 
     /// A line that the running cell prints.
     pub(super) fn line(&self, stream: Stream, line: &str) {
+        if self.bar.is_none() && Transcript::is_passing(line) {
+            return;
+        }
+        let line = Transcript::line(line).unwrap_or(line);
         match (&self.bar, stream) {
             (Some(bar), Stream::Stderr) => bar.set_message(without_ansi(line)),
             (None, Stream::Stderr) => say(&format!("    {line}")),

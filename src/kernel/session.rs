@@ -6,6 +6,7 @@ use super::output::{self, Printed, Stream};
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError};
 use lacuna::notebook::mime;
+use lacuna::progress::Transcript;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Child;
@@ -123,12 +124,16 @@ impl Session {
                         shared.changed.notify_all();
                         continue;
                     }
+                    // Progress is to be seen while it lasts, and not to be kept.
+                    let is_progress = stream == Stream::Stderr && Transcript::line(&line).is_some();
                     // What the report leaves out is not shown either: a terminal would take minutes for it.
-                    let is_shown = shared.lock().printed.is_open(stream);
+                    let is_shown = is_progress || shared.lock().printed.is_open(stream);
                     if is_shown {
                         on_line(stream, &line);
                     }
-                    shared.lock().printed.push(stream, &line);
+                    if !is_progress {
+                        shared.lock().printed.push(stream, &line);
+                    }
                 }
             });
         }

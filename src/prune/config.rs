@@ -154,7 +154,7 @@ impl PruneConfig {
         Criterion { pattern: self.pattern, per: self.per, ties: self.ties }
     }
 
-    pub(super) fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
+    pub(crate) fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
         let per = match (self.pattern, self.method) {
             (Pattern::NofM { .. }, _) => Per::Row.to_string(),
             (_, Method::SparseGpt) => "columns".to_owned(),

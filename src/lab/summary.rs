@@ -1,0 +1,113 @@
+//! What a cache holds, for people.
+
+use crate::cache::{Cache, Uses};
+use crate::notebook::{emit, mime};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What is kept of each stage, and how often this session found it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CacheSummary {
+    /// Where it is kept; `None` for a cache that keeps nothing.
+    pub dir: Option<PathBuf>,
+    /// Bytes that may be kept.
+    pub max_bytes: u64,
+    /// By the stage's name.
+    pub stages: BTreeMap<String, StageSummary>,
+}
+
+/// What is kept of a stage, and how often this session found it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StageSummary {
+    /// Number of results that are kept, of any model.
+    pub kept: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How often this session computed and found one.
+    pub uses: Uses,
+}
+
+impl CacheSummary {
+    pub(super) fn of(cache: &Cache) -> CacheSummary {
+        let mut stages: BTreeMap<String, StageSummary> = BTreeMap::new();
+        // A directory that cannot be read shows as empty; what a lab looks up there says why.
+        for entry in cache.entries().unwrap_or_default() {
+            let stage = stages.entry(entry.stage).or_default();
+            stage.kept += 1;
+            stage.bytes += entry.bytes;
+        }
+        for (name, uses) in cache.uses() {
+            stages.entry(name.to_owned()).or_default().uses = uses;
+        }
+        CacheSummary { dir: cache.dir().map(PathBuf::from), max_bytes: cache.max_bytes(), stages }
+    }
+
+    /// A stage; zeros for one that was never used.
+    pub fn of_stage(&self, stage: &str) -> StageSummary {
+        self.stages.get(stage).copied().unwrap_or_default()
+    }
+
+    /// Bytes of all that is kept.
+    pub fn bytes(&self) -> u64 {
+        self.stages.values().map(|stage| stage.bytes).sum()
+    }
+
+    fn rows(&self) -> Vec<[String; 6]> {
+        let row = |(name, stage): (&String, &StageSummary)| {
+            let Uses { computed, disk_hits, memory_hits } = stage.uses;
+            let counts = [computed, disk_hits, memory_hits].map(|count| count.to_string());
+            let [computed, disk, memory] = counts;
+            [name.clone(), stage.kept.to_string(), size(stage.bytes), computed, disk, memory]
+        };
+        self.stages.iter().map(row).collect()
+    }
+
+    fn place(&self) -> String {
+        match &self.dir {
+            Some(dir) => format!("{} of {} in {}", size(self.bytes()), size(self.max_bytes), dir.display()),
+            None => "nothing is kept on disk".to_owned(),
+        }
+    }
+
+    /// Shows it in a cell.
+    pub fn evcxr_display(&self) {
+        let cells = |tag: &str, cells: &[String]| -> String {
+            let right = |i: usize| if i == 0 { "left" } else { "right" };
+            let cell = |(i, text): (usize, &String)| format!("<{tag} style=\"text-align:{}\">{text}</{tag}>", right(i));
+            format!("<tr>{}</tr>", cells.iter().enumerate().map(cell).collect::<String>())
+        };
+        let rows: String = self.rows().iter().map(|row| cells("td", row)).collect();
+        let head = cells("th", &HEADINGS.map(str::to_owned));
+        let place = self.place().replace('&', "&amp;").replace('<', "&lt;");
+        let html = format!("<table><thead>{head}</thead><tbody>{rows}</tbody></table><p>{place}</p>");
+        emit(&[(mime::PLAIN, &self.to_string()), (mime::HTML, &html)]);
+    }
+}
+
+const HEADINGS: [&str; 6] = ["stage", "kept", "size", "computed", "from disk", "from memory"];
+
+impl fmt::Display for CacheSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = vec![HEADINGS.map(str::to_owned)];
+        rows.extend(self.rows());
+        for [stage, rest @ ..] in rows {
+            write!(f, "{stage:12}")?;
+            rest.iter().try_for_each(|cell| write!(f, " {cell:>11}"))?;
+            writeln!(f)?;
+        }
+        f.write_str(&self.place())
+    }
+}
+
+/// Bytes for people: `513.2 MiB`.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
