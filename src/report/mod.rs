@@ -156,7 +156,7 @@ impl Report {
         let tables = names(|part| if let Part::Table(name, _) = part { Some(name) } else { None });
         let plots = names(|part| if let Part::Plot(name, _) = part { Some(name) } else { None });
         let records: Vec<Value> = self.records.iter().map(json::record_json).collect::<Result<_>>()?;
-        let json = json!({"title": self.title, "tables": tables, "plots": plots, "records": records});
+        let json = serde_json::json!({"title": self.title, "tables": tables, "plots": plots, "records": records});
         let mut bundle = vec![(mime::PLAIN, plain), (mime::MARKDOWN, markdown), (mime::HTML, html)];
         bundle.append(&mut pictures);
         bundle.push((mime::JSON, json.to_string()));
