@@ -166,6 +166,15 @@ struct Sampling {
 }
 
 impl Sampling {
+    /// The windows of `text`, when anything is measured on them.
+    fn windows_if(&self, needed: bool, text: &Path, model: &Model) -> lacuna::Result<Option<Windows>> {
+        if !needed {
+            eprintln!("note: {} is not read, as nothing here depends on activations", text.display());
+            return Ok(None);
+        }
+        self.windows(text, model).map(Some)
+    }
+
     fn windows(&self, text: &Path, model: &Model) -> lacuna::Result<Windows> {
         let tokenizer = tokenizer_for(text, model)?;
         Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen)?, self.seed)
