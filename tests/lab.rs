@@ -38,7 +38,7 @@ fn test_windows(lab: &Lab) -> Windows {
 }
 
 fn dense(method: Method, sparsity: f64) -> PruneConfig {
-    PruneConfig { propagate: Propagate::Dense, ..PruneConfig::new(method, sparsity) }
+    PruneConfig::new(method, sparsity).propagating(Propagate::Dense)
 }
 
 fn uses(lab: &Lab, stage: &str) -> [u64; 3] {
@@ -139,6 +139,7 @@ fn another_sparsity_selects_and_evaluates_only_and_an_unchanged_cell_does_nothin
         let records = [0.3, 0.5, 0.7].map(|sparsity| lab.record(&dense(Method::Wanda, sparsity), &test).unwrap());
         records.iter().map(told).collect()
     };
+    assert_eq!(session.config(Method::Wanda, 0.3), dense(Method::Wanda, 0.3));
     let first = sweep(&session);
     assert_eq!(uses(&session, "statistics"), [1, 0, 2]);
     assert_eq!((uses(&session, "pruned"), uses(&session, "evaluation")), ([3, 0, 0], [3, 0, 0]));
@@ -372,7 +373,7 @@ fn what_was_used_least_recently_goes_first() {
     let gone = cache.collect(&Collect { dry_run: false, ..old }).unwrap();
     assert_eq!(would, gone);
     assert!(gone.iter().filter(|kept| kept.stage == "pruned").count() == 3 && pruned(&cache) == 1, "{gone:?}");
-    let fresh = lab_of(&tiny(), cache.clone());
+    let fresh = self::lab(dir.path());
     fresh.prune(&dense(Method::Wanda, 0.2)).unwrap();
     assert_eq!(uses(&fresh, "pruned"), [0, 1, 0]);
 

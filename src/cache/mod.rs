@@ -111,16 +111,19 @@ impl Description {
         parsed.ok_or_else(|| Error::file(&path, "is damaged"))
     }
 
-    fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(DESCRIPTION);
-        let json = serde_json::to_string_pretty(self).map_err(|error| Error::file(&path, error))?;
+    /// Writes it into `staging`, from where it goes to `dir`, unless the entry would then have more than `max_bytes`.
+    fn write(&self, staging: &Path, dir: &Path, max_bytes: u64) -> Result<()> {
+        let path = staging.join(DESCRIPTION);
+        let json = serde_json::to_string_pretty(self).map_err(|error| Error::file(dir, error))?;
         let text = format!("{:08x}\n{json}", crc32fast::hash(json.as_bytes()));
+        let bytes = self.files.iter().map(|file| file.bytes).sum::<u64>() + text.len() as u64;
+        if bytes > max_bytes {
+            let problem =
+                format!("{bytes} bytes, and the cache holds {max_bytes}; LACUNA_CACHE_MAX_BYTES may say more");
+            return Err(Error::file(dir, problem));
+        }
         std::fs::write(&path, text).map_err(crate::files::write_error(&path))?;
         File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("flush", &path))
-    }
-
-    fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
     }
 }
 
@@ -265,7 +268,7 @@ impl Cache {
         match result.and_then(|()| self.trim(&key.name())) {
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) if !dir.is_dir() => {
-                progress.stage("cache", 0).note(format!("{} are not kept: {error}", key.stage));
+                progress.stage("cache", 0).note(format!("{}: not kept: {error}", key.stage));
                 Ok(())
             }
             _ => Ok(()),
@@ -281,12 +284,7 @@ impl Cache {
             let files = files::sums(staging)?;
             let description =
                 Description { stage: key.stage.to_owned(), title, inputs: key.inputs.clone(), value, files };
-            if description.bytes() > self.0.max_bytes {
-                let (bytes, max) = (description.bytes(), self.0.max_bytes);
-                let problem = format!("{bytes} bytes, and the cache holds {max}; LACUNA_CACHE_MAX_BYTES may say more");
-                return Err(Error::file(dir, problem));
-            }
-            description.write(staging)
+            description.write(staging, dir, self.0.max_bytes)
         })
     }
 

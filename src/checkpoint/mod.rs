@@ -30,6 +30,7 @@ mod headers;
 mod http;
 mod hub;
 mod index;
+mod kinds;
 mod remote;
 mod rewrite;
 mod source;
@@ -40,6 +41,7 @@ pub use gguf::{ImportSummary, import_gguf};
 pub use headers::HeadersOnly;
 pub use http::Retry;
 pub use hub::Hub;
+pub use kinds::TensorKind;
 pub use remote::Remote;
 pub use rewrite::{
     Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OtherFile, OutputFile, OutputTensor,

@@ -25,6 +25,7 @@ use lacuna::Error;
 use lacuna::allocate::{Allocation, Rule};
 use lacuna::model::Model;
 use lacuna::progress::{self, Progress};
+use lacuna::report::size;
 use lacuna::text::{Tokenizer, Windows};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -266,15 +267,4 @@ fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Ite
         let cells: Vec<String> = line.iter().enumerate().map(cell).collect();
         println!("{}", cells.join("  ").trim_end());
     }
-}
-
-/// Bytes for people: `513.2 MiB`.
-fn size(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, 0);
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

@@ -1,7 +1,7 @@
-//! What a cache holds, for people.
+//! What a cache holds.
 
 use crate::cache::{Cache, Uses};
-use crate::notebook::{emit, mime};
+use crate::report::size;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,25 +64,15 @@ impl CacheSummary {
         self.stages.iter().map(row).collect()
     }
 
-    fn place(&self) -> String {
-        match &self.dir {
-            Some(dir) => format!("{} of {} in {}", size(self.bytes()), size(self.max_bytes), dir.display()),
-            None => "nothing is kept on disk".to_owned(),
-        }
-    }
-
-    /// Shows it in a cell.
-    pub fn evcxr_display(&self) {
-        let cells = |tag: &str, cells: &[String]| -> String {
-            let right = |i: usize| if i == 0 { "left" } else { "right" };
-            let cell = |(i, text): (usize, &String)| format!("<{tag} style=\"text-align:{}\">{text}</{tag}>", right(i));
-            format!("<tr>{}</tr>", cells.iter().enumerate().map(cell).collect::<String>())
+    /// How much of what there may be is where.
+    pub(crate) fn place(&self) -> String {
+        let Some(dir) = &self.dir else { return "nothing is kept on disk".to_owned() };
+        let home = std::env::home_dir().filter(|home| home.parent().is_some());
+        let dir = match home.as_ref().and_then(|home| dir.strip_prefix(home).ok()) {
+            Some(rest) => format!("~/{}", rest.display()),
+            None => dir.display().to_string(),
         };
-        let rows: String = self.rows().iter().map(|row| cells("td", row)).collect();
-        let head = cells("th", &HEADINGS.map(str::to_owned));
-        let place = self.place().replace('&', "&amp;").replace('<', "&lt;");
-        let html = format!("<table><thead>{head}</thead><tbody>{rows}</tbody></table><p>{place}</p>");
-        emit(&[(mime::PLAIN, &self.to_string()), (mime::HTML, &html)]);
+        format!("{} of {} in {dir}", size(self.bytes()), size(self.max_bytes))
     }
 }
 
@@ -99,15 +89,4 @@ impl fmt::Display for CacheSummary {
         }
         f.write_str(&self.place())
     }
-}
-
-/// Bytes for people: `513.2 MiB`.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

@@ -92,17 +92,6 @@ pub(super) fn table(columns: Vec<Column>) -> Result<Table> {
     DataFrame::new_infer_height(columns).map(Table::from).map_err(failed)
 }
 
-/// Bytes for people: `807.9 MiB`.
-pub(super) fn size(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, 0);
-    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 /// A fraction for people: `50.0%`.
 pub(super) fn percent(fraction: f64) -> String {
     format!("{:.1}%", fraction * 100.0)

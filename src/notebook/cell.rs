@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, HeadersOnly, Remote};
 use crate::evaluate::{ChoiceScores, Evaluation, GenerationScores};
 use crate::experts::{ExpertScores, Keep, Ranking, Selection};
 use crate::gradients::Gradients;
+use crate::lab::{CacheSummary, Lab};
 use crate::mask::{Comparison, Mask, MaskSet, MaskStatistics};
 use crate::model::Model;
 use crate::prune::Pruned;
@@ -37,11 +38,11 @@ pub trait EvcxrDisplay {
 impl<T: Debug> EvcxrDisplay for T {
     fn evcxr_display(&self) {
         // All but this line is compiled once, in the library.
-        show_any(Unknown { id: id_of::<T>(), at: std::ptr::from_ref(self).cast(), _borrowed: PhantomData }, &self);
+        show_any(Unknown::of(self), &self);
     }
 }
 
-/// A reference to a value of a type that only its id tells.
+/// A reference to a value of a type that only its id tells. It is made by [`Unknown::of`] alone, so that both belong together.
 #[derive(Clone, Copy)]
 struct Unknown<'a> {
     id: TypeId,
@@ -50,10 +51,17 @@ struct Unknown<'a> {
 }
 
 impl<'a> Unknown<'a> {
-    /// The value, if it is a `T`.
-    fn get<T: 'static>(self) -> Option<&'a T> {
-        // SAFETY: `at` comes from a reference that lives for 'a, to a value whose type has the id of `T`. Lifetimes inside
-        // `T` may be shorter than that of `T` itself, but what is borrowed here does not leave this module.
+    fn of<T>(value: &'a T) -> Self {
+        Unknown { id: id_of::<T>(), at: std::ptr::from_ref(value).cast(), _borrowed: PhantomData }
+    }
+
+    /// The value, if it is a `T`, lifetimes aside: a `&'static str` may be any `&str`.
+    ///
+    /// # Safety
+    /// What `T` borrows must not be used after 'a, whatever lifetime `T` gives it.
+    unsafe fn get<T: 'static>(self) -> Option<&'a T> {
+        // SAFETY: `at` comes from a reference that lives for 'a, and its type is `T` but for lifetimes, which change no
+        // layout; that they are longer in `T` is what the caller answers for.
         (self.id == TypeId::of::<T>()).then(|| unsafe { &*self.at.cast::<T>() })
     }
 }
@@ -75,8 +83,9 @@ fn id_of<T>() -> TypeId {
     }
     let phantom = PhantomData::<T>;
     let id: &dyn Id = &phantom;
-    // SAFETY: both are references to the same object with the same table of methods; the one that is called does not look at
-    // the object, only at its type.
+    // SAFETY: the two types of reference differ in a lifetime alone, which changes neither the pointer nor the table of methods.
+    // The only method asks for the id of `T`, so that nothing that `T` borrows is touched as if it were `'static`; the object,
+    // a `PhantomData`, outlives the call.
     unsafe { std::mem::transmute::<&dyn Id, &(dyn Id + 'static)>(id) }.id()
 }
 
@@ -84,31 +93,37 @@ fn show_any(value: Unknown<'_>, debug: &dyn Debug) {
     match rich(value) {
         Some(bundle) => show(bundle),
         // What is nothing shows nothing: `println!` as the last expression.
-        None if value.get::<()>().is_some() => {}
+        None if value.id == TypeId::of::<()>() => {}
         None => emit(&[(mime::PLAIN, &numbers(value).unwrap_or_else(|| text(debug)))]),
     }
 }
 
 /// Representations of values that have more than text.
 fn rich(value: Unknown<'_>) -> Option<Result<Bundle>> {
+    // SAFETY: of all that is looked at here, only representations are returned, which own their text.
+    macro_rules! get {
+        ($type:ty) => {
+            unsafe { value.get::<$type>() }
+        };
+    }
     macro_rules! known {
         ($($type:ty),+ $(,)?) => { $(
-            if let Some(value) = value.get::<$type>() {
+            if let Some(value) = get!($type) {
                 return Some(value.bundle());
             }
-            if let Some(result) = value.get::<Result<$type>>() {
+            if let Some(result) = get!(Result<$type>) {
                 return Some(match result {
                     Ok(value) => value.bundle(),
                     Err(error) => error.bundle(),
                 });
             }
-            if let Some(Some(value)) = value.get::<Option<$type>>() {
+            if let Some(Some(value)) = get!(Option<$type>) {
                 return Some(value.bundle());
             }
-            if let Some(Some(value)) = value.get::<Option<&'static $type>>() {
+            if let Some(Some(value)) = get!(Option<&'static $type>) {
                 return Some(value.bundle());
             }
-            if let Some(Ok(value)) = value.get::<Result<&'static $type>>() {
+            if let Some(Ok(value)) = get!(Result<&'static $type>) {
                 return Some(value.bundle());
             }
         )+ };
@@ -148,9 +163,11 @@ fn rich(value: Unknown<'_>) -> Option<Result<Bundle>> {
         Windows,
         Tokenizer,
         Tensor,
+        Lab,
+        CacheSummary,
         Error,
     );
-    if let Some(Err(error)) = value.get::<Result<()>>() {
+    if let Some(Err(error)) = get!(Result<()>) {
         return Some(error.bundle());
     }
     None
@@ -174,7 +191,8 @@ fn numbers(value: Unknown<'_>) -> Option<String> {
     }
     macro_rules! lists {
         ($($number:ty),+) => { $(
-            if let Some(list) = value.get::<Vec<$number>>() {
+            // SAFETY: a list of numbers borrows nothing.
+            if let Some(list) = unsafe { value.get::<Vec<$number>>() } {
                 return ends(list);
             }
         )+ };
@@ -226,30 +244,27 @@ impl Write for Limited {
 mod tests {
     use super::*;
 
-    fn unknown<T>(value: &T) -> Unknown<'_> {
-        Unknown { id: id_of::<T>(), at: std::ptr::from_ref(value).cast(), _borrowed: PhantomData }
-    }
-
     #[test]
     fn types_are_told_apart_whatever_they_borrow() {
         let mask = Mask::none(2, 3);
         let borrowed = Some(&mask);
         let plain = |bundle: Option<Result<Bundle>>| bundle.unwrap().unwrap().remove(0).1;
-        assert_eq!(plain(rich(unknown(&mask))), plain(rich(unknown(&borrowed))));
+        assert_eq!(plain(rich(Unknown::of(&mask))), plain(rich(Unknown::of(&borrowed))));
         let failed: Result<Mask> = Err(Error::Interrupted);
-        assert!(plain(rich(unknown(&failed))).starts_with("error: interrupted"));
-        assert!(rich(unknown(&Some(1))).is_none() && rich(unknown(&None::<Mask>)).is_none());
+        assert!(plain(rich(Unknown::of(&failed))).starts_with("error: interrupted"));
+        assert!(rich(Unknown::of(&Some(1))).is_none() && rich(Unknown::of(&None::<Mask>)).is_none());
         let text = String::from("x");
         assert_ne!(id_of::<&str>(), id_of::<String>());
-        assert_eq!(unknown(&text.as_str()).get::<&'static str>(), Some(&"x"));
+        // SAFETY: `text` is alive.
+        assert_eq!(unsafe { Unknown::of(&text.as_str()).get::<&'static str>() }, Some(&"x"));
     }
 
     #[test]
     fn long_values_are_shown_in_part() {
         let many: Vec<u32> = (0..5_000).collect();
-        let shown = numbers(unknown(&many)).unwrap();
+        let shown = numbers(Unknown::of(&many)).unwrap();
         assert!(shown.starts_with("[0, 1,") && shown.ends_with("4999]\nshowing 20 of 5,000 values"), "{shown}");
-        assert_eq!(numbers(unknown(&vec![1.5f64])), None);
+        assert_eq!(numbers(Unknown::of(&vec![1.5f64])), None);
         let shown = text(&"é".repeat(5_000));
         assert_eq!(shown.chars().take_while(|c| *c != '…').count(), CHARACTERS);
         assert!(shown.ends_with("… 1,002 more characters"), "{shown}");

@@ -11,6 +11,7 @@ mod cell;
 mod errors;
 mod experts;
 mod frames;
+mod lab;
 mod masks;
 mod models;
 mod scores;

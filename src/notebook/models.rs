@@ -1,68 +1,33 @@
 //! Models, checkpoints and what goes through them, in cells.
 
-use super::card::{Card, column, percent, shape, size, table};
+use super::card::{Card, column, percent, shape, table};
 use super::{Bundle, Rich, mime, shown_in_cells};
 use crate::Result;
 use crate::calibrate::Statistics;
-use crate::checkpoint::{Checkpoint, HeadersOnly, Remote, Source, SparseSummary, TensorInfo};
+use crate::checkpoint::{Checkpoint, HeadersOnly, Remote, Source, SparseSummary, TensorInfo, TensorKind};
 use crate::experts::Parts;
 use crate::gradients::Gradients;
 use crate::mask::place;
 use crate::model::{Model, MoeFamily};
-use crate::report::{Format, HeatMap, Plot, Table, number, thousands};
+use crate::report::{Format, HeatMap, Plot, Table, number, size, thousands};
 use crate::structured::Structured;
 use crate::text::{Tokenizer, Windows};
 use candle_core::Tensor;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::path::Path;
 
 fn count(n: impl TryInto<i128>) -> String {
     n.try_into().map_or_else(|_| String::new(), thousands)
 }
 
-/// Tensors that differ in their numbers (layer, expert) only.
-struct Kind {
-    name: String,
-    dtype: String,
-    shape: Vec<usize>,
-    tensors: u64,
-    parameters: u64,
-    bytes: u64,
-}
-
-/// Groups tensors, in the order of the first of each kind.
-fn kinds(of: impl IntoIterator<Item = Kind>) -> Vec<Kind> {
-    let mut places: HashMap<(String, String, Vec<usize>), usize> = HashMap::new();
-    let mut kinds: Vec<Kind> = Vec::new();
-    for tensor in of {
-        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-        let parts: Vec<&str> = tensor.name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect();
-        let name = parts.join(".");
-        let key = (name.clone(), tensor.dtype.clone(), tensor.shape.clone());
-        match places.get(&key) {
-            Some(&at) => {
-                kinds[at].tensors += tensor.tensors;
-                kinds[at].parameters += tensor.parameters;
-                kinds[at].bytes += tensor.bytes;
-            }
-            None => {
-                places.insert(key, kinds.len());
-                kinds.push(Kind { name, ..tensor });
-            }
-        }
-    }
-    kinds
-}
-
-fn kinds_table(kinds: &[Kind]) -> Result<Table> {
-    let numbers = |get: fn(&Kind) -> u64| kinds.iter().map(get).collect::<Vec<_>>();
+fn kinds_table(kinds: &[TensorKind]) -> Result<Table> {
+    let numbers = |get: fn(&TensorKind) -> u64| kinds.iter().map(get).collect::<Vec<_>>();
     let all = kinds.iter().map(|kind| kind.bytes).sum::<u64>().max(1) as f64;
     let table = table(vec![
         column("tensor", kinds.iter().map(|kind| kind.name.as_str()).collect::<Vec<_>>()),
         column("dtype", kinds.iter().map(|kind| kind.dtype.as_str()).collect::<Vec<_>>()),
         column("shape", kinds.iter().map(|kind| shape(&kind.shape)).collect::<Vec<_>>()),
-        column("count", numbers(|kind| kind.tensors)),
+        column("count", numbers(|kind| kind.count)),
         column("parameters", numbers(|kind| kind.parameters)),
         column("size_bytes", numbers(|kind| kind.bytes)),
         column("share", kinds.iter().map(|kind| kind.bytes as f64 / all).collect::<Vec<_>>()),
@@ -73,15 +38,17 @@ fn kinds_table(kinds: &[Kind]) -> Result<Table> {
 impl Rich for Model {
     fn bundle(&self) -> Result<Bundle> {
         let config = self.config();
-        let tensors = kinds(config.sizes(self.dtype()).into_iter().map(|tensor| Kind {
+        let sizes = config.sizes(self.dtype()).into_iter();
+        let tensors = TensorKind::group(sizes.map(|tensor| TensorKind {
             dtype: tensor.dtype.as_str().to_owned(),
             name: tensor.name,
             shape: tensor.shape,
-            tensors: 1,
+            count: 1,
             parameters: tensor.parameters,
             bytes: tensor.bytes,
+            stored_bytes: None,
         }));
-        let sum = |get: fn(&Kind) -> u64| tensors.iter().map(get).sum::<u64>();
+        let sum = |get: fn(&TensorKind) -> u64| tensors.iter().map(get).sum::<u64>();
         let (parameters, bytes) = (sum(|kind| kind.parameters), sum(|kind| kind.bytes));
         let (dtype, device) = (self.dtype().as_str(), if self.device().is_cpu() { "CPU" } else { "GPU" });
         let mut facts = vec![
@@ -157,14 +124,7 @@ fn source_card(source: &dyn Source) -> Result<Card> {
         column("size_bytes", sizes),
     ])?;
     let by_part = by_part.with_format("share", Format::Percent)?.with_heading("share", "share", Some("%"))?;
-    let tensors = kinds(index.iter().map(|info| Kind {
-        name: info.name.clone(),
-        dtype: info.dtype.to_string(),
-        shape: info.shape.clone(),
-        tensors: 1,
-        parameters: info.elements(),
-        bytes: info.bytes(),
-    }));
+    let tensors = TensorKind::of(source, false);
     let json = json!({
         "name": name, "family": model_type, "parameters": parameters, "bytes": bytes, "tensors": index.len(),
         "files": source.files(), "parts": parts,

@@ -75,6 +75,11 @@ impl PruneConfig {
         PruneConfig { allocation, per, ..self }
     }
 
+    /// The same with other inputs of the blocks during calibration.
+    pub fn propagating(self, propagate: Propagate) -> Self {
+        PruneConfig { propagate, ..self }
+    }
+
     /// Checks the settings on their own, before anything is read.
     ///
     /// # Errors

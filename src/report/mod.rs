@@ -23,7 +23,7 @@ mod render;
 mod table;
 
 pub use figure::Figure;
-pub use format::{Format, number, thousands};
+pub use format::{Format, number, size, thousands};
 pub use heatmap::HeatMap;
 pub use json::{read_records, write_record};
 pub use mask_map::MaskMap;
