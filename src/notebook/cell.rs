@@ -254,9 +254,10 @@ mod tests {
         assert!(plain(rich(Unknown::of(&failed))).starts_with("error: interrupted"));
         assert!(rich(Unknown::of(&Some(1))).is_none() && rich(Unknown::of(&None::<Mask>)).is_none());
         let text = String::from("x");
+        let short: &str = &text;
         assert_ne!(id_of::<&str>(), id_of::<String>());
         // SAFETY: `text` is alive.
-        assert_eq!(unsafe { Unknown::of(&text.as_str()).get::<&'static str>() }, Some(&"x"));
+        assert_eq!(unsafe { Unknown::of(&short).get::<&'static str>() }, Some(&"x"));
     }
 
     #[test]
