@@ -2,7 +2,7 @@
 
 use crate::build;
 use crate::common::{assert_says, fingerprint, names};
-use crate::moe::Moe;
+use crate::moe::{self, Moe};
 use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
 use lacuna::experts::{self, Layout, Ranking};
 use lacuna::progress::Progress;

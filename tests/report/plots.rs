@@ -1,6 +1,6 @@
 //! Plots and heat maps: what is drawn where.
 
-use super::{record, sweep};
+use super::sweep;
 use lacuna::record::Record;
 use lacuna::report::{HeatMap, Plot, Report};
 use std::collections::BTreeSet;
