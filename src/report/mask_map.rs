@@ -35,7 +35,8 @@ const CORNER_LEFT: f64 = MARGIN + MAP_SIDE.0 + 40.0;
 /// use lacuna::{mask::Mask, report::MaskMap};
 /// let mask = Mask::from_fn(64, 128, |row, col| (row + col) % 4 < 2);
 /// let map = MaskMap::new("Two of four", &mask).groups_of(4);
-/// assert!(map.svg()?.contains("50%"));
+/// assert_eq!(map.summary(), "Two of four: 64 × 128 weights, 50.0% pruned");
+/// assert!(map.svg()?.contains("The first 24 rows × 32 columns, in groups of 4"));
 /// # Ok(())
 /// # }
 /// ```
