@@ -67,6 +67,7 @@ const RIA_POWER: f32 = 0.5;
 /// A metric together with what it needs for one linear.
 #[derive(Clone, Debug)]
 pub struct Scorer<'a> {
+    method: Method,
     weights: &'a [f32],
     width: usize,
     kind: Kind<'a>,
@@ -124,7 +125,17 @@ impl<'a> Scorer<'a> {
                 return Err(Error::argument("method", method, problem));
             }
         };
-        Ok(Scorer { weights, width: shape.1, kind })
+        Ok(Scorer { method, weights, width: shape.1, kind })
+    }
+
+    /// The metric.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// `(out, in)` of the weight.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.weights.len() / self.width.max(1), self.width)
     }
 
     /// All scores, `(out, in)`, row-major.

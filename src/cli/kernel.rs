@@ -1,5 +1,6 @@
 //! `lacuna kernel`: this binary as Jupyter's Rust kernel.
 
+use crate::kernel::doctor::{self, Status};
 use crate::kernel::install::{self, Place};
 use anyhow::Context;
 use std::path::PathBuf;
@@ -14,10 +15,17 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Make the kernel "Lacuna (Rust)" known to Jupyter
+    /// Make the kernel "Lacuna (Rust)" known to Jupyter, and prepare its first start
     Install(PlaceArgs),
+    /// Look at everything that cells need, and say what to type where it is missing
+    #[command(after_help = "Exit codes: 0 cells can run (there may be warnings); 1 they cannot")]
+    Doctor(DoctorArgs),
+    /// Compile a first cell for several notebooks at once, so that each of them starts quickly
+    Warm(WarmArgs),
     /// Undo `install`
     Uninstall(PlaceArgs),
+    /// Be the kernel: what the kernelspec starts
+    Serve(ServeArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +39,26 @@ struct PlaceArgs {
     /// In the active virtual environment (VIRTUAL_ENV or CONDA_PREFIX)
     #[arg(long)]
     sys_prefix: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct DoctorArgs {
+    /// As a JSON list of checks
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct WarmArgs {
+    /// Notebooks that will run at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    slots: u8,
+}
+
+#[derive(Debug, clap::Args)]
+struct ServeArgs {
+    /// Where to listen, as Jupyter writes it
+    connection_file: PathBuf,
 }
 
 impl PlaceArgs {
@@ -53,10 +81,37 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             let directory = install::install(&place.place()?)?;
             println!("installed {}", directory.display());
         }
+        Command::Doctor(DoctorArgs { json }) => return diagnose(json),
+        Command::Warm(WarmArgs { slots }) => {
+            install::warm(slots.into())?;
+            println!("{slots} {} warm", if slots == 1 { "slot is" } else { "slots are" });
+        }
         Command::Uninstall(place) => match install::uninstall(&place.place()?)? {
             Some(directory) => println!("removed {}", directory.display()),
             None => println!("no lacuna kernel is installed there"),
         },
+        Command::Serve(ServeArgs { connection_file }) => crate::kernel::serve(&connection_file)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn diagnose(json: bool) -> anyhow::Result<ExitCode> {
+    let checks = doctor::checks();
+    if json {
+        super::print_json(&checks)?;
+    } else {
+        for check in &checks {
+            let status = match check.status {
+                Status::Ok => "ok",
+                Status::Warning => "warning",
+                Status::Failure => "FAILURE",
+            };
+            println!("{status:<8} {:<10} {}", check.name, check.found);
+            if let Some(remedy) = &check.remedy {
+                println!("{:<19} -> {remedy}", "");
+            }
+        }
+    }
+    let failed = checks.iter().any(|check| check.status == Status::Failure);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -21,7 +21,8 @@ pub(super) const END_OF_CELL: &str = "\u{1}lacuna: end of cell";
 
 /// A statement for the first cell of a session that wants to see [`END_OF_CELL`].
 pub(super) const MARK_ENDS: &str = "unsafe { std::env::set_var(\"LACUNA_MARK_ENDS\", \"1\") };";
-const MARK_ENDS_SET: &str = "LACUNA_MARK_ENDS";
+/// The variable that it sets, for a process that takes its place.
+pub(super) const MARK_ENDS_SET: &str = "LACUNA_MARK_ENDS";
 
 const COMPLETE: &str = "EVCXR_EXECUTION_COMPLETE";
 const END_OF_CONTENT: &str = "EVCXR_END_CONTENT";
@@ -39,7 +40,6 @@ pub(super) fn is_child() -> bool {
 
 /// Makes the process ready to run cells; evcxr's own loop follows.
 pub(super) fn prepare() {
-    let headless = env::var_os(environment::HEADLESS).is_some();
     // SAFETY: the process has one thread so far.
     unsafe {
         // evcxr asks for backtraces; those of a cell show evcxr, not the cell. Who wants one says so.
@@ -52,12 +52,15 @@ pub(super) fn prepare() {
             env::remove_var(name);
         }
     }
+    // A group of its own, so that the runner can end what a cell has started together with it.
+    // SAFETY: setpgid only moves this process.
+    unsafe { libc::setpgid(0, 0) };
     #[cfg(target_os = "linux")]
-    if headless {
-        // A cell must not run on when the runner was killed. (Under Jupyter the parent is a thread that may end.)
-        // SAFETY: prctl only sets a flag of this process.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    }
+    // A cell must not run on when the kernel was killed. The parent is its main thread.
+    // SAFETY: prctl only sets a flag of this process.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)
+    };
     // Without the thread everything but text without a newline still works.
     let _ = redirect();
 }

@@ -1,6 +1,6 @@
 //! What a session needs around it: the built library, a slot to compile cells in, evcxr's settings.
 
-use super::{rust_source, stubs};
+use super::{child, rust_source, stubs};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::env;
@@ -17,40 +17,37 @@ pub(super) const STUBS: &str = "LACUNA_STUBS";
 pub(super) const LIBRARY: &str = "LACUNA_LIBRARY";
 /// Where the library's own dependencies are.
 pub(super) const DEPENDENCIES: &str = "LACUNA_DEPENDENCIES";
-/// Set in a session without Jupyter.
-pub(super) const HEADLESS: &str = "LACUNA_HEADLESS";
+/// The toolchain's directory, in the environment of an installed kernel: Jupyter may be started from a menu, where no
+/// shell has put cargo on the PATH, or in a directory that rustup gives another toolchain.
+pub(super) const TOOLCHAIN: &str = "LACUNA_TOOLCHAIN";
 /// The user's own RUST_BACKTRACE, which evcxr overwrites.
 pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
 
+/// What every cell finds imported, in Jupyter and without it.
+pub(super) const PRELUDE: &str = "use lacuna::prelude::*;";
+
 /// What the process that runs cells must not hand on to what it starts.
-pub(super) const PRIVATE: [&str; 11] = [
+pub(super) const PRIVATE: [&str; 10] = [
     WRAPPER,
     STUBS,
     LIBRARY,
     DEPENDENCIES,
-    HEADLESS,
     BACKTRACE,
     "RUSTC",
     "RUST_SRC_PATH",
     "EVCXR_TMPDIR",
     "EVCXR_CONFIG_DIR",
-    "JUPYTER_PATH",
+    TOOLCHAIN,
 ];
 
 /// More sessions at a time than anyone runs on one machine.
 const SLOTS: usize = 32;
 
-/// Who drives the session.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    Headless,
-    Jupyter,
-}
-
 /// A directory in which one session compiles its cells; free again when dropped, or when the process ends.
 #[must_use]
 pub(super) struct Slot {
-    /// evcxr's commands that make lacuna known to cells. Jupyter's kernel has them from its settings.
+    /// evcxr's commands that make lacuna known to cells, and its prelude, without whose `EvcxrDisplay` in scope rustc's advice
+    /// to import it would keep evcxr from trying `{:?}`.
     pub(super) preamble: String,
     _lock: File,
 }
@@ -58,63 +55,84 @@ pub(super) struct Slot {
 /// Prepares this process, through its environment, to host a session: evcxr takes its settings from there.
 ///
 /// Call it before any other thread reads the environment.
-pub(super) fn enter(mode: Mode) -> Result<Slot> {
-    let built = Built::find()?;
-    let cache = cache(&built)?;
-    let sysroot = sysroot()?;
-    let source = rust_source::provide(&sysroot)?;
-    let stubs = stubs::write(&cache)?;
-    let (slot, lock) = take_slot(&cache)?;
-    let executable = env::current_exe().context("cannot find this program's own path")?;
-    let preamble = format!(
-        ":env RUST_SRC_PATH={}\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}",
-        source.display(),
-        executable.display(),
-        stubs::toml_string(&stubs.join("lacuna").to_string_lossy())
-    );
-    let settings = write_settings(&cache, &preamble)?;
+pub(super) fn enter() -> Result<Slot> {
     let set = |name: &str, value: OsString| {
         // SAFETY: the caller promises that no other thread uses the environment.
         unsafe { env::set_var(name, value) }
     };
-    if let Some(backtrace) = env::var_os("RUST_BACKTRACE") {
-        set(BACKTRACE, backtrace);
+    let sysroot = sysroot()?;
+    // Else each of the many calls of cargo and rustc goes through rustup's proxies.
+    if let Some(path) = path_with(&sysroot) {
+        set("PATH", path);
     }
-    if mode == Mode::Headless {
-        set(HEADLESS, "1".into());
-    }
-    set(WRAPPER, "1".into());
-    set("RUST_SRC_PATH", rust_source::nothing(&cache)?.into());
-    // Else each of the many questions that cargo and rust-analyzer ask rustc goes through rustup's proxy.
     if env::var_os("RUSTC").is_none() {
         set("RUSTC", sysroot.join("bin/rustc").into());
     }
+    let built = Built::find()?;
+    let cache = cache(&built)?;
+    let source = rust_source::lean(&rust_source::provide(&sysroot)?, &cache)?;
+    let stubs = stubs::write(&cache)?;
+    let (slot, lock) = take_slot(&cache)?;
+    let executable = env::current_exe().context("cannot find this program's own path")?;
+    let preamble = format!(
+        ":env RUST_SRC_PATH={}\n:env {}=1\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}\n{PRELUDE}",
+        source.display(),
+        child::MARK_ENDS_SET,
+        executable.display(),
+        stubs::toml_string(&stubs.join("lacuna").to_string_lossy()),
+    );
+    let settings = write_settings(&cache)?;
+    if let Some(backtrace) = env::var_os("RUST_BACKTRACE") {
+        set(BACKTRACE, backtrace);
+    }
+    set(WRAPPER, "1".into());
+    set("RUST_SRC_PATH", rust_source::nothing(&cache)?.into());
     set(STUBS, stubs.into());
     set(LIBRARY, built.library.into());
     set(DEPENDENCIES, built.dependencies.into());
     set("EVCXR_TMPDIR", slot.into());
     set("EVCXR_CONFIG_DIR", settings.into());
-    // evcxr_jupyter updates a kernel called `rust` that it finds in Jupyter's directory. That one is not ours.
-    set("JUPYTER_PATH", cache.join("no-jupyter").into());
+    // Left by an earlier session, or by the one whose cell started this process.
+    // SAFETY: as above.
+    unsafe { env::remove_var(child::MARK_ENDS_SET) };
     Ok(Slot { preamble, _lock: lock })
 }
 
 /// The toolchain's directory.
-fn sysroot() -> Result<PathBuf> {
+pub(super) fn sysroot() -> Result<PathBuf> {
+    let pinned = env::var_os(TOOLCHAIN).map(PathBuf::from);
+    if let Some(toolchain) = pinned.filter(|toolchain| toolchain.join("bin/rustc").is_file()) {
+        return Ok(toolchain);
+    }
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(&rustc).args(["--print", "sysroot"]).output();
     let output = output.with_context(|| format!("cannot run {}, which compiles notebook cells", rustc.display()))?;
+    if !output.status.success() {
+        bail!("{} --print sysroot: {}", rustc.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
+/// PATH with the toolchain's programs in front; `None` if there is no cargo among them, or they stand there already.
+fn path_with(sysroot: &Path) -> Option<OsString> {
+    let programs = sysroot.join("bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
+    if !programs.join("cargo").is_file() || directories.first() == Some(&programs) {
+        return None;
+    }
+    directories.insert(0, programs);
+    env::join_paths(directories).ok()
+}
+
 /// What `cargo build` left.
-struct Built {
-    library: PathBuf,
-    dependencies: PathBuf,
+pub(super) struct Built {
+    pub(super) library: PathBuf,
+    pub(super) dependencies: PathBuf,
 }
 
 impl Built {
-    fn find() -> Result<Self> {
+    pub(super) fn find() -> Result<Self> {
         let name = format!("{}lacuna{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
         let executable = env::current_exe().context("cannot find this program's own path")?;
         // A copy of the binary still knows where it was built.
@@ -134,7 +152,7 @@ impl Built {
 }
 
 /// A directory of our own in the user's cache, one per build directory: two checkouts do not share slots.
-fn cache(built: &Built) -> Result<PathBuf> {
+pub(super) fn cache(built: &Built) -> Result<PathBuf> {
     let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty());
     let user = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(|| {
         let below = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
@@ -176,12 +194,22 @@ fn take_slot(cache: &Path) -> Result<(PathBuf, File)> {
     bail!("{SLOTS} notebook sessions are running already; end one of them ({})", cache.display())
 }
 
+/// How many of the slots are held by sessions, and how many there are on disk.
+pub(super) fn slots(cache: &Path) -> (usize, usize) {
+    let exists = |number: &usize| cache.join(format!("slot-{number}")).is_dir();
+    let is_free = |number: &usize| {
+        let lock = File::open(cache.join(format!("slot-{number}.lock")));
+        lock.is_ok_and(|lock| lock.try_lock_shared().is_ok())
+    };
+    let existing: Vec<usize> = (0..SLOTS).filter(exists).collect();
+    (existing.iter().filter(|number| !is_free(number)).count(), existing.len())
+}
+
 /// evcxr reads `evcxr.toml` in a directory of ours, not the user's, so that a notebook runs the same everywhere.
-fn write_settings(cache: &Path, preamble: &str) -> Result<PathBuf> {
+fn write_settings(cache: &Path) -> Result<PathBuf> {
     let settings = cache.join("settings");
     // Heavy work is inside the library, which is optimised; a cell is compiled for the speed of compiling it.
     write_if_new(&settings.join("evcxr.toml"), "[evcxr]\nopt_level = \"0\"\n")?;
-    write_if_new(&settings.join("init.evcxr"), preamble)?;
     Ok(settings)
 }
 

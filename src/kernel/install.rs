@@ -1,14 +1,26 @@
-//! Jupyter's kernelspec: a directory with a JSON file that says how to start this binary as a kernel.
+//! Jupyter's kernelspec: a directory with a JSON file that says how to start this binary as a kernel, and its pictures.
 
+use super::environment::{self, TOOLCHAIN};
 use super::session::Session;
-use anyhow::{Context, Result};
-use serde_json::json;
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 /// The kernel's name for Jupyter, and its directory's.
 const NAME: &str = "lacuna";
+
+const LOGOS: [(&str, &[u8]); 3] = [
+    ("logo-32x32.png", include_bytes!("logo/logo-32x32.png")),
+    ("logo-64x64.png", include_bytes!("logo/logo-64x64.png")),
+    ("logo-svg.svg", include_bytes!("logo/logo-svg.svg")),
+];
+
+/// What a kernel must find as it is now, where Jupyter is started from a menu: compiled cells and downloaded crates.
+const KEPT: [&str; 3] = ["XDG_CACHE_HOME", "CARGO_HOME", "RUSTUP_HOME"];
 
 /// Where Jupyter looks for kernels.
 #[derive(Clone, Debug)]
@@ -24,10 +36,7 @@ impl Place {
     fn directory(&self) -> Result<PathBuf> {
         let data = match self {
             Place::Prefix(prefix) => std::path::absolute(prefix)?.join("share").join("jupyter"),
-            Place::User => match env::var_os("JUPYTER_DATA_DIR").filter(|path| !path.is_empty()) {
-                Some(directory) => directory.into(),
-                None => user_data().context("no directory for Jupyter's kernels: set HOME or JUPYTER_DATA_DIR")?,
-            },
+            Place::User => user_data().context("no directory for Jupyter's kernels: set HOME or JUPYTER_DATA_DIR")?,
         };
         Ok(data.join("kernels").join(NAME))
     }
@@ -35,6 +44,9 @@ impl Place {
 
 /// As jupyter_core's `jupyter_data_dir`.
 fn user_data() -> Option<PathBuf> {
+    if let Some(directory) = env::var_os("JUPYTER_DATA_DIR").filter(|path| !path.is_empty()) {
+        return Some(directory.into());
+    }
     let home = env::home_dir().filter(|home| !home.as_os_str().is_empty());
     if cfg!(target_os = "macos") {
         return home.map(|home| home.join("Library/Jupyter"));
@@ -43,28 +55,74 @@ fn user_data() -> Option<PathBuf> {
     xdg.or_else(|| home.map(|home| home.join(".local/share"))).map(|data| data.join("jupyter"))
 }
 
-/// Writes the kernelspec and runs one cell, so that Jupyter's first start is within its patience. Returns the
-/// kernelspec's directory.
+/// Writes the kernelspec after a first cell has run, so that nothing is left to be prepared when Jupyter starts it.
+/// Returns the kernelspec's directory.
 ///
 /// # Errors
-/// When the directory cannot be written, or a session does not start; the kernelspec is written only after one did.
+/// When the directory cannot be written, or a session does not start. What was installed before is then still there.
 pub(crate) fn install(place: &Place) -> Result<PathBuf> {
     let directory = place.directory()?;
-    let executable = env::current_exe().context("cannot find this program's own path")?;
-    let outcome = Session::start(Box::new(|_, _| {}))?.run("use lacuna::prelude::*;\nlet ready = true;\nready");
-    if let Some(error) = outcome.error {
-        anyhow::bail!("the kernel starts, but a first cell failed: {}", error.message);
+    let kernels = directory.parent().unwrap_or(Path::new("/"));
+    let cannot =
+        || format!("cannot write in {}; --user, --prefix and --sys-prefix name other places", kernels.display());
+    // Written there first: a directory that cannot be written should not cost the time of a session.
+    fs::create_dir_all(kernels).with_context(cannot)?;
+    let staged = tempfile::Builder::new().prefix(".lacuna-").tempdir_in(kernels).with_context(cannot)?;
+    let spec = serde_json::to_string_pretty(&kernelspec()?)? + "\n";
+    for (name, bytes) in LOGOS.into_iter().chain([("kernel.json", spec.as_bytes())]) {
+        fs::write(staged.path().join(name), bytes).with_context(cannot)?;
     }
-    let spec = json!({
-        "argv": [executable, "--control_file", "{connection_file}"],
+    // A temporary directory is private; Jupyter may run as another user.
+    fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o755)).with_context(cannot)?;
+    warm(1)?;
+    if directory.exists() {
+        fs::remove_dir_all(&directory).with_context(cannot)?;
+    }
+    fs::rename(staged.path(), &directory).with_context(cannot)?;
+    Ok(directory)
+}
+
+fn kernelspec() -> Result<Value> {
+    let executable = env::current_exe().context("cannot find this program's own path")?;
+    let mut variables = Map::new();
+    for name in KEPT {
+        if let Some(value) = env::var_os(name).filter(|value| !value.is_empty()) {
+            variables.insert(name.into(), text(&value)?);
+        }
+    }
+    variables.insert(TOOLCHAIN.into(), text(environment::sysroot()?.as_os_str())?);
+    Ok(json!({
+        "argv": [text(executable.as_os_str())?, "kernel", "serve", "{connection_file}"],
         "display_name": "Lacuna (Rust)",
         "language": "rust",
         "interrupt_mode": "message",
+        "env": variables,
         "metadata": {"debugger": false},
-    });
-    let text = serde_json::to_string_pretty(&spec)? + "\n";
-    super::document::write_file(&directory.join("kernel.json"), text.as_bytes())?;
-    Ok(directory)
+    }))
+}
+
+fn text(value: &OsStr) -> Result<Value> {
+    let Some(text) = value.to_str() else { bail!("{} is not Unicode, which kernel.json is", value.display()) };
+    // Jupyter puts variables of its environment in for what looks like one.
+    Ok(Value::from(text.replace('$', "$$")))
+}
+
+/// Runs a first cell in each of the first `slots` free slots, so that as many notebooks at once start warm.
+///
+/// # Errors
+/// When a session does not start, or its first cell fails.
+pub(crate) fn warm(slots: usize) -> Result<()> {
+    let mut held = Vec::new();
+    for _ in 0..slots {
+        let mut session = Session::start(Box::new(|_, _| {}))?;
+        // A table, because its type is what takes rust-analyzer longest.
+        let outcome = session.run("let warm = df!(\"a\" => [1])?;\nwarm.height()");
+        if let Some(error) = outcome.error {
+            bail!("the kernel starts, but a first cell failed: {}", error.message);
+        }
+        held.push(session.into_slot());
+    }
+    Ok(())
 }
 
 /// Removes the kernelspec. Returns its directory, or `None` if there was none.
@@ -78,4 +136,31 @@ pub(crate) fn uninstall(place: &Place) -> Result<Option<PathBuf>> {
     }
     fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
     Ok(Some(directory))
+}
+
+/// Whether a Jupyter knows the kernel.
+pub(super) enum Installed {
+    /// It starts this binary.
+    Here(PathBuf),
+    Other {
+        directory: PathBuf,
+        executable: PathBuf,
+    },
+    Nowhere,
+}
+
+/// Looks where the program `jupyter` does: JUPYTER_PATH, the user's directory, its own prefix, the system's.
+pub(super) fn installed(jupyter: &Path) -> Installed {
+    let mut data: Vec<PathBuf> = env::split_paths(&env::var_os("JUPYTER_PATH").unwrap_or_default()).collect();
+    data.extend(user_data());
+    data.extend(jupyter.parent().and_then(Path::parent).map(|prefix| prefix.join("share/jupyter")));
+    data.extend(["/usr/local/share/jupyter", "/usr/share/jupyter"].map(PathBuf::from));
+    for directory in data.into_iter().map(|data| data.join("kernels").join(NAME)) {
+        let spec = fs::read(directory.join("kernel.json")).ok();
+        let Some(spec) = spec.and_then(|spec| serde_json::from_slice::<Value>(&spec).ok()) else { continue };
+        let executable = PathBuf::from(spec["argv"][0].as_str().unwrap_or_default());
+        let same = env::current_exe().is_ok_and(|own| own == executable);
+        return if same { Installed::Here(directory) } else { Installed::Other { directory, executable } };
+    }
+    Installed::Nowhere
 }

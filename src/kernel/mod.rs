@@ -8,25 +8,37 @@
 //!   the cell's own crate gets the real shared library in the stub's place.
 //! - evcxr runs cells in a child process, which is this binary again ([`child`]); `liblacuna` is already loaded there,
 //!   so all cells share one copy of its statics.
+//! - [`session`] is evcxr with its outputs in order; [`runner`] feeds it a notebook, [`jupyter`] what clients send.
 //! - evcxr's working directory is a *slot* ([`environment`]), kept between sessions and locked while in use.
 
 mod child;
 mod compare;
-mod document;
+pub(crate) mod doctor;
+pub(crate) mod document;
 mod environment;
 pub(crate) mod install;
+mod jobs;
+mod jupyter;
+mod lock;
+mod output;
+pub(crate) mod parameters;
 mod report;
 pub(crate) mod runner;
+mod rust_literal;
 mod rust_source;
 mod rustc_wrapper;
+mod screen;
 mod session;
+pub(crate) mod skeleton;
+mod stored;
 mod stubs;
+mod watch;
 
 use std::ffi::OsStr;
 use std::path::Path;
 
 /// The first thing in `main`: takes over, and does not return, when this process is a part of a notebook session (the
-/// child that runs cells, the wrapper around rustc, or Jupyter's kernel) and not a command that a person typed.
+/// child that runs cells, or the wrapper around rustc) and not a command that a person typed.
 pub(crate) fn hook() {
     if child::is_child() {
         child::prepare();
@@ -34,22 +46,14 @@ pub(crate) fn hook() {
         rustc_wrapper::run();
     }
     evcxr::runtime_hook();
-    // Jupyter starts `lacuna --control_file FILE`, which is what evcxr_jupyter reads from the arguments.
-    if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("--control_file")) {
-        std::process::exit(jupyter());
-    }
 }
 
-#[expect(clippy::print_stderr, reason = "Jupyter shows the standard error of a kernel that does not start")]
-fn jupyter() -> i32 {
-    let result = environment::enter(environment::Mode::Jupyter).and_then(|_slot| evcxr_jupyter::main());
-    match result {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("lacuna kernel: {error:#}");
-            1
-        }
-    }
+/// Serves Jupyter's clients until one of them ends the kernel.
+///
+/// # Errors
+/// When the connection file cannot be used.
+pub(crate) fn serve(connection_file: &Path) -> anyhow::Result<()> {
+    jupyter::serve(connection_file)
 }
 
 /// Whether `path` names the program `name`, with or without an extension.

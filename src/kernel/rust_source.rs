@@ -1,15 +1,32 @@
 //! The standard library's source: without it rust-analyzer knows no type of a `let`, and evcxr wants each spelled out.
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use std::env;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The library's source folder: RUST_SRC_PATH, the toolchain's own, a distribution's package; or else installs it, and
-/// says so.
+/// Where Debian's packages put it.
+const DISTRIBUTION: &str = "/usr/src";
+
+/// What to type where it is missing.
+pub(super) const REMEDY: &str = "rustup component add rust-src, or: apt-get install rust-web-src, or set RUST_SRC_PATH to \
+                                 the `library` folder of the source";
+
+/// The library's source folder: RUST_SRC_PATH, the toolchain's own, or a distribution's package.
+pub(super) fn find(sysroot: &Path) -> Option<PathBuf> {
+    find_in(env::var_os("RUST_SRC_PATH").map(PathBuf::from), sysroot, Path::new(DISTRIBUTION))
+}
+
+fn find_in(set: Option<PathBuf>, sysroot: &Path, distribution: &Path) -> Option<PathBuf> {
+    set.filter(|path| is_library(path)).or_else(|| in_sysroot(sysroot)).or_else(|| from_distribution(distribution))
+}
+
+/// The library's source folder, or else installs it, and says so.
 pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
-    let set = env::var_os("RUST_SRC_PATH").map(PathBuf::from).filter(|path| is_library(path));
-    if let Some(library) = set.or_else(|| in_sysroot(sysroot)).or_else(from_distribution) {
+    if let Some(library) = find(sysroot) {
         return Ok(library);
     }
     // rustup has it for its own toolchains, if it can reach its server; Debian packages it as well.
@@ -24,14 +41,73 @@ pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
     if root
         && (install("apt-get", &["install", "-y", "-q", "rust-web-src"])
             || install("apt-get", &["update", "-q"]) && install("apt-get", &["install", "-y", "-q", "rust-web-src"]))
-        && let Some(library) = from_distribution()
+        && let Some(library) = from_distribution(Path::new(DISTRIBUTION))
     {
         return Ok(library);
     }
-    bail!(
-        "notebook cells need the standard library's source for the types of `let`; install it with \
-         `rustup component add rust-src` or `apt-get install rust-web-src`, or set RUST_SRC_PATH to its `library` folder"
-    )
+    bail!("notebook cells need the standard library's source for the types of `let`: {REMEDY}")
+}
+
+/// A copy of the source in `cache` without what no type depends on: comments, and vendors' intrinsics, which are half of
+/// all there is. rust-analyzer reads the source at each start, and takes two thirds of the time for the copy.
+pub(super) fn lean(library: &Path, cache: &Path) -> Result<PathBuf> {
+    // Set by an earlier session of this process.
+    if library.parent() == Some(cache) {
+        return Ok(library.to_path_buf());
+    }
+    let core = library.join("core/src/lib.rs");
+    let of_core = fs::metadata(&core).with_context(|| format!("cannot read {}", core.display()))?;
+    let mut key = Sha256::new_with_prefix(library.as_os_str().as_encoded_bytes());
+    key.update(format!("{:?} {} {LEFT_OUT:?}", of_core.modified().ok(), of_core.len()));
+    let key: String = key.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let lean = cache.join(format!("library-{key}"));
+    if lean.is_dir() {
+        return Ok(lean);
+    }
+    let copy = || -> io::Result<()> {
+        let staged = tempfile::Builder::new().prefix(".library-").tempdir_in(cache)?;
+        copy_lean(library, staged.path(), Path::new(""))?;
+        match fs::rename(staged.path(), &lean) {
+            // Another session was faster.
+            Err(_) if lean.is_dir() => Ok(()),
+            renamed => renamed,
+        }
+    };
+    copy().with_context(|| format!("cannot copy {} to {}", library.display(), lean.display()))?;
+    Ok(lean)
+}
+
+/// Folders of which only an empty `mod.rs` stays.
+const LEFT_OUT: [&str; 2] = ["stdarch/crates/core_arch/src", "portable-simd/crates/core_simd/src"];
+
+fn copy_lean(from: &Path, to: &Path, inside: &Path) -> io::Result<()> {
+    if LEFT_OUT.iter().any(|left_out| inside == Path::new(left_out)) {
+        return fs::write(to.join("mod.rs"), "");
+    }
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (name, kind) = (entry.file_name(), entry.file_type()?);
+        let (source, target) = (entry.path(), to.join(&name));
+        let extension = source.extension().and_then(|extension| extension.to_str());
+        if kind.is_dir() {
+            fs::create_dir(&target)?;
+            copy_lean(&source, &target, &inside.join(&name))?;
+        } else if extension == Some("rs") {
+            fs::write(target, without_comments(&fs::read_to_string(source)?))?;
+        } else if matches!(extension, Some("toml" | "lock")) {
+            fs::copy(source, target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Without lines that are a comment, or nothing but documentation.
+fn without_comments(source: &str) -> String {
+    let is_comment = |line: &&str| {
+        let line = line.trim();
+        line.starts_with("//") || (line.starts_with("#[doc = ") || line.starts_with("#![doc = ")) && line.ends_with(']')
+    };
+    source.lines().filter(|line| !is_comment(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// A folder that rust-analyzer takes for the library's source, with nothing in it.
@@ -41,7 +117,7 @@ pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
 pub(super) fn nothing(cache: &Path) -> Result<PathBuf> {
     let library = cache.join("no-library");
     let core = library.join("core");
-    std::fs::create_dir_all(&core).with_context(|| format!("cannot create {}", core.display()))?;
+    fs::create_dir_all(&core).with_context(|| format!("cannot create {}", core.display()))?;
     Ok(library)
 }
 
@@ -53,9 +129,9 @@ fn in_sysroot(sysroot: &Path) -> Option<PathBuf> {
     Some(sysroot.join("lib/rustlib/src/rust/library")).filter(|path| is_library(path))
 }
 
-/// Debian's rust-web-src and rust-src: the newest below /usr/src.
-fn from_distribution() -> Option<PathBuf> {
-    let entries = std::fs::read_dir("/usr/src").ok()?.flatten();
+/// Debian's rust-web-src and rust-src: the newest below `/usr/src`.
+fn from_distribution(directory: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(directory).ok()?.flatten();
     entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rustc-"))
         .map(|entry| entry.path().join("library"))
@@ -72,4 +148,63 @@ fn install(program: &str, args: &[&str]) -> bool {
         eprintln!("lacuna: `{command}` failed");
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_is_found_where_it_may_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (set, sysroot, distribution) = (path("set"), path("toolchain"), path("src"));
+        let find = |set: &Path| find_in(Some(set.to_path_buf()), &sysroot, &distribution);
+        fs::create_dir_all(distribution.join("rustc-1.0.0/library/core/src")).unwrap();
+        assert_eq!(find(&set), None, "a folder without the source is none");
+        let write = |library: &Path| {
+            fs::create_dir_all(library.join("core/src")).unwrap();
+            fs::write(library.join("core/src/lib.rs"), "").unwrap();
+        };
+        // Each comes before those already there.
+        for library in
+            [distribution.join("rustc-1.0.0/library"), sysroot.join("lib/rustlib/src/rust/library"), set.clone()]
+        {
+            write(&library);
+            assert_eq!(find(&set), Some(library));
+        }
+    }
+
+    #[test]
+    fn copy_keeps_the_code_and_is_made_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (library, cache) = (directory.path().join("library"), directory.path().join("cache"));
+        let write = |path: &str, text: &str| {
+            let path = library.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(
+            "core/src/lib.rs",
+            "//! Core.\n/// One.\n#[doc = concat!(\"a\", \"b\")]\npub fn one() -> u8 { 1 } // one\n",
+        );
+        write("core/Cargo.toml", "[package]");
+        write("core/README.md", "text");
+        write("stdarch/crates/core_arch/src/mod.rs", "mod x86;");
+        write("stdarch/crates/core_arch/src/x86.rs", "fn add() {}");
+        fs::create_dir(&cache).unwrap();
+        let lean = lean(&library, &cache).unwrap();
+        let read = |path: &str| fs::read_to_string(lean.join(path)).unwrap();
+        assert_eq!(read("core/src/lib.rs"), "pub fn one() -> u8 { 1 } // one\n");
+        assert_eq!(read("core/Cargo.toml"), "[package]");
+        assert_eq!(read("stdarch/crates/core_arch/src/mod.rs"), "");
+        assert!(!lean.join("stdarch/crates/core_arch/src/x86.rs").exists() && !lean.join("core/README.md").exists());
+        let names = || fs::read_dir(&cache).unwrap().count();
+        assert_eq!(names(), 1, "nothing else is left");
+        assert_eq!(super::lean(&library, &cache).unwrap(), lean);
+        write("core/src/lib.rs", "pub fn two() -> u8 { 2 }");
+        assert_ne!(super::lean(&library, &cache).unwrap(), lean, "another toolchain, another copy");
+        fs::remove_dir_all(&cache).unwrap();
+        assert!(super::lean(&library, &cache).unwrap_err().to_string().contains("cannot copy"));
+    }
 }

@@ -17,6 +17,8 @@ pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
 pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
 pub use validate::{Violation, ViolationKind};
 
+pub(crate) use statistics::place;
+
 use crate::{Error, Result};
 use std::fmt;
 use std::str::FromStr;

@@ -1,0 +1,405 @@
+//! The kernel that Jupyter starts: [`Session`] behind Jupyter's protocol.
+//!
+//! Sockets are served before evcxr is there, so that a client sees a living kernel at once; cells wait in a queue. The
+//! main thread runs them, and everything else that needs the session: evcxr's child is bound to the thread that made it.
+
+mod complete;
+mod message;
+mod wire;
+
+use super::document::content;
+use super::output::Stream;
+use super::session::{CellError, ErrorKind, Outcome, Session};
+use anyhow::Result;
+use lacuna::progress::Transcript;
+use message::{Connection, PROTOCOL, Request};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::process::Child;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use wire::{Frames, Kind, Peer, Socket};
+
+/// Lines that a cell prints within this time travel together: a client that gets each on its own falls behind.
+const TEXT_INTERVAL: Duration = Duration::from_millis(40);
+
+/// Text that is not sent within the interval, because there is so much of it.
+const TEXT_BYTES: usize = 1 << 20;
+
+/// What an interrupt or the end of a process means for the next cell.
+const VARIABLES_GONE: &str = "Variables of earlier cells are gone; imports, functions and types are still there. \
+                              Run the cells again that define what you need";
+
+/// Serves the clients of a connection file until one asks for the end; then the process exits.
+///
+/// # Errors
+/// When the connection file cannot be used, or its ports cannot be bound. What else goes wrong is said to the clients.
+pub(super) fn serve(connection_file: &Path) -> Result<()> {
+    let connection = Connection::read(connection_file)?;
+    set_signals();
+    end_with_parent();
+    let address = |port: u16| (connection.ip.as_str(), port);
+    let iopub = Socket::bind(address(connection.iopub_port), Kind::Pub, |_, _| {})?;
+    let kernel = Arc::new(Kernel {
+        connection: connection.clone(),
+        id: message::random_id(),
+        iopub,
+        running: Mutex::default(),
+        process: OnceLock::new(),
+        text: Mutex::default(),
+    });
+    let (sender, queue) = mpsc::channel();
+    Socket::bind(address(connection.hb_port), Kind::Rep, |peer, frames| {
+        let _ = peer.send(&frames);
+    })?;
+    // Clients connect to it, but cells cannot ask questions.
+    Socket::bind(address(connection.stdin_port), Kind::Router, |_, _| {})?;
+    let control = kernel.clone();
+    Socket::bind(address(connection.control_port), Kind::Router, move |peer, frames| control.control(peer, frames))?;
+    let shell = kernel.clone();
+    Socket::bind(address(connection.shell_port), Kind::Router, move |peer, frames| shell.shell(peer, frames, &sender))?;
+    let writer = kernel.clone();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(TEXT_INTERVAL);
+            writer.send_text();
+        }
+    });
+    kernel.work(&queue);
+    Ok(())
+}
+
+/// A Ctrl-C in the terminal that Jupyter runs in is Jupyter's; it goes to the process that runs cells as well, which
+/// is what an interrupt does. Other signals end the kernel, as a command line would not.
+fn set_signals() {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler does nothing. (An ignored signal would be ignored in cells, too.)
+    unsafe {
+        libc::signal(libc::SIGINT, handler as libc::sighandler_t);
+        libc::signal(libc::SIGTERM, libc::SIG_DFL);
+        libc::signal(libc::SIGHUP, libc::SIG_DFL);
+    }
+}
+
+/// Jupyter says who it is; when it was killed, nobody else will end its kernels.
+fn end_with_parent() {
+    if std::env::var_os("JPY_PARENT_PID").is_none() {
+        return;
+    }
+    let parent = std::os::unix::process::parent_id();
+    std::thread::spawn(move || {
+        while std::os::unix::process::parent_id() == parent {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        std::process::exit(1);
+    });
+}
+
+struct Kernel {
+    connection: Connection,
+    /// In the header of each message.
+    id: String,
+    iopub: Socket,
+    /// The cell that runs.
+    running: Mutex<Running>,
+    /// The process that runs cells, once there is one.
+    process: OnceLock<Arc<Mutex<Child>>>,
+    /// What the cell has printed and nobody has seen.
+    text: Mutex<Text>,
+}
+
+#[derive(Default)]
+struct Running {
+    is: bool,
+    interrupted: bool,
+}
+
+#[derive(Default)]
+struct Text {
+    /// Header of the request that runs.
+    parent: Value,
+    parts: Vec<(Stream, String)>,
+    bytes: usize,
+    /// Its progress, which clients show in one place that is written anew.
+    progress: Transcript,
+    shows_progress: bool,
+}
+
+/// A request for the main thread.
+type Task = (Peer, Request);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Kernel {
+    fn publish(&self, kind: &str, parent: &Value, content: &Value) {
+        self.iopub.publish(&message::broadcast(kind, parent, &self.id, content, &self.connection));
+    }
+
+    fn status(&self, state: &str, parent: &Value) {
+        self.publish("status", parent, &json!({"execution_state": state}));
+    }
+
+    /// A client that has gone away needs no answer.
+    fn reply(&self, peer: &Peer, request: &Request, content: &Value) {
+        let _ = peer.send(&message::reply(request, &self.id, content, &self.connection));
+    }
+
+    fn parse(&self, frames: Frames) -> Option<Request> {
+        // As other kernels do: whoever sends what is not signed gets no answer.
+        Request::parse(frames, &self.connection).ok()
+    }
+
+    /// A message on the shell channel: answered here, or by the main thread.
+    fn shell(&self, peer: &Peer, frames: Frames, queue: &Sender<Task>) {
+        let Some(request) = self.parse(frames) else { return };
+        if matches!(request.kind(), "execute_request" | "complete_request" | "inspect_request") {
+            // It only fails when the process is about to end.
+            let _ = queue.send((peer.clone(), request));
+            return;
+        }
+        self.status("busy", &request.header);
+        match request.kind() {
+            "kernel_info_request" => self.reply(peer, &request, &kernel_info()),
+            "is_complete_request" => self.reply(peer, &request, &complete::answer(request.code())),
+            "history_request" => self.reply(peer, &request, &json!({"status": "ok", "history": []})),
+            "comm_info_request" => self.reply(peer, &request, &json!({"status": "ok", "comms": {}})),
+            "comm_open" => {
+                let id = &request.content["comm_id"];
+                self.publish("comm_close", &request.header, &json!({"comm_id": id, "data": {}}));
+            }
+            "shutdown_request" => self.shut_down(peer, &request),
+            _ => {}
+        }
+        self.status("idle", &request.header);
+    }
+
+    /// A message on the control channel, which is read while a cell runs.
+    fn control(&self, peer: &Peer, frames: Frames) {
+        let Some(request) = self.parse(frames) else { return };
+        self.status("busy", &request.header);
+        match request.kind() {
+            "kernel_info_request" => self.reply(peer, &request, &kernel_info()),
+            "interrupt_request" => {
+                self.interrupt();
+                self.reply(peer, &request, &json!({"status": "ok"}));
+            }
+            "shutdown_request" => self.shut_down(peer, &request),
+            _ => {}
+        }
+        self.status("idle", &request.header);
+    }
+
+    /// Ends the process that runs cells if a cell is running; variables cannot be saved, so an idle one is left alone.
+    fn interrupt(&self) {
+        let mut running = lock(&self.running);
+        if running.is && !running.interrupted {
+            running.interrupted = true;
+            self.kill();
+        }
+    }
+
+    fn kill(&self) {
+        if let Some(process) = self.process.get() {
+            // It may have ended by itself.
+            let _ = lock(process).kill();
+        }
+    }
+
+    fn shut_down(&self, peer: &Peer, request: &Request) {
+        self.kill();
+        let restart = request.content["restart"].as_bool().unwrap_or(false);
+        let content = json!({"status": "ok", "restart": restart});
+        self.reply(peer, request, &content);
+        self.publish("shutdown_reply", &request.header, &content);
+        self.status("idle", &request.header);
+        // The system sends what is written; only an end with unread input may cut it off.
+        std::thread::sleep(Duration::from_millis(50));
+        std::process::exit(0);
+    }
+
+    /// Answers the requests that need the session, in their order.
+    fn work(self: &Arc<Self>, queue: &Receiver<Task>) {
+        let mut count = 0;
+        // Before the first cell comes: that one should not wait for it.
+        let mut session = self.start();
+        while let Ok((peer, request)) = queue.recv() {
+            if session.is_err() {
+                // What was wrong may have been put right: a full disk, a missing toolchain.
+                session = self.start();
+            }
+            self.status("busy", &request.header);
+            let failed = match (request.kind(), &mut session) {
+                ("execute_request", session) => self.execute(session, &peer, &request, &mut count),
+                (kind, session) => {
+                    let content = match (kind, session) {
+                        ("complete_request", Ok(session)) => complete::completions(session, &request),
+                        (_, Ok(session)) => complete::inspection(session, &request),
+                        (_, Err(error)) => json!({"status": "error", "ename": "Error", "evalue": error}),
+                    };
+                    self.reply(&peer, &request, &content);
+                    false
+                }
+            };
+            self.status("idle", &request.header);
+            if failed && request.content["stop_on_error"].as_bool().unwrap_or(true) {
+                self.abort(queue, count);
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>) -> Result<Session, String> {
+        let kernel = self.clone();
+        let session = Session::start(Box::new(move |stream, line| kernel.line(stream, line)));
+        let session = session.map_err(|error| format!("{error:#}\n`lacuna kernel doctor` says what is missing"))?;
+        let _ = self.process.set(session.process());
+        Ok(session)
+    }
+
+    /// The cells that were sent before another one failed, as in "run all", do not run.
+    fn abort(&self, queue: &Receiver<Task>, count: u64) {
+        while let Ok((peer, request)) = queue.try_recv() {
+            self.status("busy", &request.header);
+            let content = match request.kind() {
+                "execute_request" => json!({"status": "aborted", "execution_count": count}),
+                _ => json!({"status": "error", "ename": "Aborted", "evalue": "an earlier cell failed"}),
+            };
+            self.reply(&peer, &request, &content);
+            self.status("idle", &request.header);
+        }
+    }
+
+    /// Runs a cell; whether it failed.
+    fn execute(&self, session: &mut Result<Session, String>, peer: &Peer, request: &Request, count: &mut u64) -> bool {
+        let flag = |name: &str, default: bool| request.content[name].as_bool().unwrap_or(default);
+        let silent = flag("silent", false);
+        if !silent && flag("store_history", true) {
+            *count += 1;
+        }
+        if !silent {
+            let input = json!({"code": request.code(), "execution_count": *count});
+            self.publish("execute_input", &request.header, &input);
+        }
+        *lock(&self.text) = Text { parent: request.header.clone(), ..Text::default() };
+        let outcome = match session {
+            Ok(session) => self.run(session, request.code()),
+            Err(error) => Err(CellError { kind: ErrorKind::Died, message: error.clone() }),
+        };
+        self.send_text();
+        let error = match outcome {
+            Ok(outcome) => {
+                if !outcome.data.is_empty() && !silent {
+                    let data: Map<String, Value> =
+                        outcome.data.iter().map(|(mime, text)| (mime.clone(), content(mime, text))).collect();
+                    let result = json!({"execution_count": *count, "data": data, "metadata": {}});
+                    self.publish("execute_result", &request.header, &result);
+                }
+                outcome.error
+            }
+            Err(error) => Some(error),
+        };
+        let Some(error) = error else {
+            let content = json!({"status": "ok", "execution_count": *count, "payload": [], "user_expressions": {}});
+            self.reply(peer, request, &content);
+            return false;
+        };
+        let traceback: Vec<&str> = error.message.lines().collect();
+        let first = traceback.first().copied().unwrap_or_default();
+        let mut content = json!({"ename": error.kind.name(), "evalue": first, "traceback": traceback});
+        self.publish("error", &request.header, &content);
+        content["status"] = json!("error");
+        content["execution_count"] = json!(*count);
+        self.reply(peer, request, &content);
+        true
+    }
+
+    /// Runs a cell that can be interrupted, after which the session is ready for the next one.
+    fn run(&self, session: &mut Session, code: &str) -> Result<Outcome, CellError> {
+        *lock(&self.running) = Running { is: true, interrupted: false };
+        let mut outcome = session.run(code);
+        let interrupted = std::mem::take(&mut *lock(&self.running)).interrupted;
+        let died = outcome.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Died);
+        if interrupted {
+            // A cell that was being compiled, or had just ended, did not notice.
+            let restarted = if died { Ok(()) } else { session.restart() };
+            let message = match restarted {
+                Ok(()) => format!("interrupted. {VARIABLES_GONE}"),
+                Err(error) => format!("interrupted; the next cell cannot run: {error:#}. Restart the kernel"),
+            };
+            return Err(CellError { kind: ErrorKind::Interrupted, message });
+        }
+        if died && let Some(error) = &mut outcome.error {
+            error.message = format!("{}\n{VARIABLES_GONE}", error.message.trim_end());
+        }
+        Ok(outcome)
+    }
+
+    /// A line that a cell has printed.
+    fn line(&self, stream: Stream, line: &str) {
+        let mut text = lock(&self.text);
+        if stream == Stream::Stderr && text.progress.add(line) {
+            let kind = if text.shows_progress { "update_display_data" } else { "display_data" };
+            text.shows_progress = true;
+            let place = format!("progress of {}", text.parent["msg_id"].as_str().unwrap_or_default());
+            let data = json!({"text/plain": text.progress.text()});
+            let content = json!({"data": data, "metadata": {}, "transient": {"display_id": place}});
+            self.publish(kind, &text.parent, &content);
+            return;
+        }
+        text.bytes += line.len() + 1;
+        match text.parts.last_mut() {
+            Some((last, part)) if *last == stream => {
+                part.push_str(line);
+                part.push('\n');
+            }
+            _ => text.parts.push((stream, format!("{line}\n"))),
+        }
+        if text.bytes > TEXT_BYTES {
+            self.send(&mut text);
+        }
+    }
+
+    fn send_text(&self) {
+        self.send(&mut lock(&self.text));
+    }
+
+    /// Sends under the lock, so that parts keep their order.
+    fn send(&self, text: &mut Text) {
+        text.bytes = 0;
+        for (stream, part) in std::mem::take(&mut text.parts) {
+            let name = match stream {
+                Stream::Stdout => "stdout",
+                Stream::Stderr => "stderr",
+            };
+            self.publish("stream", &text.parent, &json!({"name": name, "text": part}));
+        }
+    }
+}
+
+/// What clients need to know of the language, to colour cells and to save notebooks.
+fn kernel_info() -> Value {
+    json!({
+        "status": "ok",
+        "protocol_version": PROTOCOL,
+        "implementation": "lacuna",
+        "implementation_version": env!("CARGO_PKG_VERSION"),
+        "language_info": {
+            "name": "rust",
+            "version": env!("CARGO_PKG_RUST_VERSION"),
+            "mimetype": "text/x-rust",
+            "file_extension": ".rs",
+            "pygments_lexer": "rust",
+            "codemirror_mode": "rust",
+        },
+        "banner": concat!("lacuna ", env!("CARGO_PKG_VERSION"), ": pruning language models, in Rust"),
+        "debugger": false,
+        "help_links": [
+            {"text": "Rust's standard library", "url": "https://doc.rust-lang.org/std/"},
+            {"text": "candle", "url": "https://docs.rs/candle-core"},
+            {"text": "polars", "url": "https://docs.rs/polars"},
+        ],
+    })
+}
