@@ -162,7 +162,6 @@ fn several_notebooks_at_once() {
     assert!(started.elapsed() < Duration::from_secs(150), "{:?}", started.elapsed());
     assert!(text.lines().all(|line| line.starts_with("dies  | ") || line.starts_with("fails | ")), "{text}");
     assert!(text.contains("dies  | ") && text.contains("ended the process that runs cells"), "{text}");
-    assert!(text.contains("did not fail, and is tagged `raises-exception`"), "{text}");
     assert!(is_gone(&pid), "what the cell started lives on");
     let report = read(out.join("fails.md"));
     assert!(report.contains("Panic: first") && report.contains("and on with 2"), "{report}");

@@ -17,7 +17,7 @@ pub(crate) struct Args {
 enum Command {
     /// Run notebooks from top to bottom and write their reports
     #[command(after_help = "Tags of cells: `parameters` (what -p can set: `let name = literal;`), `skip` (not run), \
-                      `raises-exception` (must fail).\n\nExit codes: 0 done; 1 a cell failed; 2 nothing was run (a \
+                      `raises-exception` (may fail).\n\nExit codes: 0 done; 1 a cell failed; 2 nothing was run (a \
                       notebook cannot be read, a parameter does not fit, the report cannot be written); 3 the process \
                       that runs cells died; 4 a report differs (--check); 5 a cell took too long (--timeout); 6 no \
                       session could be started, or a file could not be written; 130 interrupted")]
