@@ -11,6 +11,7 @@ use lacuna::allocate::{Allocation, Owl};
 use lacuna::dsnot::{self, Dsnot, DsnotInputs};
 use lacuna::importance::{Inputs, Scorer};
 use lacuna::mask::{Criterion, Mask, MaskSet, Pattern, Per, Ties, select, select_levels};
+use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::prune::{MasksConfig, Method, PruneConfig, Pruned, apply, masks, outliers, prune};
 use serde_json::Value;
@@ -161,6 +162,7 @@ fn smollm2_dsnot_from_given_statistics_equals_the_reference() {
 #[ignore = "needs SmolLM2-135M"]
 fn smollm2_chains_stay_within_the_spread_of_the_reference() {
     let owl = Allocation::Owl(Owl::default());
+    let dsnot = PruneConfig { refine: Some(Dsnot::default()), ..PruneConfig::new(Method::Wanda, 0.6) };
     let cases = [
         ("wanda_4of8", PruneConfig::n_of_m(Method::Wanda, 4, 8), 4.44..4.56),
         ("wanda_70", PruneConfig::new(Method::Wanda, 0.7), 6.9..7.4),
@@ -168,17 +170,41 @@ fn smollm2_chains_stay_within_the_spread_of_the_reference() {
         ("owl_70", PruneConfig::new(Method::Wanda, 0.7).with_allocation(owl), 6.7..7.2),
         // Two runs of the reference, 1e-6 apart in what they read, share 85% of the zeros of block 15.
         ("sparsegpt_2of4", PruneConfig::n_of_m(Method::SparseGpt, 2, 4), 4.75..5.15),
+        ("sparsegpt_70", PruneConfig::new(Method::SparseGpt, 0.7), 6.0..6.3),
+        ("dsnot_60_all", dsnot, 5.08..5.26),
     ];
     let reference = json("smollm2/reference.json");
     for (tag, config, range) in cases {
-        let (Pruned { record, masks, .. }, nll) = pruned(&config);
+        let (Pruned { record, masks, model }, nll) = pruned(&config);
         // Of 357,000 bits: those of the first 96 rows of each linear.
         assert!(differing(&masks, &format!("mask_{tag}")) <= 60, "{tag}");
         let expected = reference["methods"][tag]["runs"]["base"]["sparsity"].as_f64().unwrap();
         println!("{tag}: sparsity {} (reference {expected})", record.sparsity());
         assert!((record.sparsity() - expected).abs() < 2e-4, "{tag}: {} {expected}", record.sparsity());
         assert!(range.contains(&nll), "{tag}: {nll}");
+        if tag == "sparsegpt_2of4" {
+            let worst = worst_updated_weight(&model, "smollm2/sparsegpt_2of4_weights.npz");
+            println!("{tag}: updated weights within {worst}");
+            assert!(worst <= 1e-3, "{worst}");
+        }
     }
+}
+
+/// Largest difference of block 0's weights from the rows that the oracle holds, of those rows that have the same zeros.
+fn worst_updated_weight(model: &Model, oracle: &str) -> f32 {
+    let (mut worst, mut rows) = (0f32, 0);
+    for linear in model.block(0).unwrap().linears() {
+        let ours: Vec<Vec<f32>> = linear.weight.to_vec2().unwrap();
+        let theirs: Vec<Vec<f32>> = npz(oracle, &oracle_name(&linear.name)).to_vec2().unwrap();
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            if ours.iter().zip(theirs).all(|(a, b)| (*a == 0.0) == (*b == 0.0)) {
+                rows += 1;
+                worst = ours.iter().zip(theirs).fold(worst, |worst, (a, b)| worst.max((a - b).abs()));
+            }
+        }
+    }
+    assert!(rows >= 20, "{rows} of 28 rows have the same zeros");
+    worst
 }
 
 #[test]

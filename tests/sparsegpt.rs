@@ -1,7 +1,11 @@
 //! SparseGPT against its definition in f64, and what it promises about counts, ties, dead inputs and damping.
 
 use lacuna::mask::{Mask, Pattern, Ties};
+use lacuna::model::{Linear, Model};
+use lacuna::progress::Progress;
+use lacuna::prune::{Method, PruneConfig, prune, prune_to};
 use lacuna::sparsegpt::{Factor, SparseGpt, sparsegpt};
+use lacuna::text::Windows;
 
 /// Seeded numbers around zero, roughly normal.
 fn normal(count: usize, seed: u64) -> Vec<f32> {
@@ -303,4 +307,25 @@ fn refuses_what_makes_no_sense() {
     assert!(run(&mut [1.0; 6], groups, 0.5, &config).contains("6 inputs, which 4 does not divide"));
     let odd = SparseGpt { block_size: 4, ..config };
     assert!(run(&mut [1.0; 6], Pattern::NofM { n: 1, m: 3 }, 0.5, &odd).contains("block_size = 4"));
+}
+
+#[test]
+fn a_model_in_memory_has_the_weights_that_are_written_in_bf16() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let model = Model::load(&format!("{root}/data/tiny-llama")).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    let windows = Windows::calibration(format!("{root}/data/corpus/train.txt"), Some(&tokenizer), 2, 64, 0).unwrap();
+    let config = PruneConfig::n_of_m(Method::SparseGpt, 2, 4);
+    let pruned = prune(&model, Some(&windows), &config, Progress::Hidden).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    prune_to(&model, Some(&windows), &config, &out, Progress::Hidden).unwrap();
+    let written = Model::load(out.to_str().unwrap()).unwrap();
+    for i in 0..model.blocks() {
+        let (ours, theirs) = (pruned.model.block(i).unwrap(), written.block(i).unwrap());
+        for (ours, theirs) in ours.linears().into_iter().zip(theirs.linears()) {
+            let values = |linear: &Linear| linear.weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(values(ours) == values(theirs), "{}", ours.name);
+        }
+    }
 }

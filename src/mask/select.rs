@@ -245,6 +245,26 @@ mod tests {
     }
 
     #[test]
+    fn levels_come_back_as_they_were_given_however_many() {
+        let (rows, cols) = (3, 500);
+        let scores: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919) % 1009) as f32).collect();
+        // More than one pass serves, and in no order.
+        let sparsities: Vec<f64> = (0..300).map(|i| f64::from((i * 77) % 300) / 300.0).collect();
+        let fill = |row: usize, out: &mut [f32]| out.copy_from_slice(&scores[row * cols..(row + 1) * cols]);
+        for per in [Per::Row, Per::Layer] {
+            let criterion = Criterion { pattern: Pattern::Unstructured, per, ties: Ties::ByPosition };
+            let masks = select_levels("w", (rows, cols), criterion, &sparsities, fill).unwrap();
+            assert_eq!(masks.len(), sparsities.len());
+            for (mask, sparsity) in masks.iter().zip(&sparsities) {
+                let width = if per == Per::Row { cols } else { rows * cols };
+                let k = (width as f64 * sparsity) as usize;
+                let expected: Vec<bool> = scores.chunks(width).flat_map(|scores| by_sorting(scores, k)).collect();
+                assert_eq!(bits(mask), expected, "{per:?} {sparsity}");
+            }
+        }
+    }
+
+    #[test]
     fn refuses_what_makes_no_sense() {
         let run = |cols, pattern, sparsity| {
             select("w", (1, cols), pattern, Per::Row, sparsity, |_, out| out.fill(f32::NAN)).unwrap_err().to_string()
