@@ -6,6 +6,7 @@ use lacuna::cache::{Cache, Collect, Kept, Uses};
 use lacuna::dsnot::Dsnot;
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::lab::Lab;
+use lacuna::notebook::Rich;
 use lacuna::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -158,6 +159,12 @@ fn another_sparsity_selects_and_evaluates_only_and_an_unchanged_cell_does_nothin
     session.prune(&dense(Method::Taylor, 0.5)).unwrap();
     restarted.prune(&dense(Method::Gradient, 0.5)).unwrap();
     assert_eq!((uses(&session, "gradients"), uses(&restarted, "gradients")), ([1, 0, 0], [0, 1, 0]));
+    let shown = |value: &dyn Rich| value.bundle().unwrap().into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+    let cells = shown(&restarted.cache());
+    assert!(cells[0].starts_with("Cache: ") && cells[0].contains("from disk"), "{}", cells[0]);
+    // What a lab shows is the same whatever is kept, so that reports are.
+    assert_eq!(shown(&restarted), shown(&session));
+    assert!(shown(&session)[0].contains("4 windows of 64 tokens of train.txt"));
     let summary = restarted.cache().to_string();
     assert!(
         summary.contains("statistics") && summary.contains("from disk") && summary.contains("1.0 GiB"),

@@ -24,6 +24,7 @@ impl Rich for CacheSummary {
     }
 }
 
+/// Without the cache, which is another in every run: [`Lab::cache`] shows it.
 impl Rich for Lab {
     fn bundle(&self) -> Result<Bundle> {
         let (model, calibration) = (self.model().record()?, self.calibration().map(crate::text::Windows::record));
@@ -39,7 +40,6 @@ impl Rich for Lab {
             ("parameters", parameters),
             ("arithmetic", format!("{} on the {device}", self.model().dtype().as_str())),
             ("calibration", text),
-            ("cache", self.cache().place()),
         ];
         Card::new(summary, json).facts("lab", &model.name, facts)?.bundle()
     }
