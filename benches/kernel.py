@@ -8,6 +8,7 @@ Needs jupyter_client. Exit code 1 when lacuna misses its limits.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -89,9 +90,9 @@ def main():
     parser.add_argument("lacuna")
     parser.add_argument("--plain", metavar="EVCXR_JUPYTER")
     arguments = parser.parse_args()
-    columns = {"lacuna": measure([arguments.lacuna, "kernel", "serve", "{connection_file}"], None, LACUNA_FIRST, LACUNA_USE)}
+    columns = {"lacuna": measure([os.path.abspath(arguments.lacuna), "kernel", "serve", "{connection_file}"], None, LACUNA_FIRST, LACUNA_USE)}
     if arguments.plain:
-        argv = [arguments.plain, "--control_file", "{connection_file}"]
+        argv = [os.path.abspath(arguments.plain), "--control_file", "{connection_file}"]
         columns["evcxr"] = measure(argv, PLAIN_DEPS, PLAIN_FIRST, PLAIN_USE)
     print(f"{'seconds':<16}" + "".join(f"{name:>24}" for name in columns))
     for row in ["kernel_info", "dependencies", *LIMITS]:

@@ -169,15 +169,13 @@ fn descendants(root: u32) -> BTreeSet<u32> {
             Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
         })
         .collect();
-    let mut found = BTreeSet::from([root]);
-    loop {
-        let before = found.len();
-        found.extend(pairs.iter().filter(|(_, parent)| found.clone().contains(parent)).map(|(process, _)| *process));
-        if found.len() == before {
-            found.remove(&root);
-            return found;
-        }
+    let mut found = BTreeSet::new();
+    let mut todo = vec![root];
+    while let Some(next) = todo.pop() {
+        let children = pairs.iter().filter(|(_, parent)| *parent == next).map(|(process, _)| *process);
+        todo.extend(children.filter(|process| found.insert(*process)));
     }
+    found
 }
 
 fn ends_with_all_it_started(mut kernel: Kernel, mut other: Kernel) {

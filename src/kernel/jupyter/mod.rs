@@ -12,6 +12,7 @@ use super::session::{CellError, ErrorKind, Outcome, Session, Stream};
 use anyhow::Result;
 use message::{Connection, PROTOCOL, Request};
 use serde_json::{Map, Value, json};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Child;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -219,30 +220,34 @@ impl Kernel {
     /// Answers the requests that need the session, in their order.
     fn work(self: &Arc<Self>, queue: &Receiver<Task>) {
         let mut count = 0;
+        // What had been sent when a cell failed.
+        let mut behind_failure: VecDeque<Task> = VecDeque::new();
         // Before the first cell comes: that one should not wait for it.
         let mut session = self.start();
-        while let Ok((peer, request)) = queue.recv() {
+        loop {
+            let aborted = behind_failure.pop_front();
+            let (is_aborted, task) = (aborted.is_some(), aborted.map_or_else(|| queue.recv(), Ok));
+            let Ok((peer, request)) = task else { return };
             if session.is_err() {
                 // What was wrong may have been put right: a full disk, a missing toolchain.
                 session = self.start();
             }
             self.status("busy", &request.header);
-            let failed = match (request.kind(), &mut session) {
-                ("execute_request", session) => self.execute(session, &peer, &request, &mut count),
-                (kind, session) => {
-                    let content = match (kind, session) {
-                        ("complete_request", Ok(session)) => complete::completions(session, &request),
-                        (_, Ok(session)) => complete::inspection(session, &request),
-                        (_, Err(error)) => json!({"status": "error", "ename": "Error", "evalue": error}),
-                    };
-                    self.reply(&peer, &request, &content);
-                    false
-                }
+            let content = match (request.kind(), &mut session) {
+                // As in "run all": cells that were sent before another one failed do not run.
+                ("execute_request", _) if is_aborted => json!({"status": "aborted", "execution_count": count}),
+                ("execute_request", session) => self.execute(session, &request, &mut count),
+                ("complete_request", Ok(session)) => complete::completions(session, &request),
+                (_, Ok(session)) => complete::inspection(session, &request),
+                (_, Err(error)) => json!({"status": "error", "ename": "Error", "evalue": error}),
             };
-            self.status("idle", &request.header);
+            let failed = request.kind() == "execute_request" && content["status"] == "error";
             if failed && request.content["stop_on_error"].as_bool().unwrap_or(true) {
-                self.abort(queue, count);
+                // Before the answer: what its reader sends next is to run.
+                behind_failure.extend(queue.try_iter());
             }
+            self.reply(&peer, &request, &content);
+            self.status("idle", &request.header);
         }
     }
 
@@ -254,21 +259,8 @@ impl Kernel {
         Ok(session)
     }
 
-    /// The cells that were sent before another one failed, as in "run all", do not run.
-    fn abort(&self, queue: &Receiver<Task>, count: u64) {
-        while let Ok((peer, request)) = queue.try_recv() {
-            self.status("busy", &request.header);
-            let content = match request.kind() {
-                "execute_request" => json!({"status": "aborted", "execution_count": count}),
-                _ => json!({"status": "error", "ename": "Aborted", "evalue": "an earlier cell failed"}),
-            };
-            self.reply(&peer, &request, &content);
-            self.status("idle", &request.header);
-        }
-    }
-
-    /// Runs a cell; whether it failed.
-    fn execute(&self, session: &mut Result<Session, String>, peer: &Peer, request: &Request, count: &mut u64) -> bool {
+    /// Runs a cell, and gives the answer to its request.
+    fn execute(&self, session: &mut Result<Session, String>, request: &Request, count: &mut u64) -> Value {
         let flag = |name: &str, default: bool| request.content[name].as_bool().unwrap_or(default);
         let silent = flag("silent", false);
         if !silent && flag("store_history", true) {
@@ -297,9 +289,7 @@ impl Kernel {
             Err(error) => Some(error),
         };
         let Some(error) = error else {
-            let content = json!({"status": "ok", "execution_count": *count, "payload": [], "user_expressions": {}});
-            self.reply(peer, request, &content);
-            return false;
+            return json!({"status": "ok", "execution_count": *count, "payload": [], "user_expressions": {}});
         };
         let traceback: Vec<&str> = error.message.lines().collect();
         let first = traceback.first().copied().unwrap_or_default();
@@ -307,8 +297,7 @@ impl Kernel {
         self.publish("error", &request.header, &content);
         content["status"] = json!("error");
         content["execution_count"] = json!(*count);
-        self.reply(peer, request, &content);
-        true
+        content
     }
 
     /// Runs a cell that can be interrupted, after which the session is ready for the next one.
