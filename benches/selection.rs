@@ -1,5 +1,5 @@
-//! What selection costs beside a sort, what ten sparsities cost beside one, and what a Wanda pass costs beside a plain
-//! forward pass.
+//! What selection costs beside a sort, what ten sparsities cost beside one, alone and with the calibration that a sweep of
+//! them shares, and what a Wanda pass costs beside a plain forward pass.
 //!
 //! ```text
 //! cargo bench --profile dev --bench selection -- MODEL CALIB.json [PYTHON]
@@ -102,7 +102,10 @@ fn main() -> lacuna::Result<()> {
     for ((name, ..), median) in cases.iter().zip(&medians) {
         println!("block 0, {name:24} {:8.2} ms", median * 1e3);
     }
-    println!("ten sparsities / one: {:.2} per row, {:.2} per layer", medians[1] / medians[0], medians[3] / medians[2]);
+    println!("selecting ten / one: {:.2} per row, {:.2} per layer", medians[1] / medians[0], medians[3] / medians[2]);
+    // One calibration serves all sparsities of a sweep; the blocks of a model have one shape.
+    let sweep = |case: usize| wanda + medians[case] * model.blocks() as f64;
+    println!("sweep of ten / of one: {:.3} per row, {:.3} per layer", sweep(1) / sweep(0), sweep(3) / sweep(2));
     if let Some(python) = python.first() {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/selection_torch.py");
         let output = Command::new(python).arg(script).arg(dir).output().expect("PYTHON starts");

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use glob::Pattern as Glob;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -157,15 +158,12 @@ impl Rule {
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
         let form = "one JSON object of globs, such as {\"*.down_proj\": 0.3, \"*.o_proj\": \"skip\"}";
         let wrong = |error| Error::file(path, format!("{error}; it must hold {form}"));
-        let value: serde_json::Value = serde_json::from_slice(&text).map_err(wrong)?;
-        let Some(object) = value.as_object() else {
-            return Err(Error::file(path, format!("must hold {form}")));
-        };
-        let rule = |(glob, target): (&String, &serde_json::Value)| {
+        let Entries(entries) = serde_json::from_slice(&text).map_err(wrong)?;
+        let rule = |(glob, target): &(String, serde_json::Value)| {
             let text = target.as_str().map_or_else(|| target.to_string(), str::to_owned);
             Rule::new(glob, text.parse()?)
         };
-        object.iter().map(|entry| rule(entry).map_err(|error| Error::file(path, error))).collect()
+        entries.iter().map(|entry| rule(entry).map_err(|error| Error::file(path, error))).collect()
     }
 
     /// Whether it leaves alone what it matches.
@@ -175,6 +173,34 @@ impl Rule {
 
     fn matches(&self, linear: &str) -> bool {
         self.glob.matches(linear) || self.glob.matches(linear.strip_suffix(".weight").unwrap_or(linear))
+    }
+}
+
+/// The entries of a JSON object. A map would forget all but the last of those with one name.
+struct Entries(Vec<(String, serde_json::Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+                let mut entries: Vec<(String, serde_json::Value)> = Vec::new();
+                while let Some((name, value)) = map.next_entry()? {
+                    if entries.iter().any(|(other, _)| *other == name) {
+                        return Err(A::Error::custom(format!("`{name}` is there twice")));
+                    }
+                    entries.push((name, value));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Visit)
     }
 }
 
@@ -391,9 +417,13 @@ mod tests {
         std::fs::write(&path, r#"{"*": 0.5, "*.q_proj": "skip"}"#).unwrap();
         let rules = Rule::read(&path).unwrap();
         assert_eq!(rules.iter().map(ToString::to_string).collect::<Vec<_>>(), ["*=0.5", "*.q_proj=skip"]);
-        for (text, problem) in
-            [("[1]", "one JSON object"), (r#"{"*": 1.5}"#, "[0, 1)"), (r#"{"*": null}"#, "[0, 1)"), ("{", "EOF")]
-        {
+        for (text, problem) in [
+            ("[1]", "one JSON object"),
+            (r#"{"*": 1.5}"#, "[0, 1)"),
+            (r#"{"*": null}"#, "[0, 1)"),
+            (r#"{"*": 0.5, "*": 0.6}"#, "`*` is there twice"),
+            ("{", "EOF"),
+        ] {
             std::fs::write(&path, text).unwrap();
             let error = Rule::read(&path).unwrap_err().to_string();
             assert!(error.contains("rules.json") && error.contains(problem), "{error}");

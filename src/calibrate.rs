@@ -1,5 +1,9 @@
 //! Statistics of what enters each linear, gathered by a tap while calibration windows pass through.
 
+mod file;
+
+pub(crate) use file::SavedStatistics;
+
 use crate::Result;
 use crate::model::{Linear, Model, Pass, Tap, Wanted};
 use crate::progress::Progress;
@@ -57,6 +61,26 @@ impl Input {
 }
 
 impl Statistics {
+    /// The linears that have statistics, by the names of their weights.
+    pub fn linears(&self) -> impl Iterator<Item = &str> {
+        self.inputs.keys().map(String::as_str)
+    }
+
+    /// Number of windows that passed.
+    pub fn windows(&self) -> usize {
+        self.windows
+    }
+
+    /// Whether sums of the columns were gathered for `linear`.
+    pub fn has_sums(&self, linear: &str) -> bool {
+        self.inputs.get(linear).is_some_and(|input| !input.sums.is_empty())
+    }
+
+    /// Whether the gram matrix of `linear` was gathered.
+    pub fn has_gram(&self, linear: &str) -> bool {
+        self.inputs.get(linear).is_some_and(|input| !input.gram.is_empty())
+    }
+
     /// `||X_j||_2` as Wanda's reference code defines it: the square root of the mean over windows of each window's squared
     /// column norm, `(in,)`. `None` for a linear that saw nothing (an expert that was never chosen sees zeros instead).
     pub fn column_norms(&self, linear: &str) -> Option<Vec<f32>> {
@@ -137,19 +161,45 @@ impl Statistics {
 /// [`crate::Error::Argument`] for ids outside the vocabulary, [`crate::Error::Interrupted`], or what reading a block fails
 /// with.
 pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result<Statistics> {
+    calibrate_with(model, windows, Gather::default(), progress)
+}
+
+/// As [`calibrate`], with more than column norms if `gather` says so. Grams of all blocks are much to hold at a time.
+pub(crate) fn calibrate_with(
+    model: &Model,
+    windows: &Windows,
+    gather: Gather,
+    progress: Progress,
+) -> Result<Statistics> {
+    let mut all = Statistics::new(windows.ids.len());
+    calibrate_each(model, windows, gather, progress, |_, block| {
+        all.inputs.extend(block.inputs);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// As [`calibrate_with`], block by block: `each` gets a block's number and the statistics of its linears.
+pub(crate) fn calibrate_each(
+    model: &Model,
+    windows: &Windows,
+    gather: Gather,
+    progress: Progress,
+    mut each: impl FnMut(usize, Statistics) -> Result<()>,
+) -> Result<()> {
     let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("calibrate", (model.blocks() * hidden.len()) as u64);
     let pass = Pass { model, rope: &rope, stage: &stage };
-    let mut statistics = Statistics::new(windows.ids.len());
     for i in 0..model.blocks() {
         let block = model.block(i)?;
         let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
-        let tap = || InputTap::new(Gather::default());
-        pass.through(&block, &mut hidden, wanted, tap, |tap| statistics.add(tap))?;
-        statistics.expect(&block.linears(), Gather::default())?;
+        let mut statistics = Statistics::new(windows.ids.len());
+        pass.through(&block, &mut hidden, wanted, || InputTap::new(gather), |tap| statistics.add(tap))?;
+        statistics.expect(&block.linears(), gather)?;
+        each(i, statistics)?;
     }
-    Ok(statistics)
+    Ok(())
 }
 
 /// What enters each linear in one window.

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// What went wrong. The message of every variant names the file, tensor or argument, and ends with a remedy
-/// wherever there is one.
-#[derive(Debug, thiserror::Error)]
+/// wherever there is one. `{:?}` writes [`Error::parts`], a line each, for `unwrap` and whatever else prints it.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused something.
@@ -76,6 +76,26 @@ pub enum Error {
     Interrupted,
 }
 
+/// An error's message, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// What was being done, to which file, tensor or argument.
+    pub what: String,
+    /// Why that failed.
+    pub cause: Option<String>,
+    /// What to do about it, where that is known.
+    pub remedy: Option<String>,
+}
+
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Parts { what, cause, remedy } = self.parts();
+        f.write_str(&what)?;
+        cause.map_or(Ok(()), |cause| write!(f, "\n  cause: {cause}"))?;
+        remedy.map_or(Ok(()), |remedy| write!(f, "\n  remedy: {remedy}"))
+    }
+}
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -99,6 +119,40 @@ impl Error {
     /// An [`Error::Argument`].
     pub fn argument(name: &'static str, value: impl Display, problem: impl Display) -> Error {
         Error::Argument { name, value: value.to_string(), problem: problem.to_string() }
+    }
+
+    /// The message, taken apart. A problem's last clause, after a semicolon, is its remedy.
+    pub fn parts(&self) -> Parts {
+        let with = |what: String, problem: &str| {
+            let (cause, remedy) = match problem.rsplit_once("; ") {
+                Some((cause, remedy)) => (cause, Some(remedy.to_owned())),
+                None => (problem, None),
+            };
+            Parts { what, cause: Some(cause.to_owned()), remedy }
+        };
+        match self {
+            Error::Io { action, path, source } => {
+                let remedy = match source.kind() {
+                    io::ErrorKind::NotFound => Some("check the path, and the directory that it starts from"),
+                    io::ErrorKind::PermissionDenied => Some("check who may use it"),
+                    io::ErrorKind::StorageFull => Some("free some space, or write to another disk"),
+                    _ => None,
+                };
+                let what = format!("cannot {action} {}", path.display());
+                Parts { what, cause: Some(source.to_string()), remedy: remedy.map(str::to_owned) }
+            }
+            Error::File { path, problem } => with(path.display().to_string(), problem),
+            Error::Tensor { path, tensor, problem } => with(format!("{}: tensor `{tensor}`", path.display()), problem),
+            Error::Argument { name, value, problem } => with(format!("{name} = {value}"), problem),
+            Error::Hub { repo, problem } => with(format!("hub repository `{repo}`"), problem),
+            Error::Compute { doing, source } => {
+                Parts { what: doing.clone(), cause: Some(source.to_string()), remedy: None }
+            }
+            Error::Report { doing, problem } => with(doing.clone(), problem),
+            Error::Interrupted => {
+                with("interrupted".into(), "it was asked to stop; run it again: nothing half-written was left")
+            }
+        }
     }
 
     /// An [`Error::Compute`], for `map_err`.

@@ -6,6 +6,9 @@
 //! temporary files: memory is one block, its gradients, the hidden states of all windows (twice while the loss is taken), and
 //! the graph of one block for a few windows, whatever the depth.
 
+mod file;
+
+use crate::checkpoint::Checkpoint;
 use crate::model::{Block, Head, LOGIT_ROWS, Model, Pass, Rope, Wanted, cross_entropy};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
@@ -40,7 +43,8 @@ impl Accumulate {
     }
 }
 
-/// Gradients of every prunable linear. They lie in a temporary file, which is gone with the last clone.
+/// Gradients of every prunable linear. They lie in a temporary file, which is gone with the last clone, or in the files that
+/// they were saved to.
 #[derive(Clone, Debug)]
 pub struct Gradients {
     /// Mean cross entropy of each window's `seqlen - 1` predicted tokens in nats, `(windows,)`.
@@ -53,8 +57,15 @@ pub struct Gradients {
 #[derive(Debug)]
 struct Stored {
     names: Vec<String>,
-    places: HashMap<String, (u64, usize)>,
-    scratch: Scratch,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
+    /// Where each linear's begin, and how many they are.
+    Scratch { places: HashMap<String, (u64, usize)>, scratch: Scratch },
+    /// A tensor of each linear's name.
+    Saved(Checkpoint),
 }
 
 impl Gradients {
@@ -62,10 +73,14 @@ impl Gradients {
     /// not that of a prunable linear. An expert that no token reached has a gradient of zero.
     ///
     /// # Errors
-    /// [`Error::Io`] when the temporary file cannot be read.
+    /// [`Error::Io`] when the file cannot be read.
     pub fn get(&self, linear: &str) -> Result<Option<Vec<f32>>> {
-        let place = self.stored.places.get(linear);
-        place.map(|&(start, len)| self.stored.scratch.read(start, len)).transpose()
+        match &self.stored.values {
+            Values::Scratch { places, scratch } => {
+                places.get(linear).map(|&(start, len)| scratch.read(start, len)).transpose()
+            }
+            Values::Saved(saved) => saved.contains(linear).then(|| saved.array(linear, f32::from_le_bytes)).transpose(),
+        }
     }
 
     /// The linears' names, in the order in which a token meets them.
@@ -169,7 +184,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
         }
     }
     let loss_nats = losses.iter().sum::<f64>() / count as f64;
-    Ok(Gradients { losses, loss_nats, stored: Arc::new(Stored { names, places, scratch }) })
+    Ok(Gradients { losses, loss_nats, stored: Arc::new(Stored { names, values: Values::Scratch { places, scratch } }) })
 }
 
 fn check(model: &Model, windows: &Windows) -> Result<()> {

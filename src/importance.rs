@@ -3,6 +3,7 @@
 use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 /// An importance metric.
@@ -64,6 +65,7 @@ const RIA_POWER: f32 = 0.5;
 /// A metric together with what it needs for one linear.
 #[derive(Clone, Debug)]
 pub struct Scorer<'a> {
+    method: Method,
     weights: &'a [f32],
     width: usize,
     kind: Kind<'a>,
@@ -121,7 +123,24 @@ impl<'a> Scorer<'a> {
                 return Err(Error::argument("method", method, problem));
             }
         };
-        Ok(Scorer { weights, width: shape.1, kind })
+        Ok(Scorer { method, weights, width: shape.1, kind })
+    }
+
+    /// The metric.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// `(out, in)` of the weight.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.weights.len() / self.width.max(1), self.width)
+    }
+
+    /// All scores, `(out, in)`, row-major.
+    pub fn scores(&self) -> Vec<f32> {
+        let mut scores = vec![0.0; self.weights.len()];
+        scores.par_chunks_mut(self.width.max(1)).enumerate().for_each(|(row, scores)| self.row(row, scores));
+        scores
     }
 
     /// Writes the scores `(in,)` of one output row: never negative, and not finite where a weight or what it is scored by

@@ -17,6 +17,7 @@
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+pub mod cache;
 pub mod checkpoint;
 pub mod error;
 mod exact_json;
@@ -42,6 +43,7 @@ pub mod sparsegpt;
 pub mod structured;
 pub mod train;
 
+pub mod lab;
 pub mod notebook;
 pub mod report;
 
@@ -50,6 +52,7 @@ pub use error::{Error, Result};
 /// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
 pub mod prelude {
     pub use crate::allocate::{Allocation, Owl, Rule};
+    pub use crate::cache::Cache;
     pub use crate::calibrate::{Statistics, calibrate};
     pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
     pub use crate::error::{Error, Result};
@@ -61,8 +64,10 @@ pub mod prelude {
     };
     pub use crate::generate::{GenerateConfig, generate};
     pub use crate::gradients::{Accumulate, Gradients, gradients};
+    pub use crate::lab::Lab;
     pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
+    pub use crate::notebook::EvcxrDisplay as _;
     pub use crate::progress::Progress;
     pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;

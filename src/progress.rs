@@ -1,12 +1,14 @@
 //! Progress of long work, and the way to stop it.
 //!
-//! A bar on a terminal; plain lines, at most one every few seconds, elsewhere (a log, a notebook cell).
+//! A bar on a terminal, which is gone at the end. In a log what was printed stays; so work that is done within seconds prints
+//! nothing, other work a few lines, which come at growing intervals, and one in the end that says what it was, of how many
+//! steps, and how long it took. In a cell the lines are marked, and the kernel shows them in one place ([`Transcript`]).
 
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -31,8 +33,89 @@ pub enum Progress {
     Stderr,
 }
 
-/// No line is printed before this, nor sooner after another.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+/// When lines are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pace {
+    /// What is over sooner prints nothing.
+    first: Duration,
+    /// The next line comes this much later,
+    every: Duration,
+    /// or this part of the time that has passed, if that is more.
+    share: u32,
+    marked: bool,
+}
+
+/// For what stays: an hour prints some fifteen lines.
+const LINES: Pace = Pace { first: Duration::from_secs(3), every: Duration::from_secs(5), share: 2, marked: false };
+
+/// For what is replaced by the next one.
+const MARKED: Pace =
+    Pace { first: Duration::from_secs(1), every: Duration::from_millis(500), share: u32::MAX, marked: true };
+
+impl Pace {
+    /// Of the process that runs cells the variable tells that somebody reads marks.
+    fn of_process() -> Pace {
+        if std::env::var_os("LACUNA_MARK_ENDS").is_some() { MARKED } else { LINES }
+    }
+
+    /// When a line is due after one at `elapsed`.
+    fn next(self, elapsed: Duration) -> Duration {
+        elapsed + self.every.max(elapsed / self.share)
+    }
+
+    fn print(self, mark: char, line: &str) {
+        let line = line.trim_end();
+        // A closed stderr is no reason to lose the work.
+        let _ = if self.marked {
+            writeln!(std::io::stderr(), "{MARK}{mark} {line}")
+        } else {
+            writeln!(std::io::stderr(), "{line}")
+        };
+    }
+}
+
+/// Begins a line of progress in a cell; a character for what kind of line it is follows.
+const MARK: &str = "\u{1}lacuna: progress ";
+/// A line that the next one replaces.
+const PASSING: char = '~';
+/// The summary of a stage.
+const FINAL: char = '=';
+
+/// What the progress of a cell looks like so far: the summaries of what is done, and one line of what is running.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transcript {
+    summaries: Vec<String>,
+    running: Option<String>,
+}
+
+impl Transcript {
+    /// Whether a line that a cell printed to standard error is one of progress, not meant to be kept; without its mark.
+    pub fn line(line: &str) -> Option<&str> {
+        line.strip_prefix(MARK)?.get(2..)
+    }
+
+    /// Whether it is a line of progress that the next one replaces, twice a second.
+    pub fn is_passing(line: &str) -> bool {
+        line.strip_prefix(MARK).is_some_and(|rest| rest.starts_with(PASSING))
+    }
+
+    /// Takes a line that a cell printed to standard error; whether it was one of progress.
+    pub fn add(&mut self, line: &str) -> bool {
+        let Some(text) = Self::line(line) else { return false };
+        if line[MARK.len()..].starts_with(FINAL) {
+            self.summaries.push(text.to_owned());
+            self.running = None;
+        } else {
+            self.running = Some(text.to_owned());
+        }
+        true
+    }
+
+    /// All lines.
+    pub fn text(&self) -> String {
+        self.summaries.iter().chain(&self.running).map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+}
 
 impl Progress {
     /// Begins a stage of `total` steps, called `name` on screen.
@@ -46,7 +129,10 @@ impl Progress {
             }
             _ => None,
         };
-        let lines = (self == Progress::Stderr && bar.is_none()).then(|| Mutex::new(Instant::now()));
+        let lines = (self == Progress::Stderr && bar.is_none()).then(|| {
+            let pace = Pace::of_process();
+            (pace, Mutex::new(pace.first))
+        });
         Stage { name: name.to_owned(), total, done: Mutex::new(0), started: Instant::now(), bar, lines }
     }
 }
@@ -59,7 +145,8 @@ pub struct Stage {
     done: Mutex<u64>,
     started: Instant,
     bar: Option<ProgressBar>,
-    lines: Option<Mutex<Instant>>,
+    /// The time from the start at which the next line is due.
+    lines: Option<(Pace, Mutex<Duration>)>,
 }
 
 impl Stage {
@@ -88,23 +175,24 @@ impl Stage {
     pub fn inc_with(&self, n: u64, message: impl FnOnce() -> String) -> Result<()> {
         check_interrupt()?;
         let done = {
-            let mut done = self.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
             *done += n;
             *done
         };
         if let Some(bar) = &self.bar {
             bar.set_message(message());
             bar.set_position(done);
-        } else if let Some(last) = &self.lines {
-            let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if last.elapsed() >= LINE_EVERY {
-                *last = Instant::now();
-                let elapsed = self.started.elapsed().as_secs_f64();
+        } else if let Some((pace, due)) = &self.lines {
+            let elapsed = self.started.elapsed();
+            let mut due = due.lock().unwrap_or_else(PoisonError::into_inner);
+            // The end has a line of its own.
+            if elapsed >= *due && done < self.total {
+                *due = pace.next(elapsed);
+                let elapsed = elapsed.as_secs_f64();
                 let eta = elapsed * self.total.saturating_sub(done) as f64 / done.max(1) as f64;
-                let line =
-                    format!("{} {done}/{} in {elapsed:.0} s, {eta:.0} s to go {}", self.name, self.total, message());
-                // A closed stderr is no reason to lose the work.
-                let _ = writeln!(std::io::stderr(), "{}", line.trim_end());
+                let (name, total) = (&self.name, self.total);
+                let line = format!("{name} {done}/{total} in {elapsed:.0} s, {eta:.0} s to go {}", message());
+                pace.print(PASSING, &line);
             }
         }
         Ok(())
@@ -113,8 +201,44 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+        let (done, elapsed) = (*self.done.lock().unwrap_or_else(PoisonError::into_inner), self.started.elapsed());
+        match (&self.bar, &self.lines) {
+            (Some(bar), _) => bar.finish_and_clear(),
+            (None, Some((pace, _))) if elapsed >= pace.first && done > 0 => {
+                let count = if done < self.total { format!("{done}/{}", self.total) } else { done.to_string() };
+                pace.print(FINAL, &format!("{}: {count} in {:.1} s", self.name, elapsed.as_secs_f64()));
+            }
+            _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_work_prints_few_lines() {
+        let lines = |seconds: u64| {
+            let due = std::iter::successors(Some(LINES.first), |due| Some(LINES.next(*due)));
+            due.take_while(|due| *due <= Duration::from_secs(seconds)).count()
+        };
+        assert_eq!([2, 3, 10, 60, 3600, 36_000].map(lines), [0, 1, 2, 6, 16, 22]);
+    }
+
+    #[test]
+    fn a_transcript_keeps_summaries_and_one_running_line() {
+        let mut transcript = Transcript::default();
+        assert!(!transcript.add("cannot read x") && transcript.text().is_empty());
+        for (mark, line, text) in [
+            (PASSING, "calibrate 1/9", "calibrate 1/9"),
+            (PASSING, "calibrate 8/9", "calibrate 8/9"),
+            (FINAL, "calibrate: 9 in 2.0 s", "calibrate: 9 in 2.0 s"),
+            (PASSING, "forward 1/2", "calibrate: 9 in 2.0 s\nforward 1/2"),
+        ] {
+            assert!(transcript.add(&format!("{MARK}{mark} {line}")));
+            assert_eq!(transcript.text(), text);
+        }
+        assert_eq!(Transcript::line(&format!("{MARK}~ a b")), Some("a b"));
     }
 }

@@ -1,14 +1,15 @@
 //! What a run leaves behind: plain data, versioned, with times and hosts apart from results.
 
 use crate::stats::Interval;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Version of the JSON that [`Record`] serialises to (documented in `docs/record.md`).
+/// Version of the JSON that [`Record`] serialises to (documented in `docs/record.md`; `docs/record.schema.json`).
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// One run: which model, what was done to it, what came out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     /// [`SCHEMA_VERSION`] of the writer.
     pub schema: u32,
@@ -29,7 +30,7 @@ pub struct Record {
 }
 
 /// A model's identity.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelRecord {
     /// Directory name or hub id, as given.
     pub name: String,
@@ -42,7 +43,7 @@ pub struct ModelRecord {
 }
 
 /// A text's identity and the windows taken from it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TextRecord {
     /// File name.
     pub name: String,
@@ -55,7 +56,7 @@ pub struct TextRecord {
 }
 
 /// A pruning run's settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PruningRecord {
     /// `magnitude`, `wanda`, `ria`, `gradient`, `taylor`, `random`, `sparsegpt`.
     pub method: String,
@@ -94,7 +95,7 @@ fn uniform() -> String {
 }
 
 /// Which units structured pruning took.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StructureRecord {
     /// `heads`, `neurons`, `channels`, `output-channels` or `input-channels`.
     pub unit: String,
@@ -111,7 +112,7 @@ pub struct StructureRecord {
 }
 
 /// The units that one module lost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UnitsRecord {
     /// `model.layers.0.self_attn`, `model.layers.0.mlp`, `model`; for the channels of one linear its weight.
     pub module: String,
@@ -124,7 +125,7 @@ pub struct UnitsRecord {
 }
 
 /// Zeros of one tensor after pruning. Weights that were removed count as zeros of the tensor that they were removed from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TensorRecord {
     /// The tensor's name in the checkpoint.
     pub name: String,
@@ -135,7 +136,7 @@ pub struct TensorRecord {
 }
 
 /// A perplexity measurement.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EvaluationRecord {
     /// The text.
     pub text: TextRecord,

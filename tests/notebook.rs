@@ -1,45 +1,15 @@
 //! Notebooks through the binary, with the real evcxr.
 #![cfg(feature = "notebook")]
 
+#[expect(dead_code, reason = "the tests of options use the rest")]
+mod notebook_runs;
+
+use notebook_runs::{lacuna, notebook, read, read_json, stderr};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// `lacuna notebook run` of the notebook, with reports in `out`.
-fn lacuna(notebook: &Path, out: &Path, more: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    command.args(["notebook", "run"]).arg(notebook).arg("--out").arg(out).args(more).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Writes a notebook of code cells, in the given language.
-fn notebook(directory: &Path, name: &str, language: &str, cells: &[&str]) -> PathBuf {
-    let cells: Vec<Value> = cells
-        .iter()
-        .enumerate()
-        .map(|(i, source)| {
-            json!({"cell_type": "code", "id": format!("id-{i}"), "metadata": {}, "source": source, "outputs": [], "execution_count": null})
-        })
-        .collect();
-    let value =
-        json!({"cells": cells, "metadata": {"language_info": {"name": language}}, "nbformat": 4, "nbformat_minor": 5});
-    let path = directory.join(name);
-    fs::write(&path, value.to_string()).unwrap();
-    path
-}
-
-fn read_json(path: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn read(path: PathBuf) -> String {
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
 
 #[test]
 fn good_notebook_leaves_its_report_and_check_sees_changes() {
@@ -166,6 +136,11 @@ fn interrupt_keeps_what_had_run() {
         std::thread::sleep(Duration::from_millis(50));
     }
     let cells: i32 = read(flag).parse().unwrap();
+    // One run at a time writes a report.
+    let second = lacuna(&path, &out, &[]);
+    assert_eq!(second.status.code(), Some(2), "{}", stderr(&second));
+    let expected = format!("is being made by another run (process {})", child.id());
+    assert!(stderr(&second).contains(&expected), "{}", stderr(&second));
     // SAFETY: both are processes that this test started.
     unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
     let output = child.wait_with_output().unwrap();
@@ -175,6 +150,7 @@ fn interrupt_keeps_what_had_run() {
     let executed = read_json(&out.join("sleeps.ipynb"));
     assert_eq!(executed["cells"][0]["outputs"][0]["data"]["text/plain"], json!(["2"]));
     assert_eq!(executed["cells"][2]["execution_count"], Value::Null);
+    assert!(!out.join(".sleeps.lock").exists());
 }
 
 #[test]

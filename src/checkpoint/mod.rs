@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod arrays;
 mod convert;
 mod gguf;
 mod header;
@@ -29,6 +30,7 @@ mod headers;
 mod http;
 mod hub;
 mod index;
+mod kinds;
 mod remote;
 mod rewrite;
 mod source;
@@ -39,6 +41,7 @@ pub use gguf::{ImportSummary, import_gguf};
 pub use headers::HeadersOnly;
 pub use http::Retry;
 pub use hub::Hub;
+pub use kinds::TensorKind;
 pub use remote::Remote;
 pub use rewrite::{
     Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OtherFile, OutputFile, OutputTensor,
@@ -47,6 +50,7 @@ pub use rewrite::{
 pub use source::{Source, open_source};
 pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompress};
 
+pub(crate) use arrays::Array;
 pub(crate) use index::shard_name;
 pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
 pub(crate) use writer::deal_out;
@@ -335,6 +339,12 @@ impl Checkpoint {
             hex
         });
         Ok(self.0.sha256.get_or_init(|| hex).clone())
+    }
+
+    /// Takes over what [`Checkpoint::sha256`] gave for the same files before, so that they need not be read for it.
+    pub(crate) fn assume_sha256(&self, sha256: String) {
+        // One that was computed meanwhile is the same.
+        let _ = self.0.sha256.set(sha256);
     }
 
     fn digest(&self, info: &TensorInfo) -> Result<[u8; 32]> {

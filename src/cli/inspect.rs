@@ -3,13 +3,13 @@
 use super::compress::print_summary;
 use super::{print_table, size};
 use anyhow::Result;
-use lacuna::checkpoint::{HeadersOnly, Source, SparseSummary, TensorInfo, open_source};
+use lacuna::checkpoint::{HeadersOnly, Source, SparseSummary, TensorInfo, TensorKind, open_source};
 use lacuna::experts::{LayerShards, Locality, PartSize, Parts};
 use lacuna::model::MoeFamily;
 use lacuna::progress::Progress;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Describes a model: family, sizes, types, its parts, which shards hold which mixture of experts, and its tensors by
@@ -50,22 +50,7 @@ struct Inspection {
     /// Of a mixture of experts whose config tells the number of layers.
     #[serde(skip_serializing_if = "Option::is_none")]
     locality: Option<Locality>,
-    tensors: Vec<Kind>,
-}
-
-/// Tensors that differ in their numbers only: layer, expert.
-#[derive(Serialize)]
-struct Kind {
-    /// The name with `*` for numbers.
-    name: String,
-    dtype: String,
-    shape: Vec<usize>,
-    count: u64,
-    parameters: u64,
-    bytes: u64,
-    /// Of a sparse checkpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stored_bytes: Option<u64>,
+    tensors: Vec<TensorKind>,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -119,36 +104,8 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
         stored,
         parts: Parts::of(index, family),
         locality: family.zip(blocks).map(|(family, blocks)| Locality::of(index, &files, family, blocks)),
-        tensors: kinds(source, stored.is_some()),
+        tensors: TensorKind::of(source, stored.is_some()),
     }
-}
-
-/// The kinds of tensors, in the order of their first.
-fn kinds(source: &dyn Source, sparse: bool) -> Vec<Kind> {
-    let mut kinds: Vec<Kind> = Vec::new();
-    let mut places: HashMap<(String, String, &[usize]), usize> = HashMap::new();
-    for info in source.index() {
-        let (name, dtype, shape) = (kind(&info.name), info.dtype.to_string(), info.shape.as_slice());
-        let at = *places.entry((name, dtype, shape)).or_insert_with_key(|(name, dtype, _)| {
-            let (name, dtype) = (name.clone(), dtype.clone());
-            let (shape, stored_bytes) = (shape.to_vec(), sparse.then_some(0));
-            kinds.push(Kind { name, dtype, shape, count: 0, parameters: 0, bytes: 0, stored_bytes });
-            kinds.len() - 1
-        });
-        kinds[at].count += 1;
-        kinds[at].parameters += info.elements();
-        kinds[at].bytes += info.bytes();
-        if let Some(bytes) = &mut kinds[at].stored_bytes {
-            *bytes += source.stored(info).bytes;
-        }
-    }
-    kinds
-}
-
-/// `model.layers.3.mlp.up_proj.weight` -> `model.layers.*.mlp.up_proj.weight`.
-fn kind(name: &str) -> String {
-    let part = |part: &str| if part.bytes().all(|b| b.is_ascii_digit()) { "*".to_owned() } else { part.to_owned() };
-    name.split('.').map(part).collect::<Vec<_>>().join(".")
 }
 
 fn print(inspection: &Inspection) {
@@ -203,7 +160,7 @@ fn shards(layer: &LayerShards, names: &[String]) -> [String; 3] {
     [layer.layer.to_string(), layer.bytes.to_string(), shards.join(", ")]
 }
 
-fn row(kind: &Kind) -> [String; 7] {
+fn row(kind: &TensorKind) -> [String; 7] {
     let shape: Vec<String> = kind.shape.iter().map(usize::to_string).collect();
     [
         kind.name.clone(),

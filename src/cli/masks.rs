@@ -184,12 +184,12 @@ fn make(args: Make) -> anyhow::Result<()> {
     };
     config.validate()?;
     let model = args.compute.open(&model)?;
-    let calibration = match (&args.calib, config.needs_calibration()) {
-        (Some(path), true) => Some(args.sampling.windows(path, &model)?),
-        (None, true) => {
+    let calibration = match &args.calib {
+        Some(path) => args.sampling.windows_if(config.needs_calibration(), path, &model)?,
+        None if config.needs_calibration() => {
             bail!("--method {} with --allocation {} needs --calib FILE", join(&args.method), config.allocation)
         }
-        _ => None,
+        None => None,
     };
     let sets = masks(&model, calibration.as_ref(), &config, Progress::Stderr)?;
     let written = write_masks(&out, &sets, args.format, Progress::Stderr)?;

@@ -1,6 +1,7 @@
 //! Arguments, then one library call each.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
+mod cache;
 mod compress;
 mod evaluate;
 mod experts;
@@ -24,6 +25,7 @@ use lacuna::Error;
 use lacuna::allocate::{Allocation, Rule};
 use lacuna::model::Model;
 use lacuna::progress::{self, Progress};
+use lacuna::report::size;
 use lacuna::text::{Tokenizer, Windows};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -49,6 +51,7 @@ enum Command {
     Experts(experts::Args),
     Generate(generate::Args),
     Train(train::Args),
+    Cache(cache::Args),
     /// Run notebooks without Jupyter
     #[cfg(feature = "notebook")]
     Notebook(notebook::Args),
@@ -93,6 +96,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Experts(args) => experts::run(args),
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Cache(args) => cache::run(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "notebook")]
         Command::Notebook(args) => notebook::run(args),
         #[cfg(feature = "notebook")]
@@ -163,6 +167,15 @@ struct Sampling {
 }
 
 impl Sampling {
+    /// The windows of `text`, when anything is measured on them.
+    fn windows_if(&self, needed: bool, text: &Path, model: &Model) -> lacuna::Result<Option<Windows>> {
+        if !needed {
+            eprintln!("note: {} is not read, as nothing here depends on activations", text.display());
+            return Ok(None);
+        }
+        self.windows(text, model).map(Some)
+    }
+
     fn windows(&self, text: &Path, model: &Model) -> lacuna::Result<Windows> {
         let tokenizer = tokenizer_for(text, model)?;
         Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen)?, self.seed)
@@ -254,15 +267,4 @@ fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Ite
         let cells: Vec<String> = line.iter().enumerate().map(cell).collect();
         println!("{}", cells.join("  ").trim_end());
     }
-}
-
-/// Bytes for people: `513.2 MiB`.
-fn size(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, 0);
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

@@ -1,8 +1,10 @@
-//! `lacuna notebook`: run notebooks without Jupyter.
+//! `lacuna notebook`: notebooks without Jupyter.
 
-use crate::kernel::runner::{self, Options};
+use crate::kernel::runner::{self, Options, Status};
+use crate::kernel::{document, skeleton};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Arguments of `lacuna notebook`.
 #[derive(Debug, clap::Args)]
@@ -14,11 +16,23 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Run notebooks from top to bottom and write their reports
-    #[command(
-        after_help = "Exit codes: 0 done; 1 a cell failed; 2 a notebook cannot be read; 3 the process that runs \
-                            cells died; 4 a report differs (--check); 130 interrupted"
-    )]
+    #[command(after_help = "Tags of cells: `parameters` (what -p can set: `let name = literal;`), `skip` (not run), \
+                      `raises-exception` (must fail).\n\nExit codes: 0 done; 1 a cell failed; 2 nothing was run (a \
+                      notebook cannot be read, a parameter does not fit, the report cannot be written); 3 the process \
+                      that runs cells died; 4 a report differs (--check); 5 a cell took too long (--timeout); 6 no \
+                      session could be started, or a file could not be written; 130 interrupted")]
     Run(RunArgs),
+    /// Write a notebook to begin with: question, parameters, load, prune, picture, meaning
+    New {
+        /// Where; `.ipynb` is added if it is missing
+        name: PathBuf,
+    },
+    /// Take the outputs out of notebooks, in place; a clean one is not touched
+    Clean {
+        /// Notebooks of any language (.ipynb)
+        #[arg(required = true, value_name = "NOTEBOOK")]
+        notebooks: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -29,13 +43,78 @@ struct RunArgs {
     /// Directory for executed notebooks and reports [default: `reports` beside `notebooks`]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Set a parameter: text, number, true or false, or a JSON list. It goes into a cell of its own behind that of the
+    /// parameters
+    #[arg(short = 'p', long = "parameter", value_name = "NAME=VALUE")]
+    parameters: Vec<String>,
+    /// Set parameters from a JSON object; -p wins
+    #[arg(long, value_name = "FILE")]
+    params: Option<PathBuf>,
     /// Write nothing; compare with the reports that are there
     #[arg(long)]
     check: bool,
+    /// Longest time for a cell, its compilation included
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
+    /// Keep the outputs of the last run for the cells before N. They run again, for later cells need their variables
+    /// (cached stages are quick), but those that only show a value do not
+    #[arg(long, value_name = "N", conflicts_with = "check")]
+    from_cell: Option<usize>,
+    /// Go on after a cell that fails, and show its error in the report; the exit code is still 1
+    #[arg(long)]
+    allow_errors: bool,
+    /// Write the report as one HTML file too, pictures inside
+    #[arg(long)]
+    html: bool,
+    /// Notebooks at a time, each in a process of its own
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
 }
 
 /// Runs the subcommand.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Command::Run(RunArgs { notebooks, out, check }) = args.command;
-    Ok(runner::run(&notebooks, &Options { out, check })?.into())
+    match args.command {
+        Command::Run(args) => {
+            let options = Options {
+                out: args.out,
+                check: args.check,
+                parameters: args.parameters,
+                parameters_file: args.params,
+                timeout: args.timeout,
+                from_cell: args.from_cell,
+                allow_errors: args.allow_errors,
+                html: args.html,
+                jobs: args.jobs,
+            };
+            let status = runner::run(&args.notebooks, &options).unwrap_or_else(|error| {
+                eprintln!("error: {}", super::message(&error));
+                Status::Failed
+            });
+            Ok(status.into())
+        }
+        Command::New { name } => {
+            let path = skeleton::write(&name)?;
+            println!("{}", path.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Clean { notebooks } => {
+            for path in &notebooks {
+                match document::clean(path) {
+                    Ok(true) => println!("{}: outputs removed", path.display()),
+                    Ok(false) => {}
+                    Err(error) => {
+                        eprintln!("error: {}", super::message(&error));
+                        return Ok(Status::Unreadable.into());
+                    }
+                }
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0);
+    let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    timeout.ok_or_else(|| format!("`{text}` is no time; write a number of seconds above 0"))
 }

@@ -117,10 +117,10 @@ fn select(args: &Args, method: Method) -> anyhow::Result<Record> {
     let structured = args.structure.config(method, sparsity, args.sampling.seed)?;
     let model = args.compute.open(&args.model)?;
     let calibration = match &args.calib {
-        Some(path) if config.needs_calibration() => Some(args.sampling.windows(path, &model)?),
+        Some(path) => args.sampling.windows_if(config.needs_calibration(), path, &model)?,
         None if method.needs_calibration() => anyhow::bail!("--method {method} needs --calib FILE"),
         None if config.needs_calibration() => anyhow::bail!("--allocation owl and --refine dsnot need --calib FILE"),
-        _ => None,
+        None => None,
     };
     Ok(match &structured {
         Some(config) => prune_structured_to(&model, calibration.as_ref(), config, &args.out, Progress::Stderr)?,

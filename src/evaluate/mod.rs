@@ -35,6 +35,14 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// What follows from the losses of each predicted token in nats, `(windows, seqlen - 1)`, with the default bootstrap.
+    pub(crate) fn from_losses(text: TextRecord, losses: Vec<Vec<f64>>) -> Result<Evaluation> {
+        let tokens: usize = losses.iter().map(Vec::len).sum();
+        let nll_nats = losses.iter().flatten().sum::<f64>() / tokens as f64;
+        let evaluation = Evaluation { text, losses, nll_nats, perplexity: nll_nats.exp(), nll_interval: None };
+        evaluation.bootstrap(&Bootstrap::default())
+    }
+
     /// Mean loss of each window in nats, `(windows,)`: what the interval resamples, and what
     /// [`Bootstrap::paired_difference`] compares between two models on the same windows. Their mean is `nll_nats`, since
     /// windows are of one length.
@@ -93,12 +101,8 @@ pub fn evaluate(model: &Model, windows: &Windows, progress: Progress) -> Result<
         losses.push(window_losses(&head, &x.squeeze(0)?, ids)?);
         stage.inc(1)?;
     }
-    let tokens: usize = losses.iter().map(Vec::len).sum();
-    let nll_nats = losses.iter().flatten().sum::<f64>() / tokens as f64;
-    finite(model, nll_nats)?;
-    let evaluation =
-        Evaluation { text: windows.record(), losses, nll_nats, perplexity: nll_nats.exp(), nll_interval: None };
-    evaluation.bootstrap(&Bootstrap::default())
+    finite(model, losses.iter().flatten().sum())?;
+    Evaluation::from_losses(windows.record(), losses)
 }
 
 /// Losses `(seqlen - 1,)` of the tokens after the first, from the last hidden states `x (seqlen, hidden)`.

@@ -69,6 +69,11 @@ impl Ranking {
         }))
     }
 
+    /// Layers and all experts of each, those that are kept longest first.
+    pub fn layers(&self) -> impl Iterator<Item = (usize, &[usize])> {
+        self.0.iter().map(|(&layer, order)| (layer, order.as_slice()))
+    }
+
     /// The best `count` experts of each layer; where routing is by groups, as many of each group.
     ///
     /// # Errors

@@ -52,6 +52,9 @@ pub(super) fn prepare() {
             env::remove_var(name);
         }
     }
+    // A group of its own, so that the runner can end what a cell has started together with it.
+    // SAFETY: setpgid only moves this process.
+    unsafe { libc::setpgid(0, 0) };
     #[cfg(target_os = "linux")]
     // A cell must not run on when the kernel was killed. The parent is its main thread.
     // SAFETY: prctl only sets a flag of this process.

@@ -1,6 +1,6 @@
 //! `lacuna notebook run --check`: what a fresh run gave against what is committed.
 
-use super::report::{ENVIRONMENT, Files, plots_directory};
+use super::report::{ENVIRONMENT, Files, is_our_html, plots_directory};
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
@@ -28,7 +28,7 @@ pub(crate) fn differences(fresh: &Files, directory: &Path, stem: &str) -> String
     text
 }
 
-/// Files that an earlier run left and this one does not: plots and further tables, relative to `directory`.
+/// Files that an earlier run left and this one does not: plots, further tables and HTML, relative to `directory`.
 pub(crate) fn stale(fresh: &Files, directory: &Path, stem: &str) -> Vec<String> {
     let names = |directory: &Path| -> Vec<String> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -50,6 +50,10 @@ pub(crate) fn stale(fresh: &Files, directory: &Path, stem: &str) -> Vec<String> 
         .map(|name| format!("{plots}/{name}"))
         .collect();
     stale.extend(names(directory).into_iter().filter(|name| is_table(name)));
+    let html = format!("{stem}.html");
+    if fs::read_to_string(directory.join(&html)).is_ok_and(|text| is_our_html(&text)) {
+        stale.push(html);
+    }
     stale.retain(|name| !fresh.contains_key(name));
     stale.sort();
     stale
@@ -93,6 +97,8 @@ fn comparable(text: &str) -> String {
             if let Some(fields) = value.as_object_mut() {
                 fields.shift_remove(ENVIRONMENT);
             }
+            // Outputs that --from-cell took from a notebook have their keys sorted.
+            value.sort_all_objects();
             serde_json::to_string_pretty(&value).unwrap_or_else(|_| text.to_owned())
         }
         // A broken file differs from any report.

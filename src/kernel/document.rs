@@ -1,8 +1,10 @@
 //! A notebook file: read with its format checked, cells filled with outputs, written in one piece.
 
-use super::session::{CellError, Outcome, Stream};
+use super::output::Stream;
+use super::session::{CellError, Outcome};
 use anyhow::{Context, Result, bail};
 use nbformat::v4::{self, Cell, Output};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -30,24 +32,9 @@ impl Document {
     /// When the file cannot be read, is no notebook, or is not in Rust.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
-        let mut raw: Value =
-            serde_json::from_str(&text).with_context(|| format!("{name} is not a notebook: it is not JSON"))?;
+        let mut raw = read_json(path)?;
         prepare(&mut raw);
-        let parsed = nbformat::parse_notebook(&raw.to_string()).map_err(|error| match error {
-            nbformat::NotebookError::UnsupportedVersion(major, minor) => anyhow::anyhow!(
-                "{name} has notebook format {major}.{minor}; lacuna reads 4.0 to 4.5. Open and save it in Jupyter to convert it"
-            ),
-            error => anyhow::anyhow!("{name} is not a notebook: {error}"),
-        })?;
-        let notebook = match parsed {
-            nbformat::Notebook::V4(notebook) => notebook,
-            nbformat::Notebook::V4QuirksMode(quirks) => quirks.repair(),
-            nbformat::Notebook::Legacy(old) => {
-                nbformat::upgrade_legacy_notebook(old).with_context(|| format!("{name} is not a notebook"))?
-            }
-            _ => bail!("{name} has an old notebook format; open and save it in Jupyter to convert it"),
-        };
+        let notebook = parse(path, &raw)?;
         match language(&notebook.metadata) {
             Some(language) if language.eq_ignore_ascii_case("rust") => {}
             Some(language) => bail!("{name} is a notebook in {language}; lacuna runs notebooks in Rust"),
@@ -70,6 +57,51 @@ impl Document {
             };
             (kind, cell.source().concat())
         })
+    }
+
+    /// The source of a cell.
+    pub(crate) fn source(&self, index: usize) -> String {
+        self.notebook.cells[index].source().concat()
+    }
+
+    /// Whether the cell has the tag.
+    pub(crate) fn has_tag(&self, index: usize, tag: &str) -> bool {
+        let tags = self.notebook.cells[index].metadata().tags.as_ref();
+        tags.is_some_and(|tags| tags.iter().any(|other| other == tag))
+    }
+
+    /// The code cells that have the tag.
+    pub(crate) fn tagged(&self, tag: &str) -> Vec<usize> {
+        let is_code = |index: &usize| matches!(self.notebook.cells[*index], Cell::Code { .. });
+        (0..self.notebook.cells.len()).filter(is_code).filter(|index| self.has_tag(*index, tag)).collect()
+    }
+
+    /// Whether Jupyter shows the cell's source only when it is asked to.
+    pub(crate) fn is_collapsed(&self, index: usize) -> bool {
+        let jupyter = self.notebook.cells[index].metadata().jupyter.as_ref();
+        jupyter.and_then(|jupyter| jupyter.source_hidden) == Some(true)
+    }
+
+    /// Takes out the code cells that have the tag.
+    pub(crate) fn remove_tagged(&mut self, tag: &str) {
+        for index in self.tagged(tag).into_iter().rev() {
+            self.notebook.cells.remove(index);
+        }
+    }
+
+    /// Puts a code cell before the one at `index`.
+    ///
+    /// # Errors
+    /// When `id` cannot be a cell's id.
+    pub(crate) fn insert_code(&mut self, index: usize, id: &str, tag: &str, source: &str) -> Result<()> {
+        let taken = |id: &str| self.notebook.cells.iter().any(|cell| cell.id().as_str() == id);
+        let id = std::iter::once(id.to_owned()).chain((2..).map(|n| format!("{id}-{n}"))).find(|id| !taken(id));
+        let cell = json!({
+            "cell_type": "code", "id": id, "metadata": {"tags": [tag]}, "source": source, "outputs": [],
+            "execution_count": null,
+        });
+        self.notebook.cells.insert(index, serde_json::from_value(cell).context("cannot add a cell")?);
+        Ok(())
     }
 
     /// The cell's id, which Jupyter shows in its file format only.
@@ -99,6 +131,61 @@ impl Document {
             .with_context(|| format!("cannot write {}", path.display()))?;
         write_file(path, text.as_bytes())
     }
+}
+
+/// Takes the outputs out of a notebook of any language. A file without any is left as it is; says whether one was written.
+///
+/// # Errors
+/// When the file cannot be read or written, or is no notebook.
+pub(crate) fn clean(path: &Path) -> Result<bool> {
+    let mut raw = read_json(path)?;
+    parse(path, &raw)?;
+    let before = raw.clone();
+    for cell in raw.get_mut("cells").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(cell) = cell.as_object_mut().filter(|cell| cell.get("cell_type") == Some(&json!("code"))) else {
+            continue;
+        };
+        // In place, so that the order of keys stays.
+        cell.insert("outputs".into(), json!([]));
+        cell.insert("execution_count".into(), Value::Null);
+        if let Some(metadata) = cell.get_mut("metadata").and_then(Value::as_object_mut) {
+            // When JupyterLab ran it.
+            metadata.shift_remove("execution");
+        }
+    }
+    if raw == before {
+        return Ok(false);
+    }
+    let mut bytes = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b" ");
+    raw.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))?;
+    bytes.push(b'\n');
+    write_file(path, &bytes)?;
+    Ok(true)
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    let name = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+    serde_json::from_str(&text).with_context(|| format!("{name} is not a notebook: it is not JSON"))
+}
+
+fn parse(path: &Path, raw: &Value) -> Result<v4::Notebook> {
+    let name = path.display();
+    let parsed = nbformat::parse_notebook(&raw.to_string()).map_err(|error| match error {
+        nbformat::NotebookError::UnsupportedVersion(major, minor) => anyhow::anyhow!(
+            "{name} has notebook format {major}.{minor}; lacuna reads 4.0 to 4.5. Open and save it in Jupyter to convert it"
+        ),
+        error => anyhow::anyhow!("{name} is not a notebook: {error}"),
+    })?;
+    Ok(match parsed {
+        nbformat::Notebook::V4(notebook) => notebook,
+        nbformat::Notebook::V4QuirksMode(quirks) => quirks.repair(),
+        nbformat::Notebook::Legacy(old) => {
+            nbformat::upgrade_legacy_notebook(old).with_context(|| format!("{name} is not a notebook"))?
+        }
+        _ => bail!("{name} has an old notebook format; open and save it in Jupyter to convert it"),
+    })
 }
 
 /// Removes outputs, which are not read, and gives cells without an id one that is the same in every run.

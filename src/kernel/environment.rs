@@ -46,7 +46,8 @@ const SLOTS: usize = 32;
 /// A directory in which one session compiles its cells; free again when dropped, or when the process ends.
 #[must_use]
 pub(super) struct Slot {
-    /// evcxr's commands that make lacuna known to cells, and the import of its prelude.
+    /// evcxr's commands that make lacuna known to cells, and its prelude, without whose `EvcxrDisplay` in scope rustc's advice
+    /// to import it would keep evcxr from trying `{:?}`.
     pub(super) preamble: String,
     _lock: File,
 }

@@ -14,16 +14,25 @@
 mod child;
 mod compare;
 pub(crate) mod doctor;
-mod document;
+pub(crate) mod document;
 mod environment;
 pub(crate) mod install;
+mod jobs;
 mod jupyter;
+mod lock;
+mod output;
+pub(crate) mod parameters;
 mod report;
 pub(crate) mod runner;
+mod rust_literal;
 mod rust_source;
 mod rustc_wrapper;
+mod screen;
 mod session;
+pub(crate) mod skeleton;
+mod stored;
 mod stubs;
+mod watch;
 
 use std::ffi::OsStr;
 use std::path::Path;

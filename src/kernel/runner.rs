@@ -2,19 +2,31 @@
 
 use super::compare;
 use super::document::{Document, Kind, write_file};
-use super::report;
-use super::session::{ErrorKind, Outcome, Session, Stream};
-use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use super::jobs;
+use super::lock::Lock;
+use super::output::bounded;
+use super::parameters::Overrides;
+use super::report::{self, gallery};
+use super::rust_literal::is_one_expression;
+use super::screen::{Name, Names, Screen, say};
+use super::session::{CellError, ErrorKind, Outcome, Session};
+use super::stored;
+use super::watch::Watch;
+use anyhow::{Context, Result, bail};
 use lacuna::progress::check_interrupt;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// The tag of a cell that is not run.
+pub(super) const SKIP: &str = "skip";
+/// The tag of a cell that must fail.
+pub(super) const RAISES: &str = "raises-exception";
 
 /// How a run ended; the documentation of `lacuna notebook run` lists the codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +36,19 @@ pub(crate) enum Status {
     Unreadable = 2,
     KernelDied = 3,
     Differs = 4,
+    Timeout = 5,
+    /// No session could be started, or a file could not be written.
+    Failed = 6,
     Interrupted = 130,
+}
+
+impl Status {
+    /// The status behind an exit code; a process that a signal ended has none.
+    pub(super) fn of(code: Option<i32>) -> Self {
+        use Status::*;
+        let all = [Success, CellFailed, Unreadable, KernelDied, Differs, Timeout, Failed, Interrupted];
+        all.into_iter().find(|status| code == Some(*status as i32)).unwrap_or(Failed)
+    }
 }
 
 impl From<Status> for ExitCode {
@@ -40,30 +64,76 @@ pub(crate) struct Options {
     pub(crate) out: Option<PathBuf>,
     /// Compare with the reports that are there instead of writing them.
     pub(crate) check: bool,
+    /// `name=value`, each.
+    pub(crate) parameters: Vec<String>,
+    /// A JSON object of parameters.
+    pub(crate) parameters_file: Option<PathBuf>,
+    /// Longest time for a cell, its compilation included.
+    pub(crate) timeout: Option<Duration>,
+    /// Cells before this one, counted from 1, keep the outputs of the last run.
+    pub(crate) from_cell: Option<usize>,
+    /// Go on after a cell that fails.
+    pub(crate) allow_errors: bool,
+    /// Write an HTML report too.
+    pub(crate) html: bool,
+    /// Notebooks at a time.
+    pub(crate) jobs: usize,
 }
 
-/// Runs the notebooks one after another, each in a session of its own, and stops at the first that does not succeed
-/// (with `check`, goes on to the next one after differences).
+impl Options {
+    /// The arguments that say the same, but for the jobs.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
+        if let Some(out) = &self.out {
+            option("--out", out.into());
+        }
+        for parameter in &self.parameters {
+            option("--parameter", parameter.into());
+        }
+        if let Some(file) = &self.parameters_file {
+            option("--params", file.into());
+        }
+        if let Some(timeout) = self.timeout {
+            option("--timeout", timeout.as_secs_f64().to_string().into());
+        }
+        if let Some(from) = self.from_cell {
+            option("--from-cell", from.to_string().into());
+        }
+        let flags = [("--check", self.check), ("--allow-errors", self.allow_errors), ("--html", self.html)];
+        arguments.extend(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.into()));
+        arguments
+    }
+}
+
+/// Runs the notebooks, each in a session of its own, and stops at the first that does not succeed (with `check`, goes on
+/// to the next one after differences).
 ///
 /// # Errors
 /// When a session cannot be started or a file cannot be written. What a notebook does wrong is a [`Status`], and has
 /// been said on standard error.
 pub(crate) fn run(notebooks: &[PathBuf], options: &Options) -> Result<Status> {
     // All are read before the first runs: a misspelt name should not cost the time of the others.
-    let mut documents = Vec::new();
-    for path in notebooks {
-        match Document::read(path) {
-            Ok(document) => documents.push((std::path::absolute(path)?, path.as_path(), document)),
+    let runs = match Run::all(notebooks, options) {
+        Ok(runs) => runs,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            return Ok(Status::Unreadable);
+        }
+    };
+    if options.jobs > 1 && runs.len() > 1 {
+        return jobs::run(notebooks, options);
+    }
+    let mut status = Status::Success;
+    for run in runs {
+        let lock = if options.check { Ok(None) } else { Lock::take(&run.out, &run.document.stem).map(Some) };
+        let _lock = match lock {
+            Ok(lock) => lock,
             Err(error) => {
-                say(&format!("error: {error:#}"));
+                say(&format!("error: {}: {error:#}", run.shown));
                 return Ok(Status::Unreadable);
             }
-        }
-    }
-    let options = Options { out: options.out.as_deref().map(std::path::absolute).transpose()?, ..*options };
-    let mut status = Status::Success;
-    for (absolute, shown, document) in documents {
-        let run = Run::new(absolute, shown.display().to_string(), document, &options);
+        };
         match run.execute()? {
             Status::Success => {}
             Status::Differs => status = Status::Differs,
@@ -73,42 +143,71 @@ pub(crate) fn run(notebooks: &[PathBuf], options: &Options) -> Result<Status> {
     Ok(status)
 }
 
-/// Standard error may be closed; that is no reason to stop.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
-}
-
-struct Run {
+/// One notebook, ready to run.
+struct Run<'a> {
     path: PathBuf,
     /// The path as the user wrote it.
     shown: String,
     document: Document,
+    parameters: Map<String, Value>,
     out: PathBuf,
-    check: bool,
+    options: &'a Options,
+    /// Outcomes that stand in the place of those of this run.
+    stored: BTreeMap<usize, Outcome>,
     outcomes: BTreeMap<usize, Outcome>,
 }
 
-impl Run {
-    fn new(path: PathBuf, shown: String, document: Document, options: &Options) -> Self {
+/// How a cell ended, as far as the run is concerned.
+enum Verdict {
+    Fine,
+    /// The rest can run all the same.
+    Failed,
+    /// The process is gone, or the user wants no more.
+    Over(Status),
+}
+
+impl<'a> Run<'a> {
+    fn all(notebooks: &[PathBuf], options: &'a Options) -> Result<Vec<Self>> {
+        let overrides = Overrides::new(&options.parameters, options.parameters_file.as_deref())?;
+        let (mut runs, mut reports) = (Vec::new(), BTreeSet::new());
+        for path in notebooks {
+            let run = Self::new(path, &overrides, options)?;
+            if !reports.insert(run.out.join(&run.document.stem)) {
+                bail!("{}: another notebook has the same report; run them with different --out", run.shown);
+            }
+            runs.push(run);
+        }
+        Ok(runs)
+    }
+
+    fn new(path: &Path, overrides: &Overrides, options: &'a Options) -> Result<Self> {
+        let mut document = Document::read(path)?;
+        let shown = path.display().to_string();
+        let parameters = overrides.apply(&mut document).with_context(|| shown.clone())?;
+        let path = std::path::absolute(path)?;
         let directory = path.parent().unwrap_or(Path::new("/"));
         // notebooks/ and reports/ stand side by side; elsewhere reports/ is below the notebook.
         let beside = match directory.file_name() {
             Some(name) if name == "notebooks" => directory.parent().unwrap_or(directory),
             _ => directory,
         };
-        let out = options.out.clone().unwrap_or_else(|| beside.join("reports"));
-        Run { path, shown, document, out, check: options.check, outcomes: BTreeMap::new() }
+        let out = match &options.out {
+            Some(out) => std::path::absolute(out)?,
+            None => beside.join("reports"),
+        };
+        let executed = out.join(format!("{}.ipynb", document.stem));
+        let stored = match options.from_cell {
+            Some(from) => stored::outcomes(&executed, &document, from).with_context(|| shown.clone())?,
+            None => BTreeMap::new(),
+        };
+        Ok(Run { path, shown, document, parameters, out, options, stored, outcomes: BTreeMap::new() })
     }
 
     fn execute(mut self) -> Result<Status> {
         // Paths in a notebook are relative to it, as under Jupyter.
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         std::env::set_current_dir(directory).with_context(|| format!("cannot enter {}", directory.display()))?;
-        let code: Vec<(usize, String)> = (0..)
-            .zip(self.document.cells())
-            .filter(|(_, (kind, _))| *kind == Kind::Code)
-            .map(|(index, (_, source))| (index, source))
-            .collect();
+        let code = self.code();
         let screen = Arc::new(Screen::new(&self.shown, code.len()));
         let started = Instant::now();
         screen.starting();
@@ -121,50 +220,121 @@ impl Run {
         }
         let mut session = session?;
         let startup_seconds = started.elapsed().as_secs_f64();
-        let _watch = Watch::new(&session);
+        let watch = Watch::new(session.process());
         let mut status = Status::Success;
-        for (count, (index, source)) in (1..).zip(&code) {
-            screen.begin(count, index + 1);
-            let outcome = session.run(source);
-            screen.end(count, index + 1, &outcome);
+        for (count, (index, name, source)) in (1..).zip(&code) {
+            screen.begin(count, name);
+            let (outcome, verdict) = self.cell(*index, name, source, &mut session, &watch, &screen);
+            let how = match self.stored.get(index) {
+                Some(_) => "output of the last run".to_owned(),
+                None => format!("{:.1} s", outcome.seconds),
+            };
+            screen.end(count, name, &how);
             self.document.set_outcome(*index, count as i32, &outcome)?;
-            let error = outcome.error.clone();
             self.outcomes.insert(*index, outcome);
-            if !self.check {
+            if !self.options.check {
                 self.document.write(&self.out.join(format!("{}.ipynb", self.document.stem)))?;
             }
-            if check_interrupt().is_err() {
-                status = Status::Interrupted;
-                break;
-            }
-            if let Some(error) = error {
-                screen.finish();
-                say(&self.complaint(*index, source, error.kind, &error.message));
-                status = if error.kind == ErrorKind::Died { Status::KernelDied } else { Status::CellFailed };
-                break;
+            match verdict {
+                Verdict::Fine => {}
+                Verdict::Failed => status = Status::CellFailed,
+                Verdict::Over(why) => {
+                    screen.finish();
+                    if why == Status::Interrupted {
+                        let done = self.outcomes.len();
+                        say(&format!("{}: interrupted after {done} of {} cells", self.shown, code.len()));
+                    }
+                    return Ok(why);
+                }
             }
         }
         screen.finish();
-        match status {
-            Status::Success => self.report(startup_seconds, started.elapsed()),
-            Status::Interrupted => {
-                say(&format!("{}: interrupted after {} of {} cells", self.shown, self.outcomes.len(), code.len()));
-                Ok(status)
+        match self.report(startup_seconds, started.elapsed())? {
+            Status::Success => Ok(status),
+            other => Ok(other),
+        }
+    }
+
+    /// The code cells to run: index, name and source.
+    fn code(&self) -> Vec<(usize, Name, String)> {
+        let (mut names, mut code) = (Names::new(), Vec::new());
+        for (index, (kind, source)) in self.document.cells().enumerate() {
+            match kind {
+                Kind::Markdown => names.pass(&source),
+                Kind::Code if !self.document.has_tag(index, SKIP) => {
+                    code.push((index, names.of(index + 1, &source), source));
+                }
+                Kind::Code | Kind::Raw => {}
             }
-            status => Ok(status),
+        }
+        code
+    }
+
+    /// Runs one cell, and says what is wrong with how it ended.
+    fn cell(
+        &self,
+        index: usize,
+        name: &Name,
+        source: &str,
+        session: &mut Session,
+        watch: &Watch,
+        screen: &Screen,
+    ) -> (Outcome, Verdict) {
+        // It shows a value that is stored, and defines nothing that a later cell could need.
+        if let Some(stored) = self.stored.get(&index)
+            && !stored.data.is_empty()
+            && is_one_expression(source)
+        {
+            return (stored.clone(), Verdict::Fine);
+        }
+        watch.begin(self.options.timeout);
+        let mut outcome = session.run(source);
+        if watch.end() {
+            let seconds = self.options.timeout.unwrap_or_default().as_secs_f64();
+            let message = format!("ended after {seconds} s, the --timeout of a cell");
+            outcome.error = Some(CellError { kind: ErrorKind::Timeout, message });
+        }
+        if let Some(error) = &mut outcome.error {
+            error.message = bounded(&error.message);
+        }
+        let must_fail = self.document.has_tag(index, RAISES);
+        let what = match &outcome.error {
+            _ if check_interrupt().is_err() => return (outcome, Verdict::Over(Status::Interrupted)),
+            None if must_fail => "did not fail, and is tagged `raises-exception`",
+            None => "",
+            Some(CellError { kind: ErrorKind::Died, .. }) => "ended the process that runs cells",
+            Some(CellError { kind: ErrorKind::Timeout, .. }) => "took too long",
+            Some(CellError { kind: ErrorKind::Interrupted, .. }) => "was interrupted",
+            Some(_) if must_fail => "",
+            Some(CellError { kind: ErrorKind::Compile, .. }) => "does not compile",
+            Some(CellError { kind: ErrorKind::Panic, .. }) => "panicked",
+            Some(CellError { kind: ErrorKind::Error, .. }) => "returned an error",
+        };
+        let verdict = match &outcome.error {
+            _ if what.is_empty() => Verdict::Fine,
+            Some(CellError { kind: ErrorKind::Died, .. }) => Verdict::Over(Status::KernelDied),
+            Some(CellError { kind: ErrorKind::Timeout, .. }) => Verdict::Over(Status::Timeout),
+            _ if self.options.allow_errors => Verdict::Failed,
+            _ => Verdict::Over(Status::CellFailed),
+        };
+        if !what.is_empty() {
+            let message = outcome.error.as_ref().map_or("", |error| error.message.as_str());
+            screen.say(&self.complaint(index, name, source, what, message));
+        }
+        match self.stored.get(&index) {
+            Some(stored) if matches!(verdict, Verdict::Fine) => (stored.clone(), verdict),
+            _ => (outcome, verdict),
         }
     }
 
     /// Which cell, what is in it, and why it failed.
-    fn complaint(&self, index: usize, source: &str, kind: ErrorKind, message: &str) -> String {
-        let what = match kind {
-            ErrorKind::Compile => "does not compile",
-            ErrorKind::Panic => "panicked",
-            ErrorKind::Error => "returned an error",
-            ErrorKind::Died => "ended the process that runs cells",
-            ErrorKind::Interrupted => "was interrupted",
-        };
-        let mut text = format!("error: {}: cell {} (id {}) {what}\n", self.shown, index + 1, self.document.id(index));
+    fn complaint(&self, index: usize, name: &Name, source: &str, what: &str, message: &str) -> String {
+        let id = self.document.id(index);
+        let mut text = format!("error: {}: cell {} (id {id}) {what}", self.shown, name.number);
+        if !name.title.is_empty() {
+            text.push_str(&format!(": {}", name.title));
+        }
+        text.push('\n');
         const LINES: usize = 12;
         for (number, line) in (1..).zip(source.lines()).take(LINES) {
             text.push_str(&format!("  {number:>3} | {line}\n"));
@@ -173,14 +343,23 @@ impl Run {
             text.push_str("      | ...\n");
         }
         text.push_str(&report::without_ansi(message));
+        text.truncate(text.trim_end().len());
         text
     }
 
     fn report(&self, startup_seconds: f64, elapsed: Duration) -> Result<Status> {
         let stem = &self.document.stem;
-        let source = report::Source { document: &self.document, outcomes: &self.outcomes, startup_seconds };
-        let files = report::render(&source).with_context(|| self.shown.clone())?;
-        if self.check {
+        let source = report::Source {
+            document: &self.document,
+            outcomes: &self.outcomes,
+            parameters: &self.parameters,
+            startup_seconds,
+            directory: self.path.parent().unwrap_or(Path::new("/")),
+            html: self.options.html,
+        };
+        let mut files = report::render(&source).with_context(|| self.shown.clone())?;
+        if self.options.check {
+            gallery::add(&mut files, &self.out);
             let differences = compare::differences(&files, &self.out, stem);
             if differences.is_empty() {
                 say(&format!("{}: {} is what a fresh run gives", self.shown, self.out.display()));
@@ -196,100 +375,10 @@ impl Run {
             let path = self.out.join(name);
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
+        gallery::write(&self.out)?;
         let cells = self.outcomes.len();
         let report = self.out.join(format!("{stem}.md"));
         say(&format!("{}: {cells} cells in {:.1} s; {}", self.shown, elapsed.as_secs_f64(), report.display()));
         Ok(Status::Success)
-    }
-}
-
-/// Stops the running cell when the user interrupts.
-struct Watch {
-    over: Arc<AtomicBool>,
-}
-
-impl Watch {
-    fn new(session: &Session) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let (process, flag) = (session.process(), over.clone());
-        std::thread::spawn(move || {
-            while !flag.load(Ordering::Relaxed) {
-                if check_interrupt().is_err() {
-                    let mut process = process.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    // It may have ended by itself, from the same Ctrl-C.
-                    let _ = process.kill();
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        Watch { over }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Progress: a bar with the running cell's last line on a terminal, a line per cell elsewhere.
-struct Screen {
-    notebook: String,
-    cells: usize,
-    bar: Option<ProgressBar>,
-}
-
-impl Screen {
-    fn new(notebook: &str, cells: usize) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{prefix} [{bar:20}] {pos}/{len} {elapsed} {wide_msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::new(cells as u64).with_style(style).with_prefix(notebook.to_owned());
-            bar.enable_steady_tick(Duration::from_millis(250));
-            bar
-        });
-        Screen { notebook: notebook.to_owned(), cells, bar }
-    }
-
-    fn starting(&self) {
-        match &self.bar {
-            Some(bar) => bar.set_message("starting evcxr"),
-            None => say(&format!("{}: starting evcxr", self.notebook)),
-        }
-    }
-
-    fn begin(&self, count: usize, number: usize) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(count as u64 - 1);
-                bar.set_message(format!("cell {number}"));
-            }
-            // Something must be seen before a cell that takes an hour.
-            None if count == 1 => say(&format!("{}: running {} cells", self.notebook, self.cells)),
-            None => {}
-        }
-    }
-
-    fn line(&self, stream: Stream, line: &str) {
-        match (&self.bar, stream) {
-            (Some(bar), Stream::Stderr) => bar.set_message(report::without_ansi(line)),
-            (None, Stream::Stderr) => say(&format!("    {line}")),
-            // What it prints is in the report.
-            (_, Stream::Stdout) => {}
-        }
-    }
-
-    fn end(&self, count: usize, number: usize, outcome: &Outcome) {
-        match &self.bar {
-            Some(bar) => bar.set_position(count as u64),
-            None => say(&format!("{}: {count}/{} cell {number}: {:.1} s", self.notebook, self.cells, outcome.seconds)),
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
     }
 }

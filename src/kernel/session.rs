@@ -2,9 +2,11 @@
 
 use super::child::{END_OF_CELL, MARK_ENDS};
 use super::environment::{self, Slot};
+use super::output::{self, Printed, Stream};
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError};
 use lacuna::notebook::mime;
+use lacuna::progress::Transcript;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Child;
@@ -15,15 +17,8 @@ use std::time::{Duration, Instant};
 /// cell defined: if the variable is missing afterwards, the cell did not come to its end.
 const GUARD: &str = "lacuna_cell_started";
 
-/// Where a line of text came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    Stdout,
-    Stderr,
-}
-
 /// What a cell did.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     /// What it printed, in order within each stream; text ends with a newline.
     pub(crate) text: Vec<(Stream, String)>,
@@ -52,11 +47,22 @@ pub(crate) enum ErrorKind {
     Error,
     /// The process that runs cells is gone, and all variables with it.
     Died,
+    /// It was ended, as it took longer than allowed; all variables are gone.
+    Timeout,
     /// The user stopped it.
     Interrupted,
 }
 
 impl ErrorKind {
+    pub(crate) const ALL: [ErrorKind; 6] = [
+        ErrorKind::Compile,
+        ErrorKind::Panic,
+        ErrorKind::Error,
+        ErrorKind::Died,
+        ErrorKind::Timeout,
+        ErrorKind::Interrupted,
+    ];
+
     /// A name, as in a notebook's error output.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -64,6 +70,7 @@ impl ErrorKind {
             ErrorKind::Panic => "Panic",
             ErrorKind::Error => "Error",
             ErrorKind::Died => "KernelDied",
+            ErrorKind::Timeout => "Timeout",
             ErrorKind::Interrupted => "Interrupted",
         }
     }
@@ -74,25 +81,25 @@ type OnLine = Box<dyn Fn(Stream, &str) + Send + Sync>;
 /// A running session. Cells see what earlier cells defined.
 pub(crate) struct Session {
     context: CommandContext,
-    printed: Arc<Printed>,
+    lines: Arc<Shared>,
     slot: Slot,
 }
 
 /// What the cell has printed so far, filled by two threads.
 #[derive(Default)]
-struct Printed {
+struct Shared {
     lines: Mutex<Lines>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Lines {
-    text: Vec<(Stream, String)>,
+    printed: Printed,
     /// How often each stream said that a cell is at its end.
     ends: [usize; 2],
 }
 
-impl Printed {
+impl Shared {
     fn lock(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,23 +113,31 @@ impl Session {
         let slot = environment::enter()?;
         let (context, outputs) =
             CommandContext::new().map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
-        let printed = Arc::new(Printed::default());
+        let shared = Arc::new(Shared::default());
         let on_line = Arc::new(on_line);
         for (stream, lines) in [(Stream::Stdout, outputs.stdout), (Stream::Stderr, outputs.stderr)] {
-            let (printed, on_line) = (printed.clone(), on_line.clone());
+            let (shared, on_line) = (shared.clone(), on_line.clone());
             std::thread::spawn(move || {
                 for line in lines {
                     if line == END_OF_CELL {
-                        printed.lock().ends[stream as usize] += 1;
-                        printed.changed.notify_all();
-                    } else {
+                        shared.lock().ends[stream as usize] += 1;
+                        shared.changed.notify_all();
+                        continue;
+                    }
+                    // Progress is to be seen while it lasts, and not to be kept.
+                    let is_progress = stream == Stream::Stderr && Transcript::line(&line).is_some();
+                    // What the report leaves out is not shown either: a terminal would take minutes for it.
+                    let is_shown = is_progress || shared.lock().printed.is_open(stream);
+                    if is_shown {
                         on_line(stream, &line);
-                        printed.lock().text.push((stream, line));
+                    }
+                    if !is_progress {
+                        shared.lock().printed.push(stream, &line);
                     }
                 }
             });
         }
-        let mut session = Session { context, printed, slot };
+        let mut session = Session { context, lines: shared, slot };
         // A `?` costs each session one vain compilation, until evcxr knows that cells use it. So tell it now.
         let first = format!("{}\n{MARK_ENDS}\nOk::<(), String>(())?;", session.slot.preamble);
         session.context.execute(&first).map_err(|error| anyhow!("{}", describe(&error, &first, usize::MAX)))?;
@@ -154,11 +169,11 @@ impl Session {
     pub(crate) fn run(&mut self, source: &str) -> Outcome {
         let started = Instant::now();
         if source.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with("//")) {
-            return Outcome { text: Vec::new(), data: BTreeMap::new(), error: None, seconds: 0.0 };
+            return Outcome::default();
         }
         let before = {
-            let mut lines = self.printed.lock();
-            lines.text.clear();
+            let mut lines = self.lines.lock();
+            lines.printed.take();
             lines.ends
         };
         let (guarded, guard_line) = with_guard(source);
@@ -172,6 +187,9 @@ impl Session {
                 let mut data: BTreeMap<String, String> = outputs.content_by_mime_type.into_iter().collect();
                 // A last expression like `println!(..)` has nothing to show.
                 data.retain(|mime, text| mime != mime::PLAIN || text != "()");
+                if let Some(plain) = data.get_mut(mime::PLAIN) {
+                    *plain = output::bounded(plain);
+                }
                 (data, (!finished).then(|| failure(&text)))
             }
             Err(error) => {
@@ -187,20 +205,10 @@ impl Session {
 
     fn wait_for_text(&self, before: [usize; 2], patience: Duration) -> Vec<(Stream, String)> {
         let waiting = |lines: &mut Lines| lines.ends.iter().zip(before).any(|(now, before)| *now == before);
-        let guard = self.printed.lock();
+        let guard = self.lines.lock();
         let (mut lines, _) =
-            self.printed.changed.wait_timeout_while(guard, patience, waiting).unwrap_or_else(PoisonError::into_inner);
-        let mut text: Vec<(Stream, String)> = Vec::new();
-        for (stream, line) in lines.text.drain(..) {
-            match text.last_mut() {
-                Some((last, text)) if *last == stream => {
-                    text.push_str(&line);
-                    text.push('\n');
-                }
-                _ => text.push((stream, line + "\n")),
-            }
-        }
-        text
+            self.lines.changed.wait_timeout_while(guard, patience, waiting).unwrap_or_else(PoisonError::into_inner);
+        lines.printed.take()
     }
 }
 

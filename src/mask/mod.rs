@@ -2,8 +2,8 @@
 
 mod alpha;
 mod bits;
-mod cut;
 mod formats;
+mod ranks;
 mod select;
 mod set;
 mod statistics;
@@ -11,10 +11,13 @@ mod validate;
 
 pub use alpha::select_alpha;
 pub use formats::MaskFormat;
+pub(crate) use select::drop_smallest;
 pub use select::{Criterion, Ties, select, select_levels};
 pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
 pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
 pub use validate::{Violation, ViolationKind};
+
+pub(crate) use statistics::place;
 
 use crate::{Error, Result};
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Exact selection of the weights to drop: counts are exact, ties go by position.
 
 use super::alpha::select_alpha;
-use super::cut::{Cut, Scratch, cuts, key, pack_below};
+use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, pack, ranks};
 use super::{Mask, Pattern, Per};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -65,52 +65,45 @@ pub fn select_levels(
     if let Some(sparsity) = sparsities.iter().find(|sparsity| !(0.0..=1.0).contains(*sparsity)) {
         return Err(Error::argument("sparsity", sparsity, "must be from 0 to 1"));
     }
-    let count = |n: usize, sparsity: &f64| (n as f64 * sparsity) as usize;
-    let mut masks = vec![Mask::none(rows, cols); sparsities.len()];
+    let mut masks: Vec<Mask> = sparsities.iter().map(|_| Mask::none(rows, cols)).collect();
     match (criterion.pattern, criterion.per) {
         (Pattern::Unstructured, Per::Row) => {
-            let ks: Vec<usize> = sparsities.iter().map(|sparsity| count(cols, sparsity)).collect();
-            in_parallel(&mut masks, |first, rows, mut chunk| {
-                let (mut scores, mut scratch, words) = (vec![0f32; cols], Scratch::default(), cols.div_ceil(64));
-                for i in 0..rows {
-                    score_row(first + i, &mut scores);
-                    let cuts =
-                        cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, first + i, at, scores[at]))?;
-                    for (cut, words_of) in cuts.iter().zip(&mut chunk) {
-                        pack_row(&scores, *cut, &mut words_of[i * words..(i + 1) * words]);
+            for_levels(cols, 0, sparsities, &mut masks, |ks, masks| {
+                in_parallel(masks, |first, rows, mut chunk| {
+                    let (mut scores, mut scratch, words) = (vec![0f32; cols], Scratch::default(), cols.div_ceil(64));
+                    for i in 0..rows {
+                        score_row(first + i, &mut scores);
+                        let ranks = ranks(&scores, ks, Ties::ByPosition, &mut scratch);
+                        let ranks = ranks.map_err(|at| bad(name, first + i, at, scores[at]))?;
+                        for (level, words_of) in (0..).zip(&mut chunk) {
+                            pack(ranks, level, &mut words_of[i * words..(i + 1) * words]);
+                        }
                     }
-                }
-                Ok(())
+                    Ok(())
+                })
             })?;
         }
         (Pattern::Unstructured, Per::Layer) => {
-            let mut scores = vec![0f32; rows * cols];
+            let n = rows.checked_mul(cols).filter(|&n| n <= MOST_SCORES).ok_or_else(|| {
+                let problem = format!("`{name}` has more than {MOST_SCORES} weights, too many to compare; use per row");
+                Error::argument("per", "layer", problem)
+            })?;
+            let mut scores = vec![0f32; n];
             scores.par_chunks_mut(cols.max(1)).enumerate().for_each(|(row, scores)| score_row(row, scores));
-            let n = scores.len();
-            let more = usize::from(criterion.ties == Ties::Reference);
-            let ks: Vec<usize> = sparsities.iter().map(|sparsity| (count(n, sparsity) + more).min(n)).collect();
-            let mut scratch = Scratch::default();
-            let cuts =
-                cuts(&mut scores, &ks, &mut scratch).map_err(|at| bad(name, at / cols, at % cols, scores[at]))?;
-            let cuts = cuts.iter().map(|cut| match criterion.ties {
-                Ties::ByPosition => *cut,
-                Ties::Reference => Cut { ties: cut.equals, ..*cut },
-            });
-            for (cut, mask) in cuts.zip(&mut masks) {
-                // Ties go by position over the whole layer: the rows get their share of them first.
-                let mut ties = vec![0; rows];
-                if cut.bound().is_none() {
-                    let equals = scores.iter().enumerate().filter(|(_, score)| key(**score) == cut.key);
-                    equals.take(cut.ties).for_each(|(index, _)| ties[index / cols] += 1);
-                }
-                let words = mask.words.par_chunks_mut(cols.div_ceil(64).max(1));
-                words.zip(scores.par_chunks(cols.max(1))).zip(ties).with_min_len(64).for_each(
-                    |((words, scores), ties)| {
-                        let cut = if cut.bound().is_none() { Cut { ties, equals: usize::MAX, ..cut } } else { cut };
-                        pack_row(scores, cut, words);
-                    },
-                );
-            }
+            let (ties, more) = (criterion.ties, usize::from(criterion.ties == Ties::Reference));
+            for_levels(n, more, sparsities, &mut masks, |ks, masks| {
+                let mut scratch = Scratch::default();
+                let ranks = ranks(&scores, ks, ties, &mut scratch);
+                let ranks = ranks.map_err(|at| bad(name, at / cols, at % cols, scores[at]))?;
+                in_parallel(masks, |first, _, mut chunk| {
+                    let words = cols.div_ceil(64).max(1);
+                    for (level, words_of) in (0..).zip(&mut chunk) {
+                        let rows = ranks[first * cols..].chunks(cols.max(1));
+                        words_of.chunks_mut(words).zip(rows).for_each(|(words, ranks)| pack(ranks, level, words));
+                    }
+                    Ok(())
+                })
+            })?;
         }
         (Pattern::Unstructured, Per::Alpha) => {
             for (mask, &sparsity) in masks.iter_mut().zip(sparsities) {
@@ -124,19 +117,14 @@ pub fn select_levels(
                 return Err(Error::argument("pattern", criterion.pattern, problem));
             }
             let Some((mask, others)) = masks.split_first_mut() else { return Ok(masks) };
-            in_parallel(std::slice::from_mut(mask), |first, rows, mut chunk| {
+            in_parallel(&mut [mask], |first, rows, mut chunk| {
                 let (mut scores, words) = (vec![0f32; cols], cols.div_ceil(64));
                 for i in 0..rows {
                     score_row(first + i, &mut scores);
-                    if let Some(at) = scores.iter().position(|score| !(score.is_finite() && *score >= 0.0)) {
-                        return Err(bad(name, first + i, at, scores[at]));
-                    }
+                    ranks::check(&scores).map_err(|at| bad(name, first + i, at, scores[at]))?;
                     let words = &mut chunk[0][i * words..(i + 1) * words];
                     for (group, scores) in scores.chunks(m).enumerate() {
-                        drop_smallest(scores, m - n, |at| {
-                            let col = group * m + at;
-                            words[col / 64] |= 1 << (col % 64);
-                        });
+                        drop_smallest(scores, m - n, group * m, words);
                     }
                 }
                 Ok(())
@@ -155,24 +143,43 @@ fn bad(name: &str, row: usize, col: usize, score: f32) -> Error {
     Error::tensor("scores", name, problem)
 }
 
-/// Calls `dropped` with the position of each of the `k` smallest scores, ties by position.
-fn drop_smallest(scores: &[f32], k: usize, mut dropped: impl FnMut(usize)) {
-    for (i, &score) in scores.iter().enumerate() {
-        // The number of weights that would be dropped before this one.
-        let sooner = |(j, &other): (usize, &f32)| other < score || (other == score && j < i);
-        if scores.iter().enumerate().filter(|&other| sooner(other)).count() < k {
-            dropped(i);
+/// Sets the bits, from bit `first` on, of the `k` smallest of the scores of one group, ties by position.
+pub(crate) fn drop_smallest(scores: &[f32], k: usize, first: usize, words: &mut [u64]) {
+    // The number of scores that would go before this one. Without branches, which nobody could predict.
+    let sooner = |scores: &[f32], i: usize| {
+        let before = scores[..i].iter().map(|other| usize::from(*other <= scores[i])).sum::<usize>();
+        before + scores[i + 1..].iter().map(|other| usize::from(*other < scores[i])).sum::<usize>()
+    };
+    match <&[f32; 4]>::try_from(scores) {
+        // The hardware's patterns are of four: known to the compiler, these loops are unrolled.
+        Ok(scores) if first.is_multiple_of(4) => {
+            let bits = (0..4).fold(0, |bits, i| bits | u64::from(sooner(scores, i) < k) << i);
+            words[first / 64] |= bits << (first % 64);
         }
+        _ => (first..).zip(0..scores.len()).for_each(|(bit, i)| {
+            words[bit / 64] |= u64::from(sooner(scores, i) < k) << (bit % 64);
+        }),
     }
 }
 
-/// Sets the bits of the scores of one row before `cut`.
-fn pack_row(scores: &[f32], cut: Cut, words: &mut [u64]) {
-    pack_below(scores, cut.bound().unwrap_or(cut.key), words);
-    if cut.bound().is_none() {
-        let equals = scores.iter().enumerate().filter(|(_, score)| key(**score) == cut.key);
-        equals.take(cut.ties).for_each(|(col, _)| words[col / 64] |= 1 << (col % 64));
+/// Calls `select` with levels by ascending count, as many at a time as one pass serves, and the masks of them: of `n` scores,
+/// `floor(n * sparsity)` and `more` go.
+fn for_levels(
+    n: usize,
+    more: usize,
+    sparsities: &[f64],
+    masks: &mut [Mask],
+    select: impl Fn(&[usize], &mut [&mut Mask]) -> Result<()>,
+) -> Result<()> {
+    let count = |sparsity: &f64| ((n as f64 * sparsity) as usize + more).min(n);
+    let mut levels: Vec<(usize, &mut Mask)> = sparsities.iter().map(count).zip(masks).collect();
+    levels.sort_by_key(|(k, _)| *k);
+    for levels in levels.chunks_mut(MOST_LEVELS) {
+        let (ks, mut masks): (Vec<usize>, Vec<&mut Mask>) =
+            levels.iter_mut().map(|(k, mask)| (*k, &mut **mask)).unzip();
+        select(&ks, &mut masks)?;
     }
+    Ok(())
 }
 
 /// Rows that one task selects.
@@ -180,8 +187,8 @@ const ROWS: usize = 32;
 
 /// Runs a fallible function in parallel over chunks of rows of several masks of one shape: with the first row, the number of
 /// rows, and the words of the chunk in each mask.
-fn in_parallel(masks: &mut [Mask], f: impl Fn(usize, usize, Vec<&mut [u64]>) -> Result<()> + Sync) -> Result<()> {
-    let Some(&Mask { rows, cols, .. }) = masks.first() else { return Ok(()) };
+fn in_parallel(masks: &mut [&mut Mask], f: impl Fn(usize, usize, Vec<&mut [u64]>) -> Result<()> + Sync) -> Result<()> {
+    let Some(&&mut Mask { rows, cols, .. }) = masks.first() else { return Ok(()) };
     let words = cols.div_ceil(64).max(1) * ROWS;
     let mut chunks: Vec<Vec<&mut [u64]>> = Vec::new();
     chunks.resize_with(rows.div_ceil(ROWS), Vec::new);

@@ -135,7 +135,7 @@ fn grouped<'a>(tensors: &[Sparsity], key: impl Fn(usize) -> Option<&'a str>) -> 
 }
 
 /// Block and kind of a tensor: `model.layers.3.mlp.experts.7.up_proj.weight` is `mlp.experts.*.up_proj` in block 3.
-fn place(name: &str) -> (Option<String>, String) {
+pub(crate) fn place(name: &str) -> (Option<String>, String) {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let parts: Vec<&str> = name.strip_suffix(".weight").unwrap_or(name).split('.').collect();
     match parts.iter().position(|part| is_number(part)) {

@@ -2,6 +2,7 @@
 
 use super::config::{ExpertStorage, ModelConfig, MoeConfig, QkNorm};
 use super::mxfp4;
+use candle_core::DType;
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const NORM: &str = "model.norm.weight";
@@ -31,6 +32,17 @@ pub(super) struct Needed {
     pub(super) prunable: bool,
 }
 
+/// What a tensor of a model takes in memory.
+#[derive(Clone, Debug)]
+pub(crate) struct TensorSize {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: DType,
+    /// Weights: bytes of MXFP4 hold two, its scales none.
+    pub(crate) parameters: u64,
+    pub(crate) bytes: u64,
+}
+
 impl ModelConfig {
     /// Name and shape of every tensor that the forward pass reads, as they are stored: MXFP4 weights are blocks of bytes
     /// and their scales.
@@ -47,17 +59,24 @@ impl ModelConfig {
         self.needed().into_iter().filter_map(linear).collect()
     }
 
+    /// Every tensor that the forward pass reads and what it takes in memory, floats as `dtype`.
+    pub(crate) fn sizes(&self, dtype: DType) -> Vec<TensorSize> {
+        let size = |needed: Needed| {
+            let elements: u64 = needed.shape.iter().map(|&dim| dim as u64).product();
+            let (dtype, parameters) = match needed.kind {
+                Kind::Float => (dtype, elements),
+                Kind::Fp4 => (DType::U8, 2 * elements),
+                Kind::Scales => (DType::U8, 0),
+            };
+            let bytes = elements * dtype.size_in_bytes() as u64;
+            TensorSize { name: needed.name, shape: needed.shape, dtype, parameters, bytes }
+        };
+        self.needed().into_iter().map(size).collect()
+    }
+
     /// Number of weights.
     pub(super) fn parameters(&self) -> u64 {
-        let weights = |needed: &Needed| {
-            let elements: u64 = needed.shape.iter().map(|&dim| dim as u64).product();
-            match needed.kind {
-                Kind::Float => elements,
-                Kind::Fp4 => 2 * elements,
-                Kind::Scales => 0,
-            }
-        };
-        self.needed().iter().map(weights).sum()
+        self.sizes(DType::F32).iter().map(|tensor| tensor.parameters).sum()
     }
 
     pub(super) fn needed(&self) -> Vec<Needed> {

@@ -210,6 +210,11 @@ impl Model {
         self.config.blocks
     }
 
+    /// Whether all tensors are in memory; otherwise each block is read when it is needed.
+    pub fn is_resident(&self) -> bool {
+        matches!(self.source, Source::Resident(_))
+    }
+
     /// Dtype of the forward pass.
     pub fn dtype(&self) -> DType {
         self.dtype

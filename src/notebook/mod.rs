@@ -1,9 +1,24 @@
 //! What a value looks like in a notebook cell.
 //!
-//! evcxr shows the last expression of a cell through its inherent method `evcxr_display(&self)`, if it has one. That
-//! method hands over one representation per MIME type with [`emit`]; Jupyter, nbconvert and `lacuna notebook run` each
-//! take the ones that they understand. `text/plain` should always be among them.
+//! evcxr shows the last expression of a cell by calling its method `evcxr_display`, inherent or of a trait in scope. lacuna's
+//! own types have one; [`EvcxrDisplay`], which the prelude brings in, gives it to everything else that can be printed, so
+//! that a cell is compiled once. The method hands over one representation per MIME type ([`Rich::bundle`], [`emit`]);
+//! Jupyter, nbconvert and `lacuna notebook run` each take the ones that they understand. `text/plain` is always among
+//! them.
 
+mod card;
+mod cell;
+mod errors;
+mod experts;
+mod frames;
+mod lab;
+mod masks;
+mod models;
+mod scores;
+
+pub use cell::EvcxrDisplay;
+
+use crate::Result;
 use std::io::{self, Write};
 
 const BEGIN: &str = "EVCXR_BEGIN_CONTENT ";
@@ -26,6 +41,46 @@ pub mod mime {
     /// A plot as base64.
     pub const PNG: &str = "image/png";
 }
+
+/// One value in several representations: `(MIME type, content)`. Binary content is base64.
+pub type Bundle = Vec<(&'static str, String)>;
+
+/// A value that a cell shows as more than text.
+pub trait Rich {
+    /// The value's representations; `text/plain` is among them. Everything in HTML is escaped, and has no colours of its
+    /// own but those in pictures, so that it reads in light themes and dark ones.
+    ///
+    /// # Errors
+    /// [`crate::Error::Report`] when a table or a picture cannot be made.
+    fn bundle(&self) -> Result<Bundle>;
+}
+
+/// Shows a bundle as a cell's value.
+///
+/// # Panics
+/// With the reason, when there is none: a cell's display has no other way to fail.
+pub(crate) fn show(bundle: Result<Bundle>) {
+    match bundle {
+        Ok(bundle) => emit(&bundle.iter().map(|(mime, text)| (*mime, text.as_str())).collect::<Vec<_>>()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Gives types that are [`Rich`] the method that evcxr calls, also where the prelude is not in scope.
+macro_rules! shown_in_cells {
+    ($($type:ty),+ $(,)?) => { $(
+        impl $type {
+            /// Shows the value as a cell's value.
+            ///
+            /// # Panics
+            /// When a table or a picture of it cannot be made: a cell's display has no other way to fail.
+            pub fn evcxr_display(&self) {
+                $crate::notebook::show($crate::notebook::Rich::bundle(self));
+            }
+        }
+    )+ };
+}
+pub(crate) use shown_in_cells;
 
 /// Hands one value to the notebook, as `(MIME type, content)` pairs. Binary content is base64.
 ///

@@ -39,6 +39,11 @@ fn refuse_violations(model: &Model, masks: &MaskSet) -> Result<()> {
 /// [`Error::Argument`] when the masks do not fit ([`validate`]); [`Error::Tensor`] or [`Error::Io`] from reading.
 pub fn apply(model: &Model, masks: &MaskSet) -> Result<Model> {
     refuse_violations(model, masks)?;
+    masked(model, masks)
+}
+
+/// As [`apply`], without checks.
+pub(super) fn masked(model: &Model, masks: &MaskSet) -> Result<Model> {
     let mut replaced = Vec::with_capacity(masks.masks.len());
     for i in 0..model.blocks() {
         for linear in model.block(i)?.linears() {

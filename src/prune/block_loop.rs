@@ -1,6 +1,7 @@
 //! The block loop, and what has to be known of the dense model before it.
 
 use super::config::Propagate;
+use super::known::Known;
 use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Target, check_rules, ruled};
 use crate::calibrate::{Gather, InputTap, Statistics, calibrate};
 use crate::gradients::{Accumulate, Gradients, gradients};
@@ -13,11 +14,12 @@ use candle_core::{DType, Device};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// A model and the text that it is calibrated on.
+/// A model, the text that it is calibrated on, and what is known of them from before.
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub(super) model: &'a Model,
     pub(super) calibration: Option<&'a Windows>,
+    pub(super) known: &'a Known<'a>,
     pub(super) progress: Progress,
 }
 
@@ -30,7 +32,18 @@ impl<'a> Subject<'a> {
         propagate: Propagate,
         mut prune: impl FnMut(&mut Block, &Statistics, &Stage) -> Result<()>,
     ) -> Result<()> {
-        let Subject { model, progress, .. } = self;
+        let Subject { model, progress, known, .. } = self;
+        if let Some(gather) = gather
+            && propagate == Propagate::Dense
+            && known.covers(gather)
+        {
+            let stage = progress.stage("prune", model.blocks() as u64);
+            for i in 0..model.blocks() {
+                known.with_statistics(i, gather, |statistics| prune(&mut model.block(i)?, statistics, &stage))?;
+                stage.inc(1)?;
+            }
+            return Ok(());
+        }
         let gathered = gather.and_then(|gather| Some((self.calibration?, gather)));
         let mut hidden = gathered.map(|(windows, _)| model.embed(&windows.ids)).transpose()?.unwrap_or_default();
         let rope = model.rope(gathered.map_or(0, |(windows, _)| windows.seqlen));
@@ -118,10 +131,16 @@ impl Dense {
         };
         let mut dense = Dense::default();
         if inputs {
-            dense.statistics = calibrate(subject.model, windows, subject.progress)?;
+            dense.statistics = match subject.known.statistics {
+                Some(statistics) => statistics.clone(),
+                None => calibrate(subject.model, windows, subject.progress)?,
+            };
         }
         if methods.iter().any(|method| method.needs_gradients()) {
-            dense.gradients = Some(gradients(subject.model, windows, Accumulate::Sum, subject.progress)?);
+            dense.gradients = Some(match subject.known.gradients {
+                Some(gradients) => gradients.clone(),
+                None => gradients(subject.model, windows, Accumulate::Sum, subject.progress)?,
+            });
         }
         Ok(dense)
     }

@@ -75,6 +75,11 @@ impl PruneConfig {
         PruneConfig { allocation, per, ..self }
     }
 
+    /// The same with other inputs of the blocks during calibration.
+    pub fn propagating(self, propagate: Propagate) -> Self {
+        PruneConfig { propagate, ..self }
+    }
+
     /// Checks the settings on their own, before anything is read.
     ///
     /// # Errors
@@ -154,7 +159,7 @@ impl PruneConfig {
         Criterion { pattern: self.pattern, per: self.per, ties: self.ties }
     }
 
-    pub(super) fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
+    pub(crate) fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
         let per = match (self.pattern, self.method) {
             (Pattern::NofM { .. }, _) => Per::Row.to_string(),
             (_, Method::SparseGpt) => "columns".to_owned(),

@@ -2,6 +2,7 @@
 
 use super::block_loop::{Dense, Subject, Targets, check_model, weights_of, with_scorer};
 use super::config::{Propagate, PruneConfig, default_per};
+use super::known::Known;
 use crate::allocate::{Allocation, Rule, Target, ruled};
 use crate::calibrate::Gather;
 use crate::importance::Method;
@@ -102,11 +103,15 @@ pub fn masks(
     config: &MasksConfig,
     progress: Progress,
 ) -> Result<Vec<MaskSet>> {
+    masks_of(Subject { model, calibration, known: &Known::default(), progress }, config)
+}
+
+pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec<MaskSet>> {
+    let Subject { model, calibration, .. } = subject;
     config.validate()?;
     check_model(model, &config.rules)?;
     let first = config.sparsities[0];
     config.methods.iter().try_for_each(|&method| config.of(method, first).validate_with(calibration))?;
-    let subject = Subject { model, calibration, progress };
     let dense = Dense::new(subject, &config.methods, config.allocation)?;
     let targets = |&method: &Method| {
         let scored = (method, config.seed);

@@ -7,6 +7,7 @@
 mod apply;
 mod block_loop;
 mod config;
+mod known;
 mod masks;
 
 pub use crate::importance::Method;
@@ -14,6 +15,8 @@ pub use apply::{apply, prune_with, validate};
 pub use block_loop::outliers;
 pub use config::{Propagate, PruneConfig};
 pub use masks::{MasksConfig, masks};
+
+pub(crate) use known::{Known, Needs, masks_knowing, prune_knowing, pruned_before};
 
 use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
@@ -50,9 +53,14 @@ pub struct Pruned {
 /// stacked in one tensor (gpt-oss); [`Error::Tensor`] for weights
 /// that are not finite, [`Error::Interrupted`].
 pub fn prune(model: &Model, calibration: Option<&Windows>, config: &PruneConfig, progress: Progress) -> Result<Pruned> {
+    prune_subject(Subject { model, calibration, known: &Known::default(), progress }, config)
+}
+
+fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
     let started = Instant::now();
+    let Subject { model, calibration, .. } = subject;
     let (mut masks, mut replaced) = (Vec::new(), Vec::new());
-    let tensors = for_each_block(model, calibration, config, progress, |block, block_masks| {
+    let tensors = for_each_block(subject, config, |block, block_masks| {
         replaced.extend(block.linears().into_iter().map(|linear| (linear.name.clone(), linear.weight.clone())));
         masks.extend(block_masks);
         Ok(())
@@ -82,7 +90,8 @@ pub fn prune_to(
     config.validate_with(calibration)?;
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
     let mut pruned = HashSet::new();
-    let tensors = for_each_block(model, calibration, config, progress, |block, masks| {
+    let subject = Subject { model, calibration, known: &Known::default(), progress };
+    let tensors = for_each_block(subject, config, |block, masks| {
         let masks: HashMap<_, _> = masks.into_iter().collect();
         for linear in block.linears() {
             let Some(mask) = masks.get(&linear.name) else { continue };
@@ -158,15 +167,13 @@ fn record(
 
 /// Prunes block by block. `sink` gets each block after its weights were changed, and the masks of its linears.
 fn for_each_block(
-    model: &Model,
-    calibration: Option<&Windows>,
+    subject: Subject<'_>,
     config: &PruneConfig,
-    progress: Progress,
     mut sink: impl FnMut(&Block, Vec<(String, Mask)>) -> Result<()>,
 ) -> Result<Vec<TensorRecord>> {
+    let Subject { model, calibration, .. } = subject;
     config.validate_with(calibration)?;
     check_model(model, &config.rules)?;
-    let subject = Subject { model, calibration, progress };
     let dense = Dense::new(subject, &[config.method], config.allocation)?;
     let scored = (config.method, config.seed);
     let targets = Targets::new(subject, config.allocation, &config.rules, &[config.sparsity], scored, &dense)?;

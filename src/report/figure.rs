@@ -2,8 +2,10 @@
 
 use super::bitmap::base64;
 use super::heatmap::HeatMap;
+use super::mask_map::MaskMap;
 use super::plot::Plot;
-use crate::{Result, notebook};
+use crate::Result;
+use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
 
 /// A picture that a report can hold: [`Report::plot`](super::Report::plot) takes anything that becomes one.
 #[derive(Clone, Debug)]
@@ -12,6 +14,8 @@ pub enum Figure {
     Plot(Box<Plot>),
     /// A matrix in colours.
     HeatMap(Box<HeatMap>),
+    /// A mask from afar and from near.
+    MaskMap(Box<MaskMap>),
 }
 
 impl From<Plot> for Figure {
@@ -26,38 +30,65 @@ impl From<HeatMap> for Figure {
     }
 }
 
+impl From<MaskMap> for Figure {
+    fn from(map: MaskMap) -> Figure {
+        Figure::MaskMap(Box::new(map))
+    }
+}
+
 impl Figure {
     pub(super) fn summary(&self) -> String {
         match self {
             Figure::Plot(plot) => plot.summary(),
             Figure::HeatMap(map) => map.summary(),
+            Figure::MaskMap(map) => map.summary(),
         }
     }
 
-    pub(super) fn svg(&self) -> Result<String> {
+    pub(crate) fn svg(&self) -> Result<String> {
         match self {
             Figure::Plot(plot) => plot.svg(),
             Figure::HeatMap(map) => map.svg(),
+            Figure::MaskMap(map) => map.svg(),
         }
     }
 
-    pub(super) fn png(&self) -> Result<Vec<u8>> {
+    pub(crate) fn png(&self) -> Result<Vec<u8>> {
         match self {
             Figure::Plot(plot) => plot.png(),
             Figure::HeatMap(map) => map.png(),
+            Figure::MaskMap(map) => map.png(),
         }
     }
 }
 
-/// What a notebook shows, by MIME type.
-pub(super) fn bundle(summary: String, svg: String, png: &[u8]) -> Vec<(&'static str, String)> {
-    vec![("text/plain", summary), ("image/svg+xml", svg), ("image/png", base64(png))]
+/// What a notebook shows of a picture, by MIME type.
+pub(super) fn bundle(summary: String, svg: String, png: &[u8]) -> Bundle {
+    vec![(mime::PLAIN, summary), (mime::SVG, svg), (mime::PNG, base64(png))]
 }
 
-/// Shows a picture as a cell's value; panics with the reason where there is none to show.
-pub(super) fn display(bundle: Result<Vec<(&'static str, String)>>) {
-    match bundle {
-        Ok(bundle) => notebook::emit(&bundle.iter().map(|(mime, text)| (*mime, text.as_str())).collect::<Vec<_>>()),
-        Err(error) => panic!("{error}"),
+impl Rich for Figure {
+    fn bundle(&self) -> Result<Bundle> {
+        Ok(bundle(self.summary(), self.svg()?, &self.png()?))
     }
 }
+
+impl Rich for Plot {
+    fn bundle(&self) -> Result<Bundle> {
+        self.bundle()
+    }
+}
+
+impl Rich for HeatMap {
+    fn bundle(&self) -> Result<Bundle> {
+        self.bundle()
+    }
+}
+
+impl Rich for MaskMap {
+    fn bundle(&self) -> Result<Bundle> {
+        Ok(bundle(self.summary(), self.svg()?, &self.png()?))
+    }
+}
+
+shown_in_cells!(Figure, Plot, HeatMap, MaskMap);

@@ -50,6 +50,17 @@ pub fn thousands(value: i128) -> String {
     out
 }
 
+/// Bytes in units of 1024: `513.2 MiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
 /// An axis label: `0.5`, `20`, `1k`, `2.5M`, `1e13`; `decimals` is what the step between labels needs.
 pub(super) fn tick(value: f64, decimals: usize) -> String {
     let magnitude = value.abs();
@@ -70,6 +81,12 @@ pub(super) fn tick(value: f64, decimals: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_one_digit_of_the_largest_unit() {
+        let sizes = [0, 1023, 1024, 1536, 10 << 30, u64::MAX].map(size);
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10.0 GiB", "16777216.0 TiB"]);
+    }
 
     #[test]
     fn four_significant_digits() {

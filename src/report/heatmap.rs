@@ -171,18 +171,10 @@ impl HeatMap {
     pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
         Ok(figure::bundle(self.summary(), self.svg()?, &self.png()?))
     }
-
-    /// Shows the map as a cell's value.
-    ///
-    /// # Panics
-    /// When the map cannot be drawn: a cell's display has no other way to fail.
-    pub fn evcxr_display(&self) {
-        figure::display(self.bundle());
-    }
 }
 
 /// Makes one path of successive shapes that look alike, which saves most of a map's bytes.
-fn merge_shapes(svg: &str) -> String {
+pub(super) fn merge_shapes(svg: &str) -> String {
     let lines: Vec<_> = svg.lines().map(|line| (line, rectangle(line).or_else(|| polyline(line)))).collect();
     let mut out = String::with_capacity(svg.len());
     for run in lines.chunk_by(|a, b| a.1.as_ref().zip(b.1.as_ref()).is_some_and(|(a, b)| a.0 == b.0)) {

@@ -3,10 +3,42 @@
 use crate::exact_json::exact_floats;
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::{Error, Result, files};
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+
+/// A report as JSON: records, and the tables made from them.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(title = "Report")]
+pub(super) struct Document {
+    /// Version of this format: 1.
+    pub(super) schema: u32,
+    /// Its heading.
+    pub(super) title: String,
+    /// Its records; what may differ between two runs of them stands in `environment.records`.
+    #[schemars(with = "Vec<Record>")]
+    pub(super) records: Vec<Value>,
+    /// Its tables by name: columns with label and unit, and rows.
+    pub(super) tables: Map<String, Value>,
+    /// What its plots show, in a line, by name.
+    pub(super) plots: Map<String, Value>,
+    /// Whatever may differ between two runs with the same results. Comparisons leave it out.
+    pub(super) environment: Environment,
+}
+
+/// Times, hosts, versions.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Environment {
+    /// Of the report.
+    pub(super) report: Map<String, Value>,
+    /// Of each record, in their order.
+    #[schemars(with = "Vec<BTreeMap<String, Value>>")]
+    pub(super) records: Vec<Value>,
+}
 
 /// Reads the records of a file: one record (`lacuna.json`), a list of them, or a whole report.
 ///
@@ -51,7 +83,7 @@ pub fn write_record(path: impl AsRef<Path>, record: &Record) -> Result<()> {
 ///
 /// # Errors
 /// When a number is not finite: JSON has no such numbers, and null would hide it.
-pub(super) fn record_json(record: &Record) -> Result<Value> {
+pub(crate) fn record_json(record: &Record) -> Result<Value> {
     let doing = || format!("writing the record of {}", describe(record));
     let mut numbers = Vec::new();
     numbers.extend(record.pruning.iter().map(|p| ("pruning.sparsity", p.sparsity)));
@@ -73,7 +105,7 @@ pub(super) fn record_json(record: &Record) -> Result<Value> {
 }
 
 /// Two-space indented JSON with a final newline.
-pub(super) fn pretty(value: &Value) -> Result<String> {
+pub(super) fn pretty(value: &impl Serialize) -> Result<String> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Report { doing: "writing JSON".into(), problem: e.to_string() })?;
     text.push('\n');
@@ -112,5 +144,26 @@ fn describe(record: &Record) -> String {
     match &record.pruning {
         None => format!("{}, dense", record.model.name),
         Some(p) => format!("{}, {} {} at sparsity {}", record.model.name, p.method, p.pattern, p.sparsity),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::env;
+
+    /// `LACUNA_UPDATE_SCHEMAS=1 cargo test schema` writes the schemas again.
+    #[test]
+    fn schemas_of_records_and_reports_are_current() {
+        let schemas = [("record", schemars::schema_for!(Record)), ("report", schemars::schema_for!(Document))];
+        for (name, schema) in schemas {
+            let path = format!("{}/docs/{name}.schema.json", env!("CARGO_MANIFEST_DIR"));
+            let fresh = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+            if env::var_os("LACUNA_UPDATE_SCHEMAS").is_some() {
+                fs::write(&path, &fresh).unwrap();
+            }
+            let committed = fs::read_to_string(&path).unwrap_or_default();
+            assert!(committed == fresh, "{path} is old: LACUNA_UPDATE_SCHEMAS=1 cargo test schema");
+        }
     }
 }

@@ -11,8 +11,10 @@ mod figure;
 mod format;
 mod heatmap;
 mod heatmap_draw;
+mod histogram;
 mod json;
 mod labels;
+mod mask_map;
 mod masks;
 mod palette;
 mod pen;
@@ -21,16 +23,21 @@ mod render;
 mod table;
 
 pub use figure::Figure;
-pub use format::{Format, number, thousands};
+pub use format::{Format, number, size, thousands};
 pub use heatmap::HeatMap;
 pub use json::{read_records, write_record};
+pub use mask_map::MaskMap;
 pub use masks::{MaskFile, write_masks};
 pub use plot::Plot;
 pub use table::Table;
 
+pub(crate) use json::record_json;
+pub(crate) use render::escape_html;
+
+use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::{Error, Result};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -108,6 +115,54 @@ impl Report {
         Ok(written)
     }
 
+    /// Text, tables and pictures in their order, as a notebook shows them. Text is Markdown, which HTML shows as it was
+    /// written; the first picture stands for itself, too.
+    fn shown(&self) -> Result<Bundle> {
+        let (mut plain, mut markdown) = (self.title.clone() + "\n", format!("# {}\n", self.title));
+        let (mut html, mut pictures) = (format!("<h2>{}</h2>\n", escape_html(&self.title)), Vec::new());
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => {
+                    let text = text.trim();
+                    plain.push_str(&format!("\n{text}\n"));
+                    markdown.push_str(&format!("\n{text}\n"));
+                    for paragraph in text.split("\n\n") {
+                        html.push_str(&format!("<p style=\"white-space: pre-line\">{}</p>\n", escape_html(paragraph)));
+                    }
+                }
+                Part::Table(_, table) => {
+                    for (mime, text) in table.shortened() {
+                        match mime {
+                            mime::PLAIN => plain.push_str(&format!("\n{text}")),
+                            mime::MARKDOWN => markdown.push_str(&format!("\n{text}")),
+                            _ => html.push_str(&text),
+                        }
+                    }
+                }
+                Part::Plot(_, figure) => {
+                    let summary = figure.summary();
+                    plain.push_str(&format!("\n[{summary}]\n"));
+                    html.push_str(&figure.svg()?);
+                    if pictures.is_empty() {
+                        pictures = figure.bundle()?;
+                        pictures.retain(|(mime, _)| *mime != mime::PLAIN);
+                    } else {
+                        markdown.push_str(&format!("\n*{summary}*\n"));
+                    }
+                }
+            }
+        }
+        let names = |keep: fn(&Part) -> Option<&str>| -> Vec<&str> { self.parts.iter().filter_map(keep).collect() };
+        let tables = names(|part| if let Part::Table(name, _) = part { Some(name) } else { None });
+        let plots = names(|part| if let Part::Plot(name, _) = part { Some(name) } else { None });
+        let records: Vec<Value> = self.records.iter().map(json::record_json).collect::<Result<_>>()?;
+        let json = serde_json::json!({"title": self.title, "tables": tables, "plots": plots, "records": records});
+        let mut bundle = vec![(mime::PLAIN, plain), (mime::MARKDOWN, markdown), (mime::HTML, html)];
+        bundle.append(&mut pictures);
+        bundle.push((mime::JSON, json.to_string()));
+        Ok(bundle)
+    }
+
     /// File names and contents.
     fn render(&self, stem: &str) -> Result<Vec<(String, Vec<u8>)>> {
         check_name("stem", stem)?;
@@ -145,14 +200,14 @@ impl Report {
             environments.extend(value.as_object_mut().and_then(|object| object.shift_remove("environment")));
             records.push(value);
         }
-        let document = json!({
-            "schema": SCHEMA_VERSION,
-            "title": self.title,
-            "records": records,
-            "tables": tables,
-            "plots": plots,
-            "environment": {"report": self.environment, "records": environments},
-        });
+        let document = json::Document {
+            schema: SCHEMA_VERSION,
+            title: self.title.clone(),
+            records,
+            tables,
+            plots,
+            environment: json::Environment { report: self.environment.clone(), records: environments },
+        };
         let mut all = vec![
             (format!("{stem}.md"), markdown.into_bytes()),
             (format!("{stem}.json"), json::pretty(&document)?.into_bytes()),
@@ -162,6 +217,14 @@ impl Report {
         Ok(all)
     }
 }
+
+impl Rich for Report {
+    fn bundle(&self) -> Result<Bundle> {
+        self.shown()
+    }
+}
+
+shown_in_cells!(Report);
 
 /// Names become parts of file names and of Markdown links.
 fn check_name(what: &'static str, name: &str) -> Result<()> {

@@ -327,14 +327,6 @@ impl Plot {
     pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
         Ok(figure::bundle(self.summary(), self.svg()?, &self.png()?))
     }
-
-    /// Shows the plot as a cell's value.
-    ///
-    /// # Panics
-    /// When the plot cannot be drawn: a cell's display has no other way to fail.
-    pub fn evcxr_display(&self) {
-        figure::display(self.bundle());
-    }
 }
 
 fn position_or_push<'a>(seen: &mut Vec<&'a str>, name: &'a str) -> usize {

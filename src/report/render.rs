@@ -2,13 +2,20 @@
 
 use super::format::{Format, number, thousands};
 use super::table::{Table, failed};
-use crate::{Result, notebook};
+use crate::Result;
+use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
 use polars::prelude::{AnyValue, CsvWriter, SerWriter};
 use serde_json::{Map, Value, json};
 
-/// Rows that a notebook shows of a long table: the first and the last.
-const HEAD: usize = 40;
-const TAIL: usize = 20;
+/// A notebook shows tables of up to so many rows and columns whole, and of larger ones the first and the last.
+const WHOLE_ROWS: usize = 60;
+const ROW_ENDS: (usize, usize) = (10, 10);
+const WHOLE_COLUMNS: usize = 24;
+const COLUMN_ENDS: (usize, usize) = (12, 8);
+/// Characters that it shows of a text in a cell.
+const TEXT: usize = 100;
+/// What stands for what is left out.
+const GAP: &str = "…";
 
 /// A value, apart from polars.
 enum Cell {
@@ -25,6 +32,8 @@ struct Grid {
     rows: Vec<Vec<String>>,
     /// Where rows were left out, and how many.
     gap: Option<(usize, usize)>,
+    /// Number of columns that were left out.
+    hidden_columns: usize,
 }
 
 impl Table {
@@ -58,8 +67,8 @@ impl Table {
             out.push_str(&format!("<tr>{}</tr>\n", cells("td", row)));
         }
         out.push_str("</tbody>\n</table>\n");
-        if grid.gap.is_some() {
-            out.push_str(&format!("<p>{}</p>\n", self.size(&grid)));
+        if let Some(size) = self.size(&grid) {
+            out.push_str(&format!("<p>{size}</p>\n"));
         }
         out
     }
@@ -105,31 +114,22 @@ impl Table {
         json!({"columns": columns, "rows": rows})
     }
 
-    /// What a notebook shows, by MIME type. Plain text, Markdown and HTML leave the middle of a long table out;
+    /// What a notebook shows, by MIME type. Plain text, Markdown and HTML leave the middle of a large table out;
     /// CSV and JSON are whole.
     ///
     /// # Errors
     /// As [`Table::csv`].
-    pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
-        let grid = self.grid(true);
-        Ok(vec![
-            ("text/plain", self.text_of(&grid)),
-            ("text/markdown", self.markdown_of(&grid)),
-            ("text/html", self.html()),
-            ("text/csv", self.csv()?),
-            ("application/json", self.json().to_string()),
-        ])
+    pub fn bundle(&self) -> Result<Bundle> {
+        let mut bundle = self.shortened();
+        bundle.push((mime::CSV, self.csv()?));
+        bundle.push((mime::JSON, self.json().to_string()));
+        Ok(bundle)
     }
 
-    /// Shows the table as a cell's value.
-    ///
-    /// # Panics
-    /// When a column has a nested type: a cell's display has no other way to fail.
-    pub fn evcxr_display(&self) {
-        match self.bundle() {
-            Ok(bundle) => notebook::emit(&bundle.iter().map(|(mime, text)| (*mime, text.as_str())).collect::<Vec<_>>()),
-            Err(error) => panic!("{error}"),
-        }
+    /// Plain text, Markdown and HTML, without the middle of a large table.
+    pub(crate) fn shortened(&self) -> Bundle {
+        let grid = self.grid(true);
+        vec![(mime::PLAIN, self.text_of(&grid)), (mime::MARKDOWN, self.markdown_of(&grid)), (mime::HTML, self.html())]
     }
 
     fn markdown_of(&self, grid: &Grid) -> String {
@@ -149,8 +149,8 @@ impl Table {
             }
             out.push_str(&line(row));
         }
-        if grid.gap.is_some() {
-            out.push_str(&format!("\n{}\n", self.size(grid)));
+        if let Some(size) = self.size(grid) {
+            out.push_str(&format!("\n{size}\n"));
         }
         out
     }
@@ -166,34 +166,75 @@ impl Table {
             }
             out.push_str(&line(row));
         }
-        if grid.gap.is_some() {
-            out.push_str(&format!("{}\n", self.size(grid)));
+        if let Some(size) = self.size(grid) {
+            out.push_str(&format!("{size}\n"));
         }
         out
     }
 
-    fn size(&self, grid: &Grid) -> String {
-        let (rows, columns) = (thousands(self.frame().height() as i128), self.columns.len());
-        format!("{rows} rows × {columns} columns, {} rows shown", grid.rows.len())
+    /// What is shown of how much, unless that is all.
+    fn size(&self, grid: &Grid) -> Option<String> {
+        let (rows, columns) = (self.frame().height(), self.columns.len());
+        let of_rows = match grid.gap {
+            Some(_) => format!("{} of {} rows", grid.rows.len(), thousands(rows as i128)),
+            None => format!("{} rows", thousands(rows as i128)),
+        };
+        match grid.hidden_columns {
+            0 if grid.gap.is_none() => None,
+            0 => Some(format!("showing {of_rows} × {columns} columns")),
+            hidden => Some(format!("showing {of_rows} × {} of {columns} columns", columns - hidden)),
+        }
     }
 
     fn grid(&self, shortened: bool) -> Grid {
-        let height = self.frame().height();
-        let long = shortened && height > HEAD + TAIL;
-        let shown: Vec<usize> = (0..height).filter(|i| !long || *i < HEAD || *i >= height - TAIL).collect();
-        let columns = self.frame().columns();
+        let (height, width) = (self.frame().height(), self.columns.len());
+        let rows = shown(height, WHOLE_ROWS, ROW_ENDS, shortened);
+        let columns = shown(width, WHOLE_COLUMNS, COLUMN_ENDS, shortened);
+        let gap = rows.iter().position(Option::is_none).map(|at| (at, height + 1 - rows.len()));
+        let hidden_columns = width - columns.iter().flatten().count();
+        let most = if shortened { TEXT } else { usize::MAX };
         let write = |row: usize| -> Vec<String> {
-            let cells = columns.iter().zip(&self.columns);
-            cells
-                .map(|(column, heading)| written(column.get(row).map_or(Cell::Missing, cell), heading.format))
-                .collect()
+            let cell = |column: &Option<usize>| match *column {
+                Some(i) => {
+                    let value = self.frame().columns()[i].get(row).map_or(Cell::Missing, cell);
+                    cut(written(value, self.columns[i].format), most)
+                }
+                None => GAP.to_owned(),
+            };
+            columns.iter().map(cell).collect()
         };
+        let heading = |column: &Option<usize>| column.map(|i| &self.columns[i]);
         Grid {
-            titles: self.columns.iter().map(|heading| heading.title()).collect(),
-            right: self.columns.iter().map(|heading| heading.format != Format::Text).collect(),
-            rows: shown.into_iter().map(write).collect(),
-            gap: long.then_some((HEAD, height - HEAD - TAIL)),
+            titles: columns.iter().map(|i| heading(i).map_or(GAP.to_owned(), |heading| heading.title())).collect(),
+            right: columns.iter().map(|i| heading(i).is_some_and(|h| h.format != Format::Text)).collect(),
+            rows: rows.into_iter().flatten().map(write).collect(),
+            gap,
+            hidden_columns,
         }
+    }
+}
+
+impl Rich for Table {
+    fn bundle(&self) -> Result<Bundle> {
+        self.bundle()
+    }
+}
+
+shown_in_cells!(Table);
+
+/// Which of `count` rows or columns are shown, with `None` for those between: all up to `whole`, else both `ends`.
+fn shown(count: usize, whole: usize, ends: (usize, usize), shortened: bool) -> Vec<Option<usize>> {
+    if !shortened || count <= whole {
+        return (0..count).map(Some).collect();
+    }
+    (0..ends.0).map(Some).chain([None]).chain((count - ends.1..count).map(Some)).collect()
+}
+
+/// The first `most` characters of `text`.
+fn cut(text: String, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((at, _)) => text[..at].to_owned() + GAP,
+        None => text,
     }
 }
 
@@ -237,6 +278,7 @@ fn padded(row: &[String], widths: &[usize], right: &[bool]) -> Vec<String> {
     row.iter().zip(widths).zip(right).map(pad).collect()
 }
 
-fn escape_html(text: &str) -> String {
+/// Text as HTML shows it.
+pub(crate) fn escape_html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -41,21 +41,28 @@ impl Heading {
 }
 
 impl From<DataFrame> for Table {
-    /// Headings are the columns' names; integers get thousands separated, floats four significant digits.
+    /// Headings are the columns' names; a name like `total_bytes` or `nll_nats` ends with its unit. Integers get thousands
+    /// separated, floats four significant digits.
     fn from(frame: DataFrame) -> Table {
-        let heading = |column: &Column| Heading {
-            label: column.name().replace('_', " "),
-            unit: None,
-            format: match column.dtype() {
+        let heading = |column: &Column| {
+            let format = match column.dtype() {
                 dtype if dtype.is_integer() => Format::Count,
                 dtype if dtype.is_float() => Format::Number,
                 _ => Format::Text,
-            },
+            };
+            let (label, unit) = match column.name().rsplit_once('_') {
+                Some((label, unit)) if format != Format::Text && UNITS.contains(&unit) => (label, Some(unit)),
+                _ => (column.name().as_str(), None),
+            };
+            Heading { label: label.replace('_', " "), unit: unit.map(str::to_owned), format }
         };
         let columns = frame.columns().iter().map(heading).collect();
         Table { frame, columns }
     }
 }
+
+/// Units that names of columns end with.
+const UNITS: [&str; 9] = ["bytes", "seconds", "nats", "tokens", "percent", "kib", "mib", "gib", "ms"];
 
 /// What a column of a table made here is called, in the frame and for people.
 type Name<'a> = (&'a str, &'a str, Option<&'a str>, Format);

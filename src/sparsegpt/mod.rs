@@ -5,7 +5,7 @@ mod factor;
 
 pub use factor::Factor;
 
-use crate::mask::{Criterion, Mask, Pattern, Per, Ties, select_levels};
+use crate::mask::{Criterion, Mask, Pattern, Per, Ties, drop_smallest, select_levels};
 use crate::{Error, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -63,8 +63,9 @@ pub struct Reconstruction {
 ///
 /// `factor` is that of the linear's input. Unstructured: of each block of `config.block_size` columns exactly
 /// `floor(out * columns * sparsity)` weights go, those with the lowest `w^2 / U_jj^2` over all rows, ties by position (lower
-/// row, then lower column first); [`Ties::Reference`] drops one more, and its equals, as the reference implementation does. N:M: of each `m` columns, the `n` with the highest
-/// such score stay, judged by the weights as they are when the first of them is reached.
+/// row, then lower column first); [`Ties::Reference`] drops one more, and its equals, as the reference implementation does. N:M:
+/// of each `m` columns, the `n` with the highest such score stay, judged by the weights as they are when the first of them is
+/// reached.
 ///
 /// Weights of dead inputs become 0, and are the first to be selected. Those that were not selected even so are no part of the
 /// mask, like zeros that a linear had before.
@@ -211,11 +212,6 @@ impl Block {
     /// Marks the `drop` weights with the lowest scores of the group that begins at column `first`, ties by position.
     fn select_group(&self, first: usize, drop: usize, weights: &[f32], scores: &mut [f32], words: &mut [u64]) {
         scores.iter_mut().enumerate().for_each(|(i, score)| *score = self.score(first + i, weights[i]));
-        for (i, own) in scores.iter().enumerate() {
-            let before = scores[..i].iter().filter(|other| *other <= own).count()
-                + scores[i + 1..].iter().filter(|other| *other < own).count();
-            let col = self.start + first + i;
-            words[col / 64] |= u64::from(before < drop) << (col % 64);
-        }
+        drop_smallest(scores, drop, self.start + first, words);
     }
 }

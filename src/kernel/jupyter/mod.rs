@@ -8,8 +8,10 @@ mod message;
 mod wire;
 
 use super::document::content;
-use super::session::{CellError, ErrorKind, Outcome, Session, Stream};
+use super::output::Stream;
+use super::session::{CellError, ErrorKind, Outcome, Session};
 use anyhow::Result;
+use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
@@ -121,6 +123,9 @@ struct Text {
     parent: Value,
     parts: Vec<(Stream, String)>,
     bytes: usize,
+    /// Its progress, which clients show in one place that is written anew.
+    progress: Transcript,
+    shows_progress: bool,
 }
 
 /// A request for the main thread.
@@ -270,7 +275,7 @@ impl Kernel {
             let input = json!({"code": request.code(), "execution_count": *count});
             self.publish("execute_input", &request.header, &input);
         }
-        lock(&self.text).parent = request.header.clone();
+        *lock(&self.text) = Text { parent: request.header.clone(), ..Text::default() };
         let outcome = match session {
             Ok(session) => self.run(session, request.code()),
             Err(error) => Err(CellError { kind: ErrorKind::Died, message: error.clone() }),
@@ -324,6 +329,15 @@ impl Kernel {
     /// A line that a cell has printed.
     fn line(&self, stream: Stream, line: &str) {
         let mut text = lock(&self.text);
+        if stream == Stream::Stderr && text.progress.add(line) {
+            let kind = if text.shows_progress { "update_display_data" } else { "display_data" };
+            text.shows_progress = true;
+            let place = format!("progress of {}", text.parent["msg_id"].as_str().unwrap_or_default());
+            let data = json!({"text/plain": text.progress.text()});
+            let content = json!({"data": data, "metadata": {}, "transient": {"display_id": place}});
+            self.publish(kind, &text.parent, &content);
+            return;
+        }
         text.bytes += line.len() + 1;
         match text.parts.last_mut() {
             Some((last, part)) if *last == stream => {

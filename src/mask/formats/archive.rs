@@ -53,9 +53,9 @@ fn failure(path: &Path, error: ZipError) -> Error {
         ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Error::io("read", path)(e),
         ZipError::FileNotFound => damaged(path, "an entry that the archive needs is missing"),
         other => {
-            let problem =
-                format!("not a readable zip archive ({other}): it was cut off, or PyTorch before 1.6 wrote it");
-            Error::file(path, format!("{problem}; copy it again, or save it again with a newer PyTorch"))
+            // What torch.save wrote before PyTorch 1.6 was no archive.
+            let problem = format!("not a readable zip archive ({other}): it is cut off or something else");
+            Error::file(path, format!("{problem}; copy it again, or save it again with numpy.savez or torch.save"))
         }
     }
 }

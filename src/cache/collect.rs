@@ -1,0 +1,131 @@
+//! What a cache holds, and what of it goes.
+
+use super::{Cache, DESCRIPTION, Description, files};
+use crate::{Error, Result};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Age from which what was being filled or removed counts as left over by a process that was killed.
+const LEFT_OVER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A kept result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// Name of its directory.
+    pub name: String,
+    /// The stage that it came from; `damaged` for what cannot be read, `unfinished` for what a killed process left.
+    pub stage: String,
+    /// What it is about.
+    pub title: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// When it was made or used last.
+    pub used: SystemTime,
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+impl Kept {
+    /// Time since it was used last.
+    pub fn age(&self) -> Duration {
+        self.used.elapsed().unwrap_or_default()
+    }
+
+    fn read(path: &Path, name: String) -> Kept {
+        let modified = |path: &Path| path.metadata().and_then(|file| file.modified());
+        let used = modified(&path.join(DESCRIPTION)).or_else(|_| modified(path)).unwrap_or(SystemTime::UNIX_EPOCH);
+        let (stage, title) = match Description::read(path) {
+            _ if name.starts_with('.') => ("unfinished".to_owned(), String::new()),
+            Ok(description) => (description.stage, description.title),
+            Err(_) => ("damaged".to_owned(), String::new()),
+        };
+        Kept { name, stage, title, bytes: files::bytes(path), used, path: path.to_path_buf() }
+    }
+
+    fn is_unfinished(&self) -> bool {
+        self.stage == "unfinished"
+    }
+}
+
+/// What to remove. What is damaged or was left over by a killed process goes in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collect {
+    /// What was not used for so long.
+    pub older_than: Option<Duration>,
+    /// What was used least recently, until so many bytes are left.
+    pub max_bytes: Option<u64>,
+    /// Removes nothing.
+    pub dry_run: bool,
+}
+
+impl Cache {
+    /// All kept results, those used last first.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the directory cannot be read; one that does not exist holds nothing.
+    pub fn entries(&self) -> Result<Vec<Kept>> {
+        let mut entries = self.scan()?;
+        entries.retain(|entry| !entry.is_unfinished());
+        Ok(entries)
+    }
+
+    fn scan(&self) -> Result<Vec<Kept>> {
+        let Some(dir) = self.dir() else { return Ok(Vec::new()) };
+        let list = match std::fs::read_dir(dir) {
+            Ok(list) => list,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("read", dir)(error)),
+        };
+        let mut entries = Vec::new();
+        for entry in list {
+            let entry = entry.map_err(Error::io("read", dir))?;
+            // Other processes add and remove meanwhile.
+            if entry.path().is_dir() {
+                entries.push(Kept::read(&entry.path(), entry.file_name().to_string_lossy().into_owned()));
+            }
+        }
+        entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.name.cmp(&b.name)));
+        Ok(entries)
+    }
+
+    /// Removes what `collect` says, and returns it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the directory cannot be read, or an entry cannot be removed.
+    pub fn collect(&self, collect: &Collect) -> Result<Vec<Kept>> {
+        self.remove(self.scan()?, collect, None)
+    }
+
+    /// Makes room for what was just kept as `newest`.
+    pub(super) fn trim(&self, newest: &str) -> Result<()> {
+        let collect = Collect { max_bytes: Some(self.max_bytes()), ..Collect::default() };
+        self.remove(self.scan()?, &collect, Some(newest)).map(drop)
+    }
+
+    fn remove(&self, entries: Vec<Kept>, collect: &Collect, newest: Option<&str>) -> Result<Vec<Kept>> {
+        let (mut left, mut full) = (0, false);
+        let mut removed = Vec::new();
+        for entry in entries {
+            let keep = if entry.is_unfinished() {
+                entry.age() < LEFT_OVER
+            } else if newest == Some(entry.name.as_str()) {
+                left += entry.bytes;
+                true
+            } else {
+                full |= collect.max_bytes.is_some_and(|max| left + entry.bytes > max);
+                let goes = full || entry.stage == "damaged" || collect.older_than.is_some_and(|age| entry.age() >= age);
+                left += if goes { 0 } else { entry.bytes };
+                !goes
+            };
+            if keep {
+                continue;
+            }
+            if !collect.dry_run {
+                files::remove(&entry.path)?;
+            }
+            removed.push(entry);
+        }
+        Ok(removed)
+    }
+}

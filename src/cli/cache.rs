@@ -1,0 +1,128 @@
+//! `lacuna cache`
+
+use super::{print_json, print_table, size};
+use lacuna::cache::{Cache, Collect, Kept};
+use std::time::Duration;
+
+/// What labs keep: calibration statistics, gradients, masks, evaluations
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List what is kept, used last first
+    Ls {
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what was not used for long, down to a size; what is damaged goes in any case
+    Gc {
+        /// What was not used for so long: 90s, 30m, 12h, 30d or 4w
+        #[arg(long, value_name = "AGE", value_parser = parse_age)]
+        older_than: Option<Duration>,
+        /// What was used least recently, until so much is left: bytes, or 500M, 2G (powers of 1024) [default: the cache's
+        /// limit]
+        #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+        max_bytes: Option<u64>,
+        /// Say what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let cache = Cache::from_env()?;
+    match args.command {
+        Command::Ls { json: true } => print_json(&cache.entries()?),
+        Command::Ls { json: false } => {
+            let entries = cache.entries()?;
+            if !entries.is_empty() {
+                list(&entries);
+            }
+            let (bytes, max) = (entries.iter().map(|entry| entry.bytes).sum(), cache.max_bytes());
+            println!("{} kept, {} of {}{}", entries.len(), size(bytes), size(max), place(&cache));
+            Ok(())
+        }
+        Command::Gc { older_than, max_bytes, dry_run } => {
+            // Without any rule, what the cache would do by itself.
+            let max_bytes = max_bytes.or(older_than.is_none().then(|| cache.max_bytes()));
+            let gone = cache.collect(&Collect { older_than, max_bytes, dry_run })?;
+            if !gone.is_empty() {
+                list(&gone);
+            }
+            let bytes = gone.iter().map(|entry| entry.bytes).sum();
+            let verb = if dry_run { "would be removed" } else { "removed" };
+            println!("{} {verb}, {}{}", gone.len(), size(bytes), place(&cache));
+            Ok(())
+        }
+    }
+}
+
+fn place(cache: &Cache) -> String {
+    cache.dir().map(|dir| format!(" in {}", dir.display())).unwrap_or_default()
+}
+
+fn list(entries: &[Kept]) {
+    let rows = entries.iter().map(|entry| {
+        [
+            entry.stage.clone(),
+            size(entry.bytes),
+            format!("{} ago", age(entry.age())),
+            entry.title.clone(),
+            entry.name.clone(),
+        ]
+    });
+    print_table(["stage", "size", "used", "of", "name"], &[0, 3, 4], rows);
+}
+
+/// The largest unit of an age.
+fn age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let unit = UNITS.iter().rev().find(|(_, unit)| seconds >= *unit).unwrap_or(&UNITS[0]);
+    format!("{} {}", seconds / unit.1, unit.0)
+}
+
+const UNITS: [(&str, u64); 5] = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400), ("w", 604_800)];
+
+fn parse_age(text: &str) -> Result<Duration, String> {
+    let age = UNITS.iter().find_map(|(name, seconds)| {
+        let count: u64 = text.strip_suffix(name)?.trim().parse().ok()?;
+        count.checked_mul(*seconds)
+    });
+    age.map(Duration::from_secs).ok_or_else(|| format!("`{text}` is no age; write a number and s, m, h, d or w: 30d"))
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("", 0)];
+    let bytes = units.iter().find_map(|(name, shift)| {
+        let count: u64 = text.trim().strip_suffix(name)?.trim().parse().ok()?;
+        count.checked_mul(1 << shift)
+    });
+    bytes.ok_or_else(|| format!("`{text}` is no size; write a number of bytes, or such as 500M or 2G"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_and_sizes() {
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("12h", 43_200), ("30d", 2_592_000), ("0w", 0)] {
+            assert_eq!(parse_age(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for (text, bytes) in [("0", 0), ("1000", 1000), ("500M", 500 << 20), ("2G", 2 << 30)] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "d", "-1d", "1.5h", "3 years", "99999999999999999999s"] {
+            assert!(parse_age(wrong).is_err() && parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(
+            [0, 59, 60, 7200, 200_000].map(|s| age(Duration::from_secs(s))),
+            ["0 s", "59 s", "1 m", "2 h", "2 d"]
+        );
+    }
+}

@@ -1,0 +1,545 @@
+//! A notebook's handle on a model: its weights stay on the device, and what is expensive is computed once, in this session and
+//! in the next.
+//!
+//! ```
+//! use lacuna::prelude::*;
+//!
+//! # fn main() -> Result<()> {
+//! # let scratch = tempfile::tempdir().map_err(Error::io("create", "a temporary directory"))?;
+//! # let cache = Cache::at(scratch.path(), 1 << 30);
+//! # let open = |model: &str| Lab::open_on(model, candle_core::DType::F32, &candle_core::Device::Cpu, cache);
+//! # let root = env!("CARGO_MANIFEST_DIR");
+//! # let (model, train, test) = ("data/tiny-llama", "data/corpus/train.txt", "data/corpus/test.txt");
+//! # let (model, train, test) = (format!("{root}/{model}"), format!("{root}/{train}"), format!("{root}/{test}"));
+//! # /*
+//! let lab = Lab::open(&model)?.calibrate_on(&train, 16, 256, 0)?;
+//! # */
+//! # let lab = open(&model)?.with_progress(Progress::Hidden).calibrate_on(&train, 4, 64, 0)?;
+//! let test = lab.windows(&test, Some(4), 64)?;
+//! for sparsity in [0.5, 0.6] {
+//!     let config = lab.config(Method::Wanda, sparsity);
+//!     println!("{sparsity}: {:.2}", lab.evaluate(&config, &test)?.perplexity);
+//! }
+//! # assert_eq!(lab.cache().of_stage("statistics").uses.computed, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What can be used again depends on how pruned blocks propagate:
+//! - With [`Propagate::Dense`], which [`Lab::config`] chooses, statistics and gradients are those of the dense model, whatever the
+//!   sparsity and the method. Another sparsity costs a selection and an evaluation.
+//! - With [`Propagate::Pruned`], as in the reference implementations and in [`PruneConfig::new`], a block is calibrated on what the
+//!   pruned blocks before it give, which another sparsity changes from the first block on. So another sparsity costs another
+//!   calibration; gradients, and the statistics that an allocation looks at, are still those of the dense model. Perplexities
+//!   differ a little, mostly at high sparsities: compare numbers of one mode only, and those of papers with this one.
+//!
+//! With either, masks and evaluations of a configuration that was run before are looked up. `docs/cache.md` says what is kept,
+//! and what makes a difference.
+
+mod keys;
+mod summary;
+
+pub use summary::{CacheSummary, StageSummary};
+
+use crate::cache::{Cache, Found, Key};
+use crate::calibrate::{Gather, SavedStatistics, Statistics, calibrate_each, calibrate_with};
+use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
+use crate::evaluate::{Evaluation, evaluate};
+use crate::gradients::{Accumulate, Gradients, gradients};
+use crate::importance::Method;
+use crate::mask::MaskSet;
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::prune::{
+    Known, MasksConfig, Needs, Propagate, PruneConfig, Pruned, apply, masks_knowing, prune_knowing, pruned_before,
+};
+use crate::record::{Record, TensorRecord};
+use crate::text::Windows;
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use keys::{Identity, Stage};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A model on its device, the text that it is calibrated on, and everything expensive that is known of them.
+///
+/// What follows from the calibration text is computed when it is first needed. Two sessions may share a cache.
+#[derive(Debug)]
+pub struct Lab {
+    model: Model,
+    identity: Identity,
+    calibration: Option<Windows>,
+    cache: Cache,
+    progress: Progress,
+    memory: Mutex<Memory>,
+}
+
+/// What this session holds besides the weights.
+#[derive(Debug, Default)]
+struct Memory {
+    statistics: Option<Arc<Statistics>>,
+    /// Files of each block's statistics with grams, open.
+    grams: Option<Arc<Vec<SavedStatistics>>>,
+    gradients: Option<Gradients>,
+    /// By the names of their keys.
+    made: HashMap<String, Made>,
+    evaluations: HashMap<String, Evaluation>,
+}
+
+/// What is known of a pruned model without its weights.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Made {
+    /// What its weights are ([`Lab::content`]).
+    content: String,
+    tensors: Vec<TensorRecord>,
+}
+
+/// What [`Lab::evaluate`] scores.
+#[derive(Clone, Copy, Debug)]
+pub enum Candidate<'a> {
+    /// What pruning as configured gives. It is pruned only if no evaluation of it is known.
+    Config(&'a PruneConfig),
+    /// The lab's model with zeros where the masks say so.
+    Masks(&'a MaskSet),
+    /// Any model, such as [`Lab::model`], the dense one.
+    Model(&'a Model),
+}
+
+impl<'a> From<&'a PruneConfig> for Candidate<'a> {
+    fn from(config: &'a PruneConfig) -> Self {
+        Candidate::Config(config)
+    }
+}
+
+impl<'a> From<&'a MaskSet> for Candidate<'a> {
+    fn from(masks: &'a MaskSet) -> Self {
+        Candidate::Masks(masks)
+    }
+}
+
+impl<'a> From<&'a Model> for Candidate<'a> {
+    fn from(model: &'a Model) -> Self {
+        Candidate::Model(model)
+    }
+}
+
+impl<'a> From<&'a Pruned> for Candidate<'a> {
+    fn from(pruned: &'a Pruned) -> Self {
+        Candidate::Model(&pruned.model)
+    }
+}
+
+impl Lab {
+    /// A model in f32 on the CPU, from a directory or a hub id, with the user's cache ([`Cache::from_env`]).
+    ///
+    /// # Errors
+    /// As [`Lab::open_on`] and [`Cache::from_env`].
+    pub fn open(spec: &str) -> Result<Lab> {
+        Lab::open_on(spec, DType::F32, &Device::Cpu, Cache::from_env()?)
+    }
+
+    /// A model in `dtype`, all of it on `device`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::resolve`] and [`Model::open`]; [`Error::File`] when the weights change while they are read.
+    pub fn open_on(spec: &str, dtype: DType, device: &Device, cache: Cache) -> Result<Lab> {
+        let progress = Progress::Stderr;
+        let checkpoint = Checkpoint::resolve(spec, progress)?;
+        let sha256 = cache.sha256_of(checkpoint.shards(), progress, || checkpoint.sha256())?;
+        checkpoint.assume_sha256(sha256);
+        let model = Model::open(&checkpoint, dtype, device)?.resident()?;
+        // The files are open since before the hash was asked for; only one that was written to in place could differ.
+        let identity = Identity::of(&model, &checkpoint)?;
+        Ok(Lab { model, identity, calibration: None, cache, progress, memory: Mutex::default() })
+    }
+
+    /// The same with other progress; a new lab shows it on standard error.
+    pub fn with_progress(self, progress: Progress) -> Lab {
+        Lab { progress, ..self }
+    }
+
+    /// Takes `windows` calibration windows of `seqlen` tokens from a text ([`Windows::calibration`]). What they give is computed
+    /// when it is needed.
+    ///
+    /// # Errors
+    /// As [`Windows::calibration`].
+    pub fn calibrate_on(self, text: impl AsRef<Path>, windows: usize, seqlen: usize, seed: u64) -> Result<Lab> {
+        let text = text.as_ref();
+        let inputs = json!({"calibration": [windows, seqlen, seed]});
+        let windows =
+            self.tokens(text, inputs, |tokenizer| Windows::calibration(text, tokenizer, windows, seqlen, seed))?;
+        Ok(self.with_calibration(windows))
+    }
+
+    /// Takes calibration windows that exist already.
+    pub fn with_calibration(self, windows: Windows) -> Lab {
+        Lab { calibration: Some(windows), memory: Mutex::default(), ..self }
+    }
+
+    /// Evaluation windows of a text ([`Windows::evaluation`]).
+    ///
+    /// # Errors
+    /// As [`Windows::evaluation`].
+    pub fn windows(&self, text: impl AsRef<Path>, windows: Option<usize>, seqlen: usize) -> Result<Windows> {
+        let text = text.as_ref();
+        let inputs = json!({"evaluation": [windows, seqlen]});
+        self.tokens(text, inputs, |tokenizer| Windows::evaluation(text, tokenizer, windows, seqlen))
+    }
+
+    /// The dense model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The device that the weights are on.
+    pub fn device(&self) -> &Device {
+        self.model.device()
+    }
+
+    /// The calibration windows.
+    pub fn calibration(&self) -> Option<&Windows> {
+        self.calibration.as_ref()
+    }
+
+    /// Norms and sums of what enters each linear of the dense model.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] without calibration text; as [`crate::calibrate::calibrate`].
+    pub fn statistics(&self) -> Result<Arc<Statistics>> {
+        if let Some(statistics) = &self.memory().statistics {
+            self.cache.count(Stage::Statistics.name(), Found::Memory);
+            return Ok(statistics.clone());
+        }
+        let windows = self.needed_calibration()?;
+        let key = self.key(Stage::Statistics, json!({"windows": windows.sha256()}));
+        let gather = Gather { sums: true, gram: false };
+        let statistics = Arc::new(self.stage(
+            &key,
+            self.title(windows),
+            |dir, _| Statistics::load(dir.join("statistics")),
+            || calibrate_with(&self.model, windows, gather, self.progress),
+            |statistics, dir| statistics.save(dir.join("statistics")).map(|()| Value::Null),
+        )?);
+        self.memory().statistics = Some(statistics.clone());
+        Ok(statistics)
+    }
+
+    /// Gradients of every linear of the dense model, summed over the windows.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] without calibration text; as [`crate::gradients::gradients`].
+    pub fn gradients(&self) -> Result<Gradients> {
+        if let Some(gradients) = &self.memory().gradients {
+            self.cache.count(Stage::Gradients.name(), Found::Memory);
+            return Ok(gradients.clone());
+        }
+        let windows = self.needed_calibration()?;
+        let key = self.key(Stage::Gradients, json!({"windows": windows.sha256(), "accumulate": "sum"}));
+        let gradients = self.stage(
+            &key,
+            self.title(windows),
+            |dir, _| Gradients::load(dir.join("gradients")),
+            || gradients(&self.model, windows, Accumulate::Sum, self.progress),
+            |gradients, dir| gradients.save(dir.join("gradients")).map(|()| Value::Null),
+        )?;
+        self.memory().gradients = Some(gradients.clone());
+        Ok(gradients)
+    }
+
+    /// Statistics with grams, block by block on the disk; `None` where they cannot be kept, so that the block loop computes them.
+    fn grams(&self) -> Result<Option<Arc<Vec<SavedStatistics>>>> {
+        let (stage, windows) = (Stage::Grams, self.needed_calibration()?);
+        if let Some(grams) = &self.memory().grams {
+            self.cache.count(stage.name(), Found::Memory);
+            return Ok(Some(grams.clone()));
+        }
+        let linears = self.model.config().linears();
+        // More than there are, as linears share inputs.
+        let bytes: usize = linears.iter().map(|(_, (_, input))| input * input * size_of::<f32>()).sum();
+        if self.cache.dir().is_none() || bytes as u64 > self.cache.max_bytes() {
+            return Ok(None);
+        }
+        let key = self.key(stage, json!({"windows": windows.sha256()}));
+        let block = |dir: &Path, i: usize| dir.join(format!("block-{i}"));
+        let open = || {
+            self.cache.load(&key, self.progress, |entry| {
+                (0..self.model.blocks()).map(|i| SavedStatistics::open(&block(entry.dir(), i))).collect::<Result<_>>()
+            })
+        };
+        let mut grams: Option<Vec<SavedStatistics>> = open()?;
+        self.cache.count(stage.name(), if grams.is_some() { Found::Disk } else { Found::Computed });
+        if grams.is_none() {
+            let gather = Gather { sums: true, gram: true };
+            self.cache.keep(&key, self.title(windows), self.progress, |dir| {
+                let save = |i, statistics: Statistics| statistics.save(block(dir, i));
+                calibrate_each(&self.model, windows, gather, self.progress, save)?;
+                Ok(Value::Null)
+            })?;
+            grams = open()?;
+        }
+        let grams = grams.map(Arc::new);
+        self.memory().grams = grams.clone();
+        Ok(grams)
+    }
+
+    /// [`PruneConfig::new`], but calibrated on the dense model ([`Propagate::Dense`]), so that what one configuration needs to know
+    /// serves all. The sequential calibration of the papers is asked for by `PruneConfig::new` itself, or by
+    /// [`PruneConfig::propagating`].
+    pub fn config(&self, method: Method, sparsity: f64) -> PruneConfig {
+        PruneConfig::new(method, sparsity).propagating(Propagate::Dense)
+    }
+
+    /// Prunes the model as [`crate::prune::prune`] does, with what is known.
+    ///
+    /// # Errors
+    /// As [`crate::prune::prune`].
+    pub fn prune(&self, config: &PruneConfig) -> Result<Pruned> {
+        Ok(self.pruned(config)?.0)
+    }
+
+    /// Also returns what its weights are.
+    fn pruned(&self, config: &PruneConfig) -> Result<(Pruned, String)> {
+        let key = self.pruned_key(config);
+        let stage = Stage::Pruned.name();
+        let found =
+            self.cache.load(&key, self.progress, |entry| self.read_pruned(entry.dir(), &entry.value, config))?;
+        if let Some((pruned, made)) = found {
+            self.cache.count(stage, Found::Disk);
+            self.memory().made.insert(key.name(), made.clone());
+            return Ok((pruned, made.content));
+        }
+        self.cache.count(stage, Found::Computed);
+        let needs = config.needs();
+        let pruned =
+            self.knowing(needs, |known| prune_knowing(&self.model, self.calibration(), config, known, self.progress))?;
+        let made = Made { content: self.content(&pruned.model)?, tensors: pruned.record.tensors.clone() };
+        self.memory().made.insert(key.name(), made.clone());
+        let title = format!("{}: {} {} {}", self.model.name(), config.method, config.pattern, config.sparsity);
+        self.cache.keep(&key, title, self.progress, |dir| self.write_pruned(dir, &pruned, &made, config))?;
+        Ok((pruned, made.content))
+    }
+
+    fn write_pruned(&self, dir: &Path, pruned: &Pruned, made: &Made, config: &PruneConfig) -> Result<Value> {
+        let masks = MaskSet { metadata: None, masks: pruned.masks.clone() };
+        masks.save(dir.join("masks.safetensors"))?;
+        if config.method == Method::SparseGpt {
+            let dtype = crate::checkpoint::dtype_of(self.model.dtype())?;
+            let plan = |(name, mask): &(String, _)| (name.clone(), dtype, shape(mask));
+            let mut writer = CheckpointWriter::arrays(&dir.join("weights"), pruned.masks.iter().map(plan).collect())?;
+            for (name, _) in &pruned.masks {
+                writer.write_tensor(name, &pruned.model.tensor(name)?)?;
+            }
+            writer.finish()?;
+        }
+        serde_json::to_value(made).map_err(|error| Error::file(dir, error))
+    }
+
+    fn read_pruned(&self, dir: &Path, value: &Value, config: &PruneConfig) -> Result<(Pruned, Made)> {
+        let made = Made::deserialize(value).map_err(|error| Error::file(dir, error))?;
+        let mut masks = MaskSet::load(dir.join("masks.safetensors"))?.masks;
+        let order: HashMap<&str, usize> =
+            made.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.as_str(), at)).collect();
+        masks.sort_by_key(|(name, _)| order.get(name.as_str()));
+        let weights = (config.method == Method::SparseGpt).then(|| {
+            let saved = Checkpoint::open_arrays(&dir.join("weights"))?;
+            let load = |(name, _): &(String, _)| {
+                Ok((name.clone(), saved.load(name, self.model.dtype(), self.model.device())?))
+            };
+            masks.iter().map(load).collect::<Result<Vec<_>>>()
+        });
+        let (weights, tensors) = (weights.transpose()?, made.tensors.clone());
+        let pruned = pruned_before(&self.model, self.calibration(), config, masks, weights, tensors)?;
+        Ok((pruned, made))
+    }
+
+    /// Masks of many methods and sparsities, as [`crate::prune::masks`] makes them, with what is known.
+    ///
+    /// # Errors
+    /// As [`crate::prune::masks`].
+    pub fn masks(&self, config: &MasksConfig) -> Result<Vec<MaskSet>> {
+        let calibration = self.calibration.as_ref().filter(|_| config.needs_calibration());
+        let inputs = json!({"windows": calibration.map(Windows::sha256), "config": format!("{config:?}")});
+        let key = self.key(Stage::Masks, inputs);
+        let file = |dir: &Path, i: usize| dir.join(format!("{i}.safetensors"));
+        let title = format!("{}: {} x {}", self.model.name(), config.methods.len(), config.sparsities.len());
+        let mut sets = self.stage(
+            &key,
+            title,
+            |dir, value| {
+                let count = value.as_u64().ok_or_else(|| Error::file(dir, "does not say how many masks it holds"))?;
+                (0..count as usize).map(|i| MaskSet::load(file(dir, i))).collect::<Result<Vec<_>>>()
+            },
+            || {
+                self.knowing(config.needs(), |known| {
+                    masks_knowing(&self.model, self.calibration(), config, known, self.progress)
+                })
+            },
+            |sets, dir| {
+                sets.iter().enumerate().try_for_each(|(i, set)| set.save(file(dir, i)))?;
+                Ok(sets.len().into())
+            },
+        )?;
+        // Names are no part of the key: the same bytes may now be called otherwise.
+        let (model, text) = (self.model.record()?, calibration.map(Windows::record));
+        for metadata in sets.iter_mut().filter_map(|set| set.metadata.as_mut()) {
+            metadata.model = model.clone();
+            if let Some(pruning) = &mut metadata.pruning {
+                pruning.calibration = pruning.calibration.take().and(text.clone());
+            }
+        }
+        Ok(sets)
+    }
+
+    /// Scores what pruning gives, or a model ([`evaluate`]).
+    ///
+    /// # Errors
+    /// As [`crate::prune::prune`] and [`evaluate`].
+    pub fn evaluate<'a>(&self, candidate: impl Into<Candidate<'a>>, test: &Windows) -> Result<Evaluation> {
+        match candidate.into() {
+            Candidate::Model(model) => self.evaluate_model(model, &self.content(model)?, test),
+            Candidate::Masks(masks) => {
+                let model = apply(&self.model, masks)?;
+                self.evaluate_model(&model, &self.content(&model)?, test)
+            }
+            Candidate::Config(config) => match self.evaluated(config, test)? {
+                Some((_, evaluation)) => Ok(evaluation),
+                None => {
+                    let (pruned, content) = self.pruned(config)?;
+                    self.evaluate_model(&pruned.model, &content, test)
+                }
+            },
+        }
+    }
+
+    /// Prunes and evaluates; the record of both. A sweep is a loop over this.
+    ///
+    /// # Errors
+    /// As [`Lab::evaluate`].
+    pub fn record(&self, config: &PruneConfig, test: &Windows) -> Result<Record> {
+        if let Some((made, evaluation)) = self.evaluated(config, test)? {
+            let pruning = Some(config.record(&self.model, self.calibration()));
+            let record = Record { pruning, tensors: made.tensors, ..Record::dense(self.model.record()?) };
+            return Ok(record.with_evaluation(evaluation.record()));
+        }
+        let (pruned, content) = self.pruned(config)?;
+        let evaluation = self.evaluate_model(&pruned.model, &content, test)?;
+        Ok(pruned.record.with_evaluation(evaluation.record()))
+    }
+
+    /// What is known of a configuration's evaluation, without pruning.
+    fn evaluated(&self, config: &PruneConfig, test: &Windows) -> Result<Option<(Made, Evaluation)>> {
+        let key = self.pruned_key(config);
+        let in_memory = self.memory().made.get(&key.name()).cloned();
+        let made = match in_memory {
+            Some(made) => Some(made),
+            None => self.cache.value(&key).and_then(|value| Made::deserialize(value).ok()),
+        };
+        let Some(made) = made else { return Ok(None) };
+        Ok(self.find_evaluation(&made.content, test)?.map(|evaluation| (made, evaluation)))
+    }
+
+    fn evaluate_model(&self, model: &Model, content: &str, test: &Windows) -> Result<Evaluation> {
+        if let Some(evaluation) = self.find_evaluation(content, test)? {
+            return Ok(evaluation);
+        }
+        let (key, stage) = (self.evaluation_key(content, test), Stage::Evaluation.name());
+        self.cache.count(stage, Found::Computed);
+        let evaluation = evaluate(model, test, self.progress)?;
+        self.cache.keep(&key, self.title(test), self.progress, |dir| {
+            let losses: Vec<f64> = evaluation.losses.iter().flatten().copied().collect();
+            let shape = vec![evaluation.losses.len(), losses.len() / evaluation.losses.len().max(1)];
+            let mut writer = CheckpointWriter::arrays(&dir.join("losses"), vec![("losses".into(), Dtype::F64, shape)])?;
+            writer.write_array("losses", Array::F64(&losses))?;
+            writer.finish()?;
+            Ok(Value::Null)
+        })?;
+        self.memory().evaluations.insert(key.name(), evaluation.clone());
+        Ok(evaluation)
+    }
+
+    fn find_evaluation(&self, content: &str, test: &Windows) -> Result<Option<Evaluation>> {
+        let (key, stage) = (self.evaluation_key(content, test), Stage::Evaluation.name());
+        if let Some(evaluation) = self.memory().evaluations.get(&key.name()) {
+            self.cache.count(stage, Found::Memory);
+            return Ok(Some(Evaluation { text: test.record(), ..evaluation.clone() }));
+        }
+        let found = self.cache.load(&key, self.progress, |entry| {
+            let arrays = Checkpoint::open_arrays(&entry.path("losses"))?;
+            let losses = arrays.array("losses", f64::from_le_bytes)?;
+            let predicted = test.seqlen.saturating_sub(1).max(1);
+            Evaluation::from_losses(test.record(), losses.chunks(predicted).map(<[f64]>::to_vec).collect())
+        })?;
+        if let Some(evaluation) = &found {
+            self.cache.count(stage, Found::Disk);
+            self.memory().evaluations.insert(key.name(), evaluation.clone());
+        }
+        Ok(found)
+    }
+
+    /// What is kept of which stage, and how often it was found.
+    pub fn cache(&self) -> CacheSummary {
+        CacheSummary::of(&self.cache)
+    }
+
+    /// Calls `f` with what it needs to know of the dense model.
+    fn knowing<T>(&self, needs: Needs, f: impl FnOnce(&Known<'_>) -> Result<T>) -> Result<T> {
+        // Without a text, the configuration is refused where it is checked.
+        let has_text = self.calibration.as_ref().is_some_and(|windows| !windows.ids.is_empty());
+        let statistics = (needs.statistics && has_text).then(|| self.statistics()).transpose()?;
+        let gradients = (needs.gradients && has_text).then(|| self.gradients()).transpose()?;
+        let grams = if needs.grams && has_text { self.grams()? } else { None };
+        let read = grams.map(|grams| {
+            move |i: usize| match grams.get(i) {
+                Some(block) => block.read(),
+                None => Ok(Statistics::default()),
+            }
+        });
+        f(&Known {
+            statistics: statistics.as_deref(),
+            grams: read.as_ref().map(|read| read as &dyn Fn(usize) -> Result<Statistics>),
+            gradients: gradients.as_ref(),
+        })
+    }
+
+    /// The result of a stage: kept, or computed and kept.
+    fn stage<T>(
+        &self,
+        key: &Key,
+        title: String,
+        load: impl FnOnce(&Path, &Value) -> Result<T>,
+        compute: impl FnOnce() -> Result<T>,
+        save: impl FnOnce(&T, &Path) -> Result<Value>,
+    ) -> Result<T> {
+        if let Some(result) = self.cache.load(key, self.progress, |entry| load(entry.dir(), &entry.value))? {
+            self.cache.count(key.stage(), Found::Disk);
+            return Ok(result);
+        }
+        self.cache.count(key.stage(), Found::Computed);
+        let result = compute()?;
+        self.cache.keep(key, title, self.progress, |dir| save(&result, dir))?;
+        Ok(result)
+    }
+
+    fn needed_calibration(&self) -> Result<&Windows> {
+        let missing =
+            || Error::argument("lab", self.model.name(), "has no calibration text; give it with `calibrate_on`");
+        self.calibration.as_ref().ok_or_else(missing)
+    }
+
+    fn title(&self, windows: &Windows) -> String {
+        format!("{}: {} x {} of {}", self.model.name(), windows.ids.len(), windows.seqlen, windows.name)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn shape(mask: &crate::mask::Mask) -> Vec<usize> {
+    let (rows, cols) = mask.shape();
+    vec![rows, cols]
+}

@@ -1,0 +1,291 @@
+//! What values look like in a cell: every representation of each, and cells of the real evcxr.
+
+use candle_core::{DType, Device, Tensor};
+use lacuna::calibrate::calibrate;
+use lacuna::checkpoint::Checkpoint;
+use lacuna::evaluate::{ChoiceScores, GenerationPrediction, GenerationScores, TaskRecord, evaluate};
+use lacuna::experts::{ExpertScores, Layout, Metric, Ranking, Selection, SuperExperts};
+use lacuna::importance::{Inputs, Method, Scorer};
+use lacuna::mask::{Mask, MaskSet};
+use lacuna::model::Model;
+use lacuna::notebook::{Rich, mime};
+use lacuna::polars::df;
+use lacuna::polars::prelude::{Column, NamedFrom, Series};
+use lacuna::progress::Progress;
+use lacuna::record::{ModelRecord, Record};
+use lacuna::report::{MaskMap, Plot, Report, Table};
+use lacuna::stats::{Interval, Score};
+use lacuna::text::Windows;
+use lacuna::{Error, Result};
+use std::collections::BTreeMap;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+
+fn open(name: &str) -> Model {
+    Model::open(&Checkpoint::open(format!("{DATA}/{name}")).unwrap(), DType::F32, &Device::Cpu).unwrap()
+}
+
+fn bundle(value: &impl Rich) -> BTreeMap<&'static str, String> {
+    let bundle: BTreeMap<_, _> = value.bundle().unwrap().into_iter().collect();
+    assert!(!bundle[mime::PLAIN].trim().is_empty(), "text/plain is always there");
+    bundle
+}
+
+/// The HTML without its pictures, whose drawing has tests of its own.
+fn without_pictures(html: &str) -> String {
+    let mut out = String::new();
+    let mut rest = html;
+    while let Some((before, picture)) = rest.split_once("<svg ") {
+        out.push_str(before);
+        out.push_str("[picture]\n");
+        rest = picture.split_once("</svg>").expect("a picture that ends").1.trim_start();
+    }
+    out + rest
+}
+
+/// Plain text, HTML and JSON, and the names of what else there is.
+fn shown(value: &impl Rich) -> String {
+    let bundle = bundle(value);
+    let html = bundle.get(mime::HTML).map_or(String::new(), |html| without_pictures(html));
+    assert!(!html.contains("background"), "themes have backgrounds: {html}");
+    let json = bundle.get(mime::JSON).map_or(String::new(), |json| {
+        let value: serde_json::Value = serde_json::from_str(json).unwrap();
+        serde_json::to_string_pretty(&value).unwrap()
+    });
+    if let Some(svg) = bundle.get(mime::SVG) {
+        assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
+        assert!(bundle[mime::PNG].starts_with("iVBORw0KGgo"), "a PNG in base64");
+    }
+    let names: Vec<_> = bundle.keys().copied().collect();
+    format!("{}\n\n{}\n\n{html}\n\n{json}", names.join(" "), bundle[mime::PLAIN])
+}
+
+#[test]
+fn frames() -> Result<()> {
+    let frame = df![
+        "tensor" => ["q_proj", "a|b <script>alert(1)</script> & co"],
+        "weights" => [12_288u64, 7],
+        "size_bytes" => [49_152u64, 28],
+        "nll_nats" => [Some(3.25), None],
+        "seconds" => [0.5, 120.0],
+    ];
+    let frame = frame.unwrap();
+    insta::assert_snapshot!("frame", shown(&frame));
+    let html = &bundle(&frame)[mime::HTML];
+    assert!(html.contains("&lt;script&gt;") && !html.contains("<script>"), "{html}");
+    insta::assert_snapshot!("series", shown(&Series::new("loss_nats".into(), [1.5, 2.5])));
+    assert!(bundle(&frame.head(Some(0)))[mime::PLAIN].contains("0 rows"));
+    Ok(())
+}
+
+#[test]
+fn large_frames_are_shown_in_part() {
+    let rows = 5_000u64;
+    let columns: Vec<Column> =
+        (0..30).map(|i| Series::new(format!("c{i}").into(), (0..rows).collect::<Vec<_>>()).into()).collect();
+    let frame = lacuna::polars::prelude::DataFrame::new_infer_height(columns).unwrap();
+    let of = bundle(&frame);
+    for text in [mime::PLAIN, mime::MARKDOWN, mime::HTML].map(|mime| &of[mime]) {
+        assert!(text.contains("showing 20 of 5,000 rows × 20 of 30 columns"), "{text}");
+        assert!(text.contains("4,999") && !text.contains("2,500"), "{text}");
+    }
+    // 150,000 cells stay in the session.
+    assert!(!of.contains_key(mime::CSV) && of[mime::JSON].len() < 1_000);
+    let few = bundle(&frame.select(["c0", "c1"]).unwrap());
+    assert_eq!(few[mime::CSV].lines().count(), 5_001);
+}
+
+#[test]
+fn models_and_checkpoints() -> Result<()> {
+    let model = open("tiny-mixtral");
+    insta::assert_snapshot!("model", shown(&model));
+    assert!(bundle(&model.resident()?)[mime::PLAIN].contains("in memory"));
+    insta::assert_snapshot!("checkpoint", shown(&Checkpoint::open(format!("{DATA}/tiny-mixtral"))?));
+    let windows = Windows::evaluation(format!("{DATA}/tiny-mixtral/tokens.json"), None, Some(4), 64)?;
+    insta::assert_snapshot!("windows", shown(&windows));
+    let statistics = calibrate(&model, &windows, Progress::Hidden)?;
+    let of = bundle(&statistics);
+    let plain = &of[mime::PLAIN];
+    assert!(plain.contains("over 4 windows") && plain.contains("self_attn.q_proj"), "{plain}");
+    assert!(of[mime::SVG].contains("Inputs that stand out"));
+    let evaluation = evaluate(&model, &windows, Progress::Hidden)?;
+    let of = bundle(&evaluation);
+    assert!(of[mime::PLAIN].starts_with("Perplexity ") && of[mime::SVG].contains("Loss of each window"));
+    let json: serde_json::Value = serde_json::from_str(&of[mime::JSON]).unwrap();
+    assert_eq!(json["tokens"], 252);
+    Ok(())
+}
+
+/// Zeros of MXFP4 count as two weights a byte, and only what is in memory counts as bytes.
+#[test]
+fn parameters_of_packed_experts() {
+    let model = open("tiny-gpt-oss-mxfp4");
+    let json: serde_json::Value = serde_json::from_str(&bundle(&model)[mime::JSON]).unwrap();
+    assert_eq!(json["parameters"], model.record().unwrap().parameters);
+    assert!(json["bytes"].as_u64().unwrap() < 4 * json["parameters"].as_u64().unwrap());
+}
+
+#[test]
+fn masks() -> Result<()> {
+    let two_of_four = Mask::from_fn(64, 128, |row, col| (row + col) % 4 < 2);
+    insta::assert_snapshot!("mask_2_of_4", shown(&two_of_four));
+    // Rows lose more from top to bottom: the picture is another one.
+    let rows = Mask::from_fn(64, 128, |row, col| (row * 31 + col * 17) % 64 < row);
+    let of = bundle(&rows);
+    assert!(of[mime::PLAIN].contains("no N:M"), "{}", of[mime::PLAIN]);
+    assert!(of[mime::PLAIN].contains("1 lose nothing"), "{}", of[mime::PLAIN]);
+    assert_ne!(of[mime::SVG], bundle(&two_of_four)[mime::SVG]);
+    assert!(bundle(&two_of_four)[mime::SVG].contains("in groups of 4"));
+    assert_eq!(bundle(&MaskMap::new("m", &rows))[mime::PLAIN], "m: 64 × 128 weights, 49.2% pruned");
+    let name = |block, kind| format!("model.layers.{block}.{kind}.weight");
+    let set = MaskSet {
+        metadata: None,
+        masks: vec![
+            (name(0, "self_attn.q_proj"), two_of_four.clone()),
+            (name(0, "mlp.up_proj"), rows.clone()),
+            (name(1, "self_attn.q_proj"), rows),
+        ],
+    };
+    insta::assert_snapshot!("mask_set", shown(&set));
+    assert!(bundle(&set.statistics())[mime::SVG].contains("Spread of sparsity"));
+    let comparison = set.compare(&set.not())?;
+    assert!(bundle(&comparison)[mime::PLAIN].starts_with("Jaccard index 0.000 of 3 tensors"));
+    assert!(bundle(&Mask::none(0, 4))[mime::PLAIN].contains("0 × 4"));
+    Ok(())
+}
+
+#[test]
+fn scores() -> Result<()> {
+    let weights: Vec<f32> = (0..64).map(|i| (i as f32 - 32.0) / 8.0).collect();
+    let scorer = Scorer::new(Method::Magnitude, "w", &weights, (8, 8), Inputs::default())?;
+    insta::assert_snapshot!("scorer", shown(&scorer));
+    let interval = |low, high| Some(Interval { low, high, level: 0.95, resamples: 10_000, seed: 0 });
+    let score = |value: f64| Score { value, interval: interval(value - 0.05, value + 0.05) };
+    let task = TaskRecord { name: "a<b.jsonl".into(), sha256: "ab".repeat(32), examples: 2 };
+    let choices = ChoiceScores {
+        task: task.clone(),
+        acc: score(0.5),
+        acc_norm: score(0.625),
+        chance: 0.25,
+        truncated: 0,
+        predictions: Vec::new(),
+    };
+    insta::assert_snapshot!("choice_scores", shown(&choices));
+    let text = "<i>Paris</i>".to_owned();
+    let predictions = vec![GenerationPrediction { line: 1, text, exact_match: false, contains: true }];
+    let generation =
+        GenerationScores { task, exact_match: score(0.5), contains: score(0.75), truncated: 1, predictions };
+    insta::assert_snapshot!("generation_scores", shown(&generation));
+    assert_eq!(bundle(&score(0.5))[mime::PLAIN], "0.5000, 0.4500 to 0.5500 (95%)");
+    Ok(())
+}
+
+#[test]
+fn records_and_reports() -> Result<()> {
+    let model =
+        ModelRecord { name: "m<1>".into(), family: "llama".into(), parameters: 12_345, sha256: "cd".repeat(32) };
+    let record = Record { environment: BTreeMap::new(), ..Record::dense(model) };
+    insta::assert_snapshot!("record", shown(&record));
+    let table = Table::from_records(std::slice::from_ref(&record))?.select(["model", "method"])?;
+    let plot = Plot::curves("Curve").series("s", [(0.0, 1.0), (1.0, 2.0)]);
+    let report = Report::new("Title & more")
+        .records(std::slice::from_ref(&record))
+        .text("First <p>.\n\nSecond.")
+        .table("t", table)
+        .plot("p", plot);
+    insta::assert_snapshot!("report", shown(&report));
+    assert!(bundle(&report)[mime::MARKDOWN].starts_with("# Title & more\n\nFirst <p>."));
+    Ok(())
+}
+
+#[test]
+fn experts() -> Result<()> {
+    let checkpoint = Checkpoint::open(format!("{DATA}/tiny-mixtral"))?;
+    let layout = Layout::find(&checkpoint)?;
+    let scores = ExpertScores::data_free(&checkpoint, &layout, Metric::RouterNorm, Progress::Hidden)?;
+    let of = bundle(&scores);
+    assert!(of[mime::PLAIN].contains("router norm median") && of[mime::SVG].contains("Scores by router-norm"));
+    let ranking = Ranking::by_score(&layout, &scores, Metric::RouterNorm, SuperExperts::Ignore)?;
+    assert!(bundle(&ranking)[mime::SVG].contains("Places in the ranking"));
+    let keep = Ranking::first(&layout).keep(&layout, 2)?;
+    insta::assert_snapshot!("keep", shown(&keep));
+    let by = serde_json::Map::from_iter([("metric".to_owned(), "<first>".into())]);
+    let of = bundle(&Selection { keep, by });
+    assert!(of[mime::PLAIN].contains("chosen by metric <first>") && of[mime::HTML].contains("metric &lt;first&gt;"));
+    Ok(())
+}
+
+#[test]
+fn errors_have_parts() {
+    let error = Error::tensor("model<1>", "w", "holds NaN; evaluate in f32");
+    insta::assert_snapshot!("error", shown(&error));
+    assert_eq!(format!("{error:?}"), "model<1>: tensor `w`\n  cause: holds NaN\n  remedy: evaluate in f32");
+    assert_eq!(error.to_string(), "model<1>: tensor `w`: holds NaN; evaluate in f32");
+    let missing = Checkpoint::open("no such directory").unwrap_err();
+    assert!(missing.parts().cause.is_some(), "{missing:?}");
+    let io = Error::io("read", "x.txt")(std::io::ErrorKind::NotFound.into());
+    assert_eq!(io.parts().what, "cannot read x.txt");
+    assert!(io.parts().remedy.unwrap().contains("check the path"));
+}
+
+#[test]
+fn tensors_are_shown_as_candle_prints_them() {
+    let tensor = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu).unwrap();
+    assert!(bundle(&tensor)[mime::PLAIN].contains("1., 2."), "{}", bundle(&tensor)[mime::PLAIN]);
+    assert_eq!(tensor.dtype(), DType::F32);
+}
+
+/// Cells of the real evcxr: the prelude gives polars' types a method, lacuna's own have theirs, and a failed `?` says what
+/// failed and why.
+#[cfg(feature = "notebook")]
+#[test]
+fn cells_show_values() {
+    use serde_json::{Value, json};
+    let directory = tempfile::tempdir().unwrap();
+    let open = format!(
+        "Model::open(&Checkpoint::open({:?})?, lacuna::candle_core::DType::F32, &lacuna::candle_core::Device::Cpu)?",
+        format!("{DATA}/tiny-mixtral")
+    );
+    let cells = [
+        "use lacuna::prelude::*;",
+        "df![\"size_bytes\" => (0..5_000u32).collect::<Vec<_>>()]?",
+        &open,
+        "Mask::from_fn(16, 32, |_, col| col % 4 < 2)",
+        "#[derive(Debug)]\nstruct Own { a: u32 }\n(Own { a: 3 }, 1 + 1)",
+        "println!(\"nothing to show\")",
+        "Checkpoint::open(\"no such <directory>\")",
+        "Checkpoint::open(\"missing\")?",
+    ];
+    let cells: Vec<Value> = (0..)
+        .zip(cells)
+        .map(|(i, source)| {
+            let id = format!("id-{i}");
+            json!({"cell_type": "code", "id": id, "metadata": {}, "source": source, "outputs": [], "execution_count": null})
+        })
+        .collect();
+    let metadata = json!({"language_info": {"name": "rust"}});
+    let notebook = json!({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5});
+    let path = directory.path().join("shows.ipynb");
+    std::fs::write(&path, notebook.to_string()).unwrap();
+    let out = directory.path().join("out");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    let run = command.args(["notebook", "run"]).arg(&path).arg("--out").arg(&out).output().unwrap();
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("\ncannot open checkpoint missing: No such file or directory"), "{stderr}");
+    let executed: Value = serde_json::from_slice(&std::fs::read(out.join("shows.ipynb")).unwrap()).unwrap();
+    let data = |cell: usize, mime: &str| -> String {
+        let lines = executed["cells"][cell]["outputs"][0]["data"][mime].as_array();
+        lines.into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    assert!(data(1, mime::HTML).contains("showing 20 of 5,000 rows"), "{}", data(1, mime::HTML));
+    assert!(data(1, mime::PLAIN).contains("size (bytes)"));
+    assert!(data(2, mime::HTML).contains("<strong>Model tiny-mixtral: mixtral, 4 blocks"), "{}", data(2, mime::HTML));
+    assert!(data(3, mime::PLAIN).contains("2:4 (kept of M)") && data(3, mime::HTML).contains("<svg "));
+    assert_eq!(data(4, mime::PLAIN), "(Own { a: 3 }, 2)");
+    let outputs = executed["cells"][5]["outputs"].as_array().unwrap();
+    assert!(outputs.iter().all(|output| output["output_type"] == "stream"), "{outputs:?}");
+    assert!(
+        data(6, mime::HTML).contains("<dt>Cause</dt>") && data(6, mime::HTML).contains("no such &lt;directory&gt;")
+    );
+}

@@ -1,0 +1,487 @@
+//! `Lab`: what is computed once, what is looked up, and that neither shows in the results; and the cache below it, when it is
+//! damaged, full, shared, or left by a process that was killed.
+
+use candle_core::{DType, Device, Tensor};
+use lacuna::cache::{Cache, Collect, Kept, Uses};
+use lacuna::dsnot::Dsnot;
+use lacuna::gradients::{Accumulate, gradients};
+use lacuna::lab::Lab;
+use lacuna::prelude::*;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn tiny() -> String {
+    format!("{ROOT}/data/tiny-llama")
+}
+
+fn train() -> String {
+    format!("{ROOT}/data/corpus/train.txt")
+}
+
+fn lab_of(model: &str, cache: Cache) -> Lab {
+    let lab = Lab::open_on(model, DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
+    lab.calibrate_on(train(), 4, 64, 0).unwrap()
+}
+
+/// A lab as a new session would open it.
+fn lab(cache: &Path) -> Lab {
+    lab_of(&tiny(), Cache::at(cache, 1 << 30))
+}
+
+fn test_windows(lab: &Lab) -> Windows {
+    lab.windows(format!("{ROOT}/data/corpus/test.txt"), Some(3), 64).unwrap()
+}
+
+fn dense(method: Method, sparsity: f64) -> PruneConfig {
+    PruneConfig::new(method, sparsity).propagating(Propagate::Dense)
+}
+
+fn uses(lab: &Lab, stage: &str) -> [u64; 3] {
+    let Uses { computed, disk_hits, memory_hits } = lab.cache().of_stage(stage).uses;
+    [computed, disk_hits, memory_hits]
+}
+
+/// Every tensor's bits.
+fn bits(model: &Model) -> BTreeMap<String, Vec<u32>> {
+    let of = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    (0..model.blocks())
+        .flat_map(|i| model.block(i).unwrap().linears().into_iter().cloned().collect::<Vec<_>>())
+        .map(|linear| (linear.name.clone(), of(&linear.weight).into_iter().map(f32::to_bits).collect()))
+        .collect()
+}
+
+fn loss_bits(evaluation: &Evaluation) -> Vec<u64> {
+    evaluation.losses.iter().flatten().map(|loss| loss.to_bits()).collect()
+}
+
+/// What is told of it, but for times and hosts.
+fn told(record: &Record) -> String {
+    serde_json::to_string(&Record { environment: BTreeMap::new(), ..record.clone() }).unwrap()
+}
+
+/// Entries of a stage.
+fn entries(cache: &Path, stage: &str) -> Vec<PathBuf> {
+    let prefix = format!("{stage}-");
+    let list = fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path());
+    list.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&prefix)).collect()
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let list = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    list.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = at.min(bytes.len() - 1);
+    bytes[at] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+fn configs() -> Vec<PruneConfig> {
+    vec![
+        dense(Method::Wanda, 0.5),
+        PruneConfig::new(Method::Wanda, 0.5),
+        PruneConfig { propagate: Propagate::Dense, ..PruneConfig::n_of_m(Method::Wanda, 2, 4) },
+        dense(Method::Taylor, 0.4).with_allocation(Allocation::Global),
+        dense(Method::Ria, 0.6).with_allocation(Allocation::Owl(Owl::default())),
+        PruneConfig { refine: Some(Dsnot::default()), ..dense(Method::Wanda, 0.5) },
+        PruneConfig { rules: vec!["*.down_proj=skip".parse().unwrap()], ..dense(Method::Magnitude, 0.5) },
+        dense(Method::SparseGpt, 0.5),
+        PruneConfig::new(Method::SparseGpt, 0.5),
+    ]
+}
+
+#[test]
+fn computed_kept_and_plain_results_are_the_same_bytes() {
+    let cache = tempfile::tempdir().unwrap();
+    let first = lab(cache.path());
+    let test = test_windows(&first);
+    let model = Model::load(&tiny()).unwrap();
+    for config in configs() {
+        let plain = prune(&model, first.calibration(), &config, Progress::Hidden).unwrap();
+        let plain_evaluation = evaluate(&plain.model, &test, Progress::Hidden).unwrap();
+        let computed = first.prune(&config).unwrap();
+        let again = lab(cache.path());
+        let kept = again.prune(&config).unwrap();
+        assert_eq!(uses(&again, "pruned"), [0, 1, 0], "{config:?}");
+        for pruned in [&computed, &kept] {
+            assert!(bits(&pruned.model) == bits(&plain.model), "{config:?}");
+            assert_eq!(pruned.masks, plain.masks, "{config:?}");
+            assert_eq!(told(&pruned.record), told(&plain.record), "{config:?}");
+        }
+        let evaluated = first.evaluate(&computed, &test).unwrap();
+        let looked_up = again.evaluate(&config, &test).unwrap();
+        assert_eq!(uses(&again, "evaluation"), [0, 1, 0], "{config:?}");
+        for evaluation in [&evaluated, &looked_up] {
+            assert_eq!(loss_bits(evaluation), loss_bits(&plain_evaluation), "{config:?}");
+            assert_eq!(*evaluation, plain_evaluation, "{config:?}");
+        }
+        let record = again.record(&config, &test).unwrap();
+        assert_eq!(told(&record), told(&plain.record.with_evaluation(plain_evaluation.record())), "{config:?}");
+    }
+    // The dense model's statistics, grams and gradients served all of them.
+    assert_eq!(["statistics", "grams", "gradients"].map(|stage| uses(&first, stage)[0]), [1, 1, 1]);
+    assert_eq!(uses(&first, "pruned")[0], configs().len() as u64);
+}
+
+#[test]
+fn another_sparsity_selects_and_evaluates_only_and_an_unchanged_cell_does_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    let session = lab(cache.path());
+    let test = test_windows(&session);
+    let sweep = |lab: &Lab| -> Vec<String> {
+        let records = [0.3, 0.5, 0.7].map(|sparsity| lab.record(&dense(Method::Wanda, sparsity), &test).unwrap());
+        records.iter().map(told).collect()
+    };
+    assert_eq!(session.config(Method::Wanda, 0.3), dense(Method::Wanda, 0.3));
+    let first = sweep(&session);
+    assert_eq!(uses(&session, "statistics"), [1, 0, 2]);
+    assert_eq!((uses(&session, "pruned"), uses(&session, "evaluation")), ([3, 0, 0], [3, 0, 0]));
+    assert_eq!(sweep(&session), first);
+    assert_eq!(uses(&session, "statistics"), [1, 0, 2]);
+    assert_eq!((uses(&session, "pruned"), uses(&session, "evaluation")), ([3, 0, 0], [3, 0, 3]));
+
+    // After a restart: nothing but the look-ups; then one more sparsity, and still no calibration.
+    let restarted = lab(cache.path());
+    assert_eq!(sweep(&restarted), first);
+    assert_eq!((uses(&restarted, "pruned"), uses(&restarted, "evaluation")), ([0, 0, 0], [0, 3, 0]));
+    assert_eq!(uses(&restarted, "statistics"), [0, 0, 0]);
+    restarted.evaluate(&dense(Method::Wanda, 0.6), &test).unwrap();
+    assert_eq!(uses(&restarted, "statistics"), [0, 1, 0]);
+    // Gradients come back from the disk as well.
+    session.prune(&dense(Method::Taylor, 0.5)).unwrap();
+    restarted.prune(&dense(Method::Gradient, 0.5)).unwrap();
+    assert_eq!((uses(&session, "gradients"), uses(&restarted, "gradients")), ([1, 0, 0], [0, 1, 0]));
+    let summary = restarted.cache().to_string();
+    assert!(
+        summary.contains("statistics") && summary.contains("from disk") && summary.contains("1.0 GiB"),
+        "{summary}"
+    );
+}
+
+#[test]
+fn models_and_masks_are_known_by_their_content() {
+    let cache = tempfile::tempdir().unwrap();
+    let lab = lab(cache.path());
+    let test = test_windows(&lab);
+    let config = dense(Method::Wanda, 0.5);
+    let evaluation = lab.evaluate(&config, &test).unwrap();
+    let pruned = lab.prune(&config).unwrap();
+    assert_eq!(lab.evaluate(&pruned, &test).unwrap(), evaluation);
+    let masks = lab.masks(&MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.5, 0.7])).unwrap();
+    assert_eq!(lab.evaluate(&masks[0], &test).unwrap(), evaluation);
+    assert_eq!(uses(&lab, "evaluation")[0], 1, "the three are the same weights");
+    // What was changed behind its back is another model.
+    let mut changed = pruned.clone();
+    let name = &changed.masks[0].0;
+    let weight = changed.model.block(0).unwrap().linears()[0].weight.clone();
+    changed.model = changed.model.with_tensors([(name.clone(), (weight * 1.01).unwrap())]).unwrap();
+    assert_ne!(lab.evaluate(&changed, &test).unwrap().nll_nats, evaluation.nll_nats);
+    // The dense model, and the same one opened again.
+    let dense_nll = lab.evaluate(lab.model(), &test).unwrap().nll_nats;
+    assert_eq!(lab.evaluate(&Model::load(&tiny()).unwrap(), &test).unwrap().nll_nats, dense_nll);
+    assert_eq!(uses(&lab, "evaluation")[0], 3);
+
+    let plain = MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.5, 0.7]);
+    let again = self::lab(cache.path());
+    let kept = again.masks(&plain).unwrap();
+    assert_eq!(uses(&again, "masks"), [0, 1, 0]);
+    assert_eq!(kept, lacuna::prune::masks(lab.model(), lab.calibration(), &plain, Progress::Hidden).unwrap());
+}
+
+#[test]
+fn what_is_wrong_is_refused_as_without_a_lab() {
+    let cache = tempfile::tempdir().unwrap();
+    let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, Cache::at(cache.path(), 1 << 30)).unwrap();
+    let lab = lab.with_progress(Progress::Hidden);
+    let error = lab.prune(&dense(Method::Wanda, 0.5)).unwrap_err().to_string();
+    assert!(error.contains("needs calibration text"), "{error}");
+    let error = lab.statistics().unwrap_err().to_string();
+    assert!(error.contains("calibrate_on"), "{error}");
+    let error = lab.prune(&PruneConfig::new(Method::Magnitude, 1.5)).unwrap_err().to_string();
+    assert!(error.contains("below 1"), "{error}");
+    let error = lab.calibrate_on("no/such/text.txt", 4, 64, 0).unwrap_err().to_string();
+    assert!(error.contains("no/such/text.txt"), "{error}");
+    assert!(entries(cache.path(), "pruned").is_empty());
+}
+
+#[test]
+fn damaged_entries_are_made_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let config = dense(Method::Taylor, 0.5).with_allocation(Allocation::Owl(Owl::default()));
+    let first = lab(cache.path());
+    let test = test_windows(&first);
+    let expected = (bits(&first.prune(&config).unwrap().model), loss_bits(&first.evaluate(&config, &test).unwrap()));
+    for stage in ["tokens", "statistics", "gradients", "pruned", "evaluation"] {
+        let [entry] = &entries(cache.path(), stage)[..1] else { panic!("{stage}") };
+        let files = files_below(entry);
+        assert!(files.len() >= 2, "{files:?}");
+        for (i, file) in files.iter().enumerate() {
+            let size = file.metadata().unwrap().len();
+            match i % 3 {
+                0 => flip(file, size as usize / 2),
+                1 => File::options().write(true).open(file).unwrap().set_len(size / 2).unwrap(),
+                _ => fs::remove_file(file).unwrap(),
+            }
+            // What comes after it must ask for it.
+            for later in ["pruned", "evaluation"].iter().filter(|later| **later != stage) {
+                entries(cache.path(), later).iter().for_each(|entry| fs::remove_dir_all(entry).unwrap());
+            }
+            let again = lab(cache.path());
+            let test = test_windows(&again);
+            let result =
+                (bits(&again.prune(&config).unwrap().model), loss_bits(&again.evaluate(&config, &test).unwrap()));
+            assert!(result == expected, "{stage} {file:?}");
+            assert_eq!(uses(&again, stage)[0], 1, "{stage} {file:?}");
+            // It was replaced by a good one.
+            let after = lab(cache.path());
+            after.evaluate(&config, &test_windows(&after)).unwrap();
+            assert_eq!(
+                after.cache().stages.values().map(|stage| stage.uses.computed).sum::<u64>(),
+                0,
+                "{stage} {file:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn other_weights_another_config_and_another_text_are_not_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, model) = (dir.path().join("cache"), dir.path().join("model"));
+    let copy = |to: &Path| {
+        fs::create_dir(to).unwrap();
+        for file in fs::read_dir(tiny()).unwrap().map(|file| file.unwrap()) {
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    };
+    copy(&model);
+    let open = |model: &Path| lab_of(model.to_str().unwrap(), Cache::at(&cache, 1 << 30));
+    let computed = |lab: &Lab| {
+        let config = dense(Method::Wanda, 0.5);
+        let nll = lab.evaluate(&config, &test_windows(lab)).unwrap().nll_nats;
+        (nll, ["statistics", "pruned", "evaluation"].map(|stage| uses(lab, stage)[0]))
+    };
+    let (nll, counts) = computed(&open(&model));
+    assert_eq!(counts, [1, 1, 1]);
+    // The same bytes under another name are the same model.
+    let moved = dir.path().join("moved");
+    copy(&moved);
+    let other = open(&moved);
+    assert_eq!(computed(&other), (nll, [0, 0, 0]));
+    assert_eq!(other.record(&dense(Method::Wanda, 0.5), &test_windows(&other)).unwrap().model.name, "moved");
+
+    // One byte of one weight, with the file's time put back.
+    let weights = model.join("model.safetensors");
+    let modified = weights.metadata().unwrap().modified().unwrap();
+    flip(&weights, 3_000_001);
+    File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
+    let (changed, counts) = computed(&open(&model));
+    assert!(changed != nll && counts == [1, 1, 1], "{counts:?}");
+
+    let config = fs::read_to_string(moved.join("config.json")).unwrap();
+    fs::write(moved.join("config.json"), config.replace("\"rope_theta\": 10000.0", "\"rope_theta\": 9000.0")).unwrap();
+    let (changed, counts) = computed(&open(&moved));
+    assert!(changed != nll && counts == [1, 1, 1], "{counts:?}");
+
+    let lab = lab(&cache).calibrate_on(train(), 4, 64, 1).unwrap();
+    assert_eq!(computed(&lab).1, [1, 1, 1]);
+}
+
+#[test]
+fn saved_statistics_and_gradients_are_equal() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::load(&tiny()).unwrap();
+    let windows = Windows::calibration(train(), Some(&model.tokenizer().unwrap()), 2, 64, 0).unwrap();
+    let statistics = calibrate(&model, &windows, Progress::Hidden).unwrap();
+    statistics.save(dir.path().join("statistics")).unwrap();
+    let loaded = Statistics::load(dir.path().join("statistics")).unwrap();
+    assert_eq!(loaded, statistics);
+    let [q, k, o] = ["q", "k", "o"].map(|name| format!("model.layers.0.self_attn.{name}_proj.weight"));
+    assert!(loaded.same_input(&q, &k) && !loaded.same_input(&q, &o));
+    assert!(statistics.save(dir.path().join("statistics")).unwrap_err().to_string().contains("already exists"));
+
+    let all = gradients(&model, &windows, Accumulate::Sum, Progress::Hidden).unwrap();
+    all.save(dir.path().join("gradients")).unwrap();
+    let loaded = Gradients::load(dir.path().join("gradients")).unwrap();
+    assert_eq!((&loaded.losses, loaded.loss_nats), (&all.losses, all.loss_nats));
+    assert!(loaded.names().eq(all.names()));
+    for name in all.names() {
+        assert_eq!(loaded.get(name).unwrap(), all.get(name).unwrap());
+    }
+    assert_eq!(loaded.get("no such linear").unwrap(), None);
+    let error = Gradients::load(dir.path().join("statistics")).unwrap_err().to_string();
+    assert!(error.contains("linears.json"), "{error}");
+}
+
+#[test]
+fn results_are_right_where_nothing_can_be_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let (sparsegpt, wanda) = (dense(Method::SparseGpt, 0.5), dense(Method::Wanda, 0.5));
+    let model = Model::load(&tiny()).unwrap();
+    // No cache, one in the place of a file, one that is too small for anything.
+    for cache in [Cache::none(), Cache::at(dir.path().join("file/cache"), 1 << 30), Cache::at(dir.path().join("c"), 9)]
+    {
+        let lab = lab_of(&tiny(), cache);
+        for config in [&wanda, &sparsegpt] {
+            let plain = prune(&model, lab.calibration(), config, Progress::Hidden).unwrap();
+            assert!(bits(&lab.prune(config).unwrap().model) == bits(&plain.model));
+        }
+        let test = test_windows(&lab);
+        for _ in 0..2 {
+            lab.evaluate(&wanda, &test).unwrap();
+        }
+        // In memory there is still what this session knows.
+        assert_eq!((uses(&lab, "statistics")[0], uses(&lab, "evaluation")), (1, [1, 0, 1]));
+        assert!(entries_of(&lab).is_empty());
+    }
+}
+
+fn entries_of(lab: &Lab) -> Vec<Kept> {
+    lab.cache().dir.map(|dir| Cache::at(dir, 0).entries().unwrap_or_default()).unwrap_or_default()
+}
+
+#[test]
+fn what_was_used_least_recently_goes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::at(dir.path(), 1 << 30);
+    let lab = lab_of(&tiny(), cache.clone());
+    let test = test_windows(&lab);
+    for sparsity in [0.1, 0.2, 0.3, 0.4] {
+        lab.record(&dense(Method::Wanda, sparsity), &test).unwrap();
+    }
+    let pruned = |cache: &Cache| cache.entries().unwrap().into_iter().filter(|kept| kept.stage == "pruned").count();
+    let all = cache.entries().unwrap();
+    assert_eq!(pruned(&cache), 4);
+    assert!(all.iter().all(|kept| kept.bytes > 0 && kept.age() < Duration::from_secs(600)), "{all:?}");
+    // All were used an hour ago, but for one that is looked up now.
+    for kept in &all {
+        let entry = File::open(dir.path().join(&kept.name).join("entry")).unwrap();
+        entry.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    }
+    lab_of(&tiny(), cache.clone()).prune(&dense(Method::Wanda, 0.2)).unwrap();
+    let old = Collect { older_than: Some(Duration::from_secs(1800)), dry_run: true, ..Collect::default() };
+    let would = cache.collect(&old).unwrap();
+    assert_eq!(cache.entries().unwrap().len(), all.len(), "a dry run");
+    let gone = cache.collect(&Collect { dry_run: false, ..old }).unwrap();
+    assert_eq!(would, gone);
+    assert!(gone.iter().filter(|kept| kept.stage == "pruned").count() == 3 && pruned(&cache) == 1, "{gone:?}");
+    let fresh = self::lab(dir.path());
+    fresh.prune(&dense(Method::Wanda, 0.2)).unwrap();
+    assert_eq!(uses(&fresh, "pruned"), [0, 1, 0]);
+
+    // By size: a cache that holds little makes room by itself, and never for nothing.
+    let bytes = cache.entries().unwrap().iter().map(|kept| kept.bytes).max().unwrap();
+    let small = Cache::at(dir.path(), 3 * bytes);
+    let lab = lab_of(&tiny(), small.clone());
+    for sparsity in [0.5, 0.6, 0.7, 0.8, 0.9] {
+        lab.record(&dense(Method::Wanda, sparsity), &test).unwrap();
+        let kept = small.entries().unwrap();
+        assert!(kept.iter().map(|kept| kept.bytes).sum::<u64>() <= 3 * bytes, "{kept:?}");
+        assert!(lab_of(&tiny(), small.clone()).cache().of_stage("pruned").kept > 0);
+    }
+    let gone = small.collect(&Collect { max_bytes: Some(0), ..Collect::default() }).unwrap();
+    assert!(!gone.is_empty() && small.entries().unwrap().is_empty());
+    assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is left over");
+}
+
+/// What other processes do: named by the environment, so that it does nothing in an ordinary run of the tests.
+#[test]
+fn worker() {
+    let Ok(cache) = std::env::var("LACUNA_TEST_WORKER") else { return };
+    let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, Cache::at(cache, 1 << 30)).unwrap();
+    let lab = lab.calibrate_on(train(), 48, 128, 0).unwrap();
+    lab.record(&dense(Method::SparseGpt, 0.5), &test_windows(&lab)).unwrap();
+}
+
+fn start_worker(cache: &Path) -> Child {
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    process.args(["--exact", "worker"]).env("LACUNA_TEST_WORKER", cache);
+    process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_killed_process_leaves_nothing_that_counts_and_several_at_once_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let unfinished = || match fs::read_dir(&cache) {
+        Ok(list) => {
+            let names = list.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.starts_with(".grams-")).map(|name| cache.join(name)).collect()
+        }
+        Err(_) => Vec::<PathBuf>::new(),
+    };
+    // Killed while calibration writes its grams block by block.
+    let started = Instant::now();
+    let mut worker = start_worker(&cache);
+    while unfinished().iter().all(|staging| !staging.join("block-1").exists()) {
+        assert!(started.elapsed() < Duration::from_secs(120) && worker.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    assert_eq!((unfinished().len(), entries(&cache, "grams").len(), entries(&cache, "pruned").len()), (1, 0, 0));
+
+    // Three start over at the same time.
+    let workers: Vec<Child> = (0..3).map(|_| start_worker(&cache)).collect();
+    assert!(workers.into_iter().all(|mut worker| worker.wait().unwrap().success()));
+    let config = dense(Method::SparseGpt, 0.5);
+    let open = |cache| {
+        let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
+        lab.calibrate_on(train(), 48, 128, 0).unwrap()
+    };
+    let lab = open(Cache::at(&cache, 1 << 30));
+    let test = test_windows(&lab);
+    let record = lab.record(&config, &test).unwrap();
+    lab.prune(&dense(Method::SparseGpt, 0.6)).unwrap();
+    assert_eq!((uses(&lab, "grams"), uses(&lab, "evaluation")), ([0, 1, 0], [0, 1, 0]));
+    assert_eq!(told(&record), told(&open(Cache::none()).record(&config, &test).unwrap()));
+
+    // What the killed one left is no entry; it is collected when it is certain that nobody works on it.
+    let kept = Cache::at(&cache, 1 << 30);
+    assert!(kept.entries().unwrap().iter().all(|kept| !kept.name.starts_with('.')));
+    kept.collect(&Collect::default()).unwrap();
+    let [left] = &unfinished()[..] else { panic!("{:?}", unfinished()) };
+    File::open(left).unwrap().set_modified(SystemTime::now() - Duration::from_secs(2 * 86_400)).unwrap();
+    let gone = kept.collect(&Collect::default()).unwrap();
+    assert!(gone.len() == 1 && gone[0].stage == "unfinished" && unfinished().is_empty(), "{gone:?}");
+}
+
+#[test]
+fn the_command_lists_and_collects() {
+    let dir = tempfile::tempdir().unwrap();
+    let lacuna = |args: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        command.arg("cache").args(args.split(' ')).env("LACUNA_CACHE_DIR", dir.path());
+        let output = command.env("LACUNA_CACHE_MAX_BYTES", "2097152").output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout) + &text(output.stderr))
+    };
+    let (code, text) = lacuna("ls");
+    assert!(code == 0 && text.starts_with("0 kept, 0 B of 2.0 MiB in "), "{text}");
+    let lab = lab(&dir.path().join("stages"));
+    lab.record(&dense(Method::Wanda, 0.5), &test_windows(&lab)).unwrap();
+    let count = entries_of(&lab).len();
+    let (code, text) = lacuna("ls");
+    assert!(code == 0 && text.contains("tiny-llama: wanda unstructured 0.5"), "{text}");
+    assert!(text.contains("tiny-llama: 4 x 64 of train.txt") && text.contains(&format!("{count} kept, ")), "{text}");
+    let (_, text) = lacuna("ls --json");
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(list.as_array().unwrap().len(), count);
+    let (code, text) = lacuna("gc --max-bytes 0 --dry-run");
+    assert!(code == 0 && text.contains(&format!("{count} would be removed, ")), "{text}");
+    assert!(lacuna("gc --older-than 1h").1.contains("0 removed, 0 B"));
+    assert!(lacuna("gc --max-bytes 0").1.contains(&format!("{count} removed, ")));
+    assert!(entries_of(&lab).is_empty());
+    for (args, problem) in [("gc --older-than soon", "no age"), ("gc --max-bytes much", "no size")] {
+        let (code, text) = lacuna(args);
+        assert!(code == 2 && text.contains(problem), "{text}");
+    }
+}
