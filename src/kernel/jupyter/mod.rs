@@ -285,7 +285,7 @@ impl Kernel {
             Ok(outcome) => {
                 if !outcome.data.is_empty() && !silent {
                     let data: Map<String, Value> =
-                        outcome.data.iter().map(|(mime, text)| (mime.clone(), content(mime, text))).collect();
+                        outcome.data.iter().map(|(mime, text)| content(mime, text)).collect();
                     let result = json!({"execution_count": *count, "data": data, "metadata": {}});
                     self.publish("execute_result", &request.header, &result);
                 }
