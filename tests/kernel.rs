@@ -72,11 +72,20 @@ fn shows_what_cells_do(kernel: &mut Kernel) {
     assert_eq!(table.value(), "2");
     let silent = kernel.succeed("fn twice(x: i32) -> i32 { 2 * x }");
     assert!(!silent.kinds().contains(&"execute_result"));
-    // Much text keeps its order, and does not take a message a line.
-    let lines = kernel.succeed("for i in 0..20_000 { println!(\"{i}\") }");
+    // Much text does not take a message a line, and its middle is left out with a word.
+    let lines = kernel.succeed("for i in 0..60_000 { println!(\"{i}\") }");
+    assert!(lines.kinds().len() < 1000, "{} messages", lines.kinds().len());
+    let text = lines.text("stdout");
+    let (head, tail) = text.split_once("\n[lacuna: ").expect("something is left out");
+    let (left_out, tail) = tail.split_once(" bytes left out here; print less, or write them to a file]\n").unwrap();
+    assert!(left_out.bytes().all(|c| c.is_ascii_digit() || !c.is_ascii_alphanumeric()), "{left_out}");
+    let first: Vec<&str> = head.lines().collect();
+    assert!((0..10_000).all(|i| first[i] == i.to_string()), "the beginning keeps its order");
+    assert!(tail.starts_with(|c: char| c.is_ascii_digit()) && tail.ends_with("\n59998\n59999\n"));
+    // A text within the bound is there as a whole, also where it is longer than what is shown at once.
+    let whole = kernel.succeed("for i in 0..20_000 { println!(\"{i}\") }").text("stdout");
     let expected: String = (0..20_000).map(|i| format!("{i}\n")).collect();
-    assert_eq!(lines.text("stdout"), expected);
-    assert!(lines.kinds().len() < 2000, "{} messages", lines.kinds().len());
+    assert!(whole == expected, "{} bytes of {}", whole.len(), expected.len());
 }
 
 fn tells_failures(kernel: &mut Kernel) {

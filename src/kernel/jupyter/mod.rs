@@ -8,7 +8,7 @@ mod message;
 mod wire;
 
 use super::document::content;
-use super::output::Stream;
+use super::output::{HEAD, Stream};
 use super::session::{CellError, ErrorKind, Outcome, Session};
 use anyhow::Result;
 use lacuna::progress::Transcript;
@@ -123,6 +123,8 @@ struct Text {
     parent: Value,
     parts: Vec<(Stream, String)>,
     bytes: usize,
+    /// Bytes of each stream that went into `parts`.
+    shown: [usize; 2],
     /// Its progress, which clients show in one place that is written anew.
     progress: Transcript,
     shows_progress: bool,
@@ -280,6 +282,9 @@ impl Kernel {
             Ok(session) => self.run(session, request.code()),
             Err(error) => Err(CellError { kind: ErrorKind::Died, message: error.clone() }),
         };
+        if let Ok(outcome) = &outcome {
+            self.rest(&outcome.text);
+        }
         self.send_text();
         let error = match outcome {
             Ok(outcome) => {
@@ -338,16 +343,32 @@ impl Kernel {
             self.publish(kind, &text.parent, &content);
             return;
         }
-        text.bytes += line.len() + 1;
+        // As much as the session keeps of the beginning: `rest` goes on from there.
+        let room = HEAD.saturating_sub(text.shown[stream as usize]);
+        let (line, end) = match line.len() < room {
+            true => (line, "\n"),
+            false => (&line[..line.floor_char_boundary(room.saturating_sub(1))], ""),
+        };
+        let length = line.len() + end.len();
+        text.shown[stream as usize] += length;
+        text.bytes += length;
         match text.parts.last_mut() {
-            Some((last, part)) if *last == stream => {
-                part.push_str(line);
-                part.push('\n');
-            }
-            _ => text.parts.push((stream, format!("{line}\n"))),
+            Some((last, part)) if *last == stream => part.extend([line, end]),
+            _ => text.parts.push((stream, format!("{line}{end}"))),
         }
         if text.bytes > TEXT_BYTES {
             self.send(&mut text);
+        }
+    }
+
+    /// What was kept back of a long text while it was printed: its end, and a word on what is left out.
+    fn rest(&self, printed: &[(Stream, String)]) {
+        let mut text = lock(&self.text);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let all: String = printed.iter().filter(|(of, _)| *of == stream).map(|(_, part)| part.as_str()).collect();
+            if let Some(rest) = all.get(text.shown[stream as usize]..).filter(|rest| !rest.is_empty()) {
+                text.parts.push((stream, rest.to_owned()));
+            }
         }
     }
 
