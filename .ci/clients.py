@@ -97,10 +97,11 @@ class Page:
 TABLES = "[...document.querySelectorAll('.jp-OutputArea-output table')].filter(t => t.rows.length > 1).length"
 PLOTS = """[...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg')]
     .filter(p => p.getBoundingClientRect().width > 100 && (p.tagName != 'IMG' || p.naturalWidth > 100)).length"""
-ERRORS = "document.querySelectorAll('.jp-OutputArea-output[data-mime-type=\"application/vnd.jupyter.error\"]').length"
 # The notebook's tab, and the kernel that it is connected to.
 PANEL = "[...(window.jupyterapp?.shell.widgets('main') ?? [])].find(w => w.context?.path.endsWith('.ipynb'))"
 KERNEL = f"{PANEL}?.context.sessionContext.session?.kernel"
+# In the page they look like text on the standard error.
+ERRORS = f"{PANEL}.content.model.toJSON().cells.flatMap(cell => cell.outputs ?? []).filter(output => output.output_type == 'error').length"
 # JupyterLab writes [*] before a cell that runs or waits, and [1] before one that has run.
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
 

@@ -2,9 +2,9 @@
 
     python3 benches/kernel.py LACUNA [--plain EVCXR_JUPYTER]
 
-LACUNA is the binary (target/debug/lacuna; run `lacuna kernel warm` first), EVCXR_JUPYTER what `cargo install
-evcxr_jupyter --version 0.22.0` installs; it gets candle and polars as `:dep`s of its own, which takes it ten minutes.
-Needs jupyter_client. Exit code 1 when lacuna misses its limits.
+LACUNA is the binary (target/debug/lacuna; run `lacuna kernel warm` first), EVCXR_JUPYTER what `cargo install --locked
+evcxr_jupyter@0.22.0` installs; it gets candle and polars as `:dep`s of its own, which takes it ten minutes.
+Needs jupyter_client, which the Python of `.ci/clients` has. Exit code 1 when lacuna misses its limits.
 """
 
 import argparse

@@ -242,7 +242,7 @@ impl Kernel {
             self.status("busy", &request.header);
             let content = match (request.kind(), &mut session) {
                 // As in "run all": cells that were sent before another one failed do not run.
-                ("execute_request", _) if is_aborted => json!({"status": "aborted", "execution_count": count}),
+                ("execute_request", _) if is_aborted => json!({"status": "aborted"}),
                 ("execute_request", session) => self.execute(session, &request, &mut count),
                 ("complete_request", Ok(session)) => complete::completions(session, &request),
                 (_, Ok(session)) => complete::inspection(session, &request),
@@ -301,8 +301,12 @@ impl Kernel {
         let Some(error) = error else {
             return json!({"status": "ok", "execution_count": *count, "payload": [], "user_expressions": {}});
         };
-        let traceback: Vec<&str> = error.message.lines().collect();
-        let first = traceback.first().copied().unwrap_or_default();
+        let first = error.message.lines().next().unwrap_or_default();
+        let mut traceback: Vec<String> = error.message.lines().map(str::to_owned).collect();
+        // Notebooks show the traceback only; other kinds say what they are.
+        if matches!(error.kind, ErrorKind::Panic | ErrorKind::Error) {
+            traceback.splice(..1.min(traceback.len()), [format!("{}: {first}", error.kind.name())]);
+        }
         let mut content = json!({"ename": error.kind.name(), "evalue": first, "traceback": traceback});
         self.publish("error", &request.header, &content);
         content["status"] = json!("error");

@@ -45,7 +45,7 @@ const COMMAND: u8 = 4;
 const LONGEST_FRAME: u64 = 1 << 30;
 
 /// A client that reads nothing for so long is given up, so that the kernel goes on for the others.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
 
 /// A connected client, to answer it.
 #[derive(Clone)]
@@ -293,6 +293,11 @@ mod tests {
         .unwrap();
         // Something else at the port does no harm.
         TcpStream::connect(("127.0.0.1", port)).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        for broken in
+            [&[COMMAND, 0][..], &[COMMAND, 4, 4, b'P', b'I', b'N'], &[LONG, 255, 255, 255, 255, 255, 255, 255, 255]]
+        {
+            connect(port).write_all(broken).unwrap();
+        }
         let mut client = connect(port);
         let mut bytes = Vec::new();
         push_frame(&mut bytes, COMMAND, b"\x04PING\0\0abc");
@@ -326,5 +331,30 @@ mod tests {
         let mut heard: Vec<_> = dones.iter().take(3).collect();
         heard.sort();
         assert_eq!(heard, [(&b"\x01"[..], true), (b"\x01status", false), (b"\x01stream", true)]);
+    }
+
+    #[test]
+    fn client_that_does_not_read_is_given_up() {
+        let port = free_port();
+        let socket = Socket::bind(("127.0.0.1", port), Kind::Pub, |_, _| {}).unwrap();
+        let mut clients = [connect(port), connect(port)];
+        for client in &mut clients {
+            let mut subscription = Vec::new();
+            push_frame(&mut subscription, 0, &[1]);
+            client.write_all(&subscription).unwrap();
+        }
+        let [_stalled, mut reader] = clients;
+        let started = std::time::Instant::now();
+        while lock(&socket.peers).iter().filter(|peer| peer.wants(&[])).count() < 2 {
+            assert!(started.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let reading = std::thread::spawn(move || ((0..400).all(|_| read_frame(&mut reader).is_ok()), reader));
+        for _ in 0..400 {
+            socket.publish(&[vec![b'x'; 100_000]]);
+        }
+        let (everything, _reader) = reading.join().unwrap();
+        assert!(everything, "the other client gets everything");
+        assert_eq!(lock(&socket.peers).len(), 1);
     }
 }
