@@ -4,7 +4,7 @@
 //! The crate `zeromq` 0.6 would be the library for it, but a kernel behind it stops working (each was tried):
 //! - One subscriber that does not read stops the output of all of them: 87 messages a second became none, and a message
 //!   was still waiting after 17 s. Here such a client is given up after [`PATIENCE`].
-//! - It does not know PING: a client with heartbeats lost its connection at each of them, 14 times in 6 s.
+//! - It does not know PING: a client with heartbeats lost its connection at each of them, 14 times in 9 s.
 //! - A command frame of four bytes whose name claims more panics in the task that receives, before any signature is
 //!   looked at, and the socket is closed.
 //!
