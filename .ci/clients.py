@@ -97,7 +97,11 @@ class Page:
 TABLES = "[...document.querySelectorAll('.jp-OutputArea-output table')].filter(t => t.rows.length > 1).length"
 PLOTS = """[...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg')]
     .filter(p => p.getBoundingClientRect().width > 100 && (p.tagName != 'IMG' || p.naturalWidth > 100)).length"""
-ERRORS = "document.querySelectorAll('.jp-OutputArea-output[data-mime-type=\"application/vnd.jupyter.error\"]').length"
+# The notebook's tab, and the kernel that it is connected to.
+PANEL = "[...(window.jupyterapp?.shell.widgets('main') ?? [])].find(w => w.context?.path.endsWith('.ipynb'))"
+KERNEL = f"{PANEL}?.context.sessionContext.session?.kernel"
+# In the page they look like text on the standard error.
+ERRORS = f"{PANEL}.content.model.toJSON().cells.flatMap(cell => cell.outputs ?? []).filter(output => output.output_type == 'error').length"
 # JupyterLab writes [*] before a cell that runs or waits, and [1] before one that has run.
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
 
@@ -117,10 +121,13 @@ def browser(notebook, artifacts):
         settings = home / "settings" / "@jupyterlab" / "notebook-extension"
         settings.mkdir(parents=True)
         (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+        notices = settings.parent / "apputils-extension"
+        notices.mkdir()
+        (notices / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
         environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTER_CONFIG_DIR": str(home / "config"),
                                     "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
         lab = [BIN / "jupyter-lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}",
-               f"--ServerApp.root_dir={root}", "--allow-root", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+               f"--ServerApp.root_dir={root}", "--allow-root", "--LabApp.expose_app_in_browser=True"]
         stack.enter_context(process(lab, artifacts / "jupyterlab.log", env=environment))
         wait_for("JupyterLab", lambda: get(f"http://127.0.0.1:{port}/api?token={token}"))
         specs = get(f"http://127.0.0.1:{port}/api/kernelspecs?token={token}")["kernelspecs"]
@@ -130,14 +137,16 @@ def browser(notebook, artifacts):
         stack.enter_context(process(chromium, artifacts / "chromium.log"))
         page = Page(debug)
         page.send("Page.enable")
+        # A page without the focus has no current notebook.
+        page.send("Emulation.setFocusEmulationEnabled", enabled=True)
         page.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/notebooks/{notebook.name}?token={token}&reset")
         step("JupyterLab is open")
         try:
-            wait_for("the kernel in JupyterLab", lambda: page.value(
-                "!!window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel"
-                " && ['idle', 'busy'].includes(window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.status)"), 90)
-            name = page.value("window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.name")
+            wait_for("the kernel in JupyterLab", lambda: page.value(f"['idle', 'busy'].includes({KERNEL}?.status)"), 90)
+            name = page.value(f"{KERNEL}.name")
             assert name == "lacuna", f"the notebook opened with the kernel {name}"
+            # As a click on its tab does: commands are for the notebook in front.
+            page.value(f"window.jupyterapp.shell.activateById({PANEL}.id)")
             # Not awaited: the answer comes when all cells have run.
             page.value("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
             wait_for("run all cells", lambda: finished(page, code), STEP_SECONDS)

@@ -2,12 +2,13 @@
 
     python3 benches/kernel.py LACUNA [--plain EVCXR_JUPYTER]
 
-LACUNA is the binary (target/debug/lacuna; run `lacuna kernel warm` first), EVCXR_JUPYTER what `cargo install
-evcxr_jupyter --version 0.22.0` installs; it gets candle and polars as `:dep`s of its own, which takes it ten minutes.
-Needs jupyter_client. Exit code 1 when lacuna misses its limits.
+LACUNA is the binary (target/debug/lacuna; run `lacuna kernel warm` first), EVCXR_JUPYTER what `cargo install --locked
+evcxr_jupyter@0.22.0` installs; it gets candle and polars as `:dep`s of its own, which takes it ten minutes.
+Needs jupyter_client, which the Python of `.ci/clients` has. Exit code 1 when lacuna misses its limits.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -89,9 +90,9 @@ def main():
     parser.add_argument("lacuna")
     parser.add_argument("--plain", metavar="EVCXR_JUPYTER")
     arguments = parser.parse_args()
-    columns = {"lacuna": measure([arguments.lacuna, "kernel", "serve", "{connection_file}"], None, LACUNA_FIRST, LACUNA_USE)}
+    columns = {"lacuna": measure([os.path.abspath(arguments.lacuna), "kernel", "serve", "{connection_file}"], None, LACUNA_FIRST, LACUNA_USE)}
     if arguments.plain:
-        argv = [arguments.plain, "--control_file", "{connection_file}"]
+        argv = [os.path.abspath(arguments.plain), "--control_file", "{connection_file}"]
         columns["evcxr"] = measure(argv, PLAIN_DEPS, PLAIN_FIRST, PLAIN_USE)
     print(f"{'seconds':<16}" + "".join(f"{name:>24}" for name in columns))
     for row in ["kernel_info", "dependencies", *LIMITS]:

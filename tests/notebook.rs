@@ -29,7 +29,7 @@ fn good_notebook_leaves_its_report_and_check_sees_changes() {
     assert_eq!(outputs(2)[0]["execution_count"], 2);
     let streams: Vec<&Value> = outputs(3).as_array().unwrap().iter().map(|output| &output["name"]).collect();
     assert!(streams.contains(&&json!("stdout")) && streams.contains(&&json!("stderr")), "{streams:?}");
-    assert_eq!(outputs(6)[0]["data"]["application/json"]["rows"], json!([[1, 2.5]]));
+    assert_eq!(outputs(6)[0]["data"]["application/vnd.lacuna+json"]["rows"], json!([[1, 2.5]]));
 
     let markdown = read(out.join("ok.md"));
     for expected in [

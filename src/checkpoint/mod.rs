@@ -53,9 +53,9 @@ pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompres
 pub(crate) use arrays::Array;
 pub(crate) use index::shard_name;
 pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
-pub(crate) use writer::{available_bytes, deal_out};
+pub(crate) use writer::deal_out;
 
-pub use writer::{CheckpointWriter, TensorPlan, dtype_of, plan_shards};
+pub use writer::{CheckpointWriter, TensorPlan, available_bytes, dtype_of, plan_shards};
 
 use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};

@@ -398,7 +398,7 @@ pub(super) fn disk_full(detail: &str) -> String {
 }
 
 /// Free bytes of the file system under `dir`; `None` if the system does not say.
-pub(crate) fn available_bytes(dir: &Path) -> Option<u64> {
+pub fn available_bytes(dir: &Path) -> Option<u64> {
     let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
     let mut stats = std::mem::MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: `path` ends in NUL, `stats` is large enough, and is read only if the call filled it.

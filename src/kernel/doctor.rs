@@ -3,11 +3,11 @@
 use super::environment::{self, Built};
 use super::install::{self, Installed};
 use super::rust_source;
+use lacuna::checkpoint::available_bytes;
 use serde::Serialize;
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -189,7 +189,7 @@ fn disk() -> Check {
     }
     let (held, slots) = environment::slots(&cache);
     let place = format!("{} ({held} of {slots} slots in use)", cache.display());
-    match free_bytes(&cache) {
+    match available_bytes(&cache) {
         Some(free) => room(free, &place),
         None => Check::ok("disk", place),
     }
@@ -203,20 +203,6 @@ fn room(free: u64, place: &str) -> Check {
         BYTES_NEEDED..BYTES_WANTED => Check::warning("disk", found, remedy),
         _ => Check::ok("disk", found),
     }
-}
-
-/// Free bytes of the file system under `directory`, if the system says.
-fn free_bytes(directory: &Path) -> Option<u64> {
-    let path = std::ffi::CString::new(directory.as_os_str().as_bytes()).ok()?;
-    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` ends in NUL, `stats` is large enough, and is read only if the call filled it.
-    let stats = unsafe {
-        if libc::statvfs(path.as_ptr(), stats.as_mut_ptr()) != 0 {
-            return None;
-        }
-        stats.assume_init()
-    };
-    u64::try_from(stats.f_bavail as u128 * stats.f_frsize as u128).ok()
 }
 
 /// Not needed by `lacuna notebook run`, so nothing here is a failure.

@@ -3,6 +3,7 @@
 use super::output::Stream;
 use super::session::{CellError, Outcome};
 use anyhow::{Context, Result, bail};
+use lacuna::notebook::mime;
 use nbformat::v4::{self, Cell, Output};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -223,8 +224,7 @@ fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
         outputs.push(json!({"output_type": "stream", "name": name, "text": text}));
     }
     if !outcome.data.is_empty() {
-        let data: Map<String, Value> =
-            outcome.data.iter().map(|(mime, text)| (mime.clone(), content(mime, text))).collect();
+        let data: Map<String, Value> = outcome.data.iter().map(|(mime, text)| content(mime, text)).collect();
         outputs.push(json!({"output_type": "execute_result", "execution_count": count, "data": data, "metadata": {}}));
     }
     if let Some(CellError { kind, message }) = &outcome.error {
@@ -237,11 +237,19 @@ fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
         .collect()
 }
 
-/// Content as a notebook holds it: JSON types are structured, others are text.
-pub(super) fn content(mime: &str, text: &str) -> Value {
-    let structured = mime == "application/json" || mime.ends_with("+json");
-    if structured && let Ok(value) = serde_json::from_str(text) { value } else { Value::from(text) }
+/// A representation as a notebook holds it: JSON types are structured, others are text.
+///
+/// JupyterLab shows `application/json` before anything else, as a tree; so a value's data go by a type that it leaves
+/// alone, and the table beside them is what is seen.
+pub(super) fn content(mime: &str, text: &str) -> (String, Value) {
+    let structured = mime == mime::JSON || mime.ends_with("+json");
+    let name = if mime == mime::JSON { DATA } else { mime };
+    let value = if structured { serde_json::from_str(text).ok() } else { None };
+    (name.to_owned(), value.unwrap_or_else(|| Value::from(text)))
 }
+
+/// [`mime::JSON`] in a notebook.
+const DATA: &str = "application/vnd.lacuna+json";
 
 /// Writes a file in one piece: beside it, then renamed into its place.
 ///

@@ -4,9 +4,9 @@
 use super::wire::Frames;
 use anyhow::{Context, Result, bail};
 use rand::RngCore;
+use ring::hmac;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -55,27 +55,29 @@ impl Connection {
         Ok(connection)
     }
 
-    /// The signature of the four parts in hexadecimal; empty without a key.
+    fn key(&self) -> Option<hmac::Key> {
+        (!self.key.is_empty()).then(|| hmac::Key::new(hmac::HMAC_SHA256, self.key.as_bytes()))
+    }
+
+    /// The signature of the parts in hexadecimal; empty without a key.
     fn sign(&self, parts: &[Vec<u8>]) -> String {
-        if self.key.is_empty() { String::new() } else { hmac(self.key.as_bytes(), parts) }
+        self.key().map(|key| hexadecimal(hmac::sign(&key, &parts.concat()).as_ref())).unwrap_or_default()
+    }
+
+    fn is_signed(&self, parts: &[Vec<u8>], signature: &[u8]) -> bool {
+        self.key().is_none_or(|key| {
+            from_hexadecimal(signature).is_some_and(|tag| hmac::verify(&key, &parts.concat(), &tag).is_ok())
+        })
     }
 }
 
-/// HMAC-SHA256 (RFC 2104) of the parts, one after another.
-fn hmac(key: &[u8], parts: &[Vec<u8>]) -> String {
-    const BLOCK: usize = 64;
-    let mut block = [0; BLOCK];
-    if key.len() > BLOCK {
-        block[..32].copy_from_slice(&Sha256::digest(key));
-    } else {
-        block[..key.len()].copy_from_slice(key);
-    }
-    let mut inner = Sha256::new_with_prefix(block.map(|byte| byte ^ 0x36));
-    for part in parts {
-        inner.update(part);
-    }
-    let outer = Sha256::new_with_prefix(block.map(|byte| byte ^ 0x5c)).chain_update(inner.finalize());
-    outer.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hexadecimal(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |c: u8| char::from(c).to_digit(16).map(|digit| digit as u8);
+    text.chunks(2).map(|pair| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?)).collect()
 }
 
 /// A message from a client.
@@ -97,9 +99,7 @@ impl Request {
         let rest = frames.split_off(delimiter);
         let [_, signature, parts @ ..] = rest.as_slice() else { bail!("a message without a signature") };
         let [header, _parent, _metadata, content, ..] = parts else { bail!("a message of {} parts", parts.len()) };
-        let expected = connection.sign(&parts[..4]);
-        let differs = expected.bytes().zip(signature).fold(0, |bits, (a, b)| bits | (a ^ b));
-        if expected.len() != signature.len() || differs != 0 {
+        if !connection.is_signed(&parts[..4], signature) {
             bail!("a message whose signature is wrong");
         }
         let parse = |part: &[u8]| serde_json::from_slice(part).context("a message that is not JSON");
@@ -157,7 +157,7 @@ fn signed(kind: &str, parent: &Value, session: &str, content: &Value, connection
 pub(super) fn random_id() -> String {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&bytes)
 }
 
 /// ISO 8601 in UTC.
@@ -188,11 +188,16 @@ mod tests {
     }
 
     #[test]
-    fn hmac_is_that_of_rfc_4231() {
-        let key = hmac(b"Jefe", &[b"what do ya want ".to_vec(), b"for nothing?".to_vec()]);
-        assert_eq!(key, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
-        let long = hmac(&[0xaa; 131], &[b"Test Using Larger Than Block-Size Key - Hash Key First".to_vec()]);
-        assert_eq!(long, "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+    fn signatures_are_those_of_rfc_4231() {
+        let jefe = connection("Jefe");
+        let parts = [b"what do ya want ".to_vec(), b"for nothing?".to_vec()];
+        let signature = jefe.sign(&parts);
+        assert_eq!(signature, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+        assert!(jefe.is_signed(&parts, signature.as_bytes()));
+        for wrong in ["", "5b", "5bd", "nothing in hexadecimal", &signature.replace('5', "6")] {
+            assert!(!jefe.is_signed(&parts, wrong.as_bytes()), "{wrong}");
+        }
+        assert_eq!(connection("").sign(&parts), "");
     }
 
     #[test]

@@ -8,12 +8,13 @@ mod message;
 mod wire;
 
 use super::document::content;
-use super::output::Stream;
+use super::output::{HEAD, Stream};
 use super::session::{CellError, ErrorKind, Outcome, Session};
 use anyhow::Result;
 use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};
 use serde_json::{Map, Value, json};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Child;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -122,6 +123,8 @@ struct Text {
     parent: Value,
     parts: Vec<(Stream, String)>,
     bytes: usize,
+    /// Bytes of each stream that went into `parts`.
+    shown: [usize; 2],
     /// Its progress, which clients show in one place that is written anew.
     progress: Transcript,
     shows_progress: bool,
@@ -224,30 +227,34 @@ impl Kernel {
     /// Answers the requests that need the session, in their order.
     fn work(self: &Arc<Self>, queue: &Receiver<Task>) {
         let mut count = 0;
+        // What had been sent when a cell failed.
+        let mut behind_failure: VecDeque<Task> = VecDeque::new();
         // Before the first cell comes: that one should not wait for it.
         let mut session = self.start();
-        while let Ok((peer, request)) = queue.recv() {
+        loop {
+            let aborted = behind_failure.pop_front();
+            let (is_aborted, task) = (aborted.is_some(), aborted.map_or_else(|| queue.recv(), Ok));
+            let Ok((peer, request)) = task else { return };
             if session.is_err() {
                 // What was wrong may have been put right: a full disk, a missing toolchain.
                 session = self.start();
             }
             self.status("busy", &request.header);
-            let failed = match (request.kind(), &mut session) {
-                ("execute_request", session) => self.execute(session, &peer, &request, &mut count),
-                (kind, session) => {
-                    let content = match (kind, session) {
-                        ("complete_request", Ok(session)) => complete::completions(session, &request),
-                        (_, Ok(session)) => complete::inspection(session, &request),
-                        (_, Err(error)) => json!({"status": "error", "ename": "Error", "evalue": error}),
-                    };
-                    self.reply(&peer, &request, &content);
-                    false
-                }
+            let content = match (request.kind(), &mut session) {
+                // As in "run all": cells that were sent before another one failed do not run.
+                ("execute_request", _) if is_aborted => json!({"status": "aborted"}),
+                ("execute_request", session) => self.execute(session, &request, &mut count),
+                ("complete_request", Ok(session)) => complete::completions(session, &request),
+                (_, Ok(session)) => complete::inspection(session, &request),
+                (_, Err(error)) => json!({"status": "error", "ename": "Error", "evalue": error}),
             };
-            self.status("idle", &request.header);
+            let failed = request.kind() == "execute_request" && content["status"] == "error";
             if failed && request.content["stop_on_error"].as_bool().unwrap_or(true) {
-                self.abort(queue, count);
+                // Before the answer: what its reader sends next is to run.
+                behind_failure.extend(queue.try_iter());
             }
+            self.reply(&peer, &request, &content);
+            self.status("idle", &request.header);
         }
     }
 
@@ -259,21 +266,8 @@ impl Kernel {
         Ok(session)
     }
 
-    /// The cells that were sent before another one failed, as in "run all", do not run.
-    fn abort(&self, queue: &Receiver<Task>, count: u64) {
-        while let Ok((peer, request)) = queue.try_recv() {
-            self.status("busy", &request.header);
-            let content = match request.kind() {
-                "execute_request" => json!({"status": "aborted", "execution_count": count}),
-                _ => json!({"status": "error", "ename": "Aborted", "evalue": "an earlier cell failed"}),
-            };
-            self.reply(&peer, &request, &content);
-            self.status("idle", &request.header);
-        }
-    }
-
-    /// Runs a cell; whether it failed.
-    fn execute(&self, session: &mut Result<Session, String>, peer: &Peer, request: &Request, count: &mut u64) -> bool {
+    /// Runs a cell, and gives the answer to its request.
+    fn execute(&self, session: &mut Result<Session, String>, request: &Request, count: &mut u64) -> Value {
         let flag = |name: &str, default: bool| request.content[name].as_bool().unwrap_or(default);
         let silent = flag("silent", false);
         if !silent && flag("store_history", true) {
@@ -288,12 +282,15 @@ impl Kernel {
             Ok(session) => self.run(session, request.code()),
             Err(error) => Err(CellError { kind: ErrorKind::Died, message: error.clone() }),
         };
+        if let Ok(outcome) = &outcome {
+            self.rest(&outcome.text);
+        }
         self.send_text();
         let error = match outcome {
             Ok(outcome) => {
                 if !outcome.data.is_empty() && !silent {
                     let data: Map<String, Value> =
-                        outcome.data.iter().map(|(mime, text)| (mime.clone(), content(mime, text))).collect();
+                        outcome.data.iter().map(|(mime, text)| content(mime, text)).collect();
                     let result = json!({"execution_count": *count, "data": data, "metadata": {}});
                     self.publish("execute_result", &request.header, &result);
                 }
@@ -302,18 +299,19 @@ impl Kernel {
             Err(error) => Some(error),
         };
         let Some(error) = error else {
-            let content = json!({"status": "ok", "execution_count": *count, "payload": [], "user_expressions": {}});
-            self.reply(peer, request, &content);
-            return false;
+            return json!({"status": "ok", "execution_count": *count, "payload": [], "user_expressions": {}});
         };
-        let traceback: Vec<&str> = error.message.lines().collect();
-        let first = traceback.first().copied().unwrap_or_default();
+        let first = error.message.lines().next().unwrap_or_default();
+        let mut traceback: Vec<String> = error.message.lines().map(str::to_owned).collect();
+        // Notebooks show the traceback only; other kinds say what they are.
+        if matches!(error.kind, ErrorKind::Panic | ErrorKind::Error) {
+            traceback.splice(..1.min(traceback.len()), [format!("{}: {first}", error.kind.name())]);
+        }
         let mut content = json!({"ename": error.kind.name(), "evalue": first, "traceback": traceback});
         self.publish("error", &request.header, &content);
         content["status"] = json!("error");
         content["execution_count"] = json!(*count);
-        self.reply(peer, request, &content);
-        true
+        content
     }
 
     /// Runs a cell that can be interrupted, after which the session is ready for the next one.
@@ -349,16 +347,32 @@ impl Kernel {
             self.publish(kind, &text.parent, &content);
             return;
         }
-        text.bytes += line.len() + 1;
+        // As much as the session keeps of the beginning: `rest` goes on from there.
+        let room = HEAD.saturating_sub(text.shown[stream as usize]);
+        let (line, end) = match line.len() < room {
+            true => (line, "\n"),
+            false => (&line[..line.floor_char_boundary(room.saturating_sub(1))], ""),
+        };
+        let length = line.len() + end.len();
+        text.shown[stream as usize] += length;
+        text.bytes += length;
         match text.parts.last_mut() {
-            Some((last, part)) if *last == stream => {
-                part.push_str(line);
-                part.push('\n');
-            }
-            _ => text.parts.push((stream, format!("{line}\n"))),
+            Some((last, part)) if *last == stream => part.extend([line, end]),
+            _ => text.parts.push((stream, format!("{line}{end}"))),
         }
         if text.bytes > TEXT_BYTES {
             self.send(&mut text);
+        }
+    }
+
+    /// What was kept back of a long text while it was printed: its end, and a word on what is left out.
+    fn rest(&self, printed: &[(Stream, String)]) {
+        let mut text = lock(&self.text);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let all: String = printed.iter().filter(|(of, _)| *of == stream).map(|(_, part)| part.as_str()).collect();
+            if let Some(rest) = all.get(text.shown[stream as usize]..).filter(|rest| !rest.is_empty()) {
+                text.parts.push((stream, rest.to_owned()));
+            }
         }
     }
 
