@@ -38,6 +38,8 @@ struct Input {
     squares: Vec<f64>,
     /// Of the values, `(in,)`; empty unless gathered.
     sums: Vec<f64>,
+    /// Of the squared differences from the mean over the window, `(in,)`; gathered with the sums.
+    deviations: Vec<f64>,
     /// `X^T X`, `(in, in)`; empty unless gathered.
     gram: Vec<f32>,
 }
@@ -48,14 +50,23 @@ impl Input {
             tokens: 0,
             squares: vec![0.0; width],
             sums: vec![0.0; if gather.sums { width } else { 0 }],
+            deviations: vec![0.0; if gather.sums { width } else { 0 }],
             gram: vec![0.0; if gather.gram { width * width } else { 0 }],
         }
+    }
+
+    /// The deviations of one window, from its sums.
+    fn deviate(&mut self) {
+        let tokens = self.tokens.max(1) as f64;
+        let deviation = |(squares, sum): (&f64, &f64)| (squares - sum * sum / tokens).max(0.0);
+        self.deviations = self.squares.iter().zip(&self.sums).map(deviation).collect();
     }
 
     fn add(&mut self, other: &Input) {
         self.tokens += other.tokens;
         self.squares.iter_mut().zip(&other.squares).for_each(|(sum, x)| *sum += x);
         self.sums.iter_mut().zip(&other.sums).for_each(|(sum, x)| *sum += x);
+        self.deviations.iter_mut().zip(&other.deviations).for_each(|(sum, x)| *sum += x);
         self.gram.par_iter_mut().zip(&other.gram).with_min_len(1 << 14).for_each(|(sum, x)| *sum += x);
     }
 }
@@ -97,12 +108,12 @@ impl Statistics {
         Some(input.sums.iter().map(|sum| (sum / windows) as f32).collect())
     }
 
-    /// Variance over tokens of each column (biased), `(in,)`, if sums were gathered.
+    /// Variance of each column over the tokens of a window (biased), averaged over tokens, `(in,)`, if sums were gathered: how
+    /// far the means of windows are apart does not count, as in DSnoT's reference code.
     pub fn column_variances(&self, linear: &str) -> Option<Vec<f32>> {
-        let input = self.inputs.get(linear).filter(|input| !input.sums.is_empty())?;
+        let input = self.inputs.get(linear).filter(|input| !input.deviations.is_empty())?;
         let tokens = input.tokens.max(1) as f64;
-        let variance = |(squares, sum): (&f64, &f64)| (squares / tokens - (sum / tokens).powi(2)).max(0.0) as f32;
-        Some(input.squares.iter().zip(&input.sums).map(variance).collect())
+        Some(input.deviations.iter().map(|sum| (sum / tokens) as f32).collect())
     }
 
     /// `H = 2 / windows * X^T X`, `(in, in)` row-major, as SparseGPT's reference code scales it, if it was gathered.
@@ -241,6 +252,7 @@ fn sums(x: &Tensor, gather: Gather) -> Result<Input> {
         input.squares = column_sums(values, width, |x| x * x);
         if gather.sums {
             input.sums = column_sums(values, width, |x| x);
+            input.deviate();
         }
         if gather.gram {
             input.gram = gram(values, rows, width);
@@ -252,6 +264,7 @@ fn sums(x: &Tensor, gather: Gather) -> Result<Input> {
     input.squares = column(x.sqr()?.sum(0)?)?;
     if gather.sums {
         input.sums = column(x.sum(0)?)?;
+        input.deviate();
     }
     if gather.gram {
         input.gram = x.t()?.matmul(&x)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
@@ -319,7 +332,7 @@ mod tests {
         for name in ["w", "v"] {
             assert_eq!(statistics.column_norms(name).unwrap(), [5f32.sqrt(), 2.0, 0.0]);
             assert_eq!(statistics.column_sums(name).unwrap(), [2.0, 2.0, 0.0]);
-            assert_eq!(statistics.column_variances(name).unwrap(), [1.5, 1.0, 0.0]);
+            assert_eq!(statistics.column_variances(name).unwrap(), [0.5, 1.0, 0.0]);
             assert_eq!(statistics.gram(name).unwrap(), [10.0, 2.0, 0.0, 2.0, 8.0, 0.0, 0.0, 0.0, 0.0]);
         }
         assert!(statistics.same_input("w", "v") && !statistics.same_input("w", "u"));

@@ -162,6 +162,7 @@ fn smollm2_dsnot_from_given_statistics_equals_the_reference() {
 #[ignore = "needs SmolLM2-135M"]
 fn smollm2_chains_stay_within_the_spread_of_the_reference() {
     let owl = Allocation::Owl(Owl::default());
+    let dsnot = PruneConfig { refine: Some(Dsnot::default()), ..PruneConfig::new(Method::Wanda, 0.6) };
     let cases = [
         ("wanda_4of8", PruneConfig::n_of_m(Method::Wanda, 4, 8), 4.44..4.56),
         ("wanda_70", PruneConfig::new(Method::Wanda, 0.7), 6.9..7.4),
@@ -170,6 +171,7 @@ fn smollm2_chains_stay_within_the_spread_of_the_reference() {
         // Two runs of the reference, 1e-6 apart in what they read, share 85% of the zeros of block 15.
         ("sparsegpt_2of4", PruneConfig::n_of_m(Method::SparseGpt, 2, 4), 4.75..5.15),
         ("sparsegpt_70", PruneConfig::new(Method::SparseGpt, 0.7), 6.0..6.3),
+        ("dsnot_60_all", dsnot, 5.12..5.22),
     ];
     let reference = json("smollm2/reference.json");
     for (tag, config, range) in cases {

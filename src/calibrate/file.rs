@@ -18,7 +18,7 @@ struct Description {
     inputs: Vec<InputDescription>,
 }
 
-/// An input, whose arrays are `N.squares`, `N.sums` and `N.gram`, where N is its place in the list.
+/// An input, whose arrays are `N.squares`, `N.sums`, `N.deviations` and `N.gram`, where N is its place in the list.
 #[derive(Debug, Serialize, Deserialize)]
 struct InputDescription {
     /// The weights' names.
@@ -47,6 +47,7 @@ impl Statistics {
             plan.push((format!("{i}.squares"), Dtype::F64, vec![width]));
             if !input.sums.is_empty() {
                 plan.push((format!("{i}.sums"), Dtype::F64, vec![width]));
+                plan.push((format!("{i}.deviations"), Dtype::F64, vec![width]));
             }
             if !input.gram.is_empty() {
                 plan.push((format!("{i}.gram"), Dtype::F32, vec![width, width]));
@@ -56,6 +57,7 @@ impl Statistics {
         for (i, (_, input)) in inputs.iter().enumerate() {
             writer.write_array(&format!("{i}.squares"), Array::F64(&input.squares))?;
             writer.write_array(&format!("{i}.sums"), Array::F64(&input.sums))?;
+            writer.write_array(&format!("{i}.deviations"), Array::F64(&input.deviations))?;
             writer.write_array(&format!("{i}.gram"), Array::F32(&input.gram))?;
         }
         let describe =
@@ -105,6 +107,7 @@ impl SavedStatistics {
                 tokens: *tokens,
                 squares: f64s(format!("{i}.squares"))?,
                 sums: optional(format!("{i}.sums"))?,
+                deviations: optional(format!("{i}.deviations"))?,
                 gram: if self.arrays.contains(&gram) {
                     self.arrays.array(&gram, f32::from_le_bytes)?
                 } else {

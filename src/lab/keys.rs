@@ -43,13 +43,8 @@ impl Stage {
     /// stage's own code, in an operator below it, or in the files that are kept. Versions of the crate tell themselves apart.
     fn version(self) -> u32 {
         match self {
-            Stage::Tokens
-            | Stage::Statistics
-            | Stage::Grams
-            | Stage::Gradients
-            | Stage::Pruned
-            | Stage::Masks
-            | Stage::Evaluation => 1,
+            Stage::Tokens | Stage::Gradients | Stage::Evaluation => 1,
+            Stage::Statistics | Stage::Grams | Stage::Pruned | Stage::Masks => 2,
         }
     }
 }
