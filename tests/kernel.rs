@@ -121,7 +121,7 @@ fn helps_with_unfinished_code(kernel: &mut Kernel) {
 }
 
 fn survives_the_end_of_its_cells(kernel: &mut Kernel) {
-    let stop = "let interrupted = 1;\nprintln!(\"pid {}\", std::process::id());\nloop { std::hint::spin_loop() }";
+    let stop = "let interrupted = 1;\nprintln!(\"pid {}\", std::process::id());\nstd::process::Command::new(\"sleep\").arg(\"600\").status()";
     let endless = kernel.send_cell(stop);
     kernel.wait_for_text(&endless, "pid");
     assert_eq!(kernel.command("interrupt_request", &json!({})), json!({"status": "ok"}));

@@ -59,6 +59,18 @@ pub struct Collect {
     pub dry_run: bool,
 }
 
+/// Whether the cache gives such names: `STAGE-HASH`, and `.STAGE-HASH.` with more behind it while it is filled or removed.
+fn is_ours(name: &str) -> bool {
+    let entry = match name.strip_prefix('.') {
+        Some(hidden) => hidden.split('.').next().filter(|entry| entry.len() + 1 < hidden.len()),
+        None => Some(name),
+    };
+    let parts = entry.and_then(|entry| entry.rsplit_once('-'));
+    parts.is_some_and(|(stage, hash)| {
+        !stage.is_empty() && hash.len() == 32 && hash.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
 impl Cache {
     /// All kept results, those used last first.
     ///
@@ -80,9 +92,10 @@ impl Cache {
         let mut entries = Vec::new();
         for entry in list {
             let entry = entry.map_err(Error::io("read", dir))?;
-            // Other processes add and remove meanwhile.
-            if entry.path().is_dir() {
-                entries.push(Kept::read(&entry.path(), entry.file_name().to_string_lossy().into_owned()));
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // The directory may hold what is none of ours. Other processes add and remove meanwhile.
+            if is_ours(&name) && entry.path().is_dir() {
+                entries.push(Kept::read(&entry.path(), name));
             }
         }
         entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.name.cmp(&b.name)));
@@ -127,5 +140,31 @@ impl Cache {
             removed.push(entry);
         }
         Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_the_caches_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = "statistics-0123456789abcdef0123456789abcdef";
+        let strangers =
+            ["src", ".git", "my-thesis", ".statistics", "statistics-0123", "data-0123456789ABCDEF0123456789ABCDEF"];
+        for name in strangers.iter().chain([&ours]) {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("file"), "x").unwrap();
+        }
+        assert!(
+            is_ours(&format!(".{ours}.aB3x.tmp"))
+                && is_ours(&format!(".{ours}.Q.gone"))
+                && !is_ours(&format!(".{ours}"))
+        );
+        let cache = Cache::at(dir.path(), 1 << 20);
+        let removed = cache.collect(&Collect { max_bytes: Some(0), ..Collect::default() }).unwrap();
+        assert_eq!(removed.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>(), [ours]);
+        assert!(strangers.iter().all(|name| dir.path().join(name).join("file").is_file()));
     }
 }

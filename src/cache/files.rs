@@ -68,11 +68,12 @@ pub(super) fn bytes(dir: &Path) -> u64 {
 /// Removes an entry: first from its name, so that nobody finds half of it.
 pub(super) fn remove(dir: &Path) -> Result<()> {
     let Some((parent, name)) = dir.parent().zip(dir.file_name()) else { return Ok(()) };
-    let gone = tempfile::Builder::new()
-        .prefix(&format!(".{}.", name.to_string_lossy()))
-        .suffix(".gone")
-        .tempdir_in(parent)
-        .map_err(Error::io("remove from", parent))?;
+    let gone =
+        tempfile::Builder::new().prefix(&format!(".{}.", name.to_string_lossy())).suffix(".gone").tempdir_in(parent);
+    // A full disk has no room for another name, and is when something has to go.
+    let Ok(gone) = gone else {
+        return std::fs::remove_dir_all(dir).map_err(Error::io("remove", dir));
+    };
     match std::fs::rename(dir, gone.path().join("entry")) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", dir)(error)),
         // What cannot be unlinked now is hidden, and collected later.

@@ -234,9 +234,16 @@ impl Cache {
             Err(error @ (Error::Interrupted | Error::Compute { .. })) => Err(error),
             // Another process has removed it meanwhile.
             Err(_) if !dir.join(DESCRIPTION).exists() && !dir.is_dir() => Ok(None),
+            // It may be readable the next time, unless a file is missing.
+            Err(Error::Io { action, path, source }) if source.kind() != std::io::ErrorKind::NotFound => {
+                let error = Error::Io { action, path, source };
+                progress.stage("cache", 0).note(format!("{error}; the result is made again"));
+                Ok(None)
+            }
             Err(error) => {
                 progress.stage("cache", 0).note(format!("{error}; the entry is removed, and made again"));
-                files::remove(&dir)?;
+                // On a disk that is read-only it stays, and is made again each time.
+                let _ = files::remove(&dir);
                 Ok(None)
             }
         }

@@ -53,11 +53,11 @@ struct RunArgs {
     /// Write nothing; compare with the reports that are there
     #[arg(long)]
     check: bool,
-    /// Longest time for a cell, its compilation included
+    /// Longest time for a cell, its compilation included (which is waited for when time is up)
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
     /// Keep the outputs of the last run for the cells before N. They run again, for later cells need their variables
-    /// (cached stages are quick), but those that only show a value do not
+    /// (cached stages are quick), but those that only name a value do not
     #[arg(long, value_name = "N", conflicts_with = "check")]
     from_cell: Option<usize>,
     /// Go on after a cell that fails, and show its error in the report; the exit code is still 1
@@ -67,8 +67,8 @@ struct RunArgs {
     #[arg(long)]
     html: bool,
     /// Notebooks at a time, each in a process of its own
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    jobs: usize,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: u16,
 }
 
 /// Runs the subcommand.
@@ -84,7 +84,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 from_cell: args.from_cell,
                 allow_errors: args.allow_errors,
                 html: args.html,
-                jobs: args.jobs,
+                jobs: args.jobs.into(),
             };
             let status = runner::run(&args.notebooks, &options).unwrap_or_else(|error| {
                 eprintln!("error: {}", super::message(&error));

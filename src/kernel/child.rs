@@ -19,6 +19,9 @@ const IS_RUNTIME: &str = "EVCXR_IS_RUNTIME";
 /// that the cell printed; once [`MARK_ENDS`] has run, because evcxr waits at its start until its outputs are read.
 pub(super) const END_OF_CELL: &str = "\u{1}lacuna: end of cell";
 
+/// What tells on standard error that a cell, and not a thread that it started, has panicked.
+pub(super) const PANICKED: &str = "\u{1}lacuna: panicked";
+
 /// A statement for the first cell of a session that wants to see [`END_OF_CELL`].
 pub(super) const MARK_ENDS: &str = "unsafe { std::env::set_var(\"LACUNA_MARK_ENDS\", \"1\") };";
 /// The variable that it sets, for a process that takes its place.
@@ -112,7 +115,11 @@ fn forward(reader: PipeReader, mut real: File) -> io::Result<()> {
                 real.write_all(b"\n")?;
             }
         }
-        if marker.starts_with(COMPLETE.as_bytes()) && env::var_os(MARK_ENDS_SET).is_some() {
+        let is_marked = env::var_os(MARK_ENDS_SET).is_some();
+        if marker.starts_with(PANIC.as_bytes()) && is_marked {
+            let _ = writeln!(io::stderr(), "{PANICKED}");
+        }
+        if marker.starts_with(COMPLETE.as_bytes()) && is_marked {
             let _ = writeln!(io::stderr(), "{END_OF_CELL}");
             writeln!(real, "{END_OF_CELL}")?;
         }

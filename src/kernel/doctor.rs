@@ -53,7 +53,7 @@ impl Check {
     }
 }
 
-/// Looks at everything, without changing anything outside of a temporary directory.
+/// Looks at everything; all that it leaves is the kernel's empty cache directory.
 pub(crate) fn checks() -> Vec<Check> {
     let toolchain = toolchain();
     let mut checks = vec![match &toolchain {

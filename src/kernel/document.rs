@@ -249,26 +249,30 @@ pub(super) fn content(mime: &str, text: &str) -> (String, Value) {
 }
 
 /// [`mime::JSON`] in a notebook.
-const DATA: &str = "application/vnd.lacuna+json";
+pub(super) const DATA: &str = "application/vnd.lacuna+json";
 
 /// Writes a file in one piece: beside it, then renamed into its place.
 ///
 /// # Errors
 /// When the file cannot be written; what was there before is then still there.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = match path.parent() {
+    // Behind a link stands the file that is meant.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
     };
     let write = || -> io::Result<()> {
         fs::create_dir_all(&directory)?;
-        let mut file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(&directory)?;
+        // What the umask leaves of it, as for any other file; tempfile's own default is private.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        let mut file = tempfile::Builder::new().prefix(".lacuna-").permissions(mode).tempfile_in(&directory)?;
         io::Write::write_all(&mut file, bytes)?;
-        // A temporary file is private; a report is not.
-        #[cfg(unix)]
-        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        if let Ok(old) = target.metadata() {
+            file.as_file().set_permissions(old.permissions())?;
+        }
         file.as_file().sync_all()?;
-        file.persist(path)?;
+        file.persist(&target)?;
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", path.display()))

@@ -54,10 +54,10 @@ pub(super) struct Slot {
 
 /// Prepares this process, through its environment, to host a session: evcxr takes its settings from there.
 ///
-/// Call it before any other thread reads the environment.
+/// Other threads may run, if they read the environment as Rust does, and not by C's `getenv`.
 pub(super) fn enter() -> Result<Slot> {
     let set = |name: &str, value: OsString| {
-        // SAFETY: the caller promises that no other thread uses the environment.
+        // SAFETY: std locks the environment for all who use it through std, and the caller promises that there is nobody else.
         unsafe { env::set_var(name, value) }
     };
     let sysroot = sysroot()?;

@@ -7,7 +7,7 @@ use super::lock::Lock;
 use super::output::bounded;
 use super::parameters::Overrides;
 use super::report::{self, gallery};
-use super::rust_literal::is_one_expression;
+use super::rust_literal::is_name;
 use super::screen::{Name, Names, Screen, say};
 use super::session::{CellError, ErrorKind, Outcome, Session};
 use super::stored;
@@ -196,6 +196,10 @@ impl<'a> Run<'a> {
             None => beside.join("reports"),
         };
         let executed = out.join(format!("{}.ipynb", document.stem));
+        if fs::canonicalize(&executed).is_ok_and(|executed| fs::canonicalize(&path).is_ok_and(|path| path == executed))
+        {
+            bail!("{shown}: the executed notebook would take its place; choose another --out");
+        }
         let stored = match options.from_cell {
             Some(from) => stored::outcomes(&executed, &document, from).with_context(|| shown.clone())?,
             None => BTreeMap::new(),
@@ -283,7 +287,7 @@ impl<'a> Run<'a> {
         // It shows a value that is stored, and defines nothing that a later cell could need.
         if let Some(stored) = self.stored.get(&index)
             && !stored.data.is_empty()
-            && is_one_expression(source)
+            && is_name(source)
         {
             return (stored.clone(), Verdict::Fine);
         }

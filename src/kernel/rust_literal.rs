@@ -59,17 +59,18 @@ pub(super) fn is_text(text: &str) -> bool {
     matches!(tokens(text)[..], [Token::Text(literal)] if literal == text)
 }
 
-/// Whether statements or definitions occur, beside an expression: whatever later cells may build on.
-pub(super) fn is_one_expression(source: &str) -> bool {
-    let code: String =
-        tokens(source).into_iter().map(|token| if let Token::Code(code) = token { code } else { "0" }).collect();
-    let defines = |word: &str| {
-        ["let", "use", "fn", "struct", "enum", "union", "impl", "trait", "mod", "type", "const", "static", "extern"]
-            .contains(&word)
-            || word == "macro_rules"
-    };
-    let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
-    !code.contains(';') && !code.trim_start().starts_with(':') && !words.any(defines)
+/// Whether only a variable, or a field of one, is named: a value that is shown, and nothing that later cells build on. Of a
+/// call nobody knows what it changes.
+pub(super) fn is_name(source: &str) -> bool {
+    let code = tokens(source).into_iter().map(|token| match token {
+        Token::Code(code) => code,
+        Token::Text(_) => "\"",
+        Token::Comment => " ",
+    });
+    let code: String = code.collect();
+    let name = code.trim().trim_start_matches('&');
+    name.starts_with(|c: char| c.is_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '.'))
 }
 
 /// Parts of `source` between separators that stand outside of brackets, texts and comments; without the comments.
@@ -186,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn only_expressions_can_be_left_out() {
-        for shows in ["Plot::of(&records)?", "// Why; let.\nx.len()", "format!(\"{}; let\", 1)"] {
-            assert!(is_one_expression(shows), "{shows}");
+    fn only_names_can_be_left_out() {
+        for shows in ["plot", "// Why; let.\n&records.first", "_x\n"] {
+            assert!(is_name(shows), "{shows}");
         }
-        for builds in ["x;", "let x = 1", "fn f() -> i32 { 1 }\nf()", ":dep rand\nx", "for i in 0..3 { v.push(i); }"] {
-            assert!(!is_one_expression(builds), "{builds}");
+        for builds in ["x;", "let x = 1", "v.pop()", ":dep rand\nx", "for i in 0..3 { v.push(i); }", "5", "\"x\"", ""] {
+            assert!(!is_name(builds), "{builds}");
         }
     }
 }

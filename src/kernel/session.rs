@@ -1,6 +1,6 @@
 //! One evcxr session without Jupyter: cells in, outputs and errors out.
 
-use super::child::{END_OF_CELL, MARK_ENDS};
+use super::child::{END_OF_CELL, MARK_ENDS, PANICKED};
 use super::environment::{self, Slot};
 use super::output::{self, Printed, Stream};
 use anyhow::{Context, Result, anyhow};
@@ -97,6 +97,7 @@ struct Lines {
     printed: Printed,
     /// How often each stream said that a cell is at its end.
     ends: [usize; 2],
+    panicked: bool,
 }
 
 impl Shared {
@@ -122,6 +123,10 @@ impl Session {
                     if line == END_OF_CELL {
                         shared.lock().ends[stream as usize] += 1;
                         shared.changed.notify_all();
+                        continue;
+                    }
+                    if line == PANICKED {
+                        shared.lock().panicked = true;
                         continue;
                     }
                     // Progress is to be seen while it lasts, and not to be kept.
@@ -174,6 +179,7 @@ impl Session {
         let before = {
             let mut lines = self.lines.lock();
             lines.printed.take();
+            lines.panicked = false;
             lines.ends
         };
         let (guarded, guard_line) = with_guard(source);
@@ -181,7 +187,7 @@ impl Session {
         let finished = self.context.variables_and_types().any(|(name, _)| name == GUARD);
         // Whatever the cell printed has been written; it only has to arrive. A cell that never ran says nothing.
         let patience = if result.is_ok() { Duration::from_secs(2) } else { Duration::from_millis(20) };
-        let text = self.wait_for_text(before, patience);
+        let (text, panicked) = self.wait_for_text(before, patience);
         let (data, error) = match result {
             Ok(outputs) => {
                 let mut data: BTreeMap<String, String> = outputs.content_by_mime_type.into_iter().collect();
@@ -190,7 +196,7 @@ impl Session {
                 if let Some(plain) = data.get_mut(mime::PLAIN) {
                     *plain = output::bounded(plain);
                 }
-                (data, (!finished).then(|| failure(&text)))
+                (data, (!finished).then(|| failure(&text, panicked)))
             }
             Err(error) => {
                 let kind = match &error {
@@ -203,12 +209,12 @@ impl Session {
         Outcome { text, data, error, seconds: started.elapsed().as_secs_f64() }
     }
 
-    fn wait_for_text(&self, before: [usize; 2], patience: Duration) -> Vec<(Stream, String)> {
+    fn wait_for_text(&self, before: [usize; 2], patience: Duration) -> (Vec<(Stream, String)>, bool) {
         let waiting = |lines: &mut Lines| lines.ends.iter().zip(before).any(|(now, before)| *now == before);
         let guard = self.lines.lock();
         let (mut lines, _) =
             self.lines.changed.wait_timeout_while(guard, patience, waiting).unwrap_or_else(PoisonError::into_inner);
-        lines.printed.take()
+        (lines.printed.take(), lines.panicked)
     }
 }
 
@@ -233,9 +239,11 @@ fn with_guard(source: &str) -> (String, usize) {
 }
 
 /// The reason of a cell that ended early, from what it wrote to standard error.
-fn failure(text: &[(Stream, String)]) -> CellError {
+fn failure(text: &[(Stream, String)], panicked: bool) -> CellError {
     let stderr: String = text.iter().filter(|(s, _)| *s == Stream::Stderr).map(|(_, t)| t.as_str()).collect();
-    if let Some(start) = stderr.rfind("\nthread ").map(|at| at + 1).or(stderr.starts_with("thread ").then_some(0))
+    // A thread's panic that the cell has caught looks alike.
+    if panicked
+        && let Some(start) = stderr.rfind("\nthread ").map(|at| at + 1).or(stderr.starts_with("thread ").then_some(0))
         && let Some((_, message)) = stderr[start..].split_once(" panicked at ")
     {
         // The place is in generated code; the message follows it.
@@ -249,7 +257,7 @@ fn failure(text: &[(Stream, String)]) -> CellError {
     let lines: Vec<&str> = stderr.lines().collect();
     // The error was printed last; what is before it may be progress.
     let message = lines[lines.len().saturating_sub(5)..].join("\n");
-    CellError { kind: ErrorKind::Error, message }
+    CellError { kind: if panicked { ErrorKind::Panic } else { ErrorKind::Error }, message }
 }
 
 /// evcxr's error as text, with lines of the cell as the reader sees them.
@@ -304,11 +312,14 @@ mod tests {
     #[test]
     fn reason_is_the_panic_or_the_last_lines() {
         let stderr = |text: &str| vec![(Stream::Stderr, text.to_owned())];
-        let error = failure(&stderr(
-            "progress\n\nthread '<unnamed>' (7) panicked at src/lib.rs:9:5:\nno\nway\nnote: run with `RUST_BACKTRACE=1`\n",
-        ));
-        assert_eq!(error, CellError { kind: ErrorKind::Panic, message: "no\nway".into() });
-        assert_eq!(failure(&stderr("cannot read x\n")).message, "cannot read x");
-        assert_eq!(failure(&[]).kind, ErrorKind::Error);
+        let caught = stderr(
+            "progress\n\nthread '<unnamed>' (7) panicked at src/lib.rs:9:5:\nno\nway\nnote: run with `RUST_BACKTRACE=1`\nthe reason\n",
+        );
+        let error = failure(&caught, true);
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Panic, "no\nway"));
+        let error = failure(&caught, false);
+        assert!(error.kind == ErrorKind::Error && error.message.ends_with("\nthe reason"), "{}", error.message);
+        assert_eq!(failure(&stderr("cannot read x\n"), false).message, "cannot read x");
+        assert_eq!(failure(&[], false).kind, ErrorKind::Error);
     }
 }

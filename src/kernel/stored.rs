@@ -1,9 +1,10 @@
 //! What an earlier run stored: outputs of an executed notebook, as if its cells had just run.
 
-use super::document::{Document, Kind, read_json};
+use super::document::{DATA, Document, Kind, read_json};
 use super::output::Stream;
 use super::session::{CellError, ErrorKind, Outcome};
 use anyhow::{Result, bail};
+use lacuna::notebook::mime;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,10 +62,12 @@ fn outcome(cell: &Value) -> Outcome {
                 outcome.error = Some(CellError { kind, message: text(&output["evalue"]) });
             }
             _ => {
-                for (mime, content) in output["data"].as_object().into_iter().flatten() {
-                    let is_structured = mime.ends_with("json");
+                for (name, content) in output["data"].as_object().into_iter().flatten() {
+                    let is_structured = name.ends_with("json");
                     let content = if is_structured { content.to_string() } else { text(content) };
-                    outcome.data.insert(mime.clone(), content);
+                    // As the cell gave it, before it was stored.
+                    let name = if name == DATA { mime::JSON } else { name };
+                    outcome.data.insert(name.to_owned(), content);
                 }
             }
         }

@@ -67,7 +67,7 @@ impl Shared {
 }
 
 /// Ends the process and what it has started: a grandchild that lives on holds the pipes, and evcxr would wait for it.
-fn end(child: &mut Child) {
+pub(super) fn end(child: &mut Child) {
     // It may have ended by itself, from the same Ctrl-C.
     let _ = child.kill();
     // SAFETY: kill only sends a signal. The child made a group of its own, whose number stays taken as long as a member

@@ -10,6 +10,7 @@ mod wire;
 use super::document::content;
 use super::output::{HEAD, Stream};
 use super::session::{CellError, ErrorKind, Outcome, Session};
+use super::watch::{Watch, end};
 use anyhow::Result;
 use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};
@@ -48,6 +49,7 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
         iopub,
         running: Mutex::default(),
         process: OnceLock::new(),
+        watch: OnceLock::new(),
         text: Mutex::default(),
     });
     let (sender, queue) = mpsc::channel();
@@ -71,8 +73,7 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A Ctrl-C in the terminal that Jupyter runs in is Jupyter's; it goes to the process that runs cells as well, which
-/// is what an interrupt does. Other signals end the kernel, as a command line would not.
+/// A Ctrl-C in the terminal that Jupyter runs in is Jupyter's, which asks for an interrupt. Other signals end the kernel, as a command line would not.
 fn set_signals() {
     extern "C" fn nothing(_signal: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
@@ -107,6 +108,8 @@ struct Kernel {
     running: Mutex<Running>,
     /// The process that runs cells, once there is one.
     process: OnceLock<Arc<Mutex<Child>>>,
+    /// Ends what a cell has started when that process dies: evcxr would wait for it.
+    watch: OnceLock<Watch>,
     /// What the cell has printed and nobody has seen.
     text: Mutex<Text>,
 }
@@ -207,8 +210,7 @@ impl Kernel {
 
     fn kill(&self) {
         if let Some(process) = self.process.get() {
-            // It may have ended by itself.
-            let _ = lock(process).kill();
+            end(&mut lock(process));
         }
     }
 
@@ -263,6 +265,7 @@ impl Kernel {
         let session = Session::start(Box::new(move |stream, line| kernel.line(stream, line)));
         let session = session.map_err(|error| format!("{error:#}\n`lacuna kernel doctor` says what is missing"))?;
         let _ = self.process.set(session.process());
+        let _ = self.watch.set(Watch::new(session.process()));
         Ok(session)
     }
 
