@@ -38,6 +38,9 @@ fn check_free(path: &Path) -> Result<()> {
 pub fn check_output(path: &Path) -> Result<()> {
     check_free(path)?;
     let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::file(folder, "no such directory; create it before writing into it"));
+    }
     tempfile::tempfile_in(folder).map(drop).map_err(Error::io("create a file in", folder))
 }
 
