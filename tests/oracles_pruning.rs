@@ -177,8 +177,10 @@ fn smollm2_chains_stay_within_the_spread_of_the_reference() {
     let reference = json("smollm2/reference.json");
     for (tag, config, range) in cases {
         let (Pruned { record, masks, model }, nll) = pruned(&config);
-        // Of 357,000 bits: those of the first 96 rows of each linear. Near ties in sums that are added in another order.
-        assert!(differing(&masks, &format!("mask_{tag}")) <= 120, "{tag}");
+        // Of 357,000 bits: those of the first 96 rows of each linear. Without a pattern, a threshold of SparseGPT's is one of
+        // 128 columns, and more of the updated weights lie next to it.
+        let most = if tag == "sparsegpt_70" { 120 } else { 60 };
+        assert!(differing(&masks, &format!("mask_{tag}")) <= most, "{tag}");
         let expected = reference["methods"][tag]["runs"]["base"]["sparsity"].as_f64().unwrap();
         println!("{tag}: sparsity {} (reference {expected})", record.sparsity());
         assert!((record.sparsity() - expected).abs() < 2e-4, "{tag}: {} {expected}", record.sparsity());
