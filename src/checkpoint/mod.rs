@@ -305,7 +305,7 @@ impl Checkpoint {
                 Failure::Candle(e) => Error::compute(format!("loading tensor `{name}`"))(e),
             }
         })?;
-        tensor.to_device(device).map_err(Error::compute(format!("moving tensor `{name}` to the device")))
+        crate::cuda::to_device(&tensor, device).map_err(Error::compute(format!("moving tensor `{name}` to the device")))
     }
 
     fn read_error(&self, info: &TensorInfo, error: std::io::Error) -> Error {
