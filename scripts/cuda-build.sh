@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Builds `lacuna` with CUDA and without what draws and runs notebooks: one stripped executable that starts on any machine of this
+# processor, also without a GPU, and looks for CUDA's libraries when it is told to use one. No GPU, no driver and no CUDA are needed here.
+#   scripts/cuda-build.sh [--toolkit DIR] [--target-dir DIR] [--out DIR] [--sm N] [-- COMMAND [ARGUMENT]..]
+# --toolkit     directory of scripts/cuda-toolkit.sh, which fills it [default: the toolkit of CUDA_HOME or of nvcc on the path,
+#               else that script's own directory]
+# --target-dir  cargo's directory [default: CARGO_TARGET_DIR, else target/cuda in the repository]
+# --out         where the executable goes [default: slim in the target directory]
+# --sm          lowest compute capability [default: 80]. candle's kernels for 80 are compiled by the driver, once, for every later
+#               card; with 90 they run on Hopper only. lacuna's own kernels have code for both in any case.
+# -- COMMAND    a cargo command with the same settings, in place of the build: -- clippy
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+toolkit='' target=${CARGO_TARGET_DIR:-$root/target/cuda} out='' sm=80
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    [ $# -ge 2 ] || fail "$1 needs a value"
+    case $1 in
+        --toolkit) toolkit=$2 ;;
+        --target-dir) target=$2 ;;
+        --out) out=$2 ;;
+        --sm) sm=$2 ;;
+        *) fail "unknown option $1; see the head of $0" ;;
+    esac
+    shift 2
+done
+[ $# -eq 0 ] || shift
+mkdir -p "$target" && target=$(cd "$target" && pwd) || fail "$target: cannot be made"
+out=${out:-$target/slim}
+
+if [ -z "$toolkit" ]; then
+    NVCC=${NVCC:-$(PATH=${CUDA_HOME:+$CUDA_HOME/bin:}$PATH:/usr/local/cuda/bin command -v nvcc || true)}
+fi
+if [ -n "$toolkit" ] || [ -z "$NVCC" ]; then
+    env=$("$root/scripts/cuda-toolkit.sh" ${toolkit:+"$toolkit"})
+    . "$env"
+else
+    CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$NVCC")")")
+    export NVCC CUDA_HOME CUDA_PATH=$CUDA_HOME PATH=$(dirname "$NVCC"):$PATH
+fi
+version=$("$NVCC" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+cudart=$(find -L "$CUDA_HOME"/{lib64,lib,targets/"$(uname -m)"-linux/lib,lib/"$(uname -m)"-linux-gnu} \
+    -maxdepth 1 -name libcudart_static.a -print -quit 2>/dev/null || true)
+[ -n "$cudart" ] || fail "$CUDA_HOME has no libcudart_static.a; install the toolkit's runtime development files"
+
+# What the linker gets. candle asks for shared libraries; with them the executable would not even start where one is missing.
+# Empty archives leave their functions open, which the dynamic linker binds when they are first called: by then
+# src/cuda/libraries.rs has loaded the libraries, or has said what is missing. The C++ of candle's kernels registers itself with the
+# runtime before `main`, so that library is linked in, and with it the C++ library.
+link=$target/cuda-link
+mkdir -p "$link"
+for library in cuda cublas cublasLt curand nvrtc; do
+    printf '!<arch>\n' >"$link/lib$library.a"
+done
+ln -sf "$cudart" "$link/libcudart.a"
+ln -sf "$(g++ -print-file-name=libstdc++.a)" "$link/libstdc++.a"
+flags=(
+    -L "native=$link"
+    -Clink-arg=-Wl,--unresolved-symbols=ignore-all
+    -Clink-arg=-Wl,-z,lazy
+    # Calls go by the procedure linkage table, which can be bound lazily.
+    -Crelro-level=partial
+)
+# Replaces -Cprefer-dynamic of .cargo/config.toml, so that the executable stands alone.
+CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}")
+export CARGO_ENCODED_RUSTFLAGS CARGO_TARGET_DIR=$target CUDA_COMPUTE_CAP=$sm
+
+cd "$root"
+if [ $# -gt 0 ]; then
+    command=$1
+    shift
+    exec cargo "$command" --no-default-features --features cuda "$@"
+fi
+cargo build --no-default-features --features cuda --bin lacuna
