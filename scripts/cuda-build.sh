@@ -12,10 +12,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
-fail() {
-    echo "error: $*" >&2
-    exit 1
-}
+. "$root/scripts/cuda-env.sh"
 
 toolkit='' target=${CARGO_TARGET_DIR:-$root/target/cuda} out='' sm=80
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
@@ -33,16 +30,7 @@ done
 mkdir -p "$target" && target=$(cd "$target" && pwd) || fail "$target: cannot be made"
 out=${out:-$target/slim}
 
-if [ -z "$toolkit" ]; then
-    NVCC=${NVCC:-$(PATH=${CUDA_HOME:+$CUDA_HOME/bin:}$PATH:/usr/local/cuda/bin command -v nvcc || true)}
-fi
-if [ -n "$toolkit" ] || [ -z "$NVCC" ]; then
-    env=$("$root/scripts/cuda-toolkit.sh" ${toolkit:+"$toolkit"})
-    . "$env"
-else
-    CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$NVCC")")")
-    export NVCC CUDA_HOME CUDA_PATH=$CUDA_HOME PATH=$(dirname "$NVCC"):$PATH
-fi
+use_toolkit "$toolkit"
 version=$("$NVCC" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
 cudart=$(find -L "$CUDA_HOME"/{lib64,lib,targets/"$(uname -m)"-linux/lib,lib/"$(uname -m)"-linux-gnu} \
     -maxdepth 1 -name libcudart_static.a -print -quit 2>/dev/null || true)
@@ -77,3 +65,22 @@ if [ $# -gt 0 ]; then
     exec cargo "$command" --no-default-features --features cuda "$@"
 fi
 cargo build --no-default-features --features cuda --bin lacuna
+
+mkdir -p "$out"
+built=$target/debug/lacuna
+# What is left open must be CUDA's, and be bound lazily: anything else would fail only when it is called, or at once.
+cuda='(cu|cublas|cublasLt|curand|nvrtc)[A-Z][A-Za-z0-9_]*'
+open=$(nm -D --undefined-only "$built" | awk '$1 == "U" { print $2 }' | grep -v @ || true)
+others=$(grep -vxE "$cuda" <<<"$open" || true)
+[ -z "$others" ] || fail "the linker did not find" $others
+eager=$(readelf -rW "$built" | grep -E "GLOB_DAT|_64 " | grep -oE " $cuda( |\$)" || true)
+[ -z "$eager" ] || fail "would be looked up before CUDA's libraries are loaded:" $eager
+strip -o "$out/lacuna" "$built"
+
+major=${version%%.*}
+echo "$out/lacuna: $(stat -c %s "$out/lacuna") bytes, for CUDA $version"
+echo "needs: $(readelf -dW "$out/lacuna" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | paste -sd ' ')" \
+    "(glibc $(nm -D --undefined-only "$out/lacuna" | grep -o 'GLIBC_[0-9.]*' | cut -d_ -f2 | sort -Vu | tail -n 1) or later)"
+echo "looks for, when told --device cuda: libcuda.so.1 libcublas.so.$major libcurand.so.10, with"
+echo "    LD_LIBRARY_PATH=/usr/local/cuda/lib64, or the folder of PyTorch's:"
+echo "    LD_LIBRARY_PATH=\$(python3 -c 'import nvidia.cu$major as cuda; print(cuda.__path__[0])')/lib"
