@@ -32,23 +32,41 @@ out=${out:-$target/slim}
 
 use_toolkit "$toolkit"
 version=$("$NVCC" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
-cudart=$(find -L "$CUDA_HOME"/{lib64,lib,targets/"$(uname -m)"-linux/lib,lib/"$(uname -m)"-linux-gnu} \
-    -maxdepth 1 -name libcudart_static.a -print -quit 2>/dev/null || true)
-[ -n "$cudart" ] || fail "$CUDA_HOME has no libcudart_static.a; install the toolkit's runtime development files"
 
-# What the linker gets. candle asks for shared libraries; with them the executable would not even start where one is missing.
+# What stands in for the toolkit's libraries. candle asks for shared libraries, without which the executable would not even start.
 # Empty archives leave their functions open, which the dynamic linker binds when they are first called: by then
-# src/cuda/libraries.rs has loaded the libraries, or has said what is missing. The C++ of candle's kernels registers itself with the
-# runtime before `main`, so that library is linked in, and with it the C++ library.
-link=$target/cuda-link
-mkdir -p "$link"
-for library in cuda cublas cublasLt curand nvrtc; do
-    printf '!<arch>\n' >"$link/lib$library.a"
+# src/cuda/libraries.rs has loaded the libraries, or has said what is missing.
+stand=$target/cuda-link
+mkdir -p "$stand"
+for library in cuda cudart cublas cublasLt curand nvrtc; do
+    printf '!<arch>\n' >"$stand/lib$library.a"
 done
-ln -sf "$cudart" "$link/libcudart.a"
-ln -sf "$(g++ -print-file-name=libstdc++.a)" "$link/libstdc++.a"
+
+# The compiler, but candle's kernels for GGUF-quantised weights on a GPU become stubs. lacuna never calls them (what it imports from GGUF
+# is no longer quantised), and they are 10 of 11 minutes of the build, 30 MB of the executable, and the only need of libcudart.
+nvcc=$stand/nvcc
+cat >"$nvcc.new" <<END
+#!/usr/bin/env bash
+set -euo pipefail
+for source; do :; done
+case \$source in
+    src/mmq_gguf/*.cu | src/mmvq_gguf.cu | src/moe/*.cu) ;;
+    *) exec '$NVCC' "\$@" ;;
+esac
+while [ "\$1" != -o ]; do shift; done
+{
+    printf '#include <stdio.h>\n#include <stdlib.h>\n'
+    printf 'static void left_out(void) { fputs("error: built without kernels for GGUF-quantised weights\\\\n", stderr); abort(); }\n'
+    [ "\$source" != src/mmvq_gguf.cu ] || sed -n 's/^ *pub fn \([A-Za-z0-9_]*\).*/void \1(void) { left_out(); }/p' src/ffi.rs
+} | gcc -x c -w -O1 -fPIC -c -o "\$2" -
+END
+chmod +x "$nvcc.new"
+# A new time stamp would compile everything again.
+cmp -s "$nvcc.new" "$nvcc" && rm "$nvcc.new" || mv "$nvcc.new" "$nvcc"
+export NVCC=$nvcc
+
 flags=(
-    -L "native=$link"
+    -L "native=$stand"
     -Clink-arg=-Wl,--unresolved-symbols=ignore-all
     -Clink-arg=-Wl,-z,lazy
     # Calls go by the procedure linkage table, which can be bound lazily.
