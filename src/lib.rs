@@ -45,6 +45,7 @@ pub mod structured;
 pub mod train;
 
 pub mod lab;
+#[cfg(feature = "report")]
 pub mod notebook;
 pub mod report;
 
@@ -68,20 +69,25 @@ pub mod prelude {
     pub use crate::lab::Lab;
     pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
+    #[cfg(feature = "report")]
     pub use crate::notebook::EvcxrDisplay as _;
     pub use crate::progress::Progress;
     pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;
-    pub use crate::report::{Format, HeatMap, Plot, Report, Table, read_records, write_record};
+    #[cfg(feature = "report")]
+    pub use crate::report::{Format, HeatMap, Plot, Report, Table};
+    pub use crate::report::{read_records, write_record};
     pub use crate::stats::{Bootstrap, Interval, Score};
     pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};
     pub use crate::text::{Tokenizer, Windows};
+    #[cfg(feature = "report")]
     pub use polars::df;
 }
 
 /// The tensor library of the notebooks: cells share the crate's own copy.
 pub use candle_core;
 /// The table library of the notebooks: cells share the crate's own copy.
+#[cfg(feature = "report")]
 pub use polars;
 /// JSON as configurations and manifests have it: cells share the crate's own copy.
 pub use serde_json;

@@ -7,6 +7,7 @@ use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
 use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts};
 use lacuna::progress::Progress;
+#[cfg(feature = "report")]
 use lacuna::report::Table;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -288,7 +289,10 @@ fn score(args: &Score) -> anyhow::Result<()> {
     if args.json {
         return print_json(&scores);
     }
+    #[cfg(feature = "report")]
     print!("{}", Table::expert_scores(&scores, Metric::Reap)?.text());
+    #[cfg(not(feature = "report"))]
+    eprintln!("note: this build has no tables (feature `report`); --json prints every score");
     let supers = scores.super_experts()?;
     if !supers.is_empty() {
         let list: Vec<String> = supers.iter().map(|(layer, expert)| format!("{layer}/{expert}")).collect();

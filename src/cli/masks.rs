@@ -190,6 +190,8 @@ fn make(args: Make) -> anyhow::Result<()> {
         None => None,
     };
     let sets = masks(&model, calibration.as_ref(), &config, Progress::Stderr)?;
+    #[cfg(not(feature = "report"))]
+    eprintln!("note: this build draws no histograms (feature `report`)");
     let written = write_masks(&out, &sets, args.format, Progress::Stderr)?;
     if args.json {
         return print_json(&written);

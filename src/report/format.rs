@@ -1,18 +1,5 @@
 //! How numbers are written for people: four significant digits, thousands separated.
 
-/// How the cells of a column are written. CSV and JSON always carry the full value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// As it is, left-aligned.
-    Text,
-    /// An integer with thousands separated: `12,288`.
-    Count,
-    /// Four significant digits: `25.34`, `1,234`, `1.234e12`.
-    Number,
-    /// A fraction in percent with one digit: 0.5 is `50.0`.
-    Percent,
-}
-
 /// `value` with four significant digits; every digit before the point is kept up to 1e9.
 pub fn number(value: f64) -> String {
     if value.is_nan() {
@@ -61,23 +48,6 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// An axis label: `0.5`, `20`, `1k`, `2.5M`, `1e13`; `decimals` is what the step between labels needs.
-pub(super) fn tick(value: f64, decimals: usize) -> String {
-    let magnitude = value.abs();
-    for (unit, suffix) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
-        if magnitude >= unit && magnitude < 1e12 {
-            let scaled = value / unit;
-            let text = format!("{scaled:.3}");
-            return format!("{}{suffix}", text.trim_end_matches('0').trim_end_matches('.'));
-        }
-    }
-    if magnitude >= 1e12 || (magnitude > 0.0 && magnitude < 1e-4) {
-        format!("{value:e}")
-    } else {
-        format!("{value:.decimals$}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,13 +74,5 @@ mod tests {
     #[test]
     fn separators_and_signs() {
         assert_eq!([0, 999, 1000, -12_288, 1_234_567].map(thousands), ["0", "999", "1,000", "-12,288", "1,234,567"]);
-    }
-
-    #[test]
-    fn ticks_are_short() {
-        assert_eq!(
-            [(20.0, 0), (0.5, 1), (1e3, 0), (2.5e6, 0), (1e13, 0)].map(|(v, d)| tick(v, d)),
-            ["20", "0.5", "1k", "2.5M", "1e13"]
-        );
     }
 }

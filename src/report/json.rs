@@ -3,42 +3,11 @@
 use crate::exact_json::exact_floats;
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::{Error, Result, files};
-use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-
-/// A report as JSON: records, and the tables made from them.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(title = "Report")]
-pub(super) struct Document {
-    /// Version of this format: 1.
-    pub(super) schema: u32,
-    /// Its heading.
-    pub(super) title: String,
-    /// Its records; what may differ between two runs of them stands in `environment.records`.
-    #[schemars(with = "Vec<Record>")]
-    pub(super) records: Vec<Value>,
-    /// Its tables by name: columns with label and unit, and rows.
-    pub(super) tables: Map<String, Value>,
-    /// What its plots show, in a line, by name.
-    pub(super) plots: Map<String, Value>,
-    /// Whatever may differ between two runs with the same results. Comparisons leave it out.
-    pub(super) environment: Environment,
-}
-
-/// Times, hosts, versions.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Environment {
-    /// Of the report.
-    pub(super) report: Map<String, Value>,
-    /// Of each record, in their order.
-    #[schemars(with = "Vec<BTreeMap<String, Value>>")]
-    pub(super) records: Vec<Value>,
-}
 
 /// Reads the records of a file: one record (`lacuna.json`), a list of them, or a whole report.
 ///
@@ -150,6 +119,7 @@ fn describe(record: &Record) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::shown::Document;
     use std::env;
 
     /// `LACUNA_UPDATE_SCHEMAS=1 cargo test schema` writes the schemas again.

@@ -1,33 +1,15 @@
-//! Masks as a picture, and as a directory of files.
+//! Masks as a directory of files.
 
+#[cfg(feature = "report")]
 use super::Plot;
 use super::json::{pretty, write_atomic};
-use crate::mask::{MaskFormat, MaskSet, MaskStatistics, Pattern, SPARSITY_BINS};
+use crate::mask::{MaskFormat, MaskSet, Pattern};
 use crate::progress::Progress;
 use crate::record::SCHEMA_VERSION;
 use crate::{Error, Result, files};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
-
-impl Plot {
-    /// How sparsity is spread: the share of rows (outputs) and of columns (inputs) in bins of 5%. Rows that were compared
-    /// one by one all stand in one bin; inputs that lose everything stand in the last.
-    pub fn mask_sparsity(title: impl Into<String>, statistics: &MaskStatistics) -> Plot {
-        let width = 100 / SPARSITY_BINS;
-        let bins = (0..SPARSITY_BINS).map(|bin| (bin * width).to_string());
-        let share = |counts: &[u64]| -> Vec<f64> {
-            let all = counts.iter().sum::<u64>().max(1) as f64;
-            counts.iter().map(|&count| count as f64 / all).collect()
-        };
-        Plot::bars(title, bins)
-            .x(format!("Sparsity (%, from the number shown to {width} above it)"))
-            .y("Share of all rows, of all columns (%)")
-            .percent_y()
-            .values("rows (outputs)", share(&statistics.row_histogram))
-            .values("columns (inputs)", share(&statistics.column_histogram))
-    }
-}
 
 /// One file of a directory that [`write_masks`] made.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -57,8 +39,8 @@ pub struct MaskFile {
 }
 
 /// Writes each set, by its method and sparsity or pattern, to a new directory `dir`: `wanda-0.50.safetensors` (or another
-/// `format`), `wanda-0.50.json` with metadata and statistics, `wanda-0.50.png` with the spread of sparsity; and
-/// `summary.json` over all. `dir` appears when everything is in it.
+/// `format`), `wanda-0.50.json` with metadata and statistics, with the feature `report` `wanda-0.50.png` with the
+/// spread of sparsity; and `summary.json` over all. `dir` appears when everything is in it.
 ///
 /// # Errors
 /// [`Error::File`] when `dir` exists; [`Error::Argument`] for sets that are not known to have been selected, or two of one
@@ -87,13 +69,16 @@ pub fn write_masks(dir: &Path, sets: &[MaskSet], format: MaskFormat, progress: P
             let file = format!("{stem}.{}", format.extension());
             set.save_as(dir.join(&file), format)?;
             let statistics = set.statistics();
-            let zeros = match metadata.pattern() {
-                Pattern::Unstructured => sparsity,
-                pattern => pattern.to_string(),
-            };
-            let title = format!("Spread of sparsity: {} at {zeros}", pruning.method);
-            let png = Plot::mask_sparsity(title, &statistics).png()?;
-            write_atomic(&dir.join(format!("{stem}.png")), &png)?;
+            #[cfg(feature = "report")]
+            {
+                let zeros = match metadata.pattern() {
+                    Pattern::Unstructured => sparsity,
+                    pattern => pattern.to_string(),
+                };
+                let title = format!("Spread of sparsity: {} at {zeros}", pruning.method);
+                let png = Plot::mask_sparsity(title, &statistics).png()?;
+                write_atomic(&dir.join(format!("{stem}.png")), &png)?;
+            }
             let sha256 = set.sha256();
             let about = json!({
                 "schema": SCHEMA_VERSION, "file": file, "sha256": sha256, "metadata": metadata, "statistics": statistics,

@@ -1,7 +1,5 @@
 //! Where an axis begins and ends, and where its labels stand.
 
-use super::format;
-
 /// How an axis writes its labels and spaces its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scale {
@@ -105,7 +103,7 @@ impl Axis {
         let last = (range.end * factor / step).floor() as i64;
         let ticks = (first..=last)
             .map(|k| k as f64 * step)
-            .map(|shown| (shown / factor, format!("{}{suffix}", format::tick(shown, decimals))))
+            .map(|shown| (shown / factor, format!("{}{suffix}", tick(shown, decimals))))
             .collect();
         Axis { scale, range, ticks }
     }
@@ -152,7 +150,7 @@ impl Axis {
         });
         let label = |v: f64| {
             let decimals = if v < 10.0 { (1.0 - v.log10().floor()) as usize } else { 1 };
-            let text = format::tick(v, decimals);
+            let text = tick(v, decimals);
             if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
         };
         Axis { scale: Scale::Log, ticks: values.into_iter().map(|v| (v.log10(), label(v))).collect(), range }
@@ -166,9 +164,34 @@ fn nice_step(raw: f64) -> f64 {
     power * [1.0, 2.0, 5.0].into_iter().find(|m| mantissa <= m * (1.0 + 1e-9)).unwrap_or(10.0)
 }
 
+/// An axis label: `0.5`, `20`, `1k`, `2.5M`, `1e13`; `decimals` is what the step between labels needs.
+fn tick(value: f64, decimals: usize) -> String {
+    let magnitude = value.abs();
+    for (unit, suffix) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
+        if magnitude >= unit && magnitude < 1e12 {
+            let scaled = value / unit;
+            let text = format!("{scaled:.3}");
+            return format!("{}{suffix}", text.trim_end_matches('0').trim_end_matches('.'));
+        }
+    }
+    if magnitude >= 1e12 || (magnitude > 0.0 && magnitude < 1e-4) {
+        format!("{value:e}")
+    } else {
+        format!("{value:.decimals$}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_are_short() {
+        assert_eq!(
+            [(20.0, 0), (0.5, 1), (1e3, 0), (2.5e6, 0), (1e13, 0)].map(|(v, d)| tick(v, d)),
+            ["20", "0.5", "1k", "2.5M", "1e13"]
+        );
+    }
 
     fn labels(axis: &Axis) -> Vec<&str> {
         axis.ticks.iter().map(|(_, label)| label.as_str()).collect()

@@ -5,13 +5,13 @@
 
 use super::axis::Axis;
 use super::bitmap::text_width;
-use super::format::number;
 use super::palette;
 use super::pen::{
     AXIS, Drawing, GRID, LABEL, LEGEND_ROW, MARGIN, Pen, QUIET, SMALL, TEXT, TICK, TITLE, check_size, error,
 };
 use super::plot::{Plot, Series};
 use crate::Result;
+use crate::report::number;
 use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};

@@ -1,9 +1,9 @@
 //! The one place where tables become text.
 
-use super::format::{Format, number, thousands};
-use super::table::{Table, failed};
+use super::table::{Format, Table, failed};
 use crate::Result;
 use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
+use crate::report::{number, thousands};
 use polars::prelude::{AnyValue, CsvWriter, SerWriter};
 use serde_json::{Map, Value, json};
 

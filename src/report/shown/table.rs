@@ -1,10 +1,22 @@
 //! Tables: a polars frame that knows how its columns are read.
 
-use super::format::Format;
 use super::labels::Labels;
 use crate::record::Record;
 use crate::{Error, Result};
 use polars::prelude::{Column, DataFrame, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions};
+
+/// How the cells of a column are written. CSV and JSON always carry the full value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As it is, left-aligned.
+    Text,
+    /// An integer with thousands separated: `12,288`.
+    Count,
+    /// Four significant digits: `25.34`, `1,234`, `1.234e12`.
+    Number,
+    /// A fraction in percent with one digit: 0.5 is `50.0`.
+    Percent,
+}
 
 /// A polars frame, with a heading, a unit and a number format for every column.
 ///

@@ -13,8 +13,8 @@ use plotters_backend::text_anchor::{HPos, VPos};
 use plotters_backend::{BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingErrorKind};
 use std::sync::OnceLock;
 
-static NORMAL: &[u8] = include_bytes!("../../data/fonts/DejaVuSans.ttf");
-static BOLD: &[u8] = include_bytes!("../../data/fonts/DejaVuSans-Bold.ttf");
+static NORMAL: &[u8] = include_bytes!("../../../data/fonts/DejaVuSans.ttf");
+static BOLD: &[u8] = include_bytes!("../../../data/fonts/DejaVuSans-Bold.ttf");
 
 /// The family as SVG names it: the shipped font, then fonts of the same metrics, then any.
 pub(super) const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";

@@ -1,11 +1,11 @@
 //! Heat maps: what to show. How it is drawn is in `heatmap_draw`.
 
 use super::axis::Scale;
-use super::format::{number, thousands};
 use super::heatmap_draw::Scene;
 use super::pen;
 use super::{bitmap, figure};
 use crate::Result;
+use crate::report::{number, thousands};
 
 /// A matrix in colours, from dark (low) to light (high), with a bar that tells which colour is which number; as SVG and
 /// PNG. A cell without a value stays grey. The same map gives the same bytes.

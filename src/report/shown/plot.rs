@@ -2,12 +2,12 @@
 
 use super::axis::Scale;
 use super::draw::Scene;
-use super::format::number;
 use super::labels::Labels;
 use super::pen::{self, error};
 use super::{bitmap, figure};
 use crate::Result;
 use crate::record::Record;
+use crate::report::number;
 use crate::stats::Interval;
 
 /// Curves or grouped bars, as SVG and PNG. The same plot gives the same bytes.

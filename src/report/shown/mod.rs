@@ -1,0 +1,30 @@
+//! What is drawn and tabulated: tables, plots, and reports that bundle them; with the feature `report`.
+
+mod axis;
+mod bitmap;
+mod document;
+mod draw;
+mod experts;
+mod figure;
+mod heatmap;
+mod heatmap_draw;
+mod histogram;
+mod labels;
+mod mask_map;
+mod masks;
+mod palette;
+mod pen;
+mod plot;
+mod render;
+mod table;
+
+pub use document::Report;
+pub use figure::Figure;
+pub use heatmap::HeatMap;
+pub use mask_map::MaskMap;
+pub use plot::Plot;
+pub use table::{Format, Table};
+
+#[cfg(test)]
+pub(super) use document::Document;
+pub(crate) use render::escape_html;
