@@ -1,6 +1,7 @@
 //! Arguments, then one library call each.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
+mod bench;
 mod cache;
 mod compress;
 mod evaluate;
@@ -51,6 +52,7 @@ enum Command {
     Generate(generate::Args),
     Train(train::Args),
     Cache(cache::Args),
+    Bench(bench::Args),
     /// Run notebooks without Jupyter
     #[cfg(feature = "notebook")]
     Notebook(notebook::Args),
@@ -96,6 +98,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
         Command::Cache(args) => cache::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(args),
         #[cfg(feature = "notebook")]
         Command::Notebook(args) => notebook::run(args),
         #[cfg(feature = "notebook")]

@@ -38,12 +38,19 @@ impl Element for f32 {
 }
 
 /// A matrix on the device, row-major and without gaps.
-#[derive(Clone, Copy)]
 pub(super) struct Matrix<'a, T> {
     pub(super) values: &'a CudaView<'a, T>,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
+
+impl<T> Clone for Matrix<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Matrix<'_, T> {}
 
 impl<T> Matrix<'_, T> {
     /// Words of a row of its mask.
@@ -268,6 +275,96 @@ impl Kernels {
             Ok(sums)
         };
         Ok((fold(&squares)?, sums.as_ref().map(fold).transpose()?))
+    }
+
+    /// Prunes the columns of a block of SparseGPT, `weights (rows, count)` in place by `upper (count, count)`, and gives the errors
+    /// `(rows, count)`. What goes is marked in `mask`, or for N:M chosen and marked there.
+    pub(super) fn sparsegpt_block(
+        &self,
+        weights: &mut CudaViewMut<'_, f32>,
+        (rows, count): (usize, usize),
+        upper: &CudaSlice<f32>,
+        nofm: Option<(usize, usize)>,
+        mask: &mut CudaSlice<u64>,
+    ) -> Result<CudaSlice<f32>> {
+        check(weights.len() == rows * count && upper.len() == count * count && 0 < count && count <= 128)?;
+        check(mask.len() == rows * count.div_ceil(64))?;
+        check(nofm.is_none_or(|(n, m)| 0 < n && n <= m && m <= 32 && count.is_multiple_of(m)))?;
+        let function = self.function("sparsegpt", "sparsegpt_block")?;
+        // SAFETY: the kernel writes all of it.
+        let mut errors = unsafe { self.stream.alloc::<f32>(rows * count) }.w()?;
+        let (null, first, rows_, count_) = (0u64, 0u32, u32_of(rows)?, u32_of(count)?);
+        let (n, m) = nofm.unwrap_or_default();
+        let (n, m) = (u32_of(n)?, u32_of(m)?);
+        let mut args = self.stream.launch_builder(&function);
+        args.arg(weights).arg(&rows_).arg(&count_).arg(&first).arg(&count_).arg(upper);
+        match nofm {
+            None => args.arg(&*mask).arg(&null),
+            Some(_) => args.arg(&null).arg(mask),
+        };
+        args.arg(&n).arg(&m).arg(&mut errors);
+        self.launch(args, (rows.div_ceil(8), 1), 256, count * (count + 1) / 2 * 4)?;
+        Ok(errors)
+    }
+
+    /// Weights in groups of 32 from MXFP4 `blocks (groups, 16)` and `scales (groups,)`.
+    pub(super) fn mxfp4<T: Element>(
+        &self,
+        blocks: &CudaView<'_, u8>,
+        scales: &CudaView<'_, u8>,
+    ) -> Result<CudaSlice<T>> {
+        let groups = scales.len();
+        check(blocks.len() == groups * 16 && blocks.device_ptr(&self.stream).0.is_multiple_of(16))?;
+        let function = self.function("mxfp4", &format!("mxfp4_dequantise_{}", T::NAME))?;
+        // SAFETY: the kernel writes all of it.
+        let mut values = unsafe { self.stream.alloc::<T>(groups * 32) }.w()?;
+        let groups_ = groups as u64;
+        let mut args = self.stream.launch_builder(&function);
+        args.arg(blocks).arg(scales).arg(&mut values).arg(&groups_);
+        self.launch(args, (groups.div_ceil(256), 1), 256, 0)?;
+        Ok(values)
+    }
+
+    /// The two that are kept of each four, and their places, of `weights` in 16 bits. `bad` gets the first group that keeps more.
+    pub(super) fn compress24(
+        &self,
+        weights: Matrix<'_, u16>,
+        values: &mut CudaSlice<u16>,
+        index: &mut CudaSlice<u8>,
+        bad: &mut CudaSlice<u64>,
+    ) -> Result<()> {
+        let Matrix { values: view, rows, cols } = weights;
+        check(view.len() == rows * cols && values.len() == rows * cols / 2 && cols.is_multiple_of(4))?;
+        check(index.len() == rows * cols.div_ceil(8) && bad.len() == 1)?;
+        let function = self.function("compress24", "compress24_16")?;
+        let (null, rows_, cols_) = (0u64, u32_of(rows)?, u32_of(cols)?);
+        let mut args = self.stream.launch_builder(&function);
+        args.arg(view).arg(&null).arg(values).arg(index).arg(bad).arg(&rows_).arg(&cols_);
+        self.launch(args, ((rows * weights.words()).div_ceil(32), 1), 256, 0)
+    }
+
+    /// `y (batch, rows)` of bf16 weights, given as bits, and `x (batch, cols)`: dense, or of what [`Kernels::compress24`] leaves.
+    pub(super) fn matvec(
+        &self,
+        weights: (&CudaSlice<u16>, Option<&CudaSlice<u8>>),
+        (rows, cols): (usize, usize),
+        x: &CudaSlice<u16>,
+        y: &mut CudaSlice<f32>,
+    ) -> Result<()> {
+        let batch = x.len() / cols.max(1);
+        check((1..=16).contains(&batch) && x.len() == batch * cols && y.len() == batch * rows && cols.is_multiple_of(16))?;
+        let (values, index) = weights;
+        let (name, sparse) = if index.is_some() { ("matvec_24_bf16", 2) } else { ("matvec_bf16", 1) };
+        check(values.len() * sparse == rows * cols && index.is_none_or(|index| index.len() == rows * cols / 8))?;
+        let function = self.function("compress24", name)?;
+        let (rows_, cols_, batch) = (u32_of(rows)?, u32_of(cols)?, u32_of(batch)?);
+        let mut args = self.stream.launch_builder(&function);
+        args.arg(values);
+        if let Some(index) = index {
+            args.arg(index);
+        }
+        args.arg(x).arg(y).arg(&rows_).arg(&cols_).arg(&batch);
+        self.launch(args, (rows.div_ceil(8), 1), 256, 0)
     }
 }
 

@@ -5,8 +5,8 @@
 //! asks the functions of `ops` about a tensor; where it is not on a GPU, or there is no kernel for what is asked, they answer
 //! `None`, and the caller goes on as on the CPU. Without the feature `cuda` they always do (`absent`).
 
-
-
+pub mod bench;
+pub mod twin;
 
 #[cfg(not(feature = "cuda"))]
 mod absent;

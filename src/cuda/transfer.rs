@@ -108,7 +108,7 @@ pub(super) fn download<T: DeviceRepr + Clone + Default>(view: &CudaView<'_, T>, 
         let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), view.len() * size_of::<T>()) };
         let (from, _read) = view.device_ptr(stream);
         let mut before: Option<(usize, &mut [u8])> = None;
-        let mut copy_out = |pieces: &mut [Piece; 2], (i, to): (usize, &mut [u8])| -> Result<()> {
+        let copy_out = |pieces: &mut [Piece; 2], (i, to): (usize, &mut [u8])| -> Result<()> {
             let memory = &pieces[i % 2].wait()?[..to.len()];
             to.par_chunks_mut(CHUNK).zip(memory.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
             Ok(())
