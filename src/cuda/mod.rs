@@ -1,0 +1,3 @@
+//! Pruning on NVIDIA GPUs.
+
+pub mod twin;
