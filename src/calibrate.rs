@@ -342,7 +342,7 @@ fn deviations(sums: &ColumnSums, tokens: u64) -> Result<Option<Tensor>> {
 }
 
 /// Sums of `f(x)` over each column of `values (rows, width)`, in f64 and in a fixed order on any number of threads.
-fn column_sums(values: &[f32], width: usize, f: impl Fn(f32) -> f32 + Sync) -> Vec<f64> {
+pub(crate) fn column_sums(values: &[f32], width: usize, f: impl Fn(f32) -> f32 + Sync) -> Vec<f64> {
     const ROWS: usize = 64;
     let partial: Vec<Vec<f32>> = values
         .par_chunks(ROWS * width)

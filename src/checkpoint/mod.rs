@@ -48,6 +48,7 @@ pub use rewrite::{
     Rewrite, Seconds, Segment, SideFiles,
 };
 pub use source::{Source, open_source};
+pub(crate) use sparse::pack_two_of_four_16;
 pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompress};
 
 pub(crate) use arrays::Array;

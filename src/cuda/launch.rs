@@ -169,9 +169,13 @@ impl Kernels {
         check(values.len() == rows * cols && norms.is_none_or(|norms| norms.len() == cols))?;
         check(mask.len() == rows * weights.words() && bad.len() == 1 && k <= rows * cols)?;
         let named = |name: &str| self.function("select_layer", &format!("{name}_{}", T::NAME));
-        let (begin, count, digit) =
-            (self.function("select_layer", "layer_begin")?, named("layer_count")?, self.function("select_layer", "layer_digit")?);
-        let (ties, offsets, pack) = (named("layer_ties")?, self.function("select_layer", "layer_offsets")?, named("layer_mask")?);
+        let (begin, count, digit) = (
+            self.function("select_layer", "layer_begin")?,
+            named("layer_count")?,
+            self.function("select_layer", "layer_digit")?,
+        );
+        let (ties, offsets, pack) =
+            (named("layer_ties")?, self.function("select_layer", "layer_offsets")?, named("layer_mask")?);
         let (null, k, all, rows_, cols_) = (0u64, k as u64, (rows * cols) as u64, u32_of(rows)?, u32_of(cols)?);
         // SAFETY: `layer_begin` and `layer_ties` write all that is read.
         let mut state = unsafe { self.stream.alloc::<u64>(LAYER_STATE) }.w()?;
@@ -352,7 +356,9 @@ impl Kernels {
         y: &mut CudaSlice<f32>,
     ) -> Result<()> {
         let batch = x.len() / cols.max(1);
-        check((1..=16).contains(&batch) && x.len() == batch * cols && y.len() == batch * rows && cols.is_multiple_of(16))?;
+        check(
+            (1..=16).contains(&batch) && x.len() == batch * cols && y.len() == batch * rows && cols.is_multiple_of(16),
+        )?;
         let (values, index) = weights;
         let (name, sparse) = if index.is_some() { ("matvec_24_bf16", 2) } else { ("matvec_bf16", 1) };
         check(values.len() * sparse == rows * cols && index.is_none_or(|index| index.len() == rows * cols / 8))?;

@@ -1,11 +1,11 @@
 //! Copies between host and device through page-locked memory, on streams of their own, so that they overlap with kernels.
 
+use candle_core::Result;
 use candle_core::cuda::cudarc::driver::result::{memcpy_dtoh_async, memcpy_htod_async};
 use candle_core::cuda::cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, PinnedHostSlice, sys,
 };
 use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
-use candle_core::Result;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -89,7 +89,10 @@ pub(super) fn upload<T: DeviceRepr>(values: &[T], device: &CudaDevice) -> Result
             for (i, from) in bytes.chunks(PIECE).enumerate() {
                 let piece = &mut pieces[i % 2];
                 let memory = &mut piece.wait()?[..from.len()];
-                memory.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
+                memory
+                    .par_chunks_mut(CHUNK)
+                    .zip(from.par_chunks(CHUNK))
+                    .for_each(|(to, from)| to.copy_from_slice(from));
                 // SAFETY: the target is this long, and the piece is not touched before the event.
                 unsafe { memcpy_htod_async(to + (i * PIECE) as u64, memory, stream.cu_stream()) }.w()?;
                 piece.done = Some(stream.record_event(None).w()?);
@@ -105,7 +108,8 @@ pub(super) fn download<T: DeviceRepr + Clone + Default>(view: &CudaView<'_, T>, 
         let Lane { stream, pieces } = lane;
         let mut values = vec![T::default(); view.len()];
         // SAFETY: values of a type that is represented on the device are plain bytes, of which any are valid.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), view.len() * size_of::<T>()) };
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), view.len() * size_of::<T>()) };
         let (from, _read) = view.device_ptr(stream);
         let mut before: Option<(usize, &mut [u8])> = None;
         let copy_out = |pieces: &mut [Piece; 2], (i, to): (usize, &mut [u8])| -> Result<()> {

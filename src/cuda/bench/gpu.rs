@@ -109,12 +109,15 @@ impl<T: Element> OnGpu<T> {
         };
         let is_product = matches!(op, Op::Matvec { .. });
         let y = if is_product { other.len() / cols.max(1) * rows } else { 0 };
-        let packed = if is_mxfp4 { [bytes(weights), bytes(norms.as_deref().unwrap_or_default())] } else { Default::default() };
+        let packed =
+            if is_mxfp4 { [bytes(weights), bytes(norms.as_deref().unwrap_or_default())] } else { Default::default() };
         let mut gpu = OnGpu {
-            ks: stream.clone_htod(match op {
-                Op::Rows(ks) => ks.as_slice(),
-                _ => &[],
-            }).w()?,
+            ks: stream
+                .clone_htod(match op {
+                    Op::Rows(ks) => ks.as_slice(),
+                    _ => &[],
+                })
+                .w()?,
             bad: stream.clone_htod(&[u64::MAX]).w()?,
             x: stream.clone_htod(&if is_product { bits_of(other) } else { Vec::new() }).w()?,
             y: stream.clone_htod(&vec![f32::NAN; y]).w()?,

@@ -117,7 +117,14 @@ pub(super) struct Case {
 }
 
 impl Problem {
-    pub(super) fn new(op: Op, data: Data, dtype: DType, (rows, cols): (usize, usize), norms: bool, seed: u64) -> Problem {
+    pub(super) fn new(
+        op: Op,
+        data: Data,
+        dtype: DType,
+        (rows, cols): (usize, usize),
+        norms: bool,
+        seed: u64,
+    ) -> Problem {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // Twelve uniform numbers make a bell; four bytes of one draw serve for four.
         let mut normal = || {
@@ -248,7 +255,8 @@ pub(super) fn checks(seed: u64) -> Vec<Problem> {
 /// What is timed: the linears of a model of this shape.
 pub(super) fn timings((hidden, intermediate, blocks): (usize, usize, usize), seed: u64) -> Vec<Case> {
     let square = (hidden, hidden);
-    let linears = [square, square, square, square, (intermediate, hidden), (intermediate, hidden), (hidden, intermediate)];
+    let linears =
+        [square, square, square, square, (intermediate, hidden), (intermediate, hidden), (hidden, intermediate)];
     let all = |name: &str, norms: bool, op: &dyn Fn(usize) -> Op| {
         let problem = |(i, &shape): (usize, &(usize, usize))| {
             Problem::new(op(shape.1), Data::Normal, DType::BF16, shape, norms, seed + i as u64)

@@ -112,7 +112,8 @@ fn reference(problem: &Problem) -> Output {
         }
         Op::Mxfp4 => {
             const VALUES: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-            let value = |nibble: u8| if nibble < 8 { VALUES[usize::from(nibble)] } else { -VALUES[usize::from(nibble - 8)] };
+            let value =
+                |nibble: u8| if nibble < 8 { VALUES[usize::from(nibble)] } else { -VALUES[usize::from(nibble - 8)] };
             let scale = |at: usize| norms.as_ref().map_or(1.0, |scales| 2f64.powi(scales[at / 16] as i32 - 127));
             let pair = |(at, &byte): (usize, &f32)| {
                 let byte = byte as u8;

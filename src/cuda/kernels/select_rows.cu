@@ -145,7 +145,7 @@ __device__ __forceinline__ void pick_bin(Shared& s, u32 k, u32 before) {
     for (u32 i = 0; i < 8; i++) sum += counts[i];
     const u32 inclusive = before + inclusive_scan(sum);
     const u32 reached = __ballot_sync(ALL, inclusive >= k);
-    if (lane == __ffs(reached) - 1) {
+    if (lane == static_cast<u32>(__ffs(reached)) - 1) {
         u32 end = inclusive - sum;
         Pick pick = {0, 0, 0};
 #pragma unroll
