@@ -146,6 +146,13 @@ impl Mask {
         Ok(Mask { rows, cols, words })
     }
 
+    /// Marks one weight, which must be within the shape.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn prune(&mut self, row: usize, col: usize) {
+        let at = row * self.words_per_row() + col / 64;
+        self.words[at] |= 1 << (col % 64);
+    }
+
     /// All words, row after row.
     #[cfg(feature = "cuda")]
     pub(crate) fn words(&self) -> &[u64] {

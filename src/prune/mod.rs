@@ -226,7 +226,7 @@ impl Pruner<'_> {
         let mut weights = weights_of(linear)?;
         let mask = match self.config.method {
             Method::SparseGpt => {
-                let mask = self.reconstruct(&linear.name, &mut weights, shape, sparsity)?;
+                let mask = self.reconstruct(linear, &mut weights, shape, sparsity)?;
                 weights = self.as_stored(&linear.name, weights)?;
                 mask
             }
@@ -296,7 +296,14 @@ impl Pruner<'_> {
         }
     }
 
-    fn reconstruct(&mut self, name: &str, weights: &mut [f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {
+    fn reconstruct(
+        &mut self,
+        linear: &Linear,
+        weights: &mut [f32],
+        shape: (usize, usize),
+        sparsity: f64,
+    ) -> Result<Mask> {
+        let (name, device) = (linear.name.as_str(), linear.weight.device());
         let settings = SparseGpt::default();
         let factor = match self.factor.take() {
             Some((other, factor)) if self.statistics.same_input(&other, name) => factor,
@@ -311,9 +318,13 @@ impl Pruner<'_> {
                 factor
             }
         };
-        let pruned = sparsegpt(name, weights, &factor, self.config.pattern, sparsity, &settings, self.config.ties)?;
+        let PruneConfig { pattern, ties, .. } = *self.config;
+        let mask = match cuda::sparsegpt(device, name, weights, &factor, (pattern, sparsity, ties), &settings)? {
+            Some(mask) => mask,
+            None => sparsegpt(name, weights, &factor, pattern, sparsity, &settings, ties)?.mask,
+        };
         self.factor = Some((name.to_owned(), factor));
-        Ok(pruned.mask)
+        Ok(mask)
     }
 }
 
