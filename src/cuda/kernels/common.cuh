@@ -72,6 +72,26 @@ __device__ __forceinline__ u32 permute(u32 a, u32 b, u32 selector) {
 #endif
 }
 
+/// About `a / b`.
+__device__ __forceinline__ float about_quotient(float a, float b) {
+#ifdef LACUNA_EMULATE
+    return a / b;
+#else
+    return __fdividef(a, b);
+#endif
+}
+
+/// About the square root.
+__device__ __forceinline__ float about_root(float x) {
+#ifdef LACUNA_EMULATE
+    return sqrtf(x);
+#else
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+#endif
+}
+
 /// The sum over the lanes up to this one.
 __device__ __forceinline__ u32 inclusive_scan(u32 value) {
     const u32 lane = threadIdx.x % WARP;
