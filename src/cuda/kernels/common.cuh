@@ -72,6 +72,15 @@ __device__ __forceinline__ u32 permute(u32 a, u32 b, u32 selector) {
 #endif
 }
 
+/// The greatest of three, by halves.
+__device__ __forceinline__ u32 highest_halves(u32 a, u32 b, u32 c) {
+#ifdef LACUNA_EMULATE
+    return emulate::highest_halves(emulate::highest_halves(a, b), c);
+#else
+    return __vimax3_u16x2(a, b, c);
+#endif
+}
+
 /// About `a / b`.
 __device__ __forceinline__ float about_quotient(float a, float b) {
 #ifdef LACUNA_EMULATE
@@ -98,7 +107,7 @@ __device__ __forceinline__ u32 inclusive_scan(u32 value) {
 #pragma unroll
     for (u32 step = 1; step < WARP; step *= 2) {
         const u32 other = __shfl_up_sync(ALL, value, step);
-        value += lane >= step ? other : 0;
+        if (lane >= step) value += other;
     }
     return value;
 }

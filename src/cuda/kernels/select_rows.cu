@@ -49,8 +49,8 @@ struct Counter {
         __syncthreads();
         const u32 total = totals[turn];
         // Read by all before this barrier, and used again after the next one.
-        if (threadIdx.x == 0) totals[(turn + 2) % 3] = 0;
-        turn = (turn + 1) % 3;
+        if (threadIdx.x == 0) totals[turn == 0 ? 2 : turn - 1] = 0;
+        turn = turn == 2 ? 0 : turn + 1;
         return total;
     }
 };
@@ -294,7 +294,7 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
     if (AHEAD && blockIdx.x < rows) fetch(blockIdx.x);
     for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
         const u64 start = static_cast<u64>(row) * cols;
-        u32 spoilt = 0;
+        u32 highest = 0;
 #pragma unroll
         for (u32 v = 0; v < VECTORS; v++) {
             const u32 at = tid + v * threads;
@@ -312,14 +312,13 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
                 keys[at] = four;
                 atomicAdd(&s.sample[four.x >> 6 & 0x1ff], 1);
                 atomicAdd(&s.sample[four.x >> 22], 1);
-                // What is not finite reaches the upper bit of its half.
-                constexpr u32 more = (0x8000u - infinite) * 0x10001u;
-                spoilt |= (four.x + more) | (four.y + more) | (four.z + more) | (four.w + more);
+                highest = highest_halves(highest_halves(highest, four.x, four.y), four.z, four.w);
             }
         }
         if (AHEAD && gridDim.x < rows - row) fetch(row + gridDim.x);
-        if (__syncthreads_or(spoilt & 0x80008000u)) {
-            if (spoilt & 0x80008000u) tell(keys_at, bad, start, cols, infinite);
+        const bool spoilt = (highest & 0xffffu) >= infinite || highest >> 16 >= infinite;
+        if (__syncthreads_or(spoilt)) {
+            if (spoilt) tell(keys_at, bad, start, cols, infinite);
             for (u32 i = tid; i < SAMPLE_BINS / 4; i += threads) reinterpret_cast<uint4*>(s.sample)[i] = zeros;
             __syncthreads();
             continue;
