@@ -5,12 +5,14 @@ mod file;
 pub(crate) use file::SavedStatistics;
 
 use crate::Result;
-use crate::model::{Linear, Model, Pass, Tap, Wanted};
+use crate::cuda::{self, ColumnSums};
+use crate::model::{Block, Linear, Model, Pass, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// What a pass gathers besides the squared column norms, which cost next to nothing.
@@ -136,33 +138,109 @@ impl Statistics {
         Statistics { inputs: BTreeMap::new(), windows }
     }
 
+    /// Passes windows through a block, and gathers what enters its linears; those which no token reaches have statistics of
+    /// zeros.
+    pub(crate) fn of_block(
+        pass: &Pass<'_>,
+        block: &Block,
+        hidden: &mut [Tensor],
+        wanted: Wanted,
+        gather: Gather,
+    ) -> Result<Statistics> {
+        let mut sums = Sums::default();
+        pass.through(block, hidden, wanted, || InputTap::new(gather), |tap| sums.add(tap))?;
+        let mut statistics = Statistics::new(hidden.len());
+        for (names, seen) in sums.0 {
+            let input = Arc::new(seen?.into_input()?);
+            statistics.inputs.extend(names.into_iter().map(|name| (name, input.clone())));
+        }
+        for linear in block.linears() {
+            if !statistics.inputs.contains_key(&linear.name) {
+                let (_, width) = linear.weight.dims2()?;
+                statistics.inputs.insert(linear.name.clone(), Arc::new(Input::none(width, gather)));
+            }
+        }
+        Ok(statistics)
+    }
+}
+
+/// What taps saw so far, by the linears that share an input, of which the first stands for all. After a failure to add on a
+/// device, that.
+#[derive(Debug, Default)]
+struct Sums(BTreeMap<Vec<String>, Result<Seen>>);
+
+impl Sums {
     /// Adds what a tap saw of one window.
-    pub(crate) fn add(&mut self, tap: InputTap) {
+    fn add(&mut self, tap: InputTap) {
         for (names, seen) in tap.seen {
-            let Some((first, others)) = names.split_first() else { continue };
-            // The linears that share an input hold the same sums, which must be alone to be changed.
-            let shared: Vec<_> = others.iter().map(|name| self.inputs.remove(name)).collect();
-            drop(shared);
-            let sums = match self.inputs.remove(first) {
-                Some(mut sums) => {
-                    Arc::make_mut(&mut sums).add(&seen);
-                    sums
+            match self.0.entry(names) {
+                Entry::Vacant(entry) => drop(entry.insert(Ok(seen))),
+                Entry::Occupied(mut entry) => {
+                    if let Ok(sums) = entry.get_mut()
+                        && let Err(error) = sums.add(seen)
+                    {
+                        drop(entry.insert(Err(error)));
+                    }
                 }
-                None => Arc::new(seen),
-            };
-            self.inputs.extend(names.into_iter().map(|name| (name, sums.clone())));
+            }
         }
     }
+}
 
-    /// Declares linears, so that those which no token reaches have statistics of zeros.
-    pub(crate) fn expect(&mut self, linears: &[&Linear], gather: Gather) -> Result<()> {
-        for linear in linears {
-            if !self.inputs.contains_key(&linear.name) {
-                let (_, width) = linear.weight.dims2()?;
-                self.inputs.insert(linear.name.clone(), Arc::new(Input::none(width, gather)));
+/// Sums where the activations are.
+#[derive(Debug)]
+enum Seen {
+    Host(Input),
+    /// Asking a device for its sums would wait until it has them.
+    Device(OnDevice),
+}
+
+#[derive(Debug)]
+struct OnDevice {
+    tokens: u64,
+    sums: ColumnSums,
+    /// As [`Input::deviations`]; gathered with the sums.
+    deviations: Option<Tensor>,
+}
+
+impl Seen {
+    fn add(&mut self, other: Seen) -> Result<()> {
+        match (self, other) {
+            (Seen::Host(sums), other) => sums.add(&other.into_input()?),
+            (Seen::Device(sums), Seen::Device(other)) => {
+                let add = |sum: &Option<Tensor>, x: &Option<Tensor>| match (sum, x) {
+                    (Some(sum), Some(x)) => (sum + x).map(Some),
+                    _ => Ok(None),
+                };
+                sums.tokens += other.tokens;
+                sums.sums.squares = (&sums.sums.squares + &other.sums.squares)?;
+                sums.sums.sums = add(&sums.sums.sums, &other.sums.sums)?;
+                sums.sums.gram = add(&sums.sums.gram, &other.sums.gram)?;
+                sums.deviations = add(&sums.deviations, &other.deviations)?;
+            }
+            (seen, other) => {
+                // An input of a few tokens may have gone the other way.
+                let mut sums = std::mem::replace(seen, Seen::Host(Input::default())).into_input()?;
+                sums.add(&other.into_input()?);
+                *seen = Seen::Host(sums);
             }
         }
         Ok(())
+    }
+
+    fn into_input(self) -> Result<Input> {
+        let OnDevice { tokens, sums, deviations } = match self {
+            Seen::Host(input) => return Ok(input),
+            Seen::Device(sums) => sums,
+        };
+        let column = |x: Option<Tensor>| -> Result<Vec<f64>> { Ok(x.map_or(Ok(Vec::new()), |x| x.to_vec1())?) };
+        Ok(Input {
+            tokens,
+            squares: column(Some(sums.squares))?,
+            sums: column(sums.sums)?,
+            deviations: column(deviations)?,
+            gram: sums.gram.map_or(Ok(Vec::new()), |gram| cuda::to_host(&gram)?.flatten_all()?.to_vec1())?,
+        })
     }
 }
 
@@ -202,15 +280,10 @@ pub(crate) fn calibrate_each(
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("calibrate", (model.blocks() * hidden.len()) as u64);
     let pass = Pass { model, rope: &rope, stage: &stage };
-    for i in 0..model.blocks() {
-        let block = model.block(i)?;
+    model.each_block(|i, block| {
         let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
-        let mut statistics = Statistics::new(windows.ids.len());
-        pass.through(&block, &mut hidden, wanted, || InputTap::new(gather), |tap| statistics.add(tap))?;
-        statistics.expect(&block.linears(), gather)?;
-        each(i, statistics)?;
-    }
-    Ok(())
+        each(i, Statistics::of_block(&pass, &block, &mut hidden, wanted, gather)?)
+    })
 }
 
 /// What enters each linear in one window.
@@ -218,7 +291,7 @@ pub(crate) fn calibrate_each(
 pub(crate) struct InputTap {
     gather: Gather,
     /// The linears that share an input, and its sums.
-    seen: Vec<(Vec<String>, Input)>,
+    seen: Vec<(Vec<String>, Seen)>,
 }
 
 impl InputTap {
@@ -236,44 +309,40 @@ impl Tap for InputTap {
 }
 
 /// The sums of `x (.., in)`.
-fn sums(x: &Tensor, gather: Gather) -> Result<Input> {
+fn sums(x: &Tensor, gather: Gather) -> Result<Seen> {
     let dims = x.dims();
     let width = dims[dims.len() - 1];
     let rows: usize = dims[..dims.len() - 1].iter().product();
-    let x = x.reshape((rows, width))?.to_dtype(DType::F32)?;
-    let mut input = Input { tokens: rows as u64, ..Input::default() };
-    if x.device().is_cpu() {
-        let x = x.contiguous()?;
-        let (storage, layout) = x.storage_and_layout();
-        let candle_core::Storage::Cpu(storage) = &*storage else {
-            return Err(candle_core::Error::Msg("a CPU tensor without CPU storage".into()).into());
-        };
-        let values = &storage.as_slice::<f32>()?[layout.start_offset()..layout.start_offset() + rows * width];
-        input.squares = column_sums(values, width, |x| x * x);
-        if gather.sums {
-            input.sums = column_sums(values, width, |x| x);
-            input.deviate();
-        }
-        if gather.gram {
-            input.gram = gram(values, rows, width);
-        }
-        return Ok(input);
+    let (x, tokens) = (x.reshape((rows, width))?.contiguous()?, rows as u64);
+    if let Some(sums) = cuda::column_sums(&x, gather)? {
+        return Ok(Seen::Device(OnDevice { tokens, deviations: deviations(&sums, tokens)?, sums }));
     }
-    let column =
-        |sums: Tensor| -> Result<Vec<f64>> { Ok(sums.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?) };
-    input.squares = column(x.sqr()?.sum(0)?)?;
+    let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    let (storage, layout) = x.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else {
+        return Err(candle_core::Error::Msg("a CPU tensor without CPU storage".into()).into());
+    };
+    let values = &storage.as_slice::<f32>()?[layout.start_offset()..layout.start_offset() + rows * width];
+    let mut input = Input { tokens, squares: column_sums(values, width, |x| x * x), ..Input::default() };
     if gather.sums {
-        input.sums = column(x.sum(0)?)?;
+        input.sums = column_sums(values, width, |x| x);
         input.deviate();
     }
     if gather.gram {
-        input.gram = x.t()?.matmul(&x)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+        input.gram = gram(values, rows, width);
     }
-    Ok(input)
+    Ok(Seen::Host(input))
+}
+
+/// The deviations of one window, as [`Input::deviate`] has them.
+fn deviations(sums: &ColumnSums, tokens: u64) -> Result<Option<Tensor>> {
+    let Some(values) = &sums.sums else { return Ok(None) };
+    let squared_mean = (values.sqr()? / tokens.max(1) as f64)?;
+    Ok(Some((&sums.squares - squared_mean)?.maximum(0.0)?))
 }
 
 /// Sums of `f(x)` over each column of `values (rows, width)`, in f64 and in a fixed order on any number of threads.
-fn column_sums(values: &[f32], width: usize, f: impl Fn(f32) -> f32 + Sync) -> Vec<f64> {
+pub(crate) fn column_sums(values: &[f32], width: usize, f: impl Fn(f32) -> f32 + Sync) -> Vec<f64> {
     const ROWS: usize = 64;
     let partial: Vec<Vec<f32>> = values
         .par_chunks(ROWS * width)

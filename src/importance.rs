@@ -220,6 +220,16 @@ impl Evidence {
         zero(&self.norms) || zero(&self.gradient)
     }
 
+    /// For comparisons within the linear: the norms, if the metric is `|W|` times them or times 1, and nothing else.
+    pub(crate) fn factors_within(&self) -> Option<Option<&[f32]>> {
+        match self.method {
+            Method::Magnitude => Some(None),
+            Method::Wanda if self.is_silent() => Some(None),
+            Method::Wanda => self.norms.as_deref().map(Some),
+            _ => None,
+        }
+    }
+
     /// The metric itself.
     pub(crate) fn scorer<'a>(&'a self, name: &str, weights: &'a [f32], shape: (usize, usize)) -> Result<Scorer<'a>> {
         self.scorer_by(self.method, name, weights, shape)

@@ -492,3 +492,25 @@ fn the_command_lists_and_collects() {
         assert!(code == 2 && text.contains(problem), "{text}");
     }
 }
+
+#[test]
+fn a_lab_with_less_memory_than_its_model_gives_the_same() {
+    let cache = tempfile::tempdir().unwrap();
+    let all = lab(cache.path()).calibrate_on(train(), 2, 32, 0).unwrap();
+    let held = all.device_memory();
+    assert_eq!((held.device.as_str(), held.weights.budget_bytes, held.memory), ("cpu", None, None));
+    assert!(held.weights.bytes > 0 && held.to_string().contains("all of the model"), "{held}");
+
+    let budget = held.weights.bytes / 3;
+    let other = tempfile::tempdir().unwrap();
+    let part = lab(other.path()).within(budget).unwrap().calibrate_on(train(), 2, 32, 0).unwrap();
+    assert_eq!(part.device_memory().weights.bytes, 0);
+    let config = MasksConfig::new(&[Method::Wanda], &[0.5]);
+    assert_eq!(part.masks(&config).unwrap()[0].masks, all.masks(&config).unwrap()[0].masks);
+    let test = all.windows(train(), Some(2), 32).unwrap();
+    let dense = |lab: &Lab| lab.evaluate(lab.model(), &test).unwrap().losses;
+    assert_eq!(dense(&part), dense(&all));
+    let weights = part.device_memory().weights;
+    assert!(0 < weights.bytes && weights.bytes <= budget, "{weights:?}");
+    assert!(weights.evictions > 0 && weights.reads > weights.tensors, "{weights:?}");
+}

@@ -48,6 +48,7 @@ pub use rewrite::{
     Rewrite, Seconds, Segment, SideFiles,
 };
 pub use source::{Source, open_source};
+pub(crate) use sparse::pack_two_of_four_16;
 pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompress};
 
 pub(crate) use arrays::Array;
@@ -305,7 +306,7 @@ impl Checkpoint {
                 Failure::Candle(e) => Error::compute(format!("loading tensor `{name}`"))(e),
             }
         })?;
-        tensor.to_device(device).map_err(Error::compute(format!("moving tensor `{name}` to the device")))
+        crate::cuda::to_device(&tensor, device).map_err(Error::compute(format!("moving tensor `{name}` to the device")))
     }
 
     fn read_error(&self, info: &TensorInfo, error: std::io::Error) -> Error {

@@ -1,6 +1,6 @@
 //! `lacuna experts`
 
-use super::{Compute, Sampling, print_json};
+use super::{Compute, Sampling, parse_bytes, print_json};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
@@ -147,25 +147,6 @@ impl Choice {
             }
         };
         Ok(Selection { keep: ranking.keep(layout, count)?, by })
-    }
-}
-
-/// Bytes as people write them: 5GB, 512MiB, 1000000.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "kib" => 1024.0,
-        "mib" => 1024f64.powi(2),
-        "gib" => 1024f64.powi(3),
-        _ => return Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
-    };
-    match text[..digits].parse::<f64>() {
-        Ok(number) if number * unit >= 1.0 => Ok((number * unit) as u64),
-        _ => Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
     }
 }
 
@@ -422,13 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_layers_are_written_as_people_do() {
-        assert_eq!(parse_bytes("5GB").unwrap(), 5_000_000_000);
-        assert_eq!(parse_bytes("1.5 MiB").unwrap(), 1_572_864);
-        assert_eq!(parse_bytes("7").unwrap(), 7);
-        for wrong in ["", "GB", "0", "5 XB", "-1"] {
-            assert!(parse_bytes(wrong).is_err(), "{wrong}");
-        }
+    fn layers_are_written_as_people_do() {
         assert_eq!(parse_layers("8-10,0, 3,9").unwrap().0, [0, 3, 8, 9, 10]);
         for wrong in ["", "a", "3-1", "1-"] {
             assert!(parse_layers(wrong).is_err(), "{wrong}");

@@ -1,6 +1,7 @@
 //! Arguments, then one library call each.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
+mod bench;
 mod cache;
 mod compress;
 mod evaluate;
@@ -18,7 +19,6 @@ mod structured;
 mod train;
 mod validate;
 
-use anyhow::Context as _;
 use candle_core::{DType, Device};
 use clap::{Parser, Subcommand};
 use lacuna::Error;
@@ -52,6 +52,7 @@ enum Command {
     Generate(generate::Args),
     Train(train::Args),
     Cache(cache::Args),
+    Bench(bench::Args),
     /// Run notebooks without Jupyter
     #[cfg(feature = "notebook")]
     Notebook(notebook::Args),
@@ -97,6 +98,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
         Command::Cache(args) => cache::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(args),
         #[cfg(feature = "notebook")]
         Command::Notebook(args) => notebook::run(args),
         #[cfg(feature = "notebook")]
@@ -131,13 +133,21 @@ struct Compute {
     /// Device: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: DeviceSpec,
+    /// Device memory for weights, such as 20G, which stay there until others need their room [default: one block's and the
+    /// next one's]; activations of more than a quarter of it wait on the host
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    device_memory: Option<u64>,
 }
 
 impl Compute {
     /// Opens a model whose blocks are read as they are needed.
     fn open(&self, spec: &str) -> anyhow::Result<Model> {
         let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
-        Ok(Model::open(&checkpoint, self.dtype, &self.device.open()?)?)
+        let model = Model::open(&checkpoint, self.dtype, &self.device.open()?)?;
+        Ok(match self.device_memory {
+            Some(bytes) => model.within(bytes),
+            None => model,
+        })
     }
 }
 
@@ -215,15 +225,10 @@ enum DeviceSpec {
 }
 
 impl DeviceSpec {
-    fn open(self) -> anyhow::Result<Device> {
+    fn open(self) -> lacuna::Result<Device> {
         match self {
             DeviceSpec::Cpu => Ok(Device::Cpu),
-            DeviceSpec::Cuda(_) if !candle_core::utils::cuda_is_available() => {
-                anyhow::bail!("--device cuda: this build has no CUDA; build it with `cargo build --features cuda`")
-            }
-            DeviceSpec::Cuda(ordinal) => {
-                Device::new_cuda(ordinal).with_context(|| format!("--device cuda:{ordinal}: cannot be opened"))
-            }
+            DeviceSpec::Cuda(ordinal) => lacuna::cuda::open(ordinal),
         }
     }
 }
@@ -235,6 +240,27 @@ fn parse_device(text: &str) -> Result<DeviceSpec, String> {
         None if text == "cuda" => Ok(DeviceSpec::Cuda(0)),
         Some(("cuda", ordinal)) => ordinal.parse().map(DeviceSpec::Cuda).map_err(|_| wrong()),
         _ => Err(wrong()),
+    }
+}
+
+/// Bytes as people write them: 5GB, 512MiB, 1000000; 2G is 2GiB.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "t" | "tib" => 1024f64.powi(4),
+        _ => return Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
+    };
+    match text[..digits].parse::<f64>() {
+        Ok(number) if number * unit >= 1.0 => Ok((number * unit) as u64),
+        _ => Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
     }
 }
 
@@ -264,5 +290,20 @@ fn print_table<const N: usize>(header: [&str; N], left: &[usize], rows: impl Ite
         };
         let cells: Vec<String> = line.iter().enumerate().map(cell).collect();
         println!("{}", cells.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_as_people_do() {
+        for (text, bytes) in [("5GB", 5_000_000_000), ("1.5 MiB", 1_572_864), ("7", 7), ("2G", 2 << 30), ("3k", 3072)] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "GB", "0", "5 XB", "-1"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
     }
 }

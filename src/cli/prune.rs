@@ -45,6 +45,7 @@ pub(crate) struct Args {
     /// Masks to apply, instead of selecting: .safetensors, .npz or .pt
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "method", "sparsity", "pattern", "per", "propagate", "calib", "windows", "seqlen", "seed", "dtype", "device",
+        "device_memory",
         "allocation", "rules", "rules_file", "refine", "reference_ties", "structure", "zero", "group_norm",
     ])]
     masks: Option<PathBuf>,

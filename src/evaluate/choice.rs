@@ -225,13 +225,12 @@ fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
     let mut hidden = embed(model, runs)?;
     let longest = |run: &Run| run.context.len() + run.continuations.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
     let rope = model.rope(runs.iter().map(longest).max().unwrap_or(0));
-    for i in 0..model.blocks() {
-        let block = model.block(i)?;
+    model.each_block(|_, block| {
         each(model, &mut hidden, |hidden| {
             hidden.pass(&block, model.config(), &rope)?;
             stage.inc(1)
-        })?;
-    }
+        })
+    })?;
     let head = model.head()?;
     let mut losses = Vec::with_capacity(runs.len());
     for (run, hidden) in runs.iter().zip(hidden) {

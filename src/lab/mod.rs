@@ -39,7 +39,7 @@
 mod keys;
 mod summary;
 
-pub use summary::{CacheSummary, StageSummary};
+pub use summary::{CacheSummary, DeviceMemory, StageSummary};
 
 use crate::cache::{Cache, Found, Key};
 use crate::calibrate::{Gather, SavedStatistics, Statistics, calibrate_each, calibrate_with};
@@ -160,6 +160,24 @@ impl Lab {
     /// The same with other progress; a new lab shows it on standard error.
     pub fn with_progress(self, progress: Progress) -> Lab {
         Lab { progress, ..self }
+    }
+
+    /// The same with at most `bytes` of weights on the device, for a model that is larger ([`Model::within`]). A new lab holds all of
+    /// them. What [`Lab::prune`] returns is in memory as a whole.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn within(self, bytes: u64) -> Result<Lab> {
+        let model = match self.model.checkpoint() {
+            Some(checkpoint) => Model::open(checkpoint, self.model.dtype(), self.device())?.within(bytes),
+            None => self.model.clone(),
+        };
+        Ok(Lab { model, ..self })
+    }
+
+    /// What of the model is on its device, and what that has left.
+    pub fn device_memory(&self) -> DeviceMemory {
+        DeviceMemory::of(&self.model)
     }
 
     /// Takes `windows` calibration windows of `seqlen` tokens from a text ([`Windows::calibration`]). What they give is computed

@@ -1,7 +1,10 @@
 //! What a cache holds.
 
 use crate::cache::{Cache, Uses};
+use crate::cuda::{self, Memory};
+use crate::model::{Model, Residency};
 use crate::report::size;
+use candle_core::DeviceLocation;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -73,6 +76,48 @@ impl CacheSummary {
             None => dir.display().to_string(),
         };
         format!("{} of {} in {dir}", size(self.bytes()), size(self.max_bytes))
+    }
+}
+
+/// What of a lab's model is on its device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeviceMemory {
+    /// `cpu`, or `cuda:0` and so on.
+    pub device: String,
+    /// The weights that are there.
+    pub weights: Residency,
+    /// Of a GPU, its memory.
+    pub memory: Option<Memory>,
+}
+
+impl DeviceMemory {
+    pub(super) fn of(model: &Model) -> DeviceMemory {
+        let device = match model.device().location() {
+            DeviceLocation::Cpu => "cpu".to_owned(),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        };
+        DeviceMemory { device, weights: model.residency(), memory: cuda::memory(model.device()) }
+    }
+}
+
+impl fmt::Display for DeviceMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Residency { tensors, bytes, budget_bytes, hits, reads, evictions } = self.weights;
+        write!(f, "{}: {} of weights in {tensors} tensors, ", self.device, size(bytes))?;
+        match budget_bytes {
+            None => f.write_str("all of the model")?,
+            Some(budget) => {
+                let budget = size(budget);
+                write!(f, "of at most {budget}; {hits} found there, {reads} read, {evictions} gone to make room")?;
+            }
+        }
+        match self.memory {
+            Some(Memory { total_bytes, free_bytes }) => {
+                write!(f, "; the device has {} free of {}", size(free_bytes), size(total_bytes))
+            }
+            None => Ok(()),
+        }
     }
 }
 

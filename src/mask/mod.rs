@@ -101,6 +101,19 @@ pub enum Per {
 
 crate::error::named!(Per, "per", Row => "row", Layer => "layer", Alpha => "alpha");
 
+/// How many of `n` weights go at a sparsity.
+pub(crate) fn count_of(n: usize, sparsity: f64) -> usize {
+    (n as f64 * sparsity) as usize
+}
+
+/// Refuses a sparsity outside `[0, 1]`.
+pub(crate) fn check_sparsities(sparsities: &[f64]) -> Result<()> {
+    match sparsities.iter().find(|sparsity| !(0.0..=1.0).contains(*sparsity)) {
+        Some(sparsity) => Err(Error::argument("sparsity", sparsity, "must be from 0 to 1")),
+        None => Ok(()),
+    }
+}
+
 /// One bit a weight, `(rows, cols)`; a set bit is a weight that is zero after pruning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
@@ -119,6 +132,25 @@ impl Mask {
     /// `(rows, cols)`, which is `(out, in)` of the weight.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
+    }
+
+    /// The mask whose words are these, as a kernel has packed them.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another number of words than the shape has.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn from_words(rows: usize, cols: usize, words: Vec<u64>) -> Result<Mask> {
+        if words.len() != rows * cols.div_ceil(64) {
+            let problem = format!("({rows}, {cols}) weights have {} words", rows * cols.div_ceil(64));
+            return Err(Error::argument("mask words", words.len(), problem));
+        }
+        Ok(Mask { rows, cols, words })
+    }
+
+    /// All words, row after row.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
     }
 
     fn words_per_row(&self) -> usize {

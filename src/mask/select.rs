@@ -2,7 +2,7 @@
 
 use super::alpha::select_alpha;
 use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, pack, ranks};
-use super::{Mask, Pattern, Per};
+use super::{Mask, Pattern, Per, check_sparsities, count_of};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
@@ -62,9 +62,7 @@ pub fn select_levels(
     sparsities: &[f64],
     score_row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<Vec<Mask>> {
-    if let Some(sparsity) = sparsities.iter().find(|sparsity| !(0.0..=1.0).contains(*sparsity)) {
-        return Err(Error::argument("sparsity", sparsity, "must be from 0 to 1"));
-    }
+    check_sparsities(sparsities)?;
     let mut masks: Vec<Mask> = sparsities.iter().map(|_| Mask::none(rows, cols)).collect();
     match (criterion.pattern, criterion.per) {
         (Pattern::Unstructured, Per::Row) => {
@@ -168,7 +166,7 @@ fn for_levels(
     masks: &mut [Mask],
     select: impl Fn(&[usize], &mut [&mut Mask]) -> Result<()>,
 ) -> Result<()> {
-    let count = |sparsity: &f64| ((n as f64 * sparsity) as usize + more).min(n);
+    let count = |sparsity: &f64| (count_of(n, *sparsity) + more).min(n);
     let mut levels: Vec<(usize, &mut Mask)> = sparsities.iter().map(count).zip(masks).collect();
     levels.sort_by_key(|(k, _)| *k);
     for levels in levels.chunks_mut(MOST_LEVELS) {

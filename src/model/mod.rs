@@ -14,20 +14,24 @@ pub(crate) mod mxfp4;
 mod ops;
 mod rope;
 mod stacked;
+mod stream;
 
 pub use block::{Block, ExpertOutput, KvCache, Linear, Tap};
 pub use config::{ExpertStorage, Family, ModelConfig, MoeConfig, QkNorm};
 pub use moe::{MOE_FAMILIES, MoeFamily};
 pub use rope::{RopeConfig, RopeScaling};
+pub use stream::Residency;
 
 pub(crate) use block::Wanted;
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use layout::{EMBEDDING, HEAD, MLP, NORM};
 pub(crate) use ops::log_sum_exp;
 pub(crate) use rope::Rope;
+pub(crate) use stream::Pass;
 
 use crate::checkpoint::Checkpoint;
-use crate::progress::{Progress, Stage};
+use crate::cuda;
+use crate::progress::Progress;
 use crate::record::ModelRecord;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
@@ -35,12 +39,12 @@ use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
 use layout::{Kind, Needed};
 use mixture::{Experts, Mixture, Shared};
-use rayon::prelude::*;
 use safetensors::Dtype;
 use stacked::{Stacked, StackedLinear, StackedWeight};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use stream::Kept;
 
 /// A language model: its configuration and where its weights are.
 #[derive(Clone, Debug)]
@@ -54,12 +58,16 @@ pub struct Model {
     changed: bool,
     dtype: DType,
     device: Device,
+    /// Bytes of the device's memory that it may take; `None` for as many as it has.
+    device_memory: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
 enum Source {
     /// Each tensor is read when asked for.
     Checkpoint(Checkpoint),
+    /// Likewise, and those that were used lately stay on the device.
+    Kept(Checkpoint, Arc<Kept>),
     /// All tensors are in memory, on the device.
     Resident(Arc<HashMap<String, Tensor>>),
 }
@@ -95,6 +103,7 @@ impl Model {
             changed: false,
             dtype,
             device: device.clone(),
+            device_memory: None,
         };
         for needed in model.config.needed() {
             let info = checkpoint.get(&needed.name)?;
@@ -103,6 +112,32 @@ impl Model {
             }
         }
         Ok(model)
+    }
+
+    /// The same model, of which the device holds at most `bytes`: tensors stay until others need their room, those that were not
+    /// used for longest going first. Activations of more than a quarter of `bytes` wait on the host for their turn. A model that
+    /// is in memory stays there.
+    pub fn within(&self, bytes: u64) -> Model {
+        let source = match &self.source {
+            Source::Checkpoint(checkpoint) | Source::Kept(checkpoint, _) => {
+                Source::Kept(checkpoint.clone(), Arc::new(Kept::new(bytes)))
+            }
+            Source::Resident(_) => self.source.clone(),
+        };
+        Model { source, device_memory: Some(bytes), ..self.clone() }
+    }
+
+    /// What of the model is on its device.
+    pub fn residency(&self) -> Residency {
+        match &self.source {
+            Source::Checkpoint(_) => Residency { budget_bytes: Some(0), ..Residency::default() },
+            Source::Kept(_, kept) => kept.residency(),
+            Source::Resident(tensors) => Residency {
+                tensors: tensors.len() as u64,
+                bytes: tensors.values().map(stream::bytes).sum(),
+                ..Residency::default()
+            },
+        }
     }
 
     /// A model in memory, in f32 on the CPU, from a directory or a hub id.
@@ -154,6 +189,7 @@ impl Model {
             changed: false,
             dtype,
             device: device.clone(),
+            device_memory: None,
         })
     }
 
@@ -286,6 +322,9 @@ impl Model {
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
+            Source::Kept(checkpoint, kept) => {
+                kept.tensor(name, || checkpoint.load_finite(name, self.dtype, &self.device))
+            }
             Source::Resident(tensors) => {
                 tensors.get(name).cloned().ok_or_else(|| Error::tensor(self.location(), name, "is missing"))
             }
@@ -294,7 +333,14 @@ impl Model {
 
     /// A tensor of MXFP4 bytes, as it is stored.
     fn packed(&self, name: &str, kind: Kind) -> Result<Tensor> {
-        let Source::Checkpoint(checkpoint) = &self.source else { return self.tensor(name) };
+        let checkpoint = match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint,
+            Source::Kept(checkpoint, kept) => {
+                let unkept = Model { source: Source::Checkpoint(checkpoint.clone()), ..self.clone() };
+                return kept.tensor(name, || unkept.packed(name, kind));
+            }
+            Source::Resident(_) => return self.tensor(name),
+        };
         let (bytes, shape) = (checkpoint.read(name)?, checkpoint.get(name)?.shape.clone());
         let largest = mxfp4::largest_scale(self.dtype);
         if let Some(at) = bytes.iter().position(|&scale| kind == Kind::Scales && scale > largest) {
@@ -415,9 +461,13 @@ impl Model {
             ));
         }
         let embedding = self.tensor(EMBEDDING)?;
+        let tokens: usize = windows.iter().map(Vec::len).sum();
+        let bytes = (tokens * self.config.hidden_size * self.dtype.size_in_bytes()) as u64;
+        let wait_on_host = !self.device.is_cpu() && self.device_memory.is_some_and(|budget| bytes > budget / 4);
         let embed = |ids: &Vec<u32>| -> Result<Tensor> {
             let ids = Tensor::new(ids.as_slice(), &self.device)?;
-            Ok(embedding.index_select(&ids, 0)?.unsqueeze(0)?)
+            let x = embedding.index_select(&ids, 0)?.unsqueeze(0)?;
+            Ok(if wait_on_host { cuda::to_host(&x)? } else { x })
         };
         windows.iter().map(embed).collect()
     }
@@ -432,10 +482,7 @@ impl Model {
         let rope = self.rope(windows.iter().map(Vec::len).max().unwrap_or(0));
         let stage = progress.stage("forward", (self.blocks() * hidden.len()) as u64);
         let pass = Pass { model: self, rope: &rope, stage: &stage };
-        for i in 0..self.blocks() {
-            let block = self.block(i)?;
-            pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ())?;
-        }
+        self.each_block(|_, block| pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ()))?;
         Ok(hidden)
     }
 
@@ -484,47 +531,6 @@ impl Model {
     }
 }
 
-/// Windows on their way through a model, block by block.
-pub(crate) struct Pass<'a> {
-    pub(crate) model: &'a Model,
-    pub(crate) rope: &'a Rope,
-    /// Advances by a step for each window and block.
-    pub(crate) stage: &'a Stage,
-}
-
-impl Pass<'_> {
-    /// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
-    /// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps
-    /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the block's
-    /// outputs, unless only taps are wanted.
-    pub(crate) fn through<T: Tap + Send>(
-        &self,
-        block: &Block,
-        hidden: &mut [Tensor],
-        wanted: Wanted,
-        tap: impl Fn() -> T + Sync,
-        mut each: impl FnMut(T),
-    ) -> Result<()> {
-        let Pass { model, rope, stage } = *self;
-        let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        for windows in hidden.chunks_mut(together) {
-            let taps: Vec<T> = windows
-                .par_iter_mut()
-                .map(|x| {
-                    let mut tap = tap();
-                    if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
-                        *x = y;
-                    }
-                    Ok(tap)
-                })
-                .collect::<Result<_>>()?;
-            taps.into_iter().for_each(&mut each);
-            stage.inc(windows.len() as u64)?;
-        }
-        Ok(())
-    }
-}
-
 /// Rows of logits that exist at one time; a vocabulary of 128,000 makes one row half a megabyte.
 pub(crate) const LOGIT_ROWS: usize = 64;
 
@@ -544,7 +550,8 @@ impl Head {
 
     /// `x (.., hidden)` to what the projection reads, of the same shape.
     pub(crate) fn normed(&self, x: &Tensor) -> Result<Tensor> {
-        ops::rms_norm(x, &self.norm, self.eps)
+        // Hidden states may have waited on the host.
+        ops::rms_norm(&cuda::to_device(x, self.norm.device())?, &self.norm, self.eps)
     }
 
     /// `normed (.., hidden)` to logits `(.., vocab)` in f32.

@@ -32,7 +32,7 @@ pub(super) fn largest_scale(dtype: DType) -> u8 {
 }
 
 /// `2^(scale - 127)`
-fn power(scale: u8) -> f32 {
+pub(crate) fn power(scale: u8) -> f32 {
     match scale {
         0 => f32::from_bits(1 << 22), // 2^-127 is subnormal
         scale => f32::from_bits(u32::from(scale) << 23),

@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, HeadersOnly, Remote};
 use crate::evaluate::{ChoiceScores, Evaluation, GenerationScores};
 use crate::experts::{ExpertScores, Keep, Ranking, Selection};
 use crate::gradients::Gradients;
-use crate::lab::{CacheSummary, Lab};
+use crate::lab::{CacheSummary, DeviceMemory, Lab};
 use crate::mask::{Comparison, Mask, MaskSet, MaskStatistics};
 use crate::model::Model;
 use crate::prune::Pruned;
@@ -165,6 +165,7 @@ fn rich(value: Unknown<'_>) -> Option<Result<Bundle>> {
         Tensor,
         Lab,
         CacheSummary,
+        DeviceMemory,
         Error,
     );
     if let Some(Err(error)) = get!(Result<()>) {

@@ -3,8 +3,8 @@
 use super::card::{Card, column, table};
 use super::{Bundle, Rich, shown_in_cells};
 use crate::Result;
-use crate::lab::{CacheSummary, Lab, StageSummary};
-use crate::report::thousands;
+use crate::lab::{CacheSummary, DeviceMemory, Lab, StageSummary};
+use crate::report::{size, thousands};
 use serde_json::json;
 
 impl Rich for CacheSummary {
@@ -21,6 +21,24 @@ impl Rich for CacheSummary {
         // Without the directory: reports are the same on every machine.
         let json = json!({"bytes": self.bytes(), "max_bytes": self.max_bytes, "stages": self.stages});
         Card::new(format!("Cache: {}", self.place()), json).table(stages).bundle()
+    }
+}
+
+impl Rich for DeviceMemory {
+    fn bundle(&self) -> Result<Bundle> {
+        let json = serde_json::to_value(self).unwrap_or_default();
+        let weights = self.weights;
+        let mut facts = vec![
+            ("weights", format!("{} in {} tensors", size(weights.bytes), weights.tensors)),
+            ("at most", weights.budget_bytes.map_or("all of the model".to_owned(), size)),
+            ("found there", weights.hits.to_string()),
+            ("read", weights.reads.to_string()),
+            ("gone to make room", weights.evictions.to_string()),
+        ];
+        if let Some(memory) = self.memory {
+            facts.push(("device", format!("{} free of {}", size(memory.free_bytes), size(memory.total_bytes))));
+        }
+        Card::new(self.to_string(), json).facts("memory", &self.device, facts)?.bundle()
     }
 }
 
@@ -45,4 +63,4 @@ impl Rich for Lab {
     }
 }
 
-shown_in_cells!(CacheSummary, Lab);
+shown_in_cells!(CacheSummary, DeviceMemory, Lab);

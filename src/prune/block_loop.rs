@@ -3,9 +3,11 @@
 use super::config::Propagate;
 use super::known::Known;
 use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Ruled, Target};
-use crate::calibrate::{Gather, InputTap, Statistics, calibrate};
+use crate::calibrate::{Gather, Statistics, calibrate};
+use crate::cuda;
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Evidence, Method};
+use crate::mask::{Criterion, Mask};
 use crate::model::{Block, ExpertStorage, Linear, Model, Pass, Wanted};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
@@ -37,11 +39,10 @@ impl<'a> Subject<'a> {
             && known.covers(gather)
         {
             let stage = progress.stage("prune", model.blocks() as u64);
-            for i in 0..model.blocks() {
-                known.with_statistics(i, gather, |statistics| prune(&mut model.block(i)?, statistics, &stage))?;
-                stage.inc(1)?;
-            }
-            return Ok(());
+            return model.each_block(|i, mut block| {
+                known.with_statistics(i, gather, |statistics| prune(&mut block, statistics, &stage))?;
+                stage.inc(1)
+            });
         }
         let gathered = gather.and_then(|gather| Some((self.calibration?, gather)));
         let mut hidden = gathered.map(|(windows, _)| model.embed(&windows.ids)).transpose()?.unwrap_or_default();
@@ -55,21 +56,16 @@ impl<'a> Subject<'a> {
         };
         let stage = progress.stage("prune", (model.blocks() + passes * hidden.len()) as u64);
         let pass = Pass { model, rope: &rope, stage: &stage };
-        for i in 0..model.blocks() {
-            let mut block = model.block(i)?;
+        model.each_block(|i, mut block| {
             let last = i + 1 == model.blocks();
             let wanted = if propagate == Propagate::Dense && !last { Wanted::Output } else { Wanted::Taps };
-            let mut statistics = Statistics::new(hidden.len());
-            let tap = || InputTap::new(gather);
-            pass.through(&block, &mut hidden, wanted, tap, |tap| statistics.add(tap))?;
-            statistics.expect(&block.linears(), gather)?;
+            let statistics = Statistics::of_block(&pass, &block, &mut hidden, wanted, gather)?;
             prune(&mut block, &statistics, &stage)?;
             if propagate == Propagate::Pruned && !last {
                 pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ())?;
             }
-            stage.inc(1)?;
-        }
-        Ok(())
+            stage.inc(1)
+        })
     }
 }
 
@@ -87,6 +83,20 @@ pub(super) fn check_model(model: &Model, rules: &[Rule]) -> Result<Ruled> {
 /// The weights of a linear, `(out, in)` row-major, in f32 on the CPU.
 pub(super) fn weights_of(linear: &Linear) -> Result<Vec<f32>> {
     Ok(linear.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// The masks of a linear at each of `sparsities`, selected where its weights are; `None` when they are not on a GPU, or there is
+/// no kernel for the metric or the criterion.
+pub(super) fn select_on_device(
+    linear: &Linear,
+    evidence: &Evidence,
+    criterion: Criterion,
+    sparsities: &[f64],
+) -> Result<Option<Vec<Mask>>> {
+    match evidence.factors_within() {
+        Some(norms) => cuda::select_levels(&linear.name, &linear.weight, norms, criterion, sparsities),
+        None => Ok(None),
+    }
 }
 
 /// Says of which linears of a block the calibration text said nothing, so that they are selected by magnitude.

@@ -1,6 +1,6 @@
 //! Masks of many methods and sparsities from one pass through the dense model.
 
-use super::block_loop::{Dense, Subject, Targets, check_model, note_silent, weights_of};
+use super::block_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use super::config::{Propagate, PruneConfig, default_per};
 use super::known::Known;
 use crate::allocate::{Allocation, Rule, Target};
@@ -142,7 +142,7 @@ pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec
         let mut silent = BTreeSet::new();
         for linear in block.linears() {
             let shape = linear.weight.dims2()?;
-            let weights = weights_of(linear)?;
+            let mut weights = None;
             for ((&method, targets), sets) in config.methods.iter().zip(&targets).zip(&mut sets) {
                 let levels = (0..config.sparsities.len()).map(|level| targets.get(level, &linear.name));
                 // A rule skips a linear at every level or at none.
@@ -153,9 +153,17 @@ pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec
                 if evidence.is_silent() {
                     silent.insert(linear.name.clone());
                 }
-                let scorer = evidence.scorer_within(&linear.name, &weights, shape)?;
-                let masks =
-                    select_levels(&linear.name, shape, criterion, &levels, |row, scores| scorer.row(row, scores))?;
+                let masks = match select_on_device(linear, &evidence, criterion, &levels)? {
+                    Some(masks) => masks,
+                    None => {
+                        let weights = match &mut weights {
+                            Some(weights) => weights,
+                            none => none.insert(weights_of(linear)?),
+                        };
+                        let scorer = evidence.scorer_within(&linear.name, weights, shape)?;
+                        select_levels(&linear.name, shape, criterion, &levels, |row, scores| scorer.row(row, scores))?
+                    }
+                };
                 for (set, mask) in sets.iter_mut().zip(masks) {
                     set.masks.push((linear.name.clone(), mask));
                 }

@@ -20,6 +20,7 @@ pub(crate) use known::{Known, Needs, masks_knowing, prune_knowing, pruned_before
 
 use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
+use crate::cuda;
 use crate::dsnot::{self, DsnotInputs};
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
@@ -30,7 +31,7 @@ use crate::record::{Record, TensorRecord};
 use crate::sparsegpt::{Factor, SparseGpt, sparsegpt};
 use crate::text::Windows;
 use crate::{Error, Result};
-use block_loop::{Dense, Subject, Targets, check_model, note_silent, weights_of};
+use block_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeSet;
 use std::collections::{HashMap, HashSet};
@@ -218,6 +219,9 @@ struct Pruner<'a> {
 impl Pruner<'_> {
     /// Changes the weights of one linear. Also returns its number of zeros, those included that it had before.
     fn prune(&mut self, linear: &mut Linear, sparsity: f64) -> Result<(Mask, u64)> {
+        if let Some(pruned) = self.prune_on_device(linear, sparsity)? {
+            return Ok(pruned);
+        }
         let shape = linear.weight.dims2()?;
         let mut weights = weights_of(linear)?;
         let mask = match self.config.method {
@@ -234,6 +238,25 @@ impl Pruner<'_> {
             .to_dtype(linear.weight.dtype())?
             .to_device(linear.weight.device())?;
         Ok((mask, zeros))
+    }
+
+    /// The same where the weights are, on a GPU that has kernels for what is asked.
+    fn prune_on_device(&mut self, linear: &mut Linear, sparsity: f64) -> Result<Option<(Mask, u64)>> {
+        let Pruner { config, statistics, gradients, .. } = *self;
+        if config.refine.is_some() {
+            return Ok(None);
+        }
+        let evidence = Evidence::of(&linear.name, config.method, Some(statistics), gradients, config.seed)?;
+        let Some(masks) = select_on_device(linear, &evidence, config.criterion(), &[sparsity])? else {
+            return Ok(None);
+        };
+        let Some(mask) = masks.into_iter().next() else { return Ok(None) };
+        let Some((weight, zeros)) = cuda::apply(&linear.weight, &mask)? else { return Ok(None) };
+        if evidence.is_silent() {
+            self.silent.insert(linear.name.clone());
+        }
+        linear.weight = weight;
+        Ok(Some((mask, zeros)))
     }
 
     fn select(&mut self, name: &str, weights: &[f32], shape: (usize, usize), sparsity: f64) -> Result<Mask> {

@@ -161,7 +161,7 @@ fn check(name: &str, weights: &[f32], cols: usize, pattern: Pattern, sparsity: f
 }
 
 /// One block of columns: the part of `U` that acts within it.
-struct Block {
+pub(crate) struct Block {
     start: usize,
     /// `(width, width)`, row-major.
     upper: Vec<f32>,
@@ -173,8 +173,13 @@ impl Block {
         let cols = factor.width();
         let end = start.saturating_add(size).min(cols);
         let row = |i: usize| &factor.upper()[i * cols..][start..end];
-        let upper = (start..end).flat_map(row).copied().collect();
-        Block { start, upper, diagonal: (start..end).map(|i| factor.upper()[i * cols + i]).collect() }
+        Block::of(start, (start..end).flat_map(row).copied().collect())
+    }
+
+    /// That of the columns from `start` on, whose part of `U` is `upper`, square and row-major.
+    pub(crate) fn of(start: usize, upper: Vec<f32>) -> Block {
+        let diagonal = upper.iter().copied().step_by(upper.len().isqrt() + 1).collect();
+        Block { start, upper, diagonal }
     }
 
     /// What the loss grows by when the weight in column `col` of the block goes, up to a constant.
@@ -184,7 +189,7 @@ impl Block {
     }
 
     /// Prunes the block's columns of one row; what each lost, over its diagonal, goes to `errors`. For N:M, this selects too.
-    fn prune_row(&self, pattern: Pattern, weights: &mut [f32], words: &mut [u64], errors: &mut [f32]) {
+    pub(crate) fn prune_row(&self, pattern: Pattern, weights: &mut [f32], words: &mut [u64], errors: &mut [f32]) {
         let width = weights.len();
         for i in 0..width {
             if let Pattern::NofM { n, m } = pattern

@@ -163,6 +163,14 @@ pub(super) fn pack_two_of_four(width: Width, rows: &[u8], cols: usize) -> Option
     by_width!(width, pack_two_of_four_of(rows, cols))
 }
 
+/// [`pack_two_of_four`] of 16-bit elements: values, and indices.
+pub(crate) fn pack_two_of_four_16(rows: &[u16], cols: usize) -> Option<(Vec<u16>, Vec<u8>)> {
+    let bytes: Vec<u8> = rows.iter().flat_map(|element| element.to_le_bytes()).collect();
+    let packed = pack_two_of_four(Width::Two, &bytes, cols)?;
+    let values = packed.values.as_chunks::<2>().0.iter().map(|element| u16::from_le_bytes(*element)).collect();
+    Some((values, packed.positions))
+}
+
 fn pack_two_of_four_of<const W: usize>(rows: &[u8], cols: usize) -> Option<Packed> {
     let mut packed = Packed::default();
     packed.values.reserve(rows.len() / 2);

@@ -13,6 +13,7 @@ mod storage;
 
 pub use compress::{compress, decompress};
 
+pub(crate) use codec::pack_two_of_four_16;
 pub(super) use layout::dense_view;
 pub(super) use marker::{is_sparse, without_marker};
 pub(super) use storage::Storage;

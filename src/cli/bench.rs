@@ -1,0 +1,59 @@
+//! `lacuna bench`
+
+use super::{DeviceSpec, parse_device, print_json};
+use clap::Subcommand;
+use lacuna::cuda::bench::{BenchConfig, LLAMA_7B, bench};
+use lacuna::progress::Progress;
+use std::process::ExitCode;
+
+/// Check and time what this machine computes with
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check each GPU kernel against a reference in f64, then time it beside a copy; with --device cpu, the kernels' twins
+    Gpu(Gpu),
+}
+
+#[derive(Debug, clap::Args)]
+struct Gpu {
+    /// Device: cuda, cuda:N or cpu
+    #[arg(long, default_value = "cuda", value_parser = parse_device)]
+    device: DeviceSpec,
+    /// Hidden size, intermediate size and blocks of the model whose linears are selected [default: those of Llama 2 7B]
+    #[arg(long, value_name = "HIDDEN,INTERMEDIATE,BLOCKS", value_parser = parse_shape)]
+    shape: Option<(usize, usize, usize)>,
+    /// Timed runs, of which the median counts
+    #[arg(long, default_value_t = 20)]
+    repeats: usize,
+    /// Seed of weights and activations
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_shape(text: &str) -> Result<(usize, usize, usize), String> {
+    let numbers: Option<Vec<usize>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
+    match numbers.as_deref() {
+        Some(&[hidden, intermediate, blocks]) => Ok((hidden, intermediate, blocks)),
+        _ => Err(format!("`{text}` is no shape; write HIDDEN,INTERMEDIATE,BLOCKS such as 4096,11008,32")),
+    }
+}
+
+/// Exit code 1 when a check fails.
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let Command::Gpu(Gpu { device, shape, repeats, seed, json }) = args.command;
+    let config = BenchConfig { device: device.open()?, shape: shape.unwrap_or(LLAMA_7B), repeats, seed };
+    let report = bench(&config, Progress::Stderr)?;
+    match json {
+        true => print_json(&report)?,
+        false => print!("{report}"),
+    }
+    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,46 @@
+//! What a build without the feature `cuda` answers.
+
+use super::{ColumnSums, Memory};
+use crate::calibrate::Gather;
+use crate::mask::{Criterion, Mask};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+
+/// The GPU with this number.
+///
+/// # Errors
+/// [`Error::Argument`] without the feature `cuda`, without a driver, and when there is no such GPU or it cannot be used.
+pub fn open(ordinal: usize) -> Result<Device> {
+    let problem = "this build has no CUDA; build it with `cargo build --features cuda`, or scripts/cuda-build.sh";
+    Err(Error::argument("device", format!("cuda:{ordinal}"), problem))
+}
+
+pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> candle_core::Result<Tensor> {
+    tensor.to_device(device)
+}
+
+pub(crate) fn to_host(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    tensor.to_device(&Device::Cpu)
+}
+
+pub(crate) fn select_levels(
+    _name: &str,
+    _weight: &Tensor,
+    _norms: Option<&[f32]>,
+    _criterion: Criterion,
+    _sparsities: &[f64],
+) -> Result<Option<Vec<Mask>>> {
+    Ok(None)
+}
+
+pub(crate) fn apply(_weight: &Tensor, _mask: &Mask) -> Result<Option<(Tensor, u64)>> {
+    Ok(None)
+}
+
+pub(crate) fn column_sums(_x: &Tensor, _gather: Gather) -> Result<Option<ColumnSums>> {
+    Ok(None)
+}
+
+pub(crate) fn memory(_device: &Device) -> Option<Memory> {
+    None
+}

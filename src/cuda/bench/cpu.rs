@@ -1,0 +1,138 @@
+//! The twins of the kernels, on the CPU.
+
+use super::problem::{Op, Output, Problem};
+use super::{Engine, Prepared};
+use crate::cuda::twin;
+use crate::mask::{Mask, Pattern};
+use crate::{Error, Result};
+use candle_core::DType;
+use half::{bf16, f16};
+use std::time::Instant;
+
+pub(super) struct Cpu;
+
+impl Engine for Cpu {
+    fn name(&self) -> String {
+        format!("CPU, {} threads", rayon::current_num_threads())
+    }
+
+    fn prepare(&self, problem: &Problem, _copies: usize) -> Result<Box<dyn Prepared>> {
+        let stored = match problem.dtype {
+            DType::BF16 => Stored::Bf16(problem.weights.iter().map(|&w| bf16::from_f32(w)).collect()),
+            DType::F16 => Stored::F16(problem.weights.iter().map(|&w| f16::from_f32(w)).collect()),
+            _ => Stored::F32(problem.weights.clone()),
+        };
+        let bytes = |values: &[f32]| values.iter().map(|&x| x as u8).collect::<Vec<u8>>();
+        let packed = match problem.op {
+            Op::Mxfp4 => (bytes(&problem.weights), bytes(problem.norms.as_deref().unwrap_or_default())),
+            _ => Default::default(),
+        };
+        let bits = |values: &[f32]| values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+        let compressed = match problem.op {
+            Op::Matvec { compressed: true, .. } => {
+                let bits: Vec<u16> = bits(&problem.weights).iter().map(|x| x.to_bits()).collect();
+                let (values, index) = twin::compress24(&bits, None, problem.cols).map_err(not_two_of_four)?;
+                (values.into_iter().map(bf16::from_bits).collect(), index)
+            }
+            _ => Default::default(),
+        };
+        let x = bits(&problem.other);
+        Ok(Box::new(OnCpu { problem: problem.clone(), stored, packed, compressed, x, output: None }))
+    }
+
+    fn seconds(&self, work: &mut dyn Prepared) -> Result<f64> {
+        let started = Instant::now();
+        work.run()?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+}
+
+fn not_two_of_four(group: u64) -> Error {
+    Error::argument("group", group, "keeps more than two of four")
+}
+
+/// Weights as a checkpoint holds them.
+enum Stored {
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+    F32(Vec<f32>),
+}
+
+impl Stored {
+    /// What the CPU computes with, made anew as the block loop does.
+    fn widened(&self) -> Vec<f32> {
+        match self {
+            Stored::Bf16(values) => values.iter().map(|w| w.to_f32()).collect(),
+            Stored::F16(values) => values.iter().map(|w| w.to_f32()).collect(),
+            Stored::F32(values) => values.clone(),
+        }
+    }
+}
+
+struct OnCpu {
+    problem: Problem,
+    stored: Stored,
+    /// Blocks and scales of MXFP4.
+    packed: (Vec<u8>, Vec<u8>),
+    compressed: (Vec<bf16>, Vec<u8>),
+    x: Vec<bf16>,
+    output: Option<Output>,
+}
+
+impl OnCpu {
+    fn compute(&self) -> Result<Output> {
+        let Problem { op, rows, cols, norms, other, mask, .. } = &self.problem;
+        let (norms, cols) = (norms.as_deref(), *cols);
+        let selected = |select: &dyn Fn(&[f32]) -> Result<Vec<Mask>>| {
+            let weights = self.stored.widened();
+            match select(&weights) {
+                Ok(masks) => Ok(Output::Masks(masks)),
+                Err(error) => twin::first_bad(&weights, norms, cols)?.map(Output::Bad).ok_or(error),
+            }
+        };
+        let masked = || mask.clone().unwrap_or_else(|| Mask::none(*rows, cols));
+        Ok(match op {
+            Op::Copy => Output::F32(self.stored.widened()),
+            Op::Rows(ks) => selected(&|weights| twin::select_rows(weights, norms, cols, ks))?,
+            Op::Layer(k) => selected(&|weights| Ok(vec![twin::select_layer(weights, norms, cols, *k as u64)?]))?,
+            Op::NofM(n, m) => selected(&|weights| Ok(vec![twin::select_nofm(weights, norms, cols, *n, *m)?]))?,
+            Op::Apply => {
+                let mut weights = self.stored.widened();
+                twin::apply_mask(&mut weights, &masked());
+                Output::F32(weights)
+            }
+            Op::Sums => Output::F64(twin::column_sums(&self.stored.widened(), cols).0),
+            Op::SparseGpt => {
+                let (mut weights, mut mask) = (self.stored.widened(), masked());
+                twin::sparsegpt_block(&mut weights, 0, other, Pattern::Unstructured, &mut mask);
+                Output::F32(weights)
+            }
+            Op::Compress24 => {
+                let Stored::Bf16(weights) = &self.stored else { return Err(not_two_of_four(0)) };
+                let bits: Vec<u16> = weights.iter().map(|w| w.to_bits()).collect();
+                let (values, index) = twin::compress24(&bits, None, cols).map_err(not_two_of_four)?;
+                Output::Compressed(values, index)
+            }
+            Op::Matvec { compressed: false, .. } => {
+                let Stored::Bf16(weights) = &self.stored else { return Err(not_two_of_four(0)) };
+                Output::F32(twin::matvec(weights, &self.x, cols))
+            }
+            Op::Matvec { compressed: true, .. } => {
+                let (values, index) = &self.compressed;
+                Output::F32(twin::matvec24(values, index, &self.x, cols))
+            }
+            Op::Mxfp4 => Output::F32(twin::mxfp4_dequantise(&self.packed.0, &self.packed.1)),
+        })
+    }
+}
+
+impl Prepared for OnCpu {
+    fn run(&mut self) -> Result<()> {
+        self.output = Some(self.compute()?);
+        Ok(())
+    }
+
+    fn output(&mut self) -> Result<Output> {
+        self.output.take().ok_or_else(|| Error::argument("output", "none", "nothing was run"))
+    }
+}

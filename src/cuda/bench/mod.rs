@@ -1,0 +1,223 @@
+//! What the kernels give beside plain references in f64, and how fast they are: `lacuna bench gpu`.
+//!
+//! An [`Engine`] runs the same operations on a GPU, by the kernels, or on the CPU, by their twins, so that both are checked and
+//! timed in the same way.
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod gpu;
+mod problem;
+mod reference;
+
+use crate::progress::{Progress, check_interrupt};
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use problem::{Data, Op, Output, Problem};
+use serde::Serialize;
+use std::fmt;
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct BenchConfig {
+    /// Where: a GPU ([`crate::cuda::open`]), or the CPU.
+    pub device: Device,
+    /// Hidden size, intermediate size and number of blocks of the model whose linears are selected, those of Llama 2 7B if nothing
+    /// else is wanted; its weights are random and in bf16.
+    pub shape: (usize, usize, usize),
+    /// Timed runs, of which the median counts.
+    pub repeats: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// Llama 2 7B: hidden size, intermediate size and number of blocks.
+pub const LLAMA_7B: (usize, usize, usize) = (4096, 11_008, 32);
+
+/// A kernel's result beside the reference's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Check {
+    /// The kernel and what it was given.
+    pub case: String,
+    /// Greatest difference over the greatest value; for masks and bytes 0 or 1.
+    pub error: f64,
+    /// What is allowed: 0 where the result must be the same bit for bit.
+    pub tolerance: f64,
+}
+
+impl Check {
+    /// Whether the result is what it must be.
+    pub fn passed(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+/// How long a kernel takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Timing {
+    /// What was run.
+    pub case: String,
+    /// Median of the runs.
+    pub seconds: f64,
+    /// Fastest and slowest run.
+    pub range_seconds: [f64; 2],
+    /// The fewest bytes that must be read and written.
+    pub bytes: u64,
+    /// Bytes a second over those of a copy in the same run, which is timed in the same way.
+    pub share_of_copy: f64,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BenchReport {
+    /// The device's name.
+    pub device: String,
+    /// Correctness.
+    pub checks: Vec<Check>,
+    /// Times.
+    pub timings: Vec<Timing>,
+}
+
+impl BenchReport {
+    /// Whether all checks passed.
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(Check::passed)
+    }
+}
+
+impl fmt::Display for BenchReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for check in self.checks.iter().filter(|check| !check.passed()) {
+            writeln!(f, "WRONG: {}: error {:.1e}, allowed {:.1e}", check.case, check.error, check.tolerance)?;
+        }
+        let passed = self.checks.iter().filter(|check| check.passed()).count();
+        writeln!(f, "{}: {passed} of {} checks passed", self.device, self.checks.len())?;
+        let width = self.timings.iter().map(|timing| timing.case.len()).max().unwrap_or(0);
+        writeln!(f, "{:width$} {:>10} {:>21} {:>9} {:>9} {:>8}", "", "ms", "range", "GB", "GB/s", "of copy")?;
+        for Timing { case, seconds, range_seconds: [low, high], bytes, share_of_copy } in &self.timings {
+            let (ms, gb) = (seconds * 1e3, *bytes as f64 / 1e9);
+            let range = format!("{:.3} .. {:.3}", low * 1e3, high * 1e3);
+            let (rate, share) = (gb / seconds, share_of_copy * 100.0);
+            writeln!(f, "{case:width$} {ms:>10.3} {range:>21} {gb:>9.3} {rate:>9.1} {share:>7.1}%")?;
+        }
+        Ok(())
+    }
+}
+
+/// An operation with its inputs where it runs.
+trait Prepared {
+    /// Runs it on each copy of its inputs, without waiting for the results.
+    fn run(&mut self) -> Result<()>;
+    /// What the last run gave.
+    fn output(&mut self) -> Result<Output>;
+}
+
+/// Where operations run.
+trait Engine {
+    /// The device's name.
+    fn name(&self) -> String;
+    /// Puts the inputs of a problem there, `copies` times so that no cache holds them.
+    fn prepare(&self, problem: &Problem, copies: usize) -> Result<Box<dyn Prepared>>;
+    /// Seconds that one run takes.
+    fn seconds(&self, work: &mut dyn Prepared) -> Result<f64>;
+}
+
+/// Checks and times all kernels.
+///
+/// # Errors
+/// [`Error::Argument`] for a shape that is no model's or a device without an engine; [`Error::Compute`] when a kernel cannot be
+/// run; [`Error::Interrupted`].
+pub fn bench(config: &BenchConfig, progress: Progress) -> Result<BenchReport> {
+    let (hidden, intermediate, blocks) = config.shape;
+    if hidden == 0 || intermediate == 0 || blocks == 0 || config.repeats == 0 || hidden % 32 + intermediate % 32 != 0 {
+        let problem = "hidden and intermediate size must be multiples of 32, with at least one block and one run";
+        return Err(Error::argument("shape", format!("{:?}", config.shape), problem));
+    }
+    let engine: Box<dyn Engine> = match &config.device {
+        Device::Cpu => Box::new(cpu::Cpu),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Box::new(gpu::Gpu::new(device)?),
+        other => return Err(Error::argument("device", format!("{:?}", other.location()), "has no kernels")),
+    };
+    let problems = problem::checks(config.seed);
+    let cases = problem::timings(config.shape, config.seed);
+    let stage = progress.stage("bench", (problems.len() + cases.len()) as u64);
+    let mut report = BenchReport { device: engine.name(), checks: Vec::new(), timings: Vec::new() };
+    for problem in problems {
+        let mut prepared = engine.prepare(&problem, 1)?;
+        prepared.run()?;
+        let (error, tolerance) = reference::compare(&problem, &prepared.output()?);
+        report.checks.push(Check { case: problem.to_string(), error, tolerance });
+        stage.inc(1)?;
+    }
+    let mut copy = f64::NAN;
+    for case in cases {
+        // All linears of a block together; a model's worth of them where there is room.
+        let copies = if config.device.is_cpu() { 1 } else { case.copies };
+        let mut work: Vec<Box<dyn Prepared>> = Vec::new();
+        let mut bytes = 0;
+        for problem in &case.problems {
+            bytes += problem.bytes() * copies as u64;
+            work.push(engine.prepare(problem, copies)?);
+        }
+        let mut once = || -> Result<f64> {
+            check_interrupt()?;
+            work.iter_mut().map(|work| engine.seconds(&mut **work)).sum()
+        };
+        once()?; // loads kernels and warms up
+        let mut seconds = (0..config.repeats).map(|_| once()).collect::<Result<Vec<f64>>>()?;
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds[seconds.len() / 2];
+        let rate = bytes as f64 / median;
+        if matches!(case.problems.first(), Some(Problem { op: Op::Copy, .. })) {
+            copy = rate;
+        }
+        report.timings.push(Timing {
+            case: case.name,
+            seconds: median,
+            range_seconds: [seconds[0], seconds[seconds.len() - 1]],
+            bytes,
+            share_of_copy: rate / copy,
+        });
+        stage.inc(1)?;
+    }
+    Ok(report)
+}
+
+/// Values of a problem rounded to what its weights are stored in.
+fn rounded(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::BF16 => half::bf16::from_f32(value).to_f32(),
+        DType::F16 => half::f16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twins_pass_what_kernels_must() {
+        let config = BenchConfig { device: Device::Cpu, shape: (64, 96, 1), repeats: 1, seed: 3 };
+        let report = bench(&config, Progress::Hidden).unwrap();
+        assert!(report.checks.len() > 100 && report.passed(), "{report}");
+        assert!(report.timings.iter().all(|timing| timing.seconds > 0.0 && timing.bytes > 0));
+        assert_eq!(report.timings[0].share_of_copy, 1.0);
+        assert!(bench(&BenchConfig { shape: (63, 96, 1), ..config }, Progress::Hidden).is_err());
+    }
+
+    #[test]
+    fn a_wrong_result_is_found() {
+        let mut failed = 0;
+        for problem in problem::checks(5) {
+            let mut prepared = cpu::Cpu.prepare(&problem, 1).unwrap();
+            prepared.run().unwrap();
+            let mut output = prepared.output().unwrap();
+            output.spoil();
+            let (error, tolerance) = reference::compare(&problem, &output);
+            assert!(error > tolerance, "{problem}: {error}");
+            failed += 1;
+        }
+        assert!(failed > 100);
+    }
+}

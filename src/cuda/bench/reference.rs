@@ -1,0 +1,125 @@
+//! What operations must give, by definition: sorts, and sums in f64.
+
+use super::problem::{Op, Output, Problem};
+use crate::mask::Mask;
+
+/// The greatest difference from the reference over its greatest value, and how much of it is rounding; for masks and bytes 0
+/// when all are the same and 1 otherwise.
+pub(super) fn compare(problem: &Problem, output: &Output) -> (f64, f64) {
+    let expected = reference(problem);
+    let different = |equal: bool| if equal { 0.0 } else { 1.0 };
+    match (&expected, output) {
+        (Output::F64(expected), Output::F32(output)) => {
+            let output: Vec<f64> = output.iter().map(|&x| x.into()).collect();
+            (relative(expected, &output), tolerance(problem))
+        }
+        (Output::F64(expected), Output::F64(output)) => (relative(expected, output), tolerance(problem)),
+        (expected, output) => (different(expected == output), 0.0),
+    }
+}
+
+/// What rounding to f32 may make of the sums: of chunks of 64 squares, of a block's 128 columns, of a row's products.
+fn tolerance(problem: &Problem) -> f64 {
+    match problem.op {
+        Op::Sums => 1e-6,
+        Op::SparseGpt => 1e-4,
+        Op::Matvec { .. } => 1e-5,
+        _ => 0.0,
+    }
+}
+
+fn relative(expected: &[f64], output: &[f64]) -> f64 {
+    if expected.len() != output.len() {
+        return f64::INFINITY;
+    }
+    let greatest = expected.iter().fold(0f64, |most, x| most.max(x.abs()));
+    let difference = |(a, b): (&f64, &f64)| if (a - b).is_finite() { (a - b).abs() } else { f64::INFINITY };
+    let worst = expected.iter().zip(output).map(difference).fold(0.0, f64::max);
+    if worst == 0.0 { 0.0 } else { worst / greatest }
+}
+
+fn reference(problem: &Problem) -> Output {
+    let Problem { op, rows, cols, weights, norms, other, mask, .. } = problem;
+    let (rows, cols) = (*rows, *cols);
+    let wide = || weights.iter().map(|&w| f64::from(w));
+    // A product of two f32 is exact in f64, so that this rounds as a product in f32 does.
+    let scores: Vec<f32> = wide()
+        .enumerate()
+        .map(|(at, w)| (w.abs() * norms.as_ref().map_or(1.0, |norms| f64::from(norms[at % cols]))) as f32)
+        .collect();
+    if let (Op::Rows(_) | Op::Layer(_) | Op::NofM(..), Some(at)) = (op, scores.iter().position(|s| !s.is_finite())) {
+        return Output::Bad(at as u64);
+    }
+    let lowest = |scores: &[f32], k: usize| {
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+        let mut goes = vec![false; scores.len()];
+        order[..k].iter().for_each(|&at| goes[at] = true);
+        goes
+    };
+    let mask_of = |goes: Vec<bool>| Mask::from_fn(rows, cols, |row, col| goes[row * cols + col]);
+    let in_groups = |size: usize, k: usize| mask_of(scores.chunks(size).flat_map(|scores| lowest(scores, k)).collect());
+    let goes = |row: usize, col: usize| mask.as_ref().is_some_and(|mask| mask.is_pruned(row, col));
+    match op {
+        Op::Copy => Output::F64(wide().collect()),
+        Op::Rows(ks) => Output::Masks(ks.iter().map(|&k| in_groups(cols, k as usize)).collect()),
+        Op::Layer(k) => Output::Masks(vec![in_groups(rows * cols, *k)]),
+        Op::NofM(n, m) => Output::Masks(vec![in_groups(*m, m - n)]),
+        Op::Apply => {
+            Output::F64(wide().enumerate().map(|(at, w)| if goes(at / cols, at % cols) { 0.0 } else { w }).collect())
+        }
+        Op::Sums => {
+            let mut sums = vec![0f64; cols];
+            wide().enumerate().for_each(|(at, w)| sums[at % cols] += w * w);
+            Output::F64(sums)
+        }
+        Op::SparseGpt => {
+            let mut weights: Vec<f64> = wide().collect();
+            let upper = |i: usize, j: usize| f64::from(other[i * cols + j]);
+            for (row, weights) in weights.chunks_mut(cols).enumerate() {
+                for i in (0..cols).filter(|&i| goes(row, i)) {
+                    let error = weights[i] / upper(i, i);
+                    weights[i] = 0.0;
+                    (i + 1..cols).for_each(|j| weights[j] -= error * upper(i, j));
+                }
+            }
+            Output::F64(weights)
+        }
+        Op::Compress24 => {
+            let (mut values, mut index) = (Vec::new(), vec![0u8; rows * cols.div_ceil(8)]);
+            for (group, weights) in weights.chunks(4).enumerate() {
+                let kept: Vec<usize> = (0..4).filter(|&i| weights[i].to_bits() != 0).collect();
+                let first = kept.first().copied().unwrap_or(0);
+                // Fewer than two are filled up with zeros, the places ascending.
+                let (first, second) = match kept.get(1) {
+                    Some(&second) => (first, second),
+                    None if first == 3 => (2, 3),
+                    None => (first, first + 1),
+                };
+                values.extend([first, second].map(|i| half::bf16::from_f32(weights[i]).to_bits()));
+                let (row, group) = (group / (cols / 4), group % (cols / 4));
+                index[row * cols.div_ceil(8) + group / 2] |= ((first | second << 2) as u8) << (group % 2 * 4);
+            }
+            Output::Compressed(values, index)
+        }
+        Op::Matvec { .. } => {
+            let weights: Vec<f64> = wide().collect();
+            let products = other.chunks(cols).flat_map(|x| {
+                let product = move |row: &[f64]| row.iter().zip(x).map(|(w, &x)| w * f64::from(x)).sum::<f64>();
+                weights.chunks(cols).map(product)
+            });
+            Output::F64(products.collect())
+        }
+        Op::Mxfp4 => {
+            const VALUES: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+            let value =
+                |nibble: u8| if nibble < 8 { VALUES[usize::from(nibble)] } else { -VALUES[usize::from(nibble - 8)] };
+            let scale = |at: usize| norms.as_ref().map_or(1.0, |scales| 2f64.powi(scales[at / 16] as i32 - 127));
+            let pair = |(at, &byte): (usize, &f32)| {
+                let byte = byte as u8;
+                [byte & 15, byte >> 4].map(|nibble| value(nibble) * scale(at))
+            };
+            Output::F64(weights.iter().enumerate().flat_map(pair).collect())
+        }
+    }
+}

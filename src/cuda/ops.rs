@@ -1,0 +1,291 @@
+//! Operations on tensors that are on a GPU.
+
+use super::launch::{Element, Kernels, Matrix};
+use super::{ColumnSums, Memory, libraries, transfer};
+use crate::calibrate::Gather;
+use crate::mask::{Criterion, Mask, Pattern, Per, Ties, bad_score};
+use crate::{Error, Result};
+use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
+use candle_core::cuda::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use candle_core::cuda::{CudaDType, CudaDevice, CudaStorage, WrapErr};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
+use half::{bf16, f16};
+use std::sync::Arc;
+
+/// The GPU with this number.
+///
+/// # Errors
+/// [`Error::Argument`] without the feature `cuda`, without a driver, and when there is no such GPU or it cannot be used.
+pub fn open(ordinal: usize) -> Result<Device> {
+    libraries::load()?;
+    // One stream for all threads: with a stream for each, windows that change threads would not wait for each other.
+    Device::new_cuda_with_stream(ordinal)
+        .map_err(|error| Error::argument("device", format!("cuda:{ordinal}"), format!("cannot be used: {error}")))
+}
+
+/// Calls `$f::<T>` with the element type of `$tensor`, or returns `Ok(None)`.
+macro_rules! by_dtype {
+    ($tensor:expr, $f:ident($($argument:expr),*)) => {
+        match $tensor.dtype() {
+            DType::BF16 => $f::<bf16>($($argument),*).map(Some),
+            DType::F16 => $f::<f16>($($argument),*).map(Some),
+            DType::F32 => $f::<f32>($($argument),*).map(Some),
+            _ => Ok(None),
+        }
+    };
+}
+
+/// A copy of `tensor` on `device`, from page-locked memory where that helps.
+pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> candle_core::Result<Tensor> {
+    let (Device::Cuda(cuda), true) = (device, tensor.device().is_cpu() && tensor.elem_count() > 0) else {
+        return tensor.to_device(device);
+    };
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { return tensor.to_device(device) };
+    let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
+    let storage = match storage {
+        CpuStorage::U8(values) => wrap(transfer::upload(&values[range], cuda)?, cuda),
+        CpuStorage::BF16(values) => wrap(transfer::upload(&values[range], cuda)?, cuda),
+        CpuStorage::F16(values) => wrap(transfer::upload(&values[range], cuda)?, cuda),
+        CpuStorage::F32(values) => wrap(transfer::upload(&values[range], cuda)?, cuda),
+        _ => return tensor.to_device(device),
+    };
+    Ok(Tensor::from((storage, tensor.shape())))
+}
+
+/// A copy of `tensor` on the CPU.
+pub(crate) fn to_host(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    fn download<T: Element + candle_core::WithDType + Default>(tensor: &Tensor) -> candle_core::Result<Tensor> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { return tensor.to_device(&Device::Cpu) };
+        let start = layout.start_offset();
+        let view = storage.as_cuda_slice::<T>()?.slice(start..start + tensor.elem_count());
+        Tensor::from_vec(transfer::download(&view, &storage.device)?, tensor.shape(), &Device::Cpu)
+    }
+    if !tensor.device().is_cuda() || tensor.elem_count() == 0 {
+        return tensor.to_device(&Device::Cpu);
+    }
+    let tensor = tensor.contiguous()?;
+    by_dtype!(tensor, download(&tensor))?.map_or_else(|| tensor.to_device(&Device::Cpu), Ok)
+}
+
+fn wrap<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice) -> Storage {
+    Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()))
+}
+
+/// Masks of `weight (out, in)` at each of `sparsities`, by `|W| * norms` or by `|W|`, as [`crate::mask::select_levels`] makes them.
+///
+/// # Errors
+/// As there.
+pub(crate) fn select_levels(
+    name: &str,
+    weight: &Tensor,
+    norms: Option<&[f32]>,
+    criterion: Criterion,
+    sparsities: &[f64],
+) -> Result<Option<Vec<Mask>>> {
+    let served = match (criterion.pattern, criterion.per) {
+        (Pattern::Unstructured, Per::Row) | (Pattern::NofM { .. }, _) => true,
+        (Pattern::Unstructured, Per::Layer) => criterion.ties == Ties::ByPosition,
+        (Pattern::Unstructured, Per::Alpha) => false,
+    };
+    if !weight.device().is_cuda() || !served || weight.elem_count() == 0 || sparsities.is_empty() {
+        return Ok(None);
+    }
+    let weight = weight.contiguous()?;
+    by_dtype!(weight, select_on(name, &weight, norms, criterion, sparsities))
+}
+
+fn select_on<T: Element>(
+    name: &str,
+    weight: &Tensor,
+    norms: Option<&[f32]>,
+    criterion: Criterion,
+    sparsities: &[f64],
+) -> Result<Vec<Mask>> {
+    let (rows, cols) = weight.dims2()?;
+    crate::mask::check_sparsities(sparsities)?;
+    let (storage, layout) = weight.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()).into());
+    };
+    let view = storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..layout.start_offset() + rows * cols);
+    let weights = Matrix { values: &view, rows, cols };
+    let kernels = Kernels::on(&storage.device)?;
+    let stream = kernels.stream();
+    let norms = norms.map(|norms| stream.clone_htod(norms)).transpose().w()?;
+    let mut bad = stream.clone_htod(&[u64::MAX]).w()?;
+    let size = rows * weights.words();
+    let room = |levels: usize| -> Result<CudaSlice<u64>> {
+        // SAFETY: kernels that make masks write every word.
+        Ok(unsafe { stream.alloc::<u64>(levels * size) }.w()?)
+    };
+    // Kernels want ascending counts; `order` says whose they are.
+    let mut order: Vec<usize> = (0..sparsities.len()).collect();
+    order.sort_by(|&a, &b| sparsities[a].total_cmp(&sparsities[b]));
+    let ks = |n: usize| order.iter().map(move |&level| crate::mask::count_of(n, sparsities[level]));
+    let masks = match (criterion.pattern, criterion.per) {
+        (Pattern::NofM { n, m }, _) => {
+            criterion.pattern.check_width(name, cols)?;
+            order.truncate(1);
+            let mut mask = room(1)?;
+            kernels.select_nofm(weights, norms.as_ref(), (n, m), &mut mask, &mut bad)?;
+            mask
+        }
+        (Pattern::Unstructured, Per::Layer) => {
+            let mut masks = room(order.len())?;
+            for (k, at) in ks(rows * cols).zip((0..).step_by(size)) {
+                let mut mask = masks.slice_mut(at..at + size);
+                kernels.select_layer(weights, norms.as_ref(), k, &mut mask, &mut bad)?;
+            }
+            masks
+        }
+        (Pattern::Unstructured, _) => {
+            // Widths have fewer than 2^32 columns, or `select_rows` refuses them.
+            let ks: Vec<u32> = ks(cols).map(|k| k as u32).collect();
+            let (ks, mut masks) = (stream.clone_htod(&ks).w()?, room(order.len())?);
+            kernels.select_rows(weights, norms.as_ref(), &ks, &mut masks, &mut bad)?;
+            masks
+        }
+    };
+    let words = transfer::download(&masks.as_view(), kernels.device())?;
+    let bad = transfer::download(&bad.as_view(), kernels.device())?[0] as usize;
+    if bad < rows * cols {
+        let (row, col) = (bad / cols, bad % cols);
+        let element = weight.get(row)?.get(col)?.to_dtype(DType::F32)?.to_scalar::<f32>()?;
+        let norm = match norms {
+            Some(norms) => transfer::download(&norms.as_view(), kernels.device())?[col],
+            None => 1.0,
+        };
+        return Err(bad_score(name, row, col, element.abs() * norm));
+    }
+    let mut masks = vec![Mask::none(rows, cols); sparsities.len()];
+    for (&level, words) in order.iter().zip(words.chunks_exact(size)) {
+        masks[level] = Mask::from_words(rows, cols, words.to_vec())?;
+    }
+    if let (Pattern::NofM { .. }, Some((first, others))) = (criterion.pattern, masks.split_first_mut()) {
+        others.iter_mut().for_each(|other| other.clone_from(first));
+    }
+    Ok(masks)
+}
+
+/// `weight (out, in)` with zeros where the mask says so, and how many zeros that is, those included that it had before.
+pub(crate) fn apply(weight: &Tensor, mask: &Mask) -> Result<Option<(Tensor, u64)>> {
+    let (Device::Cuda(device), DType::BF16 | DType::F16 | DType::F32) = (weight.device(), weight.dtype()) else {
+        return Ok(None);
+    };
+    if weight.dims2()? != mask.shape() || weight.elem_count() == 0 {
+        return Ok(None);
+    }
+    let kernels = Kernels::on(device)?;
+    let mask = transfer::upload(mask.words(), device)?;
+    // The model may share the weight.
+    let pruned = weight.contiguous()?.copy()?;
+    pruned.inplace_op1(&ApplyMask { kernels, mask })?;
+    // Counts of a row are exact in f32 below 2^24.
+    let stay = pruned.ne(0f64)?.to_dtype(DType::F32)?.sum(1)?.to_vec1::<f32>()?;
+    let stay: u64 = stay.into_iter().map(|count| count as u64).sum();
+    Ok(Some((pruned, weight.elem_count() as u64 - stay)))
+}
+
+struct ApplyMask {
+    kernels: Arc<Kernels>,
+    mask: CudaSlice<u64>,
+}
+
+impl InplaceOp1 for ApplyMask {
+    fn name(&self) -> &'static str {
+        "apply_mask"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        Err(candle_core::Error::Msg("apply_mask is for tensors on a GPU".into()))
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        fn run<T: Element>(op: &ApplyMask, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+            let (shape, start) = (layout.shape().dims2()?, layout.start_offset());
+            let slice = storage.as_cuda_slice_mut::<T>()?;
+            op.kernels.apply_mask(&mut slice.slice_mut(start..start + shape.0 * shape.1), shape, &op.mask)
+        }
+        use candle_core::backend::BackendStorage as _;
+        by_dtype!(storage, run(self, storage, layout))?
+            .ok_or_else(|| candle_core::Error::Msg(format!("apply_mask has no kernel for {:?}", storage.dtype())))
+    }
+}
+
+/// Sums over the rows of `x (tokens, in)`, without gaps.
+pub(crate) fn column_sums(x: &Tensor, gather: Gather) -> Result<Option<ColumnSums>> {
+    if !x.device().is_cuda() || x.elem_count() == 0 {
+        return Ok(None);
+    }
+    by_dtype!(x, sums_on(x, gather))
+}
+
+fn sums_on<T: Element>(x: &Tensor, gather: Gather) -> Result<ColumnSums> {
+    let (rows, cols) = x.dims2()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()).into());
+    };
+    let view = storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..layout.start_offset() + rows * cols);
+    let (device, kernels) = (&storage.device, Kernels::on(&storage.device)?);
+    let x = Matrix { values: &view, rows, cols };
+    let (squares, sums) = kernels.column_sums(x, gather.sums)?;
+    let column = |slice| Tensor::from((wrap(slice, device), cols));
+    let gram = gather.gram.then(|| gram(&kernels, x)).transpose()?;
+    let gram = gram.map(|gram| Tensor::from((wrap(gram, device), (cols, cols))));
+    Ok(ColumnSums { squares: column(squares), sums: sums.map(column), gram })
+}
+
+/// `X^T X`, `(cols, cols)` in f32: cuBLAS multiplies in the type of `x` and adds in f32.
+fn gram<T: Element>(kernels: &Kernels, x: Matrix<'_, T>) -> candle_core::Result<CudaSlice<f32>> {
+    let (stream, blas) = (kernels.stream(), kernels.device().cublas_handle());
+    // SAFETY: with beta = 0 the product writes all of it and reads none.
+    let mut gram = unsafe { stream.alloc::<f32>(x.cols * x.cols) }.w()?;
+    let kind = match T::NAME {
+        "bf16" => sys::cudaDataType_t::CUDA_R_16BF,
+        "f16" => sys::cudaDataType_t::CUDA_R_16F,
+        _ => sys::cudaDataType_t::CUDA_R_32F,
+    };
+    let size = |size: usize| i32::try_from(size).map_err(|_| candle_core::Error::Msg(format!("{size} is too wide")));
+    let (width, tokens, one, zero) = (size(x.cols)?, size(x.rows)?, 1f32, 0f32);
+    {
+        let ((from, _read), (to, _written)) = (x.values.device_ptr(stream), gram.device_ptr_mut(stream));
+        // Row-major X is column-major X^T, so that this is X^T times X.
+        // SAFETY: the pointers are of `(rows, cols)` and `(cols, cols)` values on the stream's device.
+        unsafe {
+            gemm_ex(
+                *blas.handle(),
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                sys::cublasOperation_t::CUBLAS_OP_T,
+                width,
+                width,
+                tokens,
+                (&raw const one).cast(),
+                from as *const _,
+                kind,
+                width,
+                from as *const _,
+                kind,
+                width,
+                (&raw const zero).cast(),
+                to as *mut _,
+                sys::cudaDataType_t::CUDA_R_32F,
+                width,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+        .w()?;
+    }
+    Ok(gram)
+}
+
+/// The memory of the GPU that `device` is.
+pub(crate) fn memory(device: &Device) -> Option<Memory> {
+    let Device::Cuda(device) = device else { return None };
+    let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
+    Some(Memory { total_bytes: total as u64, free_bytes: free as u64 })
+}

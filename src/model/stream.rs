@@ -1,0 +1,242 @@
+//! Blocks one after another, windows on their way through them, and what of a model is kept on its device.
+
+use super::{Block, Model, Rope, Tap, Wanted};
+use crate::progress::Stage;
+use crate::{Error, Result, cuda};
+use candle_core::Tensor;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+
+impl Model {
+    /// Calls `f` with each block in turn. On a GPU the next block is read and uploaded meanwhile, so two are held; on the CPU,
+    /// whose threads are busy with the first, one.
+    ///
+    /// # Errors
+    /// Those of [`Model::block`] and of `f`, of which the first ends it.
+    pub(crate) fn each_block(&self, f: impl FnMut(usize, Block) -> Result<()>) -> Result<()> {
+        let ahead = !self.is_resident() && !self.device().is_cpu();
+        each(self.blocks(), |i| self.block(i), ahead, f)
+    }
+}
+
+/// Calls `f` with each of `count` blocks, of which the next is made meanwhile on another thread if `ahead`.
+fn each<B: Send>(
+    count: usize,
+    block: impl Fn(usize) -> Result<B> + Sync,
+    ahead: bool,
+    mut f: impl FnMut(usize, B) -> Result<()>,
+) -> Result<()> {
+    if !ahead {
+        return (0..count).try_for_each(|i| f(i, block(i)?));
+    }
+    std::thread::scope(|scope| {
+        // Without room for a block the thread waits with one in its hands.
+        let (give, blocks) = mpsc::sync_channel(0);
+        let block = &block;
+        scope.spawn(move || {
+            for i in 0..count {
+                // Nobody takes it after a failure.
+                if give.send(block(i)).is_err() {
+                    return;
+                }
+            }
+        });
+        for i in 0..count {
+            let taken = blocks.recv().map_err(|_| Error::Report {
+                doing: format!("reading block {i}"),
+                problem: "the thread that reads ahead has ended".into(),
+            })?;
+            f(i, taken?)?;
+        }
+        Ok(())
+    })
+}
+
+/// Windows on their way through a model, block by block.
+pub(crate) struct Pass<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) rope: &'a Rope,
+    /// Advances by a step for each window and block.
+    pub(crate) stage: &'a Stage,
+}
+
+impl Pass<'_> {
+    /// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
+    /// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps
+    /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the block's
+    /// outputs, unless only taps are wanted.
+    pub(crate) fn through<T: Tap + Send>(
+        &self,
+        block: &Block,
+        hidden: &mut [Tensor],
+        wanted: Wanted,
+        tap: impl Fn() -> T + Sync,
+        mut each: impl FnMut(T),
+    ) -> Result<()> {
+        let Pass { model, rope, stage } = *self;
+        let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
+        for windows in hidden.chunks_mut(together) {
+            let taps: Vec<T> = windows
+                .par_iter_mut()
+                .map(|x| {
+                    let mut tap = tap();
+                    let waits_on_host = x.device().is_cpu() && !model.device.is_cpu();
+                    let on_device = cuda::to_device(x, &model.device)?;
+                    if let Some(y) = block.run(&model.config, rope, &on_device, None, &mut tap, wanted)? {
+                        *x = if waits_on_host { cuda::to_host(&y)? } else { y };
+                    }
+                    Ok(tap)
+                })
+                .collect::<Result<_>>()?;
+            taps.into_iter().for_each(&mut each);
+            stage.inc(windows.len() as u64)?;
+        }
+        Ok(())
+    }
+}
+
+/// Tensors that were used lately, up to a number of bytes: those that were not used for longest go first.
+#[derive(Debug)]
+pub(super) struct Kept {
+    state: Mutex<State>,
+    budget_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tensors: HashMap<String, (Tensor, u64)>,
+    /// Counts uses: the number of a tensor's last one stands beside it.
+    clock: u64,
+    residency: Residency,
+}
+
+/// What of a model is on its device, and how often it had to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Residency {
+    /// Tensors held.
+    pub tensors: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that may be held; `None` when all of the model is.
+    pub budget_bytes: Option<u64>,
+    /// Uses of a tensor that was held.
+    pub hits: u64,
+    /// Uses of a tensor that was read.
+    pub reads: u64,
+    /// Tensors that went to make room.
+    pub evictions: u64,
+}
+
+impl Kept {
+    pub(super) fn new(budget_bytes: u64) -> Kept {
+        Kept { state: Mutex::default(), budget_bytes }
+    }
+
+    /// The tensor called `name`, which `read` reads if it is not held.
+    pub(super) fn tensor(&self, name: &str, read: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        {
+            let state = &mut *self.state();
+            state.clock += 1;
+            if let Some((tensor, used)) = state.tensors.get_mut(name) {
+                *used = state.clock;
+                state.residency.hits += 1;
+                return Ok(tensor.clone());
+            }
+        }
+        // Unlocked: other tensors can be used meanwhile.
+        let tensor = read()?;
+        let state = &mut *self.state();
+        state.residency.reads += 1;
+        let bytes = bytes(&tensor);
+        if bytes > self.budget_bytes || state.tensors.contains_key(name) {
+            return Ok(tensor);
+        }
+        while state.residency.bytes + bytes > self.budget_bytes {
+            let oldest = state.tensors.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
+            let Some((gone, _)) = oldest.and_then(|name| state.tensors.remove(&name)) else { break };
+            state.residency.bytes -= self::bytes(&gone);
+            state.residency.evictions += 1;
+        }
+        state.residency.bytes += bytes;
+        state.tensors.insert(name.to_owned(), (tensor.clone(), state.clock));
+        Ok(tensor)
+    }
+
+    pub(super) fn residency(&self) -> Residency {
+        let state = self.state();
+        let (tensors, budget_bytes) = (state.tensors.len() as u64, Some(self.budget_bytes));
+        Residency { tensors, budget_bytes, ..state.residency }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes of a tensor's values.
+pub(super) fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn reading_ahead_gives_the_same_blocks_and_stops_at_a_failure() {
+        for ahead in [false, true] {
+            let mut seen = Vec::new();
+            let push = |seen: &mut Vec<_>, i, block| {
+                seen.push((i, block));
+                Ok(())
+            };
+            each(5, |i| Ok(i * i), ahead, |i, block| push(&mut seen, i, block)).unwrap();
+            assert_eq!(seen, [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)], "ahead: {ahead}");
+
+            let read = AtomicUsize::new(0);
+            let count = |i| {
+                read.fetch_add(1, Ordering::Relaxed);
+                Ok(i)
+            };
+            let stop = |i, _| if i == 1 { Err(Error::Interrupted) } else { Ok(()) };
+            assert!(matches!(each(100, count, ahead, stop), Err(Error::Interrupted)));
+            assert_eq!(read.into_inner(), if ahead { 3 } else { 2 });
+
+            let mut used = 0;
+            let damaged = |i| if i == 2 { Err(Error::file("block", "is damaged")) } else { Ok(i) };
+            let failed = each(5, damaged, ahead, |_, _| {
+                used += 1;
+                Ok(())
+            });
+            assert!(failed.unwrap_err().to_string().contains("is damaged"));
+            assert_eq!(used, 2, "ahead: {ahead}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_first() {
+        let kept = Kept::new(24);
+        let get = |name: &str| {
+            let mut read = false;
+            let tensor = kept.tensor(name, || {
+                read = true;
+                Ok(Tensor::zeros(if name == "large" { 7 } else { 2 }, DType::F32, &Device::Cpu)?)
+            });
+            assert!(tensor.is_ok());
+            read
+        };
+        assert!(get("a") && get("b") && get("c"));
+        assert!(!get("a") && !get("c"));
+        assert!(get("d")); // b goes
+        assert!(!get("a") && !get("c") && !get("d") && get("b")); // a goes
+        assert!(get("a"));
+        assert!(get("large") && get("large"), "what is larger than the budget is not kept");
+        let Residency { tensors, bytes, budget_bytes, hits, reads, evictions } = kept.residency();
+        assert_eq!((tensors, bytes, budget_bytes), (3, 24, Some(24)));
+        assert_eq!((hits, reads, evictions), (5, 8, 3));
+    }
+}
