@@ -110,7 +110,9 @@ fn kernels() -> Result<(), String> {
 fn compile(nvcc: &Path, source: &Path, image: &Path) -> Result<Child, String> {
     let mut command = Command::new(nvcc);
     command.arg("--fatbin").args(["--options-file", &format!("{KERNELS}/nvcc.options")]);
-    command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    for target in TARGETS {
+        command.args(["-gencode", target]);
+    }
     if let Some(host) = env::var_os("NVCC_CCBIN") {
         command.arg("-ccbin").arg(host);
     }

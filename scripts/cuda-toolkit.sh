@@ -32,7 +32,7 @@ if [ "$(cat "$complete" 2>/dev/null)" != "$wanted" ]; then
     command -v g++ >/dev/null || fail 'g++ is missing; nvcc compiles with it (Debian: apt install g++)'
     rm -rf "$complete" "$env" "$dir/wheels"
     PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target "$dir/wheels" \
-        "${packages[@]}" >&2 || fail "pip could not install ${packages[*]} into $dir; is there a network, and 500 MB of disk?"
+        "${packages[@]}" >&2 || fail "pip could not install ${packages[*]} into $dir; is there a network, and 300 MB of disk?"
     home=$dir/wheels/nvidia/cu13
     chmod +x "$home"/bin/* "$home"/nvvm/bin/*
     # nvcc looks for libraries where a toolkit has them.

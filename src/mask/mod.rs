@@ -17,6 +17,7 @@ pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
 pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
 pub use validate::{Violation, ViolationKind};
 
+#[cfg(feature = "report")]
 pub(crate) use statistics::place;
 
 use crate::{Error, Result};

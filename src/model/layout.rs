@@ -34,6 +34,7 @@ pub(super) struct Needed {
 
 /// What a tensor of a model takes in memory.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "report"), expect(dead_code, reason = "a cell shows all of it"))]
 pub(crate) struct TensorSize {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
