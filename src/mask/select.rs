@@ -1,7 +1,8 @@
 //! Exact selection of the weights to drop: counts are exact, ties go by position.
 
 use super::alpha::select_alpha;
-use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, pack, ranks};
+use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, ranks};
+use super::simd::Simd;
 use super::{Mask, Pattern, Per};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -71,12 +72,13 @@ pub fn select_levels(
             for_levels(cols, 0, sparsities, &mut masks, |ks, masks| {
                 in_parallel(masks, |first, rows, mut chunk| {
                     let (mut scores, mut scratch, words) = (vec![0f32; cols], Scratch::default(), cols.div_ceil(64));
+                    let simd = Simd::default();
                     for i in 0..rows {
                         score_row(first + i, &mut scores);
                         let ranks = ranks(&scores, ks, Ties::ByPosition, &mut scratch);
                         let ranks = ranks.map_err(|at| bad_score(name, first + i, at, scores[at]))?;
                         for (level, words_of) in (0..).zip(&mut chunk) {
-                            pack(ranks, level, &mut words_of[i * words..(i + 1) * words]);
+                            simd.pack(ranks, level, &mut words_of[i * words..(i + 1) * words]);
                         }
                     }
                     Ok(())
@@ -96,10 +98,10 @@ pub fn select_levels(
                 let ranks = ranks(&scores, ks, ties, &mut scratch);
                 let ranks = ranks.map_err(|at| bad_score(name, at / cols, at % cols, scores[at]))?;
                 in_parallel(masks, |first, _, mut chunk| {
-                    let words = cols.div_ceil(64).max(1);
+                    let (words, simd) = (cols.div_ceil(64).max(1), Simd::default());
                     for (level, words_of) in (0..).zip(&mut chunk) {
                         let rows = ranks[first * cols..].chunks(cols.max(1));
-                        words_of.chunks_mut(words).zip(rows).for_each(|(words, ranks)| pack(ranks, level, words));
+                        words_of.chunks_mut(words).zip(rows).for_each(|(words, ranks)| simd.pack(ranks, level, words));
                     }
                     Ok(())
                 })
