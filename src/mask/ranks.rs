@@ -5,7 +5,7 @@
 //! scores of that bin have to be sorted. All others are told by their bin.
 
 use super::Ties;
-use super::simd::{Cut, LANES, Simd};
+use super::simd::{Cut, Simd, Starts};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -32,8 +32,8 @@ const MOST_BINS: usize = 4096;
 pub(super) struct Scratch {
     /// Per bin, its scores.
     counts: Vec<u32>,
-    /// Per block of bins, the scores up to its end.
-    ends: Vec<u32>,
+    starts: Starts,
+    /// Per level, where its count is reached.
     cuts: Vec<Cut>,
     /// Per bin, the rank of its scores, or [`SORTED`] and its slot.
     table: Vec<u8>,
@@ -79,9 +79,9 @@ pub(super) fn rank(
     // Scores that are all 0, or nearly, go to the first bin.
     let factor = Some((6.0 / mean) as f32).filter(|factor| factor.is_finite()).unwrap_or(0.0);
     let scale = Scale { factor, shift: 25 - bins.ilog2() };
-    let Scratch { counts, ends, cuts, table, slots, below, found, entries, simd } = scratch;
+    let Scratch { counts, starts, cuts, table, slots, below, found, entries, simd } = scratch;
     count(scores, scale, bins, counts);
-    simd.cuts(counts, ks, ends, cuts);
+    simd.cuts(counts, ks, starts, cuts);
     let sorted = locate(cuts, counts, table, slots, below);
     found.clear();
     let table = &table[..bins];
@@ -303,9 +303,12 @@ mod tests {
         let expected = expected(scores, ks, ties);
         for simd in Simd::all() {
             let mut scratch = Scratch { simd, ..Scratch::default() };
+            let mut ranks = vec![77; scores.len() + 3];
             // Used before, for something longer.
-            ranks(&vec![1.0; scores.len() + 3], &[1, 2], Ties::ByPosition, &mut scratch).unwrap();
-            assert_eq!(ranks(scores, ks, ties, &mut scratch), Ok(&expected[..]), "{ks:?} {simd:?}");
+            rank(&vec![1.0; ranks.len()], &[1, 2], Ties::ByPosition, &mut scratch, &mut ranks).unwrap();
+            ranks.truncate(scores.len());
+            assert_eq!(rank(scores, ks, ties, &mut scratch, &mut ranks), Ok(()));
+            assert_eq!(ranks, expected, "{ks:?} {simd:?}");
         }
     }
 
@@ -349,10 +352,14 @@ mod tests {
         run(&[f32::MAX, 0.0, 1.0, f32::MAX], &[1, 2, 3, 4]);
         run(&[f32::MAX; 99], &[50]);
         run(&[1.0], &[0, 1]);
-        assert_eq!(ranks(&[0.0, -0.0, 1.0], &[1, 2], Ties::ByPosition, &mut Scratch::default()), Ok(&[0, 1, 2][..]));
-        assert_eq!(ranks(&[], &[0], Ties::ByPosition, &mut Scratch::default()), Ok(&[][..]));
+        let ranked = |scores: &[f32], ks: &[usize]| {
+            let mut ranks = vec![77; scores.len()];
+            rank(scores, ks, Ties::ByPosition, &mut Scratch::default(), &mut ranks).map(|()| ranks)
+        };
+        assert_eq!(ranked(&[0.0, -0.0, 1.0], &[1, 2]), Ok(vec![0, 1, 2]));
+        assert_eq!(ranked(&[], &[0]), Ok(vec![]));
         for bad in [f32::NAN, f32::INFINITY, -1.0, f32::NEG_INFINITY, -f32::NAN] {
-            let at = |scores: &[f32]| ranks(scores, &[1], Ties::ByPosition, &mut Scratch::default()).unwrap_err();
+            let at = |scores: &[f32]| ranked(scores, &[1]).unwrap_err();
             assert_eq!(at(&[1.0, bad, 2.0]), 1, "{bad}");
             let mut many = vec![1.0; CHUNK * 2];
             many[CHUNK + 5] = bad;

@@ -6,10 +6,17 @@ pub(super) const LANES: usize = 16;
 /// Where a count is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// The bin; their number if the count is that of all.
+    /// The last bin with no more than the count before it.
     pub(super) bin: u32,
-    /// How many are needed of that bin: fewer than it has.
+    /// How many are needed of it.
     pub(super) below: u32,
+}
+
+/// Sums of what is before each bin, and each block of [`LANES`] bins.
+#[derive(Debug, Default)]
+pub(super) struct Starts {
+    bins: Vec<u32>,
+    blocks: Vec<u32>,
 }
 
 /// Instructions that this machine has.
@@ -32,7 +39,9 @@ impl Default for Simd {
     fn default() -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
-            let avx512 = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi2");
+            let avx512 = is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vbmi2")
+                && is_x86_feature_detected!("popcnt");
             return Simd(if avx512 { Isa::Avx512 } else { Isa::Avx2 });
         }
         Simd(Isa::Portable)
@@ -50,23 +59,25 @@ impl Simd {
         known.into_iter().filter(|isa| *isa <= Self::default().0).map(Simd).collect()
     }
 
-    /// The bins in which each of the counts `ks` is reached, which ascend; `counts` are those of bins, a multiple of [`LANES`].
-    pub(super) fn cuts(self, counts: &[u32], ks: &[usize], ends: &mut Vec<u32>, cuts: &mut Vec<Cut>) {
-        let (blocks, _) = counts.as_chunks::<LANES>();
+    /// Where each of the counts `ks` is reached. The bins, which hold `counts`, fill their blocks.
+    pub(super) fn cuts(self, counts: &[u32], ks: &[usize], starts: &mut Starts, cuts: &mut Vec<Cut>) {
+        let (counts, _) = counts.as_chunks::<LANES>();
         // Those that are missing in the last lanes are never reached.
-        ends.clear();
-        ends.resize(blocks.len().next_multiple_of(LANES), u32::MAX);
-        let mut sum = 0;
-        for (end, block) in ends.iter_mut().zip(blocks) {
-            sum += block.iter().sum::<u32>();
-            *end = sum;
-        }
+        starts.blocks.clear();
+        starts.blocks.resize(counts.len().next_multiple_of(LANES), u32::MAX);
         cuts.resize(ks.len(), Cut::default());
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: there is no such value where the machine has no AVX-512.
-            Isa::Avx512 => unsafe { x86::cuts_avx512(blocks, ends, ks, cuts) },
-            _ => cuts.iter_mut().zip(ks).for_each(|(found, &k)| *found = cut(blocks, ends, k as u32)),
+            Isa::Avx512 => unsafe { x86::cuts_avx512(counts, ks, starts, cuts) },
+            _ => {
+                let mut sum = 0;
+                for (start, block) in starts.blocks.iter_mut().zip(counts) {
+                    *start = sum;
+                    sum += block.iter().sum::<u32>();
+                }
+                cuts.iter_mut().zip(ks).for_each(|(found, &k)| *found = cut(counts, &starts.blocks, k as u32));
+            }
         }
     }
 
@@ -117,20 +128,17 @@ impl Simd {
 }
 
 /// Without branches, which nobody could predict.
-fn cut(blocks: &[[u32; LANES]], ends: &[u32], k: u32) -> Cut {
-    let block = ends.iter().map(|&end| u32::from(end <= k)).sum::<u32>() as usize;
-    let block = block.min(blocks.len());
-    let mut before = if block == 0 { 0 } else { ends[block - 1] };
-    let mut bin = block * LANES;
-    if let Some(counts) = blocks.get(block) {
-        let mut end = before;
-        for &count in counts {
-            end += count;
-            bin += usize::from(end <= k);
-            before = if end <= k { end } else { before };
-        }
+fn cut(counts: &[[u32; LANES]], starts: &[u32], k: u32) -> Cut {
+    let up_to = starts.iter().map(|&start| u32::from(start <= k)).sum::<u32>();
+    let block = (up_to as usize).min(counts.len()) - 1;
+    let (mut bin, mut start) = (block * LANES, starts[block]);
+    let mut next = start;
+    for count in &counts[block][..LANES - 1] {
+        next += count;
+        bin += usize::from(next <= k);
+        start = if next <= k { next } else { start };
     }
-    Cut { bin: bin as u32, below: k - before }
+    Cut { bin: bin as u32, below: k - start }
 }
 
 /// One bit for each of up to 64 bytes.
@@ -159,7 +167,7 @@ fn list(mut marks: u64, first: u32, found: &mut Vec<u32>) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Cut, LANES};
+    use super::{Cut, LANES, Starts};
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
@@ -199,7 +207,7 @@ mod x86 {
         }
     }
 
-    #[target_feature(enable = "avx512bw")]
+    #[target_feature(enable = "avx512bw,popcnt")]
     pub(super) fn pack_avx512(groups: &[[u8; 64]], level: u8, words: &mut [u64]) {
         let level = _mm512_set1_epi8(level as i8);
         for (word, ranks) in words.iter_mut().zip(groups) {
@@ -209,40 +217,45 @@ mod x86 {
         }
     }
 
-    #[target_feature(enable = "avx512bw")]
-    pub(super) fn cuts_avx512(blocks: &[[u32; LANES]], ends: &[u32], ks: &[usize], cuts: &mut [Cut]) {
-        let (groups, _) = ends.as_chunks::<LANES>();
-        for (cut, &k) in cuts.iter_mut().zip(ks) {
-            let k = k as u32;
-            let limit = _mm512_set1_epi32(k as i32);
-            let mut block = 0;
-            for group in groups {
-                // SAFETY: both are 64 bytes of any value.
-                let ends = unsafe { transmute::<[u32; LANES], __m512i>(*group) };
-                block += _mm512_cmple_epu32_mask(ends, limit).count_ones() as usize;
-            }
-            let Some(counts) = blocks.get(block) else {
-                *cut = Cut { bin: (blocks.len() * LANES) as u32, below: 0 };
-                continue;
-            };
-            let before = if block == 0 { 0 } else { ends[block - 1] };
-            // SAFETY: as above.
+    #[target_feature(enable = "avx512bw,popcnt")]
+    pub(super) fn cuts_avx512(counts: &[[u32; LANES]], ks: &[usize], starts: &mut Starts, cuts: &mut [Cut]) {
+        let Starts { bins, blocks } = starts;
+        bins.resize(counts.len() * LANES, 0);
+        let (bins, _) = bins.as_chunks_mut::<LANES>();
+        let (none, last) = (_mm512_setzero_si512(), _mm512_set1_epi32(15));
+        let mut sum = none;
+        for ((counts, starts), start) in counts.iter().zip(bins.iter_mut()).zip(blocks.iter_mut()) {
+            // SAFETY: both are 64 bytes of any value.
             let counts = unsafe { transmute::<[u32; LANES], __m512i>(*counts) };
-            let none = _mm512_setzero_si512();
-            let mut ends = _mm512_add_epi32(counts, _mm512_alignr_epi32::<15>(counts, none));
-            ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<14>(ends, none));
-            ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<12>(ends, none));
-            ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<8>(ends, none));
-            ends = _mm512_add_epi32(ends, _mm512_set1_epi32(before as i32));
-            let bin = _mm512_cmple_epu32_mask(ends, limit).count_ones();
-            let starts = _mm512_sub_epi32(ends, counts);
-            let start = _mm512_permutexvar_epi32(_mm512_set1_epi32(bin as i32), starts);
-            let start = _mm_cvtsi128_si32(_mm512_castsi512_si128(start)) as u32;
-            *cut = Cut { bin: (block * LANES) as u32 + bin, below: k - start };
+            // Each lane and those before it: one, then two, four and eight.
+            let ends = _mm512_add_epi32(counts, _mm512_alignr_epi32::<15>(counts, none));
+            let ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<14>(ends, none));
+            let ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<12>(ends, none));
+            let ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<8>(ends, none));
+            // SAFETY: as above.
+            *starts = unsafe { transmute::<__m512i, [u32; LANES]>(_mm512_add_epi32(_mm512_sub_epi32(ends, counts), sum)) };
+            *start = _mm_cvtsi128_si32(_mm512_castsi512_si128(sum)) as u32;
+            sum = _mm512_add_epi32(sum, _mm512_permutexvar_epi32(last, ends));
+        }
+        let (groups, _) = blocks.as_chunks::<LANES>();
+        for (cut, &k) in cuts.iter_mut().zip(ks) {
+            let limit = _mm512_set1_epi32(k as u32 as i32);
+            // SAFETY: as above.
+            let up_to = |starts: &[u32; LANES]| unsafe {
+                let starts = transmute::<[u32; LANES], __m512i>(*starts);
+                _mm512_cmple_epu32_mask(starts, limit).count_ones() as usize
+            };
+            let mut block = 0;
+            for starts in groups {
+                block += up_to(starts);
+            }
+            let block = block.min(bins.len()) - 1;
+            let bin = up_to(&bins[block]) - 1;
+            *cut = Cut { bin: (block * LANES + bin) as u32, below: k as u32 - bins[block][bin] };
         }
     }
 
-    #[target_feature(enable = "avx512bw,avx512vbmi2")]
+    #[target_feature(enable = "avx512bw,avx512vbmi2,popcnt")]
     pub(super) fn marked_avx512(groups: &[[u8; 64]], first: u32, found: &mut Vec<u32>) {
         const AT_ONCE: usize = 16;
         // SAFETY: both are 64 bytes of any value.
