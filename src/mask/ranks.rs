@@ -1,8 +1,8 @@
 //! Which scores are among the smallest, exactly, for any number of levels from one pass over the scores.
 //!
-//! Scores are spread over bins of equal width up to three times their mean; the last bin takes what is beyond. Multiplying
-//! and truncating keep the order, so a level's threshold lies in the bin in which its count is reached, and only the few
-//! scores of that bin have to be sorted. All others are told by their bin.
+//! Scores are spread over bins, of one width up to a third of their mean, of twice that up to the mean, and so on up to five
+//! times the mean; the last bin takes what is beyond. Each step keeps their order, so a level's threshold lies in the bin in
+//! which its count is reached, and only the few scores of that bin have to be sorted. All others are told by their bin.
 
 use super::Ties;
 use super::simd::{Cut, Simd, Starts};
@@ -55,10 +55,27 @@ struct Slot {
     levels: Range<usize>,
 }
 
+/// How scores are spread over bins: `2 + factor * score` is a floating-point number from 2 up to 32, whose bits are spread
+/// more evenly than the scores, most of which are small. The first of the bits number the bin.
 #[derive(Clone, Copy, Debug)]
 struct Scale {
     factor: f32,
+    /// What is left of the [`Scale::BITS`] that may differ.
     shift: u32,
+}
+
+impl Scale {
+    const FIRST: f32 = 2.0;
+    const LAST: f32 = 32.0f32.next_down();
+    /// Two of the exponent, and the mantissa.
+    const BITS: u32 = 2 + 23;
+
+    /// For so many bins, a power of two.
+    fn new(mean: f64, bins: usize) -> Scale {
+        // Five times the mean is where the last bin ends. Scores that are all 0, or nearly, go to the first.
+        let factor = Some((6.0 / mean) as f32).filter(|factor| factor.is_finite()).unwrap_or(0.0);
+        Scale { factor, shift: Scale::BITS - bins.ilog2() }
+    }
 }
 
 /// Writes for each score the first of the levels that it goes at, or their number: at level `i` the `ks[i]` smallest scores go,
@@ -76,9 +93,7 @@ pub(super) fn rank(
 ) -> Result<(), usize> {
     let bins = (scores.len() / 2).next_power_of_two().clamp(FEWEST_BINS, MOST_BINS);
     let mean = check(scores)? / scores.len() as f64;
-    // Scores that are all 0, or nearly, go to the first bin.
-    let factor = Some((6.0 / mean) as f32).filter(|factor| factor.is_finite()).unwrap_or(0.0);
-    let scale = Scale { factor, shift: 25 - bins.ilog2() };
+    let scale = Scale::new(mean, bins);
     let Scratch { counts, starts, cuts, table, slots, below, found, entries, simd } = scratch;
     count(scores, scale, bins, counts);
     simd.cuts(counts, ks, starts, cuts);
@@ -100,20 +115,18 @@ pub(super) fn rank(
     }
     entries.resize(sorted + FEW, 0);
     entries[sorted..].fill(u64::MAX);
-    for &at in found.iter() {
-        let at = at as usize;
+    for at in found.iter().map(|&at| at as usize) {
         let end = &mut slots[usize::from(ranks[at] & !SORTED)].entries.end;
         entries[*end] = entry(scores[at], at);
         *end += 1;
     }
-    if ties == Ties::ByPosition && sorted <= FEW * slots.len() {
+    let few = ties == Ties::ByPosition && sorted <= FEW * slots.len();
+    if few {
         compare(entries, slots, below, ranks);
-        for slot in slots.iter().filter(|slot| slot.entries.len() > FEW || slot.levels.len() > 1) {
-            resolve(&mut entries[slot.entries.clone()], slot.levels.clone(), below, ties, ranks);
-        }
-    } else {
-        for slot in slots.iter() {
-            resolve(&mut entries[slot.entries.clone()], slot.levels.clone(), below, ties, ranks);
+    }
+    for Slot { entries: range, levels } in slots.iter() {
+        if !few || range.len() > FEW || levels.len() > 1 {
+            resolve(&mut entries[range.clone()], levels.clone(), below, ties, ranks);
         }
     }
     Ok(())
@@ -157,12 +170,10 @@ fn measure(scores: &[f32]) -> (u32, f64) {
 /// The bins of a group of scores. Each step keeps their order.
 #[inline(always)]
 fn spread(scores: &[f32; GROUP], Scale { factor, shift }: Scale, bins: &mut [u32; GROUP]) {
-    const FIRST: f32 = 2.0;
-    const LAST: f32 = 32.0f32.next_down();
     for (bin, score) in bins.iter_mut().zip(scores) {
-        let at = FIRST + score * factor;
-        let at = if at < LAST { at } else { LAST };
-        *bin = (at.to_bits() - FIRST.to_bits()) >> shift;
+        let at = Scale::FIRST + score * factor;
+        let at = if at < Scale::LAST { at } else { Scale::LAST };
+        *bin = (at.to_bits() - Scale::FIRST.to_bits()) >> shift;
     }
 }
 
@@ -259,8 +270,7 @@ fn compare(entries: &[u64], slots: &[Slot], below: &[usize], ranks: &mut [u8]) {
         let rank = &mut ranks[entry as u32 as usize];
         let Slot { entries: range, levels } = &slots[usize::from(*rank & !SORTED)];
         // What follows is of later bins, and larger.
-        let smaller: usize =
-            entries[range.start..][..FEW].iter().map(|&other| usize::from(other < entry)).sum();
+        let smaller: usize = entries[range.start..][..FEW].iter().map(|&other| usize::from(other < entry)).sum();
         *rank = levels.start as u8 + u8::from(smaller >= below[levels.start]);
     }
 }

@@ -1,7 +1,7 @@
 //! The innermost loops of a selection, with the widest instructions that this machine has. The result is the same with all.
 
-/// Bins whose counts are added up together.
-pub(super) const LANES: usize = 16;
+/// Bins of a block.
+const LANES: usize = 16;
 
 /// Where a count is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,7 @@ enum Isa {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// With BW, which compares bytes, and VBMI2, which moves some of them together.
+    /// With BW, which compares bytes, VBMI2, which moves some of them together, and POPCNT.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -127,7 +127,7 @@ impl Simd {
     }
 }
 
-/// Without branches, which nobody could predict.
+/// Where `k` is reached. Without branches, which nobody could predict.
 fn cut(counts: &[[u32; LANES]], starts: &[u32], k: u32) -> Cut {
     let up_to = starts.iter().map(|&start| u32::from(start <= k)).sum::<u32>();
     let block = (up_to as usize).min(counts.len()) - 1;
@@ -233,7 +233,8 @@ mod x86 {
             let ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<12>(ends, none));
             let ends = _mm512_add_epi32(ends, _mm512_alignr_epi32::<8>(ends, none));
             // SAFETY: as above.
-            *starts = unsafe { transmute::<__m512i, [u32; LANES]>(_mm512_add_epi32(_mm512_sub_epi32(ends, counts), sum)) };
+            *starts =
+                unsafe { transmute::<__m512i, [u32; LANES]>(_mm512_add_epi32(_mm512_sub_epi32(ends, counts), sum)) };
             *start = _mm_cvtsi128_si32(_mm512_castsi512_si128(sum)) as u32;
             sum = _mm512_add_epi32(sum, _mm512_permutexvar_epi32(last, ends));
         }
