@@ -132,13 +132,31 @@ fn endless_cell_is_ended_with_what_it_started() {
     let cell = with_grandchild(&pid, "loop { std::hint::spin_loop(); }");
     let path = notebook(directory.path(), "loops.ipynb", "rust", &[&cell, "1"]);
     let started = Instant::now();
-    let run = lacuna(&path, &out, &["--timeout", "8"]);
+    // Long enough to compile it on a busy machine.
+    let run = lacuna(&path, &out, &["--timeout", "25"]);
     assert_eq!(run.status.code(), Some(5), "{}", stderr(&run));
     assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
     assert!(stderr(&run).contains("took too long"), "{}", stderr(&run));
-    assert!(stderr(&run).contains("ended after 8 s, the --timeout of a cell"), "{}", stderr(&run));
+    assert!(stderr(&run).contains("ended after 25 s, the --timeout of a cell"), "{}", stderr(&run));
     assert!(is_gone(&pid), "what the cell started lives on");
     let executed = read_json(&out.join("loops.ipynb"));
+    assert_eq!(executed["cells"][0]["outputs"][0]["ename"], "Timeout");
+    assert_eq!(executed["cells"][1]["execution_count"], Value::Null);
+}
+
+#[test]
+fn endless_compilation_is_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("reports");
+    let long = "#[allow(long_running_const_eval)]\nconst LONG: u64 = { let mut i = 0; while i < 300_000_000 { i += 1 } i };\nLONG";
+    let path = notebook(directory.path(), "compiles.ipynb", "rust", &[long, "2"]);
+    let started = Instant::now();
+    let run = lacuna(&path, &out, &["--timeout", "8"]);
+    assert_eq!(run.status.code(), Some(5), "{}", stderr(&run));
+    assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
+    let expected = "ended after 8 s, the --timeout of a cell, while it was compiled";
+    assert!(stderr(&run).contains(expected), "{}", stderr(&run));
+    let executed = read_json(&out.join("compiles.ipynb"));
     assert_eq!(executed["cells"][0]["outputs"][0]["ename"], "Timeout");
     assert_eq!(executed["cells"][1]["execution_count"], Value::Null);
 }

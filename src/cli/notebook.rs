@@ -53,7 +53,7 @@ struct RunArgs {
     /// Write nothing; compare with the reports that are there
     #[arg(long)]
     check: bool,
-    /// Longest time for a cell, its compilation included (which is waited for when time is up)
+    /// Longest time for a cell, its compilation included
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
     /// Keep the outputs of the last run for the cells before N. They run again, for later cells need their variables

@@ -11,6 +11,8 @@ use std::process::Command;
 
 /// This process stands in for rustc.
 pub(super) const WRAPPER: &str = "LACUNA_RUSTC_WRAPPER";
+/// The process that has the session.
+pub(super) const SESSION: &str = "LACUNA_SESSION";
 /// Packages that are not compiled.
 pub(super) const STUBS: &str = "LACUNA_STUBS";
 /// The shared library that cells link.
@@ -27,8 +29,9 @@ pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
 pub(super) const PRELUDE: &str = "use lacuna::prelude::*;";
 
 /// What the process that runs cells must not hand on to what it starts.
-pub(super) const PRIVATE: [&str; 10] = [
+pub(super) const PRIVATE: [&str; 11] = [
     WRAPPER,
+    SESSION,
     STUBS,
     LIBRARY,
     DEPENDENCIES,
@@ -86,6 +89,7 @@ pub(super) fn enter() -> Result<Slot> {
         set(BACKTRACE, backtrace);
     }
     set(WRAPPER, "1".into());
+    set(SESSION, std::process::id().to_string().into());
     set("RUST_SRC_PATH", rust_source::nothing(&cache)?.into());
     set(STUBS, stubs.into());
     set(LIBRARY, built.library.into());

@@ -22,6 +22,7 @@ mod jupyter;
 mod lock;
 mod output;
 pub(crate) mod parameters;
+mod processes;
 mod report;
 pub(crate) mod runner;
 mod rust_literal;

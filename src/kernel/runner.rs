@@ -11,7 +11,7 @@ use super::rust_literal::is_name;
 use super::screen::{Name, Names, Screen, say};
 use super::session::{CellError, ErrorKind, Outcome, Session};
 use super::stored;
-use super::watch::Watch;
+use super::watch::{Phase, Watch};
 use anyhow::{Context, Result, bail};
 use lacuna::progress::check_interrupt;
 use serde_json::{Map, Value};
@@ -224,7 +224,7 @@ impl<'a> Run<'a> {
         }
         let mut session = session?;
         let startup_seconds = started.elapsed().as_secs_f64();
-        let watch = Watch::new(session.process());
+        let watch = Watch::new(&session);
         let mut status = Status::Success;
         for (count, (index, name, source)) in (1..).zip(&code) {
             screen.begin(count, name);
@@ -293,10 +293,15 @@ impl<'a> Run<'a> {
         }
         watch.begin(self.options.timeout);
         let mut outcome = session.run(source);
-        if watch.end() {
+        let ended = watch.end();
+        let compiling = if ended.what == Some(Phase::Compilation) { ", while it was compiled" } else { "" };
+        if ended.timed_out {
             let seconds = self.options.timeout.unwrap_or_default().as_secs_f64();
-            let message = format!("ended after {seconds} s, the --timeout of a cell");
+            let message = format!("ended after {seconds} s, the --timeout of a cell{compiling}");
             outcome.error = Some(CellError { kind: ErrorKind::Timeout, message });
+        } else if check_interrupt().is_err() && outcome.error.is_some() {
+            let message = format!("interrupted{compiling}");
+            outcome.error = Some(CellError { kind: ErrorKind::Interrupted, message });
         }
         if let Some(error) = &mut outcome.error {
             error.message = bounded(&error.message);
