@@ -363,6 +363,7 @@ impl<'a> Run<'a> {
             parameters: &self.parameters,
             startup_seconds,
             directory: self.path.parent().unwrap_or(Path::new("/")),
+            out: &self.out,
             html: self.options.html,
         };
         let mut files = report::render(&source).with_context(|| self.shown.clone())?;
