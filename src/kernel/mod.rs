@@ -34,6 +34,7 @@ pub(crate) mod skeleton;
 mod stored;
 mod stubs;
 mod watch;
+mod written;
 
 use std::ffi::OsStr;
 use std::path::Path;

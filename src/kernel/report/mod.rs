@@ -112,7 +112,7 @@ fn milliseconds(seconds: f64) -> f64 {
 }
 
 /// Takes out the parts of records that may differ from run to run, in the order in which they stand there.
-fn take_environments(value: &mut Value) -> Vec<Value> {
+pub(crate) fn take_environments(value: &mut Value) -> Vec<Value> {
     match value {
         Value::Object(fields) => {
             let mut taken: Vec<Value> = fields.shift_remove(ENVIRONMENT).into_iter().collect();
