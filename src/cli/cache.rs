@@ -4,15 +4,9 @@ use super::{print_json, print_table, size};
 use lacuna::cache::{Cache, Collect, Kept};
 use std::time::Duration;
 
-/// What labs keep: calibration statistics, gradients, masks, evaluations
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// List what is kept, used last first
     Ls {
         /// Print it as JSON
@@ -34,9 +28,9 @@ enum Command {
     },
 }
 
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     let cache = Cache::from_env()?;
-    match args.command {
+    match command {
         Command::Ls { json: true } => print_json(&cache.entries()?),
         Command::Ls { json: false } => {
             let entries = cache.entries()?;
@@ -97,11 +91,7 @@ fn parse_age(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("", 0)];
-    let bytes = units.iter().find_map(|(name, shift)| {
-        let count: u64 = text.trim().strip_suffix(name)?.trim().parse().ok()?;
-        count.checked_mul(1 << shift)
-    });
+    let bytes = lacuna::cache::parse_bytes(text);
     bytes.ok_or_else(|| format!("`{text}` is no size; write a number of bytes, or such as 500M or 2G"))
 }
 

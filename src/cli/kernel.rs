@@ -6,15 +6,9 @@ use anyhow::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Arguments of `lacuna kernel`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Make the kernel "Lacuna (Rust)" known to Jupyter, and prepare its first start
     Install(PlaceArgs),
     /// Look at everything that cells need, and say what to type where it is missing
@@ -29,7 +23,7 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-struct PlaceArgs {
+pub(crate) struct PlaceArgs {
     /// For this user (the default)
     #[arg(long, conflicts_with_all = ["prefix", "sys_prefix"])]
     user: bool,
@@ -42,21 +36,21 @@ struct PlaceArgs {
 }
 
 #[derive(Debug, clap::Args)]
-struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// As a JSON list of checks
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, clap::Args)]
-struct WarmArgs {
+pub(crate) struct WarmArgs {
     /// Notebooks that will run at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     slots: u8,
 }
 
 #[derive(Debug, clap::Args)]
-struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// Where to listen, as Jupyter writes it
     connection_file: PathBuf,
 }
@@ -75,8 +69,8 @@ impl PlaceArgs {
 }
 
 /// Runs the subcommand.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    match args.command {
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Install(place) => {
             let directory = install::install(&place.place()?)?;
             println!("installed {}", directory.display());

@@ -51,13 +51,17 @@ enum Command {
     Experts(experts::Args),
     Generate(generate::Args),
     Train(train::Args),
-    Cache(cache::Args),
+    /// What labs keep: calibration statistics, gradients, masks, evaluations
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Run notebooks without Jupyter
     #[cfg(feature = "notebook")]
-    Notebook(notebook::Args),
+    #[command(subcommand)]
+    Notebook(notebook::Command),
     /// This binary as Jupyter's Rust kernel
     #[cfg(feature = "notebook")]
-    Kernel(kernel::Args),
+    #[command(subcommand)]
+    Kernel(kernel::Command),
 }
 
 impl Command {
@@ -96,11 +100,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Experts(args) => experts::run(args),
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Cache(args) => cache::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Cache(command) => cache::run(command).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "notebook")]
-        Command::Notebook(args) => notebook::run(args),
+        Command::Notebook(command) => notebook::run(command),
         #[cfg(feature = "notebook")]
-        Command::Kernel(args) => kernel::run(args),
+        Command::Kernel(command) => kernel::run(command),
     };
     result.unwrap_or_else(|error| {
         if let Some(Error::Interrupted) = error.downcast_ref() {
