@@ -301,7 +301,19 @@ fn uninstall_removes_what_install_wrote() {
     let kernels = home.join(".local/share/jupyter/kernels");
     fs::create_dir_all(kernels.join("python3")).unwrap();
     fs::write(kernels.join("python3/kernel.json"), "{}").unwrap();
+    let cache = home.join(".cache");
+    fs::create_dir(&cache).unwrap();
     let before = tree(home);
+    let lacuna = |home: &Path, arguments: &[&str]| {
+        let mut command = lacuna(home, arguments);
+        command.env("XDG_CACHE_HOME", &cache);
+        command
+    };
+    let collected = |arguments: &[&str]| {
+        let mut command = Command::new(LACUNA);
+        let output = command.arg("cache").args(arguments).env("XDG_CACHE_HOME", &cache).env_remove("LACUNA_CACHE_DIR");
+        said(&output.output().unwrap())
+    };
 
     let installed = lacuna(home, &["install", "--user"]).output().unwrap();
     assert!(installed.status.success(), "{}", said(&installed));
@@ -316,9 +328,16 @@ fn uninstall_removes_what_install_wrote() {
         (&json!("Lacuna (Rust)"), &json!("rust"), &json!("message"))
     );
 
+    let listed = collected(&["ls"]);
+    assert!(listed.contains("\ncompiled cells: ") && listed.contains(", 1 slot, used "), "{listed}");
     let removed = lacuna(home, &["uninstall"]).output().unwrap();
     assert!(removed.status.success() && said(&removed).starts_with("removed "), "{}", said(&removed));
-    assert_eq!(tree(home), before);
+    assert!(
+        said(&removed).contains(&format!("of compiled cells in {}/lacuna/kernel/", cache.display())),
+        "{}",
+        said(&removed)
+    );
+    assert_eq!(tree(home), before, "compiled cells are gone, too");
     let again = lacuna(home, &["uninstall"]).output().unwrap();
     assert!(again.status.success() && said(&again).contains("no lacuna kernel is installed there"), "{}", said(&again));
 
@@ -327,8 +346,16 @@ fn uninstall_removes_what_install_wrote() {
     let installed = lacuna(home, &["install", "--prefix"]).arg(&prefix).output().unwrap();
     assert!(installed.status.success(), "{}", said(&installed));
     assert!(prefix.join("share/jupyter/kernels/lacuna/kernel.json").is_file());
+    // What another kernelspec of the same program needs stays.
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(prefix.join("share/jupyter/kernels/lacuna/kernel.json"), directory.join("kernel.json")).unwrap();
     let removed = lacuna(home, &["uninstall", "--sys-prefix"]).env("VIRTUAL_ENV", &prefix).output().unwrap();
     assert!(removed.status.success(), "{}", said(&removed));
+    let expected = format!("compiled cells stay, for {}", directory.display());
+    assert!(said(&removed).contains(&expected) && cache.join("lacuna/kernel").is_dir(), "{}", said(&removed));
+    let gone = [collected(&["gc", "--older-than", "1h"]), collected(&["gc", "--older-than", "0s"])];
+    assert!(!gone[0].contains("compiled cells") && gone[1].contains("\ncompiled cells: "), "{gone:?}");
+    assert!(!cache.join("lacuna").exists());
     assert!(tree(&prefix.join("share/jupyter/kernels")).is_empty());
 }
 

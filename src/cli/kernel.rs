@@ -1,7 +1,7 @@
 //! `lacuna kernel`: this binary as Jupyter's Rust kernel.
 
 use crate::kernel::doctor::{self, Status};
-use crate::kernel::install::{self, Place};
+use crate::kernel::install::{self, Place, Uninstalled};
 use anyhow::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Compile a first cell for several notebooks at once, so that each of them starts quickly
     Warm(WarmArgs),
-    /// Undo `install`
+    /// Undo `install`: remove the kernel from Jupyter, and what it has compiled, except for what sessions use
     Uninstall(PlaceArgs),
     /// Be the kernel: what the kernelspec starts
     Serve(ServeArgs),
@@ -81,12 +81,25 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
             println!("{slots} {} warm", if slots == 1 { "slot is" } else { "slots are" });
         }
         Command::Uninstall(place) => match install::uninstall(&place.place()?)? {
-            Some(directory) => println!("removed {}", directory.display()),
+            Some(uninstalled) => tell(&uninstalled),
             None => println!("no lacuna kernel is installed there"),
         },
         Command::Serve(ServeArgs { connection_file }) => crate::kernel::serve(&connection_file)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn tell(Uninstalled { directory, compiled, other }: &Uninstalled) {
+    println!("removed {}", directory.display());
+    if let Some(other) = other {
+        println!("compiled cells stay, for {}", other.display());
+    }
+    for (compiled, freed) in compiled {
+        println!("removed {} of compiled cells in {}", super::size(*freed), compiled.path.display());
+        if compiled.path.is_dir() {
+            println!("sessions run: what they use stays there, until `lacuna cache gc --older-than 0s`");
+        }
+    }
 }
 
 fn diagnose(json: bool) -> anyhow::Result<ExitCode> {

@@ -13,6 +13,7 @@
 
 mod child;
 mod compare;
+pub(crate) mod compiled;
 pub(crate) mod doctor;
 pub(crate) mod document;
 mod environment;
