@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// One session for all that a run from top to bottom shows, and one more to see that it gives the same again.
@@ -339,7 +339,7 @@ fn notebooks_do_not_outlive_the_command_that_runs_them() {
     });
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
     command.args(["notebook", "run", "--jobs", "2", "--out"]).arg(directory.path().join("reports"));
-    command.args(notebooks.iter().map(|(path, _)| path)).stderr(Stdio::null());
+    command.args(notebooks.iter().map(|(path, _)| path)).stderr(std::process::Stdio::null());
     let mut run = command.spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(120);
     while !notebooks.iter().all(|(_, flag)| fs::read_to_string(flag).is_ok_and(|text| !text.is_empty())) {

@@ -3,10 +3,10 @@
 //! A session holds a shared lock on its build's directory, and an exclusive one on its slot there.
 
 use super::environment;
+use super::lock::is_at;
 use anyhow::{Context, Result};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -100,12 +100,6 @@ pub(super) fn hold(directory: &Path, dependencies: &Path) -> Result<File> {
             return Ok(file);
         }
     }
-}
-
-/// Whether the file is still the one at `path`: who had it locked may have removed it.
-fn is_at(file: &File, path: &Path) -> bool {
-    let (ours, there) = (file.metadata(), fs::metadata(path));
-    ours.is_ok_and(|ours| there.is_ok_and(|there| (ours.dev(), ours.ino()) == (there.dev(), there.ino())))
 }
 
 /// The lock on a directory that no session uses.

@@ -30,7 +30,9 @@ pub(crate) fn write(name: &Path) -> Result<PathBuf> {
     let mut text = serde_json::to_string_pretty(&notebook(&title(&stem), &parameters(directory, CHECKOUT)))?;
     text.push('\n');
     let create = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(directory)?;
+        let file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(directory);
+        // Its own message names a file that nobody knows.
+        let mut file = file.map_err(|error| std::io::Error::from(error.kind()))?;
         file.write_all(text.as_bytes())?;
         std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
         file.as_file().sync_all()?;
