@@ -149,18 +149,7 @@ impl Statistics {
     ) -> Result<Statistics> {
         let mut sums = Sums::default();
         pass.through(block, hidden, wanted, || InputTap::new(gather), |tap| sums.add(tap))?;
-        let mut statistics = Statistics::new(hidden.len());
-        for (names, seen) in sums.0 {
-            let input = Arc::new(seen?.into_input()?);
-            statistics.inputs.extend(names.into_iter().map(|name| (name, input.clone())));
-        }
-        for linear in block.linears() {
-            if !statistics.inputs.contains_key(&linear.name) {
-                let (_, width) = linear.weight.dims2()?;
-                statistics.inputs.insert(linear.name.clone(), Arc::new(Input::none(width, gather)));
-            }
-        }
-        Ok(statistics)
+        sums.into_statistics(hidden.len(), &block.linears(), gather)
     }
 }
 
@@ -184,6 +173,22 @@ impl Sums {
                 }
             }
         }
+    }
+
+    /// The statistics of `linears`, of zeros for those that no tap saw.
+    fn into_statistics(self, windows: usize, linears: &[&Linear], gather: Gather) -> Result<Statistics> {
+        let mut statistics = Statistics::new(windows);
+        for (names, seen) in self.0 {
+            let input = Arc::new(seen?.into_input()?);
+            statistics.inputs.extend(names.into_iter().map(|name| (name, input.clone())));
+        }
+        for linear in linears {
+            if !statistics.inputs.contains_key(&linear.name) {
+                let (_, width) = linear.weight.dims2()?;
+                statistics.inputs.insert(linear.name.clone(), Arc::new(Input::none(width, gather)));
+            }
+        }
+        Ok(statistics)
     }
 }
 
@@ -391,13 +396,29 @@ mod tests {
         let [w, v, unseen] =
             ["w", "v", "u"].map(|name| Linear { name: name.into(), weight: weight.clone(), bias: None });
         let gather = Gather { sums: true, gram: true };
-        let mut statistics = Statistics::new(2);
-        for window in [[[1f32, 2.0, 0.0], [3.0, 0.0, 0.0]], [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]] {
+        let windows = [[[1f32, 2.0, 0.0], [3.0, 0.0, 0.0]], [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]];
+        let taps = windows.map(|window| {
             let mut tap = InputTap::new(gather);
             tap.input(&[&w, &v], &Tensor::new(&[window], &Device::Cpu).unwrap()).unwrap();
-            statistics.add(tap);
-        }
-        statistics.expect(&[&w, &v, &unseen], gather).unwrap();
+            tap
+        });
+        let sums = |taps: Vec<InputTap>| {
+            let mut sums = Sums::default();
+            taps.into_iter().for_each(|tap| sums.add(tap));
+            sums.into_statistics(2, &[&w, &v, &unseen], gather).unwrap()
+        };
+        // As a GPU would give them.
+        let on_device = windows.map(|window| {
+            let x = Tensor::new(&window, &Device::Cpu).unwrap();
+            let wide = x.to_dtype(DType::F64).unwrap();
+            let (squares, values) = (wide.sqr().unwrap().sum(0).unwrap(), wide.sum(0).unwrap());
+            let gram = Some(x.t().unwrap().matmul(&x).unwrap());
+            let sums = ColumnSums { squares, sums: Some(values), gram };
+            let seen = OnDevice { tokens: 2, deviations: deviations(&sums, 2).unwrap(), sums };
+            InputTap { gather, seen: vec![(vec!["w".into(), "v".into()], Seen::Device(seen))] }
+        });
+        let statistics = sums(taps.into());
+        assert_eq!(sums(on_device.into()), statistics);
         for name in ["w", "v"] {
             assert_eq!(statistics.column_norms(name).unwrap(), [5f32.sqrt(), 2.0, 0.0]);
             assert_eq!(statistics.column_sums(name).unwrap(), [2.0, 2.0, 0.0]);

@@ -26,6 +26,7 @@ fn kernels_serve_their_clients() {
     tells_failures(&mut kernel);
     helps_with_unfinished_code(&mut kernel);
     survives_the_end_of_its_cells(&mut kernel);
+    ends_compilations(&mut kernel);
     #[cfg(target_os = "linux")]
     assert_ne!(slot(&kernel), slot(&other), "two kernels, two slots");
     do_not_disturb_each_other(&mut kernel, &mut other);
@@ -168,21 +169,65 @@ fn do_not_disturb_each_other(kernel: &mut Kernel, other: &mut Kernel) {
     }
 }
 
+/// Compiles for minutes.
+const LONG: &str =
+    "#[allow(long_running_const_eval)]\nconst LONG: u64 = { let mut i = 0; while i < 300_000_000 { i += 1 } i };\nLONG";
+
+fn ends_compilations(kernel: &mut Kernel) {
+    kernel.succeed("let kept = 7;");
+    let long = kernel.send_cell(LONG);
+    let compilers = wait_for_compiler(kernel.id());
+    assert_eq!(kernel.command("interrupt_request", &json!({})), json!({"status": "ok"}));
+    let asked = Instant::now();
+    let ended = kernel.finish(&long);
+    assert!(asked.elapsed() < Duration::from_secs(5), "the interrupt took {:?}", asked.elapsed());
+    assert_failed(&ended, "Interrupted");
+    assert!(ended.reply["evalue"].as_str().unwrap().contains("still there"), "{ended:?}");
+    all_gone(&compilers);
+    assert_eq!(kernel.succeed("kept + twice(1)").value(), "9");
+    kernel.fail("LONG", "CompileError");
+}
+
+/// Until rustc compiles the cell; what the kernel has started by then, the process that runs cells among it.
+fn wait_for_compiler(kernel: u32) -> BTreeSet<u32> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = descendants(kernel);
+        let names: Vec<String> = processes().into_iter().filter(|p| found.contains(&p.0)).map(|p| p.2).collect();
+        if names.iter().any(|name| name.ends_with("rustc")) {
+            let cells = BTreeSet::from([cells_process(kernel)]);
+            return &found - &cells;
+        }
+        assert!(Instant::now() < deadline, "nothing is compiled: {names:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The process that runs a kernel's cells, which is the same program.
+fn cells_process(kernel: u32) -> u32 {
+    let of_kernel = processes().into_iter().find(|(_, parent, name)| *parent == kernel && name.ends_with("lacuna"));
+    of_kernel.expect("a kernel runs cells in a process of its own").0
+}
+
+/// Every process that has not ended: its id, its parent's, and its program.
+fn processes() -> Vec<(u32, u32, String)> {
+    let output = Command::new("ps").args(["-A", "-o", "pid=,ppid=,stat=,comm="]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let parse = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (id, parent) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        (!fields.next()?.starts_with('Z')).then(|| (id, parent, fields.collect::<Vec<_>>().join(" ")))
+    };
+    text.lines().filter_map(parse).collect()
+}
+
 /// Everything that a process has started, and what that has started.
 fn descendants(root: u32) -> BTreeSet<u32> {
-    let output = Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let pairs: Vec<(u32, u32)> = text
-        .lines()
-        .filter_map(|line| {
-            let mut numbers = line.split_whitespace().map(str::parse);
-            Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-        })
-        .collect();
+    let processes = processes();
     let mut found = BTreeSet::new();
     let mut todo = vec![root];
     while let Some(next) = todo.pop() {
-        let children = pairs.iter().filter(|(_, parent)| *parent == next).map(|(process, _)| *process);
+        let children = processes.iter().filter(|(_, parent, _)| *parent == next).map(|(process, ..)| *process);
         todo.extend(children.filter(|process| found.insert(*process)));
     }
     found
@@ -198,16 +243,16 @@ fn ends_with_all_it_started(mut kernel: Kernel, mut other: Kernel) {
     assert!(kernel.end(Duration::from_secs(5)).success());
     all_gone(&started);
     // Nobody can ask a killed kernel to clean up.
-    let started = descendants(other.id());
-    assert!(!started.is_empty());
+    other.send_cell(LONG);
+    let mut started = wait_for_compiler(other.id());
+    started.insert(cells_process(other.id()));
     other.kill();
     all_gone(&started);
 }
 
-fn all_gone(processes: &BTreeSet<u32>) {
+fn all_gone(gone: &BTreeSet<u32>) {
     let deadline = Instant::now() + Duration::from_secs(5);
-    // SAFETY: signal 0 only asks whether the process exists.
-    let left = || processes.iter().filter(|id| unsafe { libc::kill(**id as i32, 0) } == 0).collect::<Vec<_>>();
+    let left = || processes().into_iter().filter(|(id, ..)| gone.contains(id)).collect::<Vec<_>>();
     while !left().is_empty() {
         assert!(Instant::now() < deadline, "processes {:?} are still there", left());
         std::thread::sleep(Duration::from_millis(50));
@@ -256,7 +301,19 @@ fn uninstall_removes_what_install_wrote() {
     let kernels = home.join(".local/share/jupyter/kernels");
     fs::create_dir_all(kernels.join("python3")).unwrap();
     fs::write(kernels.join("python3/kernel.json"), "{}").unwrap();
+    let cache = home.join(".cache");
+    fs::create_dir(&cache).unwrap();
     let before = tree(home);
+    let lacuna = |home: &Path, arguments: &[&str]| {
+        let mut command = lacuna(home, arguments);
+        command.env("XDG_CACHE_HOME", &cache);
+        command
+    };
+    let collected = |arguments: &[&str]| {
+        let mut command = Command::new(LACUNA);
+        let output = command.arg("cache").args(arguments).env("XDG_CACHE_HOME", &cache).env_remove("LACUNA_CACHE_DIR");
+        said(&output.output().unwrap())
+    };
 
     let installed = lacuna(home, &["install", "--user"]).output().unwrap();
     assert!(installed.status.success(), "{}", said(&installed));
@@ -271,9 +328,16 @@ fn uninstall_removes_what_install_wrote() {
         (&json!("Lacuna (Rust)"), &json!("rust"), &json!("message"))
     );
 
+    let listed = collected(&["ls"]);
+    assert!(listed.contains("\ncompiled cells: ") && listed.contains(", 1 slot, used "), "{listed}");
     let removed = lacuna(home, &["uninstall"]).output().unwrap();
     assert!(removed.status.success() && said(&removed).starts_with("removed "), "{}", said(&removed));
-    assert_eq!(tree(home), before);
+    assert!(
+        said(&removed).contains(&format!("of compiled cells in {}/lacuna/kernel/", cache.display())),
+        "{}",
+        said(&removed)
+    );
+    assert_eq!(tree(home), before, "compiled cells are gone, too");
     let again = lacuna(home, &["uninstall"]).output().unwrap();
     assert!(again.status.success() && said(&again).contains("no lacuna kernel is installed there"), "{}", said(&again));
 
@@ -282,8 +346,16 @@ fn uninstall_removes_what_install_wrote() {
     let installed = lacuna(home, &["install", "--prefix"]).arg(&prefix).output().unwrap();
     assert!(installed.status.success(), "{}", said(&installed));
     assert!(prefix.join("share/jupyter/kernels/lacuna/kernel.json").is_file());
+    // What another kernelspec of the same program needs stays.
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(prefix.join("share/jupyter/kernels/lacuna/kernel.json"), directory.join("kernel.json")).unwrap();
     let removed = lacuna(home, &["uninstall", "--sys-prefix"]).env("VIRTUAL_ENV", &prefix).output().unwrap();
     assert!(removed.status.success(), "{}", said(&removed));
+    let expected = format!("compiled cells stay, for {}", directory.display());
+    assert!(said(&removed).contains(&expected) && cache.join("lacuna/kernel").is_dir(), "{}", said(&removed));
+    let gone = [collected(&["gc", "--older-than", "1h"]), collected(&["gc", "--older-than", "0s"])];
+    assert!(!gone[0].contains("compiled cells") && gone[1].contains("\ncompiled cells: "), "{gone:?}");
+    assert!(!cache.join("lacuna").exists());
     assert!(tree(&prefix.join("share/jupyter/kernels")).is_empty());
 }
 

@@ -467,7 +467,9 @@ fn the_command_lists_and_collects() {
     let lacuna = |args: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
         command.arg("cache").args(args.split(' ')).env("LACUNA_CACHE_DIR", dir.path());
-        let output = command.env("LACUNA_CACHE_MAX_BYTES", "2097152").output().unwrap();
+        // Compiled cells are looked for there, and not in the user's cache.
+        command.env("XDG_CACHE_HOME", dir.path());
+        let output = command.env("LACUNA_CACHE_MAX_BYTES", "2M").output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout) + &text(output.stderr))
     };

@@ -50,14 +50,18 @@ fn good_notebook_leaves_its_report_and_check_sees_changes() {
     assert_eq!(report["cells"][4]["data"], json!({"rows": [[1, 2.5]]}), "what differs from run to run stands apart");
     assert!(report["environment"]["cells"]["7"]["records"][0]["pid"].is_u64(), "{report}");
 
-    // The same again: only times differ. Two different files: both are named.
+    // The same again: only times differ. Three different files: all are named.
     let check = lacuna(&source, out, &["--check"]);
     assert!(check.status.success(), "{}", stderr(&check));
     fs::write(out.join("ok.csv"), "a,b\n1,2.4\n").unwrap();
     fs::write(out.join("ok.md"), markdown.replace("TensorId(2)", "TensorId(3)")).unwrap();
+    let executed = read(out.join("ok.ipynb"));
+    fs::write(out.join("ok.ipynb"), executed.replace("TensorId(1)", "TensorId(4)")).unwrap();
     let check = lacuna(&source, out, &["--check"]);
     assert_eq!(check.status.code(), Some(4), "{}", stderr(&check));
-    for expected in ["ok.csv", "-1,2.4\n+1,2.5", "ok.md", "-TensorId(3)\n+TensorId(2)"] {
+    let differences =
+        ["ok.csv", "-1,2.4\n+1,2.5", "ok.md", "-TensorId(3)\n+TensorId(2)", "ok.ipynb", "\"TensorId(4)\\n\""];
+    for expected in differences {
         assert!(stderr(&check).contains(expected), "no {expected:?} in\n{}", stderr(&check));
     }
     assert_eq!(read(out.join("ok.csv")), "a,b\n1,2.4\n", "--check writes nothing");

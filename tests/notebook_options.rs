@@ -5,7 +5,9 @@ mod notebook_runs;
 
 use notebook_runs::{code, lacuna, notebook, notebook_of, read, read_json, stderr, tagged};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ fn parameters_tags_and_long_output() {
     let out = directory.path().join("reports");
     let text = |source: &str| json!({"cell_type": "markdown", "metadata": {}, "source": source});
     let cells = vec![
-        text("# Options\n\nWhat a *run* can do. And more."),
+        text("# Options\n\nWhat a *run* can do. And more.\n\n![a](picture.png) [b](other.ipynb#top)"),
         tagged("let name = \"a\";\nlet count: usize = 2;\nlet levels = [0.1, 0.5];", "parameters"),
         code("println!(\"{name} {count} {levels:?}\");", json!({})),
         tagged("panic!(\"skipped\");", "skip"),
@@ -30,6 +32,7 @@ fn parameters_tags_and_long_output() {
         code("\"x\".repeat(1_000_000)", json!({})),
     ];
     let path = notebook_of(directory.path(), "options.ipynb", "rust", cells);
+    fs::write(directory.path().join("picture.png"), b"foo").unwrap();
     let parameters = directory.path().join("parameters.json");
     fs::write(&parameters, r#"{"count": 5, "name": "loses"}"#).unwrap();
     let file = parameters.to_str().unwrap();
@@ -44,6 +47,7 @@ fn parameters_tags_and_long_output() {
     assert_eq!(executed["cells"][2]["metadata"]["tags"], json!(["injected-parameters"]));
     let markdown = read(out.join("options.md"));
     for expected in [
+        "![a](../picture.png) [b](../other.ipynb#top)\n",
         "let name = \"b \\\"c\\\"\";\nlet levels = [1.0, 2.5, 3.0];\nlet count: usize = 5;\n```",
         "```text\nb \"c\" 5 [1.0, 2.5, 3.0]\n```",
         "panic!(\"skipped\");\n```\n\n*This cell was not run: it is tagged `skip`.*",
@@ -65,10 +69,11 @@ fn parameters_tags_and_long_output() {
     assert_eq!(report["parameters"], json!({"name": "b \"c\"", "levels": [1, 2.5, 3], "count": 5}));
     assert_eq!(report["cells"][3], json!({"cell": 5, "skipped": true}));
     assert_eq!(report["cells"][4], json!({"cell": 6, "error": {"kind": "Panic", "message": "exercise 5"}}));
-    assert!(read(out.join("options.html")).contains("<h1>Options</h1>"));
+    let html = read(out.join("options.html"));
+    assert!(html.contains("<h1>Options</h1>") && html.contains("<img src=\"data:image/png;base64,Zm9v\""));
     let gallery = read(out.join("README.md"));
-    let expected =
-        "## [Options](options.md)\n\nWhat a *run* can do.\n\n[report](options.md) · [web page](options.html)";
+    let expected = "## [Options](options.md)\n\nWhat a *run* can do.\n\n<a href=\"options.md\"><img src=\"../picture.png\" width=\"480\" \
+         alt=\"a\"></a>\n\n[report](options.md) · [web page](options.html)";
     assert!(gallery.contains(expected), "{gallery}");
 
     let check = lacuna(&path, &out, &[&options[..], &["--check"]].concat());
@@ -109,6 +114,141 @@ fn cells_before_the_one_to_begin_with_keep_their_outputs() {
     assert!(stderr(&run).contains("cell 1 has changed since the last run"), "{}", stderr(&run));
 }
 
+/// Every file below a directory, by name.
+fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![directory.to_path_buf()];
+    while let Some(next) = todo.pop() {
+        for path in fs::read_dir(next).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                todo.push(path);
+            } else {
+                let name = path.strip_prefix(directory).unwrap().display().to_string();
+                found.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn run_from_a_cell_on_gives_the_report_of_a_full_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("reports");
+    let text = |source: &str| json!({"cell_type": "markdown", "metadata": {}, "source": source});
+    let plot = r###"let svg = "<svg xmlns=\"http://www.w3.org/2000/svg\"/>";
+lacuna::notebook::emit(&[("text/plain", "a plot"), ("image/svg+xml", svg), ("application/json",
+    r#"{"z": 1, "a": {"environment": {"pid": 1}, "b": 2}}"#)]);"###;
+    let cells = vec![
+        text("# Resumed\n\nAll the same."),
+        tagged("let rows: usize = 2;", "parameters"),
+        code("println!(\"{rows} \\u{1b}[31mrows\\u{1b}[0m\");\ndf!(\"z\" => [1, 2], \"a\" => [0.5, 0.25])?", json!({})),
+        code(plot, json!({})),
+        tagged("panic!(\"no {rows}\")", "raises-exception"),
+        code("rows", json!({})),
+        code("println!(\"end\"); rows + 1", json!({})),
+    ];
+    let path = notebook_of(directory.path(), "resumed.ipynb", "rust", cells);
+    let options = ["--html", "-p", "rows=3"];
+    let run = lacuna(&path, &out, &options);
+    assert!(run.status.success(), "{}", stderr(&run));
+    let full = files(&out);
+    let expected = [
+        "README.md",
+        "resumed.csv",
+        "resumed.html",
+        "resumed.ipynb",
+        "resumed.json",
+        "resumed.md",
+        "resumed_files/plot_1.svg",
+    ];
+    assert_eq!(full.keys().collect::<Vec<_>>(), expected);
+    // The last cell that gave something of its own to the report.
+    let run = lacuna(&path, &out, &[&options[..], &["--from-cell", "8"]].concat());
+    assert!(run.status.success(), "{}", stderr(&run));
+    assert_eq!(stderr(&run).matches("output of the last run").count(), 6, "{}", stderr(&run));
+    let resumed = files(&out);
+    let report = |files: &BTreeMap<String, Vec<u8>>| -> Value {
+        let mut report: Value = serde_json::from_slice(&files["resumed.json"]).unwrap();
+        report.as_object_mut().unwrap().remove("environment").unwrap();
+        report
+    };
+    assert_eq!(report(&full), report(&resumed), "times apart");
+    assert_eq!(full.keys().collect::<Vec<_>>(), resumed.keys().collect::<Vec<_>>());
+    for (name, bytes) in full.iter().filter(|(name, _)| *name != "resumed.json") {
+        assert!(resumed[name] == *bytes, "{name}:\n{}", String::from_utf8_lossy(&resumed[name]));
+    }
+}
+
+#[test]
+fn files_of_others_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let path = notebook(directory.path(), "n.ipynb", "rust", &["df!(\"a\" => [1])?"]);
+    let source = fs::read(&path).unwrap();
+    // Before anything runs.
+    for (name, options) in [("n.md", &[][..]), ("n.json", &[]), ("n.ipynb", &["--jobs", "2"]), ("n.html", &["--html"])]
+    {
+        fs::write(out.join(name), "{}").unwrap();
+        let run = lacuna(&path, &out, options);
+        assert_eq!(run.status.code(), Some(2), "{}", stderr(&run));
+        let expected = format!("{name} is there, and no run of n.ipynb wrote it; move it away");
+        assert!(stderr(&run).contains(&expected) && stderr(&run).contains("--out"), "{}", stderr(&run));
+        assert_eq!(files(&out), BTreeMap::from([(name.to_owned(), b"{}".to_vec())]));
+        fs::remove_file(out.join(name)).unwrap();
+    }
+    // The notebook's own directory.
+    for own in [directory.path(), &out.join("..")] {
+        let run = lacuna(&path, own, &[]);
+        assert_eq!(run.status.code(), Some(2), "{}", stderr(&run));
+        assert!(stderr(&run).contains("the executed notebook would take its place"), "{}", stderr(&run));
+    }
+    assert_eq!(files(directory.path()), BTreeMap::from([("n.ipynb".to_owned(), source)]));
+
+    // Which tables a notebook has is known at its end; the executed notebook is there by then.
+    fs::write(out.join("n.csv"), "mine\n").unwrap();
+    let run = lacuna(&path, &out, &[]);
+    assert_eq!(run.status.code(), Some(6), "{}", stderr(&run));
+    assert!(stderr(&run).contains("n.csv is there, and no run of n.ipynb wrote it"), "{}", stderr(&run));
+    assert_eq!(files(&out).keys().collect::<Vec<_>>(), ["n.csv", "n.ipynb"]);
+    assert_eq!(read(out.join("n.csv")), "mine\n");
+    fs::rename(out.join("n.csv"), out.join("n_2.csv")).unwrap();
+    let run = lacuna(&path, &out, &[]);
+    assert!(run.status.success(), "{}", stderr(&run));
+    assert_eq!(files(&out).keys().collect::<Vec<_>>(), ["README.md", "n.csv", "n.ipynb", "n.json", "n.md", "n_2.csv"]);
+    assert_eq!(read(out.join("n_2.csv")), "mine\n");
+    // What an earlier run left goes, and nothing else.
+    notebook(directory.path(), "n.ipynb", "rust", &["1"]);
+    let run = lacuna(&path, &out, &[]);
+    assert!(run.status.success(), "{}", stderr(&run));
+    assert_eq!(files(&out).keys().collect::<Vec<_>>(), ["README.md", "n.ipynb", "n.json", "n.md", "n_2.csv"]);
+}
+
+#[test]
+fn cleaning_keeps_links_and_modes() {
+    let directory = tempfile::tempdir().unwrap();
+    let executed = json!([{"output_type": "stream", "name": "stdout", "text": "private"}]);
+    let mut cell = code("1", json!({}));
+    cell["outputs"] = executed;
+    let path = notebook_of(directory.path(), "private.ipynb", "rust", vec![cell]);
+    let mut value = read_json(&path);
+    value["metadata"]["lacuna"] = json!({"executed": true});
+    fs::write(&path, value.to_string()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let link = directory.path().join("link.ipynb");
+    std::os::unix::fs::symlink("private.ipynb", &link).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    let cleaned = command.args(["notebook", "clean"]).arg(&link).output().unwrap();
+    assert!(cleaned.status.success(), "{}", stderr(&cleaned));
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("private.ipynb"));
+    assert!(path.symlink_metadata().unwrap().is_file());
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let after = read_json(&path);
+    assert_eq!(after["cells"][0]["outputs"], json!([]));
+    assert_eq!(after["metadata"], json!({"language_info": {"name": "rust"}}), "it is no executed notebook any more");
+}
+
 /// Starts a process that holds on to the session's pipes, and then `end`s.
 fn with_grandchild(pid_file: &Path, end: &str) -> String {
     let spawn = "let child = std::process::Command::new(\"sleep\").arg(\"300\").spawn()?;";
@@ -132,13 +272,31 @@ fn endless_cell_is_ended_with_what_it_started() {
     let cell = with_grandchild(&pid, "loop { std::hint::spin_loop(); }");
     let path = notebook(directory.path(), "loops.ipynb", "rust", &[&cell, "1"]);
     let started = Instant::now();
-    let run = lacuna(&path, &out, &["--timeout", "8"]);
+    // Long enough to compile it on a busy machine.
+    let run = lacuna(&path, &out, &["--timeout", "25"]);
     assert_eq!(run.status.code(), Some(5), "{}", stderr(&run));
     assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
     assert!(stderr(&run).contains("took too long"), "{}", stderr(&run));
-    assert!(stderr(&run).contains("ended after 8 s, the --timeout of a cell"), "{}", stderr(&run));
+    assert!(stderr(&run).contains("ended after 25 s, the --timeout of a cell"), "{}", stderr(&run));
     assert!(is_gone(&pid), "what the cell started lives on");
     let executed = read_json(&out.join("loops.ipynb"));
+    assert_eq!(executed["cells"][0]["outputs"][0]["ename"], "Timeout");
+    assert_eq!(executed["cells"][1]["execution_count"], Value::Null);
+}
+
+#[test]
+fn endless_compilation_is_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("reports");
+    let long = "#[allow(long_running_const_eval)]\nconst LONG: u64 = { let mut i = 0; while i < 300_000_000 { i += 1 } i };\nLONG";
+    let path = notebook(directory.path(), "compiles.ipynb", "rust", &[long, "2"]);
+    let started = Instant::now();
+    let run = lacuna(&path, &out, &["--timeout", "8"]);
+    assert_eq!(run.status.code(), Some(5), "{}", stderr(&run));
+    assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
+    let expected = "ended after 8 s, the --timeout of a cell, while it was compiled";
+    assert!(stderr(&run).contains(expected), "{}", stderr(&run));
+    let executed = read_json(&out.join("compiles.ipynb"));
     assert_eq!(executed["cells"][0]["outputs"][0]["ename"], "Timeout");
     assert_eq!(executed["cells"][1]["execution_count"], Value::Null);
 }
@@ -170,17 +328,51 @@ fn several_notebooks_at_once() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn notebooks_do_not_outlive_the_command_that_runs_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let notebooks = ["a", "b"].map(|name| {
+        let flag = directory.path().join(name);
+        let cell =
+            format!("std::fs::write({flag:?}, std::process::id().to_string())?;\nloop {{ std::thread::park() }}");
+        (notebook(directory.path(), &format!("{name}.ipynb"), "rust", &[&cell]), flag)
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    command.args(["notebook", "run", "--jobs", "2", "--out"]).arg(directory.path().join("reports"));
+    command.args(notebooks.iter().map(|(path, _)| path)).stderr(std::process::Stdio::null());
+    let mut run = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !notebooks.iter().all(|(_, flag)| fs::read_to_string(flag).is_ok_and(|text| !text.is_empty())) {
+        assert!(Instant::now() < deadline, "the cells never began");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !notebooks.iter().all(|(_, flag)| is_gone(flag)) {
+        assert!(Instant::now() < deadline, "cells live on");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn what_cannot_run_is_refused_before_anything_runs() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     let out = directory.join("reports");
-    let path = notebook_of(directory, "p.ipynb", "rust", vec![tagged("let steps: usize = 4;", "parameters")]);
+    let parameters = "let steps: usize = 4;\nlet ys = [0.5];";
+    let path = notebook_of(directory, "p.ipynb", "rust", vec![tagged(parameters, "parameters")]);
     let plain = notebook(directory, "plain.ipynb", "rust", &["1"]);
     fs::create_dir(directory.join("other")).unwrap();
     let namesake = notebook(&directory.join("other"), "plain.ipynb", "rust", &["1"]);
     let missing = directory.join("missing.json");
-    let cases: [(&Path, &[&str], &str); 7] = [
+    let cases: [(&Path, &[&str], &str); 8] = [
         (&path, &["-p", "step=1"], "p.ipynb: the notebook has no parameter `step`; it has `steps` (an integer, usize)"),
+        (
+            &path,
+            &["-p", "ys=[]"],
+            "parameter `ys` is a JSON list of at least one item (each item a number, f64), and `[]` is not",
+        ),
         (&path, &["-p", "steps=many"], "parameter `steps` is an integer, usize, and `many` is not; cell 1 sets it"),
         (&path, &["-p", "steps"], "write it as name=value"),
         (&path, &["--params", missing.to_str().unwrap()], "missing.json"),
@@ -216,6 +408,12 @@ fn new_notebook_runs_and_is_cleaned() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
         command.arg("notebook").args(arguments).current_dir(&notebooks).output().unwrap()
     };
+    let nowhere = lacuna(&["new", "no/such/x"]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert_eq!(
+        stderr(&nowhere),
+        "error: cannot create no/such/x.ipynb: there is no directory no/such; make it first\n"
+    );
     let new = lacuna(&["new", "01_my_question"]);
     assert!(new.status.success(), "{}", stderr(&new));
     let path = notebooks.join("01_my_question.ipynb");

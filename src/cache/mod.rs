@@ -30,6 +30,14 @@ pub const DEFAULT_MAX_BYTES: u64 = 10 << 30;
 /// The file that describes an entry.
 const DESCRIPTION: &str = "entry";
 
+/// A number of bytes: `1000`, or such as `500M`, `2G` (K, M, G and T are powers of 1024).
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("", 0)].iter().find_map(|(name, shift)| {
+        let count: u64 = text.trim().strip_suffix(name)?.trim().parse().ok()?;
+        count.checked_mul(1 << shift)
+    })
+}
+
 /// A directory of kept results, bounded in size. Cloning is cheap, and clones count together.
 #[derive(Clone, Debug)]
 pub struct Cache(Arc<Inner>);
@@ -150,7 +158,7 @@ impl Cache {
     /// holds at most `LACUNA_CACHE_MAX_BYTES` bytes, or [`DEFAULT_MAX_BYTES`].
     ///
     /// # Errors
-    /// [`Error::Argument`] when no directory can be named, or the limit is no number.
+    /// [`Error::Argument`] when no directory can be named, or the limit is no size ([`parse_bytes`]).
     pub fn from_env() -> Result<Cache> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let user = || {
@@ -164,8 +172,8 @@ impl Cache {
             None => DEFAULT_MAX_BYTES,
             Some(value) => {
                 let text = value.to_string_lossy();
-                text.parse()
-                    .map_err(|_| Error::argument("LACUNA_CACHE_MAX_BYTES", &text, "must be a number of bytes"))?
+                let must = "must be a number of bytes, or such as 500M or 2G";
+                parse_bytes(&text).ok_or_else(|| Error::argument("LACUNA_CACHE_MAX_BYTES", &text, must))?
             }
         };
         Ok(Cache::at(dir.join("stages"), max_bytes))

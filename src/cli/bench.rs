@@ -6,21 +6,14 @@ use lacuna::cuda::bench::{BenchConfig, LLAMA_7B, bench};
 use lacuna::progress::Progress;
 use std::process::ExitCode;
 
-/// Check and time what this machine computes with
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Check each GPU kernel against a reference in f64, then time it beside a copy; with --device cpu, the kernels' twins
     Gpu(Gpu),
 }
 
 #[derive(Debug, clap::Args)]
-struct Gpu {
+pub(crate) struct Gpu {
     /// Device: cuda, cuda:N or cpu
     #[arg(long, default_value = "cuda", value_parser = parse_device)]
     device: DeviceSpec,
@@ -47,8 +40,8 @@ fn parse_shape(text: &str) -> Result<(usize, usize, usize), String> {
 }
 
 /// Exit code 1 when a check fails.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Command::Gpu(Gpu { device, shape, repeats, seed, json }) = args.command;
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let Command::Gpu(Gpu { device, shape, repeats, seed, json }) = command;
     let config = BenchConfig { device: device.open()?, shape: shape.unwrap_or(LLAMA_7B), repeats, seed };
     let report = bench(&config, Progress::Stderr)?;
     match json {

@@ -4,24 +4,19 @@ use super::{print_json, print_table, size};
 use lacuna::cache::{Cache, Collect, Kept};
 use std::time::Duration;
 
-/// What labs keep: calibration statistics, gradients, masks, evaluations
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
-enum Command {
-    /// List what is kept, used last first
+pub(crate) enum Command {
+    /// List what is kept, used last first, and what notebooks have compiled
     Ls {
-        /// Print it as JSON
+        /// Print what is kept as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Remove what was not used for long, down to a size; what is damaged goes in any case
+    /// Remove what was not used for long, down to a size; what is damaged goes in any case, and so do compiled cells of
+    /// builds that are gone
     Gc {
-        /// What was not used for so long: 90s, 30m, 12h, 30d or 4w
+        /// What was not used for so long: 90s, 30m, 12h, 30d or 4w. Compiled cells that sessions use stay
         #[arg(long, value_name = "AGE", value_parser = parse_age)]
         older_than: Option<Duration>,
         /// What was used least recently, until so much is left: bytes, or 500M, 2G (powers of 1024) [default: the cache's
@@ -34,9 +29,9 @@ enum Command {
     },
 }
 
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     let cache = Cache::from_env()?;
-    match args.command {
+    match command {
         Command::Ls { json: true } => print_json(&cache.entries()?),
         Command::Ls { json: false } => {
             let entries = cache.entries()?;
@@ -45,6 +40,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             }
             let (bytes, max) = (entries.iter().map(|entry| entry.bytes).sum(), cache.max_bytes());
             println!("{} kept, {} of {}{}", entries.len(), size(bytes), size(max), place(&cache));
+            #[cfg(feature = "notebook")]
+            compiled::list()?;
             Ok(())
         }
         Command::Gc { older_than, max_bytes, dry_run } => {
@@ -57,8 +54,47 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             let bytes = gone.iter().map(|entry| entry.bytes).sum();
             let verb = if dry_run { "would be removed" } else { "removed" };
             println!("{} {verb}, {}{}", gone.len(), size(bytes), place(&cache));
+            #[cfg(feature = "notebook")]
+            compiled::collect(older_than, dry_run)?;
             Ok(())
         }
+    }
+}
+
+/// Compiled cells, a line a build.
+#[cfg(feature = "notebook")]
+mod compiled {
+    use super::{Duration, age, size};
+    use crate::kernel::compiled::{self, Compiled};
+
+    pub(super) fn list() -> anyhow::Result<()> {
+        for found in compiled::all()? {
+            let slots = if found.slots == 1 { "slot" } else { "slots" };
+            let in_use = if found.in_use > 0 { format!(" ({} in use)", found.in_use) } else { String::new() };
+            println!("compiled cells: {}, {} {slots}{in_use}{}", size(found.bytes), found.slots, rest(&found));
+        }
+        Ok(())
+    }
+
+    pub(super) fn collect(older_than: Option<Duration>, dry_run: bool) -> anyhow::Result<()> {
+        for found in compiled::all()? {
+            let goes = found.is_orphan || older_than.is_some_and(|older_than| found.age() >= older_than);
+            let (verb, freed) = match (goes, dry_run) {
+                (true, true) => ("would be removed", found.bytes),
+                (true, false) => ("removed", compiled::remove(&found)?),
+                (false, true) => continue,
+                (false, false) => ("removed", compiled::trim(&found)?),
+            };
+            if goes || freed > 0 {
+                println!("compiled cells: {} {verb}{}", size(freed), rest(&found));
+            }
+        }
+        Ok(())
+    }
+
+    fn rest(found: &Compiled) -> String {
+        let gone = if found.is_orphan { ", of a build that is gone" } else { "" };
+        format!("{gone}, used {} ago, in {}", age(found.age()), found.path.display())
     }
 }
 
@@ -97,11 +133,7 @@ fn parse_age(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("", 0)];
-    let bytes = units.iter().find_map(|(name, shift)| {
-        let count: u64 = text.trim().strip_suffix(name)?.trim().parse().ok()?;
-        count.checked_mul(1 << shift)
-    });
+    let bytes = lacuna::cache::parse_bytes(text);
     bytes.ok_or_else(|| format!("`{text}` is no size; write a number of bytes, or such as 500M or 2G"))
 }
 

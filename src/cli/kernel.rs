@@ -1,20 +1,14 @@
 //! `lacuna kernel`: this binary as Jupyter's Rust kernel.
 
 use crate::kernel::doctor::{self, Status};
-use crate::kernel::install::{self, Place};
+use crate::kernel::install::{self, Place, Uninstalled};
 use anyhow::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Arguments of `lacuna kernel`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Make the kernel "Lacuna (Rust)" known to Jupyter, and prepare its first start
     Install(PlaceArgs),
     /// Look at everything that cells need, and say what to type where it is missing
@@ -22,14 +16,14 @@ enum Command {
     Doctor(DoctorArgs),
     /// Compile a first cell for several notebooks at once, so that each of them starts quickly
     Warm(WarmArgs),
-    /// Undo `install`
+    /// Undo `install`: remove the kernel from Jupyter, and what it has compiled, except for what sessions use
     Uninstall(PlaceArgs),
     /// Be the kernel: what the kernelspec starts
     Serve(ServeArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct PlaceArgs {
+pub(crate) struct PlaceArgs {
     /// For this user (the default)
     #[arg(long, conflicts_with_all = ["prefix", "sys_prefix"])]
     user: bool,
@@ -42,21 +36,21 @@ struct PlaceArgs {
 }
 
 #[derive(Debug, clap::Args)]
-struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// As a JSON list of checks
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, clap::Args)]
-struct WarmArgs {
+pub(crate) struct WarmArgs {
     /// Notebooks that will run at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     slots: u8,
 }
 
 #[derive(Debug, clap::Args)]
-struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// Where to listen, as Jupyter writes it
     connection_file: PathBuf,
 }
@@ -75,8 +69,8 @@ impl PlaceArgs {
 }
 
 /// Runs the subcommand.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    match args.command {
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Install(place) => {
             let directory = install::install(&place.place()?)?;
             println!("installed {}", directory.display());
@@ -87,12 +81,25 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             println!("{slots} {} warm", if slots == 1 { "slot is" } else { "slots are" });
         }
         Command::Uninstall(place) => match install::uninstall(&place.place()?)? {
-            Some(directory) => println!("removed {}", directory.display()),
+            Some(uninstalled) => tell(&uninstalled),
             None => println!("no lacuna kernel is installed there"),
         },
         Command::Serve(ServeArgs { connection_file }) => crate::kernel::serve(&connection_file)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn tell(Uninstalled { directory, compiled, other }: &Uninstalled) {
+    println!("removed {}", directory.display());
+    if let Some(other) = other {
+        println!("compiled cells stay, for {}", other.display());
+    }
+    for (compiled, freed) in compiled {
+        println!("removed {} of compiled cells in {}", super::size(*freed), compiled.path.display());
+        if compiled.path.is_dir() {
+            println!("sessions run: what they use stays there, until `lacuna cache gc --older-than 0s`");
+        }
+    }
 }
 
 fn diagnose(json: bool) -> anyhow::Result<ExitCode> {

@@ -51,14 +51,20 @@ enum Command {
     Experts(experts::Args),
     Generate(generate::Args),
     Train(train::Args),
-    Cache(cache::Args),
-    Bench(bench::Args),
+    /// What labs keep: calibration statistics, gradients, masks, evaluations
+    #[command(subcommand)]
+    Cache(cache::Command),
+    /// Check and time what this machine computes with
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Run notebooks without Jupyter
     #[cfg(feature = "notebook")]
-    Notebook(notebook::Args),
+    #[command(subcommand)]
+    Notebook(notebook::Command),
     /// This binary as Jupyter's Rust kernel
     #[cfg(feature = "notebook")]
-    Kernel(kernel::Args),
+    #[command(subcommand)]
+    Kernel(kernel::Command),
 }
 
 impl Command {
@@ -97,12 +103,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Experts(args) => experts::run(args),
         Command::Generate(args) => generate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Cache(args) => cache::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Bench(args) => bench::run(args),
+        Command::Cache(command) => cache::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => bench::run(command),
         #[cfg(feature = "notebook")]
-        Command::Notebook(args) => notebook::run(args),
+        Command::Notebook(command) => notebook::run(command),
         #[cfg(feature = "notebook")]
-        Command::Kernel(args) => kernel::run(args),
+        Command::Kernel(command) => kernel::run(command),
     };
     result.unwrap_or_else(|error| {
         if let Some(Error::Interrupted) = error.downcast_ref() {

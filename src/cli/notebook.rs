@@ -6,15 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Arguments of `lacuna notebook`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Run notebooks from top to bottom and write their reports
     #[command(after_help = "Tags of cells: `parameters` (what -p can set: `let name = literal;`), `skip` (not run), \
                       `raises-exception` (may fail).\n\nExit codes: 0 done; 1 a cell failed; 2 nothing was run (a \
@@ -36,7 +30,7 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-struct RunArgs {
+pub(crate) struct RunArgs {
     /// Notebooks in Rust (.ipynb); each runs in its own directory
     #[arg(required = true, value_name = "NOTEBOOK")]
     notebooks: Vec<PathBuf>,
@@ -53,7 +47,7 @@ struct RunArgs {
     /// Write nothing; compare with the reports that are there
     #[arg(long)]
     check: bool,
-    /// Longest time for a cell, its compilation included (which is waited for when time is up)
+    /// Longest time for a cell, its compilation included
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
     /// Keep the outputs of the last run for the cells before N. They run again, for later cells need their variables
@@ -72,8 +66,8 @@ struct RunArgs {
 }
 
 /// Runs the subcommand.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    match args.command {
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Run(args) => {
             let options = Options {
                 out: args.out,

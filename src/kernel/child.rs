@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Set by evcxr for the child that runs cells.
 const IS_RUNTIME: &str = "EVCXR_IS_RUNTIME";
 
+/// Printed to standard error by the first statement of each cell: it is compiled, and runs.
+pub(super) const BEGIN_OF_CELL: &str = "\u{1}lacuna: cell begins";
+
 /// Printed to standard output and standard error after each cell, so that the runner knows when it has read everything
 /// that the cell printed; once [`MARK_ENDS`] has run, because evcxr waits at its start until its outputs are read.
 pub(super) const END_OF_CELL: &str = "\u{1}lacuna: end of cell";

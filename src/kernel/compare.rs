@@ -1,7 +1,10 @@
 //! `lacuna notebook run --check`: what a fresh run gave against what is committed.
 
-use super::report::{ENVIRONMENT, Files, is_our_html, plots_directory};
-use serde_json::Value;
+use super::document::{DATA, EXECUTED};
+use super::report::{ENVIRONMENT, Files, take_environments};
+use super::stored::text as text_of;
+use super::written::written;
+use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -30,40 +33,19 @@ pub(crate) fn differences(fresh: &Files, directory: &Path, stem: &str) -> String
 
 /// Files that an earlier run left and this one does not: plots, further tables and HTML, relative to `directory`.
 pub(crate) fn stale(fresh: &Files, directory: &Path, stem: &str) -> Vec<String> {
-    let names = |directory: &Path| -> Vec<String> {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-    };
-    let plots = plots_directory(stem);
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
-    let is_plot = |name: &str| {
-        let number = name.strip_prefix("plot_").and_then(|rest| rest.split_once('.'));
-        number.is_some_and(|(number, extension)| is_number(number) && matches!(extension, "svg" | "png"))
-    };
-    let is_table = |name: &str| {
-        let rest = name.strip_prefix(stem).and_then(|rest| rest.strip_suffix(".csv"));
-        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('_').is_some_and(is_number))
-    };
-    let mut stale: Vec<String> = names(&directory.join(&plots))
-        .into_iter()
-        .filter(|name| is_plot(name))
-        .map(|name| format!("{plots}/{name}"))
-        .collect();
-    stale.extend(names(directory).into_iter().filter(|name| is_table(name)));
-    let html = format!("{stem}.html");
-    if fs::read_to_string(directory.join(&html)).is_ok_and(|text| is_our_html(&text)) {
-        stale.push(html);
-    }
-    stale.retain(|name| !fresh.contains_key(name));
-    stale.sort();
-    stale
+    let mut stale = written(directory, stem);
+    stale.retain(|name| !fresh.contains_key(name) && !name.ends_with(".ipynb"));
+    stale.into_iter().collect()
 }
 
 fn differ(text: &mut String, path: &Path, old: &[u8], new: &[u8]) {
-    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    let comparable = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => |text: &str| comparable(text, without_environment),
+        Some("ipynb") => |text: &str| comparable(text, without_passing_outputs),
+        _ => str::to_owned,
+    };
     let (old, new) = match (std::str::from_utf8(old), std::str::from_utf8(new)) {
-        (Ok(old), Ok(new)) if is_json => (comparable(old), comparable(new)),
-        (Ok(old), Ok(new)) => (old.to_owned(), new.to_owned()),
+        (Ok(old), Ok(new)) => (comparable(old), comparable(new)),
         _ => {
             let _ =
                 writeln!(text, "{}: differs ({} bytes, a fresh run writes {})", path.display(), old.len(), new.len());
@@ -90,19 +72,48 @@ fn differ(text: &mut String, path: &Path, old: &[u8], new: &[u8]) {
     }
 }
 
-/// A report's JSON without what may differ from run to run.
-fn comparable(text: &str) -> String {
+/// JSON without what may differ from run to run, which `strip` takes out.
+fn comparable(text: &str, strip: fn(&mut Value)) -> String {
     match serde_json::from_str::<Value>(text) {
         Ok(mut value) => {
-            if let Some(fields) = value.as_object_mut() {
-                fields.shift_remove(ENVIRONMENT);
-            }
+            strip(&mut value);
             // Outputs that --from-cell took from a notebook have their keys sorted.
             value.sort_all_objects();
             serde_json::to_string_pretty(&value).unwrap_or_else(|_| text.to_owned())
         }
         // A broken file differs from any report.
         Err(_) => text.to_owned(),
+    }
+}
+
+fn without_environment(report: &mut Value) {
+    if let Some(fields) = report.as_object_mut() {
+        fields.shift_remove(ENVIRONMENT);
+    }
+}
+
+/// Takes out of an executed notebook what is in no report either: standard error, counts, the `environment` of records.
+fn without_passing_outputs(notebook: &mut Value) {
+    if let Some(metadata) = notebook.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.shift_remove(EXECUTED);
+    }
+    for cell in notebook.get_mut("cells").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(fields) = cell.as_object_mut() else { continue };
+        fields.shift_remove("execution_count");
+        let Some(outputs) = fields.get_mut("outputs").and_then(Value::as_array_mut) else { continue };
+        let is_stream = |output: &Value, name: &str| output["output_type"] == "stream" && output["name"] == name;
+        // The two streams meet as the system likes.
+        let stdout: String = outputs.iter().filter(|o| is_stream(o, "stdout")).map(|o| text_of(&o["text"])).collect();
+        outputs.retain(|output| output["output_type"] != "stream");
+        for output in outputs.iter_mut().filter_map(Value::as_object_mut) {
+            output.shift_remove("execution_count");
+            if let Some(data) = output.get_mut("data").and_then(|data| data.get_mut(DATA)) {
+                take_environments(data);
+            }
+        }
+        if !stdout.is_empty() {
+            outputs.insert(0, json!({"stdout": stdout.split_inclusive('\n').collect::<Vec<_>>()}));
+        }
     }
 }
 
@@ -124,13 +135,49 @@ mod tests {
     }
 
     #[test]
+    fn executed_notebooks_are_compared_by_what_reports_show() {
+        let notebook = |count: u32, outputs: Value, metadata: Value| {
+            let cells = json!([{"cell_type": "code", "execution_count": count, "source": ["x"], "outputs": outputs}]);
+            json!({"cells": cells, "metadata": metadata}).to_string().into_bytes()
+        };
+        let stream = |name: &str, text: Value| json!({"output_type": "stream", "name": name, "text": text});
+        let value = |x: u32, seconds: f64| {
+            let data = json!({DATA: {"x": x, "environment": {"seconds": seconds}}, "text/plain": [x.to_string()]});
+            json!({"output_type": "execute_result", "execution_count": 1, "data": data})
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let old = json!([stream("stdout", json!("a\nb\n")), stream("stderr", json!("1 s\n")), value(1, 0.5)]);
+        fs::write(directory.path().join("n.ipynb"), notebook(1, old, json!({}))).unwrap();
+        let compare = |outputs: Value| {
+            let fresh = notebook(7, outputs, json!({EXECUTED: {"executed": true}}));
+            differences(&Files::from([("n.ipynb".to_owned(), fresh)]), directory.path(), "n")
+        };
+        let parts = |second: &str, x| {
+            json!([
+                stream("stdout", json!(["a\n"])),
+                stream("stderr", json!("2 s\n")),
+                stream("stdout", json!([second])),
+                value(x, 0.7)
+            ])
+        };
+        assert_eq!(compare(parts("b\n", 1)), "");
+        let text = compare(parts("c\n", 1));
+        assert!(text.contains("\"b\\n\"") && text.contains("\"c\\n\"") && !text.contains("seconds"), "{text}");
+        assert!(compare(parts("b\n", 2)).contains("+      "));
+    }
+
+    #[test]
     fn missing_and_stale_files_are_differences() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("n_files")).unwrap();
-        for name in ["n.csv", "n_2.csv", "n_files/plot_9.svg", "n_files/notes.txt", "nn.csv"] {
+        for name in ["n.csv", "n_2.csv", "n_3.csv", "n_files/plot_9.svg", "n_files/plot_8.svg", "nn.csv"] {
             fs::write(directory.path().join(name), "a\n").unwrap();
         }
+        let files = json!([{"files": ["n.csv", "n_2.csv", "n_files/plot_9.svg"]}]);
+        let json = json!({"notebook": "n.ipynb", "schema": 1, "cells": files}).to_string();
+        fs::write(directory.path().join("n.json"), &json).unwrap();
         let fresh = Files::from([("n.csv".to_owned(), b"a\n".to_vec()), ("n.md".to_owned(), b"# n\n".to_vec())]);
+        let fresh: Files = fresh.into_iter().chain([("n.json".to_owned(), json.into_bytes())]).collect();
         assert_eq!(stale(&fresh, directory.path(), "n"), ["n_2.csv", "n_files/plot_9.svg"]);
         let text = differences(&fresh, directory.path(), "n");
         assert_eq!(text.lines().count(), 3, "{text}");

@@ -123,15 +123,28 @@ impl Document {
         Ok(())
     }
 
-    /// Writes the notebook as Jupyter does (sorted keys, one space of indentation).
+    /// The executed notebook as Jupyter writes it (sorted keys, one space of indentation), with a word that it is one.
     ///
     /// # Errors
-    /// When the file cannot be written; what was there before is then still there.
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let text = nbformat::serialize_notebook(&nbformat::Notebook::V4(self.notebook.clone()))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        write_file(path, text.as_bytes())
+    /// When it does not fit the format.
+    pub(crate) fn executed(&self) -> Result<Vec<u8>> {
+        let mut notebook = self.notebook.clone();
+        notebook.metadata.additional.insert(EXECUTED.into(), executed_mark());
+        let text = nbformat::serialize_notebook(&nbformat::Notebook::V4(notebook));
+        Ok(text.with_context(|| format!("cannot write {}.ipynb", self.stem))?.into_bytes())
     }
+}
+
+/// The key in the metadata of a notebook that a run wrote.
+pub(super) const EXECUTED: &str = "lacuna";
+
+fn executed_mark() -> Value {
+    json!({"executed": true})
+}
+
+/// Whether a run wrote the notebook at `path`.
+pub(super) fn is_executed(path: &Path) -> bool {
+    path.is_file() && read_json(path).is_ok_and(|notebook| notebook["metadata"][EXECUTED] == executed_mark())
 }
 
 /// Takes the outputs out of a notebook of any language. A file without any is left as it is; says whether one was written.
@@ -153,6 +166,11 @@ pub(crate) fn clean(path: &Path) -> Result<bool> {
             // When JupyterLab ran it.
             metadata.shift_remove("execution");
         }
+    }
+    if let Some(metadata) = raw.get_mut("metadata").and_then(Value::as_object_mut)
+        && metadata.get(EXECUTED) == Some(&executed_mark())
+    {
+        metadata.shift_remove(EXECUTED);
     }
     if raw == before {
         return Ok(false);
@@ -267,10 +285,11 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         // What the umask leaves of it, as for any other file; tempfile's own default is private.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         let mut file = tempfile::Builder::new().prefix(".lacuna-").permissions(mode).tempfile_in(&directory)?;
-        io::Write::write_all(&mut file, bytes)?;
+        // Before there is anything in it that not everybody may read.
         if let Ok(old) = target.metadata() {
             file.as_file().set_permissions(old.permissions())?;
         }
+        io::Write::write_all(&mut file, bytes)?;
         file.as_file().sync_all()?;
         file.persist(&target)?;
         Ok(())

@@ -1,6 +1,6 @@
 //! What a session needs around it: the built library, a slot to compile cells in, evcxr's settings.
 
-use super::{child, rust_source, stubs};
+use super::{child, compiled, rust_source, stubs};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::env;
@@ -11,6 +11,8 @@ use std::process::Command;
 
 /// This process stands in for rustc.
 pub(super) const WRAPPER: &str = "LACUNA_RUSTC_WRAPPER";
+/// The process that has the session.
+pub(super) const SESSION: &str = "LACUNA_SESSION";
 /// Packages that are not compiled.
 pub(super) const STUBS: &str = "LACUNA_STUBS";
 /// The shared library that cells link.
@@ -27,8 +29,9 @@ pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
 pub(super) const PRELUDE: &str = "use lacuna::prelude::*;";
 
 /// What the process that runs cells must not hand on to what it starts.
-pub(super) const PRIVATE: [&str; 10] = [
+pub(super) const PRIVATE: [&str; 11] = [
     WRAPPER,
+    SESSION,
     STUBS,
     LIBRARY,
     DEPENDENCIES,
@@ -41,7 +44,7 @@ pub(super) const PRIVATE: [&str; 10] = [
 ];
 
 /// More sessions at a time than anyone runs on one machine.
-const SLOTS: usize = 32;
+pub(super) const SLOTS: usize = 32;
 
 /// A directory in which one session compiles its cells; free again when dropped, or when the process ends.
 #[must_use]
@@ -49,7 +52,7 @@ pub(super) struct Slot {
     /// evcxr's commands that make lacuna known to cells, and its prelude, without whose `EvcxrDisplay` in scope rustc's advice
     /// to import it would keep evcxr from trying `{:?}`.
     pub(super) preamble: String,
-    _lock: File,
+    _locks: [File; 2],
 }
 
 /// Prepares this process, through its environment, to host a session: evcxr takes its settings from there.
@@ -70,6 +73,8 @@ pub(super) fn enter() -> Result<Slot> {
     }
     let built = Built::find()?;
     let cache = cache(&built)?;
+    // Before anything is put there.
+    let held = compiled::hold(&cache, &built.dependencies)?;
     let source = rust_source::lean(&rust_source::provide(&sysroot)?, &cache)?;
     let stubs = stubs::write(&cache)?;
     let (slot, lock) = take_slot(&cache)?;
@@ -86,6 +91,7 @@ pub(super) fn enter() -> Result<Slot> {
         set(BACKTRACE, backtrace);
     }
     set(WRAPPER, "1".into());
+    set(SESSION, std::process::id().to_string().into());
     set("RUST_SRC_PATH", rust_source::nothing(&cache)?.into());
     set(STUBS, stubs.into());
     set(LIBRARY, built.library.into());
@@ -95,7 +101,7 @@ pub(super) fn enter() -> Result<Slot> {
     // Left by an earlier session, or by the one whose cell started this process.
     // SAFETY: as above.
     unsafe { env::remove_var(child::MARK_ENDS_SET) };
-    Ok(Slot { preamble, _lock: lock })
+    Ok(Slot { preamble, _locks: [held, lock] })
 }
 
 /// The toolchain's directory.
@@ -153,20 +159,30 @@ impl Built {
 
 /// A directory of our own in the user's cache, one per build directory: two checkouts do not share slots.
 pub(super) fn cache(built: &Built) -> Result<PathBuf> {
-    let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty());
-    let user = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(|| {
-        let below = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
-        home().map(|home| home.join(below))
-    });
-    let user = user.context("no directory for compiled cells: set HOME or XDG_CACHE_HOME")?;
-    let mut hash = Sha256::new();
-    hash.update(built.dependencies.as_os_str().as_encoded_bytes());
-    hash.update(env!("CARGO_PKG_VERSION"));
-    let key: String = hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    let cache = user.join("lacuna").join("kernel").join(key);
+    let cache = directory(&user_cache(None)?, &built.dependencies);
     fs::create_dir_all(&cache)
         .with_context(|| format!("cannot create {}; XDG_CACHE_HOME names another place", cache.display()))?;
     Ok(cache)
+}
+
+/// Where all builds compile cells: in the user's cache, which is `home` if that is given.
+pub(super) fn user_cache(home: Option<PathBuf>) -> Result<PathBuf> {
+    let user = home.or_else(|| env::var_os("XDG_CACHE_HOME").map(PathBuf::from)).filter(|path| path.is_absolute());
+    let user = user.or_else(|| {
+        let below = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
+        env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(below))
+    });
+    let user = user.context("no directory for compiled cells: set HOME or XDG_CACHE_HOME")?;
+    Ok(user.join("lacuna").join("kernel"))
+}
+
+/// Below `user`, where the build whose libraries are in `dependencies` compiles cells.
+pub(super) fn directory(user: &Path, dependencies: &Path) -> PathBuf {
+    let mut hash = Sha256::new();
+    hash.update(dependencies.as_os_str().as_encoded_bytes());
+    hash.update(env!("CARGO_PKG_VERSION"));
+    let key: String = hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    user.join(key)
 }
 
 /// The first slot that no running session holds.

@@ -1,5 +1,6 @@
 //! Jupyter's kernelspec: a directory with a JSON file that says how to start this binary as a kernel, and its pictures.
 
+use super::compiled::{self, Compiled};
 use super::environment::{self, TOOLCHAIN};
 use super::session::Session;
 use anyhow::{Context, Result, bail};
@@ -125,17 +126,59 @@ pub(crate) fn warm(slots: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes the kernelspec. Returns its directory, or `None` if there was none.
+/// What `uninstall` did.
+pub(crate) struct Uninstalled {
+    /// The kernelspec's directory, which is gone.
+    pub(crate) directory: PathBuf,
+    /// What the kernel had compiled, and how many bytes of that are gone.
+    pub(crate) compiled: Vec<(Compiled, u64)>,
+    /// The kernelspec of the same program elsewhere, for which the compiled cells stay.
+    pub(crate) other: Option<PathBuf>,
+}
+
+/// Removes the kernelspec, and what its kernel has compiled, as far as no session uses it and no other kernelspec starts
+/// the same program. `None` if there was none.
 ///
 /// # Errors
-/// When it cannot be removed.
-pub(crate) fn uninstall(place: &Place) -> Result<Option<PathBuf>> {
+/// When something cannot be removed.
+pub(crate) fn uninstall(place: &Place) -> Result<Option<Uninstalled>> {
     let directory = place.directory()?;
     if !directory.join("kernel.json").is_file() {
         return Ok(None);
     }
+    let spec = read_spec(&directory);
     fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
-    Ok(Some(directory))
+    let mut uninstalled = Uninstalled { directory, compiled: Vec::new(), other: None };
+    if let Some((executable, spec)) = spec {
+        let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from);
+        let mut places = kernelspecs(environments);
+        uninstalled.other = places.find(|other| read_spec(other).is_some_and(|(same, _)| same == executable));
+        if uninstalled.other.is_none() {
+            // Jupyter's `$$` is a `$`.
+            let cache = spec["env"]["XDG_CACHE_HOME"].as_str().map(|path| PathBuf::from(path.replace("$$", "$")));
+            for compiled in compiled::of(&executable, cache) {
+                let freed = compiled::remove(&compiled)?;
+                uninstalled.compiled.push((compiled, freed));
+            }
+        }
+    }
+    Ok(Some(uninstalled))
+}
+
+/// The program that a kernelspec starts, and the kernelspec.
+fn read_spec(directory: &Path) -> Option<(PathBuf, Value)> {
+    let spec: Value = serde_json::from_slice(&fs::read(directory.join("kernel.json")).ok()?).ok()?;
+    let executable = spec["argv"][0].as_str().unwrap_or_default().replace("$$", "$");
+    Some((PathBuf::from(executable), spec))
+}
+
+/// Where the kernel may be known: JUPYTER_PATH, the user's directory, the environments' at `prefixes`, the system's.
+fn kernelspecs(prefixes: impl Iterator<Item = PathBuf>) -> impl Iterator<Item = PathBuf> {
+    let mut data: Vec<PathBuf> = env::split_paths(&env::var_os("JUPYTER_PATH").unwrap_or_default()).collect();
+    data.extend(user_data());
+    data.extend(prefixes.map(|prefix| prefix.join("share/jupyter")));
+    data.extend(["/usr/local/share/jupyter", "/usr/share/jupyter"].map(PathBuf::from));
+    data.into_iter().map(|data| data.join("kernels").join(NAME))
 }
 
 /// Whether a Jupyter knows the kernel.
@@ -151,14 +194,9 @@ pub(super) enum Installed {
 
 /// Looks where the program `jupyter` does: JUPYTER_PATH, the user's directory, its own prefix, the system's.
 pub(super) fn installed(jupyter: &Path) -> Installed {
-    let mut data: Vec<PathBuf> = env::split_paths(&env::var_os("JUPYTER_PATH").unwrap_or_default()).collect();
-    data.extend(user_data());
-    data.extend(jupyter.parent().and_then(Path::parent).map(|prefix| prefix.join("share/jupyter")));
-    data.extend(["/usr/local/share/jupyter", "/usr/share/jupyter"].map(PathBuf::from));
-    for directory in data.into_iter().map(|data| data.join("kernels").join(NAME)) {
-        let spec = fs::read(directory.join("kernel.json")).ok();
-        let Some(spec) = spec.and_then(|spec| serde_json::from_slice::<Value>(&spec).ok()) else { continue };
-        let executable = PathBuf::from(spec["argv"][0].as_str().unwrap_or_default());
+    let prefix = jupyter.parent().and_then(Path::parent).map(Path::to_path_buf);
+    for directory in kernelspecs(prefix.into_iter()) {
+        let Some((executable, _)) = read_spec(&directory) else { continue };
         let same = env::current_exe().is_ok_and(|own| own == executable);
         return if same { Installed::Here(directory) } else { Installed::Other { directory, executable } };
     }

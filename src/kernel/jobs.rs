@@ -76,6 +76,7 @@ fn start(index: usize, path: &Path, width: usize, options: &Options) -> Result<J
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         command.env("RAYON_NUM_THREADS", (cores / options.jobs).max(1).to_string());
     }
+    end_with_parent(&mut command);
     let mut child = command.spawn().context("cannot start a process for a notebook")?;
     let stderr = child.stderr.take().context("a notebook's process has no standard error")?;
     let prefix = format!("{:width$} | ", name(path));
@@ -88,6 +89,29 @@ fn start(index: usize, path: &Path, width: usize, options: &Options) -> Result<J
         }
     });
     Ok(Job { index, child, reader })
+}
+
+/// A notebook must not run on when this process was killed. A Ctrl-C lets it take its lock away.
+fn end_with_parent(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        let parent = std::process::id();
+        let bind = move || {
+            // SAFETY: prctl only sets a flag of the new process.
+            if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT) } != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            // It may have been killed just before.
+            if std::os::unix::process::parent_id() != parent {
+                return Err(std::io::Error::from(std::io::ErrorKind::Interrupted));
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec it makes two system calls, and allocates nothing.
+        unsafe { std::os::unix::process::CommandExt::pre_exec(command, bind) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
 }
 
 fn name(path: &Path) -> String {

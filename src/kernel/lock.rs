@@ -40,16 +40,19 @@ impl Lock {
                 Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
             }
             // The one before us may have removed the file between our opening and locking it.
-            let (ours, there) = (file.metadata(), fs::metadata(&path));
-            if let (Ok(ours), Ok(there)) = (ours, there)
-                && (ours.dev(), ours.ino()) == (there.dev(), there.ino())
-            {
+            if is_at(&file, &path) {
                 file.set_len(0).with_context(cannot)?;
                 write!(file, "{}", std::process::id()).with_context(cannot)?;
                 return Ok(Lock { path, _file: file });
             }
         }
     }
+}
+
+/// Whether the file is still the one at `path`: who had it locked may have removed it.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    let (ours, there) = (file.metadata(), fs::metadata(path));
+    ours.is_ok_and(|ours| there.is_ok_and(|there| (ours.dev(), ours.ino()) == (there.dev(), there.ino())))
 }
 
 impl Drop for Lock {

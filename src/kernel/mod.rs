@@ -13,6 +13,7 @@
 
 mod child;
 mod compare;
+pub(crate) mod compiled;
 pub(crate) mod doctor;
 pub(crate) mod document;
 mod environment;
@@ -22,6 +23,7 @@ mod jupyter;
 mod lock;
 mod output;
 pub(crate) mod parameters;
+mod processes;
 mod report;
 pub(crate) mod runner;
 mod rust_literal;
@@ -33,6 +35,7 @@ pub(crate) mod skeleton;
 mod stored;
 mod stubs;
 mod watch;
+mod written;
 
 use std::ffi::OsStr;
 use std::path::Path;

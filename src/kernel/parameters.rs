@@ -318,6 +318,7 @@ impl fmt::Display for Kind {
             Kind::Float(name, _) => write!(f, "a number, {name}"),
             Kind::Text | Kind::String => f.write_str("text"),
             Kind::List(item, Form::Array(Some(length))) => write!(f, "a JSON list of {length} items ({item})"),
+            Kind::List(item, Form::Array(None)) => write!(f, "a JSON list of at least one item (each item {item})"),
             Kind::List(item, _) => write!(f, "a JSON list (each item {item})"),
         }
     }
@@ -384,7 +385,7 @@ mod tests {
             ("steps=-1", "parameter `steps` is an integer, usize, and `-1` is not"),
             ("steps=1.5", "`1.5` is not"),
             ("fast=1", "true or false"),
-            ("levels=[\"a\"]", "a JSON list (each item a number, f64)"),
+            ("levels=[\"a\"]", "a JSON list of at least one item (each item a number, f64)"),
             ("levels=[]", "`[]` is not"),
             ("pair=[1]", "a JSON list of 2 items"),
             ("sparsty=0.5", "no parameter `sparsty`; it has `model` (text), `sparsity` (a number, f64), `steps`"),

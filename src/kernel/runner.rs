@@ -11,7 +11,8 @@ use super::rust_literal::is_name;
 use super::screen::{Name, Names, Screen, say};
 use super::session::{CellError, ErrorKind, Outcome, Session};
 use super::stored;
-use super::watch::Watch;
+use super::watch::{Phase, Watch};
+use super::written::refuse_foreign;
 use anyhow::{Context, Result, bail};
 use lacuna::progress::check_interrupt;
 use serde_json::{Map, Value};
@@ -200,6 +201,12 @@ impl<'a> Run<'a> {
         {
             bail!("{shown}: the executed notebook would take its place; choose another --out");
         }
+        if !options.check {
+            let ends = ["ipynb", "md", "json", "html"].into_iter().filter(|end| *end != "html" || options.html);
+            let names: Vec<String> = ends.map(|end| format!("{}.{end}", document.stem)).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            refuse_foreign(&out, &document.stem, &names).with_context(|| shown.clone())?;
+        }
         let stored = match options.from_cell {
             Some(from) => stored::outcomes(&executed, &document, from).with_context(|| shown.clone())?,
             None => BTreeMap::new(),
@@ -224,7 +231,7 @@ impl<'a> Run<'a> {
         }
         let mut session = session?;
         let startup_seconds = started.elapsed().as_secs_f64();
-        let watch = Watch::new(session.process());
+        let watch = Watch::new(&session);
         let mut status = Status::Success;
         for (count, (index, name, source)) in (1..).zip(&code) {
             screen.begin(count, name);
@@ -237,7 +244,8 @@ impl<'a> Run<'a> {
             self.document.set_outcome(*index, count as i32, &outcome)?;
             self.outcomes.insert(*index, outcome);
             if !self.options.check {
-                self.document.write(&self.out.join(format!("{}.ipynb", self.document.stem)))?;
+                let executed = self.out.join(format!("{}.ipynb", self.document.stem));
+                write_file(&executed, &self.document.executed()?)?;
             }
             match verdict {
                 Verdict::Fine => {}
@@ -293,10 +301,15 @@ impl<'a> Run<'a> {
         }
         watch.begin(self.options.timeout);
         let mut outcome = session.run(source);
-        if watch.end() {
+        let ended = watch.end();
+        let compiling = if ended.what == Some(Phase::Compilation) { ", while it was compiled" } else { "" };
+        if ended.timed_out {
             let seconds = self.options.timeout.unwrap_or_default().as_secs_f64();
-            let message = format!("ended after {seconds} s, the --timeout of a cell");
+            let message = format!("ended after {seconds} s, the --timeout of a cell{compiling}");
             outcome.error = Some(CellError { kind: ErrorKind::Timeout, message });
+        } else if check_interrupt().is_err() && outcome.error.is_some() {
+            let message = format!("interrupted{compiling}");
+            outcome.error = Some(CellError { kind: ErrorKind::Interrupted, message });
         }
         if let Some(error) = &mut outcome.error {
             error.message = bounded(&error.message);
@@ -358,10 +371,12 @@ impl<'a> Run<'a> {
             parameters: &self.parameters,
             startup_seconds,
             directory: self.path.parent().unwrap_or(Path::new("/")),
+            out: &self.out,
             html: self.options.html,
         };
         let mut files = report::render(&source).with_context(|| self.shown.clone())?;
         if self.options.check {
+            files.insert(format!("{stem}.ipynb"), self.document.executed()?);
             gallery::add(&mut files, &self.out);
             let differences = compare::differences(&files, &self.out, stem);
             if differences.is_empty() {
@@ -371,12 +386,17 @@ impl<'a> Run<'a> {
             say(&format!("error: {}: a fresh run gives another report\n{}", self.shown, differences.trim_end()));
             return Ok(Status::Differs);
         }
-        for (name, bytes) in &files {
-            write_file(&self.out.join(name), bytes)?;
-        }
+        let names: Vec<&str> = files.keys().map(String::as_str).collect();
+        refuse_foreign(&self.out, stem, &names).with_context(|| self.shown.clone())?;
+        // As long as the report's JSON names them.
         for name in compare::stale(&files, &self.out, stem) {
             let path = self.out.join(name);
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        // First the JSON: it says of the others whose they are.
+        let (json, others): (Vec<_>, Vec<_>) = files.iter().partition(|(name, _)| name.ends_with(".json"));
+        for (name, bytes) in json.into_iter().chain(others) {
+            write_file(&self.out.join(name), bytes)?;
         }
         gallery::write(&self.out)?;
         let cells = self.outcomes.len();

@@ -5,8 +5,10 @@ use anyhow::{Context, Result};
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// evcxr's name for the crate of a cell.
 const CELL: &str = "ctx";
@@ -23,6 +25,7 @@ pub(super) fn run() -> ! {
     let mut args = env::args_os().skip(1);
     let rustc = args.next().unwrap_or_default();
     let args: Vec<OsString> = args.collect();
+    end_when_unwanted();
     let code = match compile(&rustc, &args) {
         Ok(code) => code,
         Err(error) => {
@@ -31,6 +34,26 @@ pub(super) fn run() -> ! {
         }
     };
     std::process::exit(code)
+}
+
+/// Ends this process with rustc and the linker as soon as cargo, or the session that waits for cargo, is gone: what
+/// compiles on would be in the way of the next session that gets the slot.
+fn end_when_unwanted() {
+    let cargo = parent_id();
+    let session: Option<i32> = env::var(environment::SESSION).ok().and_then(|id| id.parse().ok());
+    // SAFETY: setpgid only moves this process.
+    if unsafe { libc::setpgid(0, 0) } != 0 {
+        return;
+    }
+    std::thread::spawn(move || {
+        // SAFETY: signal 0 only asks whether the process exists.
+        let is_there = |id: i32| unsafe { libc::kill(id, 0) } == 0;
+        while parent_id() == cargo && session.is_none_or(is_there) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        // SAFETY: the group is this process's own.
+        unsafe { libc::kill(0, libc::SIGKILL) };
+    });
 }
 
 fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {

@@ -1,6 +1,6 @@
 //! One evcxr session without Jupyter: cells in, outputs and errors out.
 
-use super::child::{END_OF_CELL, MARK_ENDS, PANICKED};
+use super::child::{BEGIN_OF_CELL, END_OF_CELL, MARK_ENDS, PANICKED};
 use super::environment::{self, Slot};
 use super::output::{self, Printed, Stream};
 use anyhow::{Context, Result, anyhow};
@@ -10,11 +10,13 @@ use lacuna::progress::Transcript;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A variable that each cell defines first. evcxr reports a panic and a failed `?` as success, but forgets what the
-/// cell defined: if the variable is missing afterwards, the cell did not come to its end.
+/// cell defined: if the variable is missing afterwards, the cell did not come to its end. Its value tells that the cell
+/// is compiled.
 const GUARD: &str = "lacuna_cell_started";
 
 /// What a cell did.
@@ -47,7 +49,7 @@ pub(crate) enum ErrorKind {
     Error,
     /// The process that runs cells is gone, and all variables with it.
     Died,
-    /// It was ended, as it took longer than allowed; all variables are gone.
+    /// It was ended, as it took longer than allowed.
     Timeout,
     /// The user stopped it.
     Interrupted,
@@ -82,6 +84,7 @@ type OnLine = Box<dyn Fn(Stream, &str) + Send + Sync>;
 pub(crate) struct Session {
     context: CommandContext,
     lines: Arc<Shared>,
+    runs: Arc<AtomicBool>,
     slot: Slot,
 }
 
@@ -114,12 +117,16 @@ impl Session {
         let slot = environment::enter()?;
         let (context, outputs) =
             CommandContext::new().map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
-        let shared = Arc::new(Shared::default());
+        let (shared, runs) = (Arc::new(Shared::default()), Arc::new(AtomicBool::new(false)));
         let on_line = Arc::new(on_line);
         for (stream, lines) in [(Stream::Stdout, outputs.stdout), (Stream::Stderr, outputs.stderr)] {
-            let (shared, on_line) = (shared.clone(), on_line.clone());
+            let (shared, runs, on_line) = (shared.clone(), runs.clone(), on_line.clone());
             std::thread::spawn(move || {
                 for line in lines {
+                    if line == BEGIN_OF_CELL {
+                        runs.store(true, Ordering::Relaxed);
+                        continue;
+                    }
                     if line == END_OF_CELL {
                         shared.lock().ends[stream as usize] += 1;
                         shared.changed.notify_all();
@@ -142,7 +149,7 @@ impl Session {
                 }
             });
         }
-        let mut session = Session { context, lines: shared, slot };
+        let mut session = Session { context, lines: shared, runs, slot };
         // A `?` costs each session one vain compilation, until evcxr knows that cells use it. So tell it now.
         let first = format!("{}\n{MARK_ENDS}\nOk::<(), String>(())?;", session.slot.preamble);
         session.context.execute(&first).map_err(|error| anyhow!("{}", describe(&error, &first, usize::MAX)))?;
@@ -152,6 +159,11 @@ impl Session {
     /// The process that runs cells, to stop it from another thread.
     pub(crate) fn process(&self) -> Arc<Mutex<Child>> {
         self.context.process_handle()
+    }
+
+    /// Whether the cell is compiled, and runs.
+    pub(super) fn runs(&self) -> Arc<AtomicBool> {
+        self.runs.clone()
     }
 
     /// evcxr itself, for what is not running a cell.
@@ -183,6 +195,7 @@ impl Session {
             lines.ends
         };
         let (guarded, guard_line) = with_guard(source);
+        self.runs.store(false, Ordering::Relaxed);
         let result = self.context.execute(&guarded);
         let finished = self.context.variables_and_types().any(|(name, _)| name == GUARD);
         // Whatever the cell printed has been written; it only has to arrive. A cell that never ran says nothing.
@@ -232,7 +245,7 @@ fn with_guard(source: &str) -> (String, usize) {
         guarded.push_str(line);
         guarded.push('\n');
     }
-    let _ = writeln!(guarded, "let {GUARD}: bool = true;");
+    let _ = writeln!(guarded, "let {GUARD}: bool = {{ ::std::eprintln!({BEGIN_OF_CELL:?}); true }};");
     let rest: Vec<&str> = source.lines().skip(front).collect();
     guarded.push_str(&rest.join("\n"));
     (guarded, front + 1)
@@ -302,11 +315,9 @@ mod tests {
     fn guard_goes_behind_what_must_be_first() {
         let (code, line) = with_guard(":dep rand = \"0.9\"\n// why\n#![allow(unused)]\nlet x = 1;\nx");
         assert_eq!(line, 4);
-        assert_eq!(
-            code,
-            ":dep rand = \"0.9\"\n// why\n#![allow(unused)]\nlet lacuna_cell_started: bool = true;\nlet x = 1;\nx"
-        );
-        assert_eq!(with_guard("1 + 1").0, "let lacuna_cell_started: bool = true;\n1 + 1");
+        let guard = r#"let lacuna_cell_started: bool = { ::std::eprintln!("\u{1}lacuna: cell begins"); true };"#;
+        assert_eq!(code, format!(":dep rand = \"0.9\"\n// why\n#![allow(unused)]\n{guard}\nlet x = 1;\nx"));
+        assert_eq!(with_guard("1 + 1").0, format!("{guard}\n1 + 1"));
     }
 
     #[test]

@@ -23,10 +23,16 @@ pub(crate) fn write(name: &Path) -> Result<PathBuf> {
     }
     let absolute = std::path::absolute(&path)?;
     let directory = absolute.parent().unwrap_or(Path::new("/"));
-    let mut text = serde_json::to_string_pretty(&notebook(&title(&stem), &data(directory)))?;
+    if !directory.is_dir() {
+        let shown = path.parent().unwrap_or(directory).display();
+        bail!("cannot create {}: there is no directory {shown}; make it first", path.display());
+    }
+    let mut text = serde_json::to_string_pretty(&notebook(&title(&stem), &parameters(directory, CHECKOUT)))?;
     text.push('\n');
     let create = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(directory)?;
+        let file = tempfile::Builder::new().prefix(".lacuna-").tempfile_in(directory);
+        // Its own message names a file that nobody knows.
+        let mut file = file.map_err(|error| std::io::Error::from(error.kind()))?;
         file.write_all(text.as_bytes())?;
         std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
         file.as_file().sync_all()?;
@@ -45,16 +51,32 @@ fn title(stem: &str) -> String {
     chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
-/// The data of this repository, as a notebook in `directory` names them.
-fn data(directory: &Path) -> String {
-    let found = directory.ancestors().position(|above| above.join("data/tiny-llama").is_dir());
-    format!("{}data", "../".repeat(found.unwrap_or(1)))
+/// The source that this binary was built from.
+const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The first parameters of a notebook in `directory`: the model and the texts of the checkout around it, else of
+/// `checkout`, else a word on what to put there.
+fn parameters(directory: &Path, checkout: &str) -> String {
+    let holds_data = |root: &Path| root.join("data/tiny-llama").is_dir();
+    let data = match directory.ancestors().position(holds_data) {
+        Some(up) => format!("{}data", "../".repeat(up)),
+        None if holds_data(Path::new(checkout)) => format!("{checkout}/data"),
+        None => {
+            return "let model_path = \"\"; // a directory with config.json and model.safetensors, or a hub id: HuggingFaceTB/SmolLM2-135M\n\
+                    let calibration_path = \"\"; // a text file to calibrate on\n\
+                    let test_path = \"\"; // another one to measure on\n"
+                .to_owned();
+        }
+    };
+    [("model_path", "tiny-llama"), ("calibration_path", "corpus/train.txt"), ("test_path", "corpus/test.txt")]
+        .map(|(name, file)| format!("let {name} = {:?};\n", format!("{data}/{file}")))
+        .concat()
 }
 
-fn notebook(title: &str, data: &str) -> Value {
+fn notebook(title: &str, parameters: &str) -> Value {
     let cells = [
         ("markdown", &[][..], format!("# {title}\n\nHow much worse does a small language model get when a share of its weights is set to zero? (Put your own\nquestion here; the first sentence and the first picture go into the gallery of reports.)")),
-        ("code", &["parameters"][..], format!("// Parameters: `lacuna notebook run -p windows=32` sets another value\nlet model_path = \"{data}/tiny-llama\";\nlet calibration_path = \"{data}/corpus/train.txt\";\nlet test_path = \"{data}/corpus/test.txt\";\nlet sparsities = [0.3, 0.5, 0.7];\nlet windows: usize = 8;\nlet seed: u64 = 0;")),
+        ("code", &["parameters"][..], format!("// Parameters: `lacuna notebook run -p windows=32` sets another value\n{parameters}let sparsities = [0.3, 0.5, 0.7];\nlet windows: usize = 8;\nlet seed: u64 = 0;")),
         ("markdown", &[][..], "## Load\n\nThe model, text to calibrate on, and other text to measure on.".to_owned()),
         ("code", &[][..], "use lacuna::prelude::*;\n\nlet model = Model::load(model_path)?;\nlet tokenizer = model.tokenizer()?;\nlet calibration = Windows::calibration(calibration_path, Some(&tokenizer), windows, 256, seed)?;\nlet test = Windows::evaluation(test_path, Some(&tokenizer), Some(windows), 256)?;".to_owned()),
         ("markdown", &[][..], "## Prune\n\nOne record a model: what was done to it, and what it scored.".to_owned()),
@@ -98,6 +120,25 @@ mod tests {
         for (stem, expected) in [("05_which_heads-matter", "Which heads matter"), ("über", "Über"), ("7", "7")] {
             assert_eq!(title(stem), expected);
         }
+    }
+
+    #[test]
+    fn paths_lead_to_data_or_say_what_to_put() {
+        let directory = tempfile::tempdir().unwrap();
+        let (outside, checkout) = (directory.path().join("a"), directory.path().join("b"));
+        let text = parameters(&outside, checkout.to_str().unwrap());
+        assert!(
+            text.starts_with("let model_path = \"\"; // a directory with config.json") && !text.contains("data/"),
+            "{text}"
+        );
+        std::fs::create_dir_all(checkout.join("data/tiny-llama")).unwrap();
+        let text = parameters(&outside, checkout.to_str().unwrap());
+        assert!(
+            text.contains(&format!("let test_path = \"{}/data/corpus/test.txt\";\n", checkout.display())),
+            "{text}"
+        );
+        let text = parameters(&checkout.join("notebooks"), "/nowhere");
+        assert!(text.starts_with("let model_path = \"../data/tiny-llama\";\nlet calibration_path"), "{text}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn outcome(cell: &Value) -> Outcome {
 }
 
 /// Text of a notebook: one string, or a list of lines.
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect(),
         value => value.as_str().unwrap_or_default().to_owned(),

@@ -1,44 +1,77 @@
-//! A second thread beside the one that waits for a cell: it ends the process that runs cells when the user interrupts or
-//! time is up, and sees at once when that process has died.
+//! A second thread beside the one that waits for a cell: it ends what the cell does when the user interrupts or time is up,
+//! and sees at once when the process that runs cells has died.
 
+use super::processes;
+use super::session::Session;
 use lacuna::progress::check_interrupt;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How soon the thread notices.
 const EVERY: Duration = Duration::from_millis(20);
+
+/// A cell that neither compiles nor says that it runs may have closed its standard error.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The watching thread; it ends when this is dropped.
 pub(super) struct Watch {
     shared: Arc<Shared>,
 }
 
+/// What was done about a cell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ended {
+    /// Its time was up.
+    pub(super) timed_out: bool,
+    /// What of it was ended.
+    pub(super) what: Option<Phase>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its compilation: variables of earlier cells are still there.
+    Compilation,
+    /// The process that runs cells, and all variables with it.
+    Process,
+}
+
 #[derive(Default)]
 struct Shared {
     over: AtomicBool,
-    timed_out: AtomicBool,
-    deadline: Mutex<Option<Instant>>,
+    cell: Mutex<Cell>,
+}
+
+#[derive(Default)]
+struct Cell {
+    is_there: bool,
+    deadline: Option<Instant>,
+    interrupted: bool,
+    /// Since when it should be no more.
+    unwanted: Option<Instant>,
+    ended: Ended,
 }
 
 impl Watch {
-    /// Watches the process, whichever it is at a time: evcxr starts another one after a death.
-    pub(super) fn new(process: Arc<Mutex<Child>>) -> Self {
+    /// Watches the session's process, whichever it is at a time: evcxr starts another one after a death.
+    pub(super) fn new(session: &Session) -> Self {
         let shared = Arc::new(Shared::default());
-        let theirs = shared.clone();
+        let (theirs, process, runs) = (shared.clone(), session.process(), session.runs());
         std::thread::spawn(move || {
-            let mut ended = None;
+            let mut gone = None;
             while !theirs.over.load(Ordering::Relaxed) {
-                let late = theirs.lock().is_some_and(|deadline| Instant::now() >= deadline);
                 let mut child = process.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_dead = matches!(child.try_wait(), Ok(Some(_)));
-                if ended != Some(child.id()) && (is_dead || late || check_interrupt().is_err()) {
-                    if late && !is_dead {
-                        theirs.timed_out.store(true, Ordering::Relaxed);
+                if is_dead {
+                    // Its successor has nothing to run yet.
+                    runs.store(false, Ordering::Relaxed);
+                    if gone != Some(child.id()) {
+                        gone = Some(child.id());
+                        end(&mut child);
                     }
-                    ended = Some(child.id());
-                    end(&mut child);
+                } else if theirs.lock().look(&mut child, &runs) {
+                    gone = Some(child.id());
                 }
                 drop(child);
                 std::thread::sleep(EVERY);
@@ -49,20 +82,53 @@ impl Watch {
 
     /// A cell begins; it may take `limit`.
     pub(super) fn begin(&self, limit: Option<Duration>) {
-        self.shared.timed_out.store(false, Ordering::Relaxed);
-        *self.shared.lock() = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        *self.shared.lock() = Cell { is_there: true, deadline, ..Cell::default() };
     }
 
-    /// The cell is over; whether it was ended because its time was up.
-    pub(super) fn end(&self) -> bool {
-        *self.shared.lock() = None;
-        self.shared.timed_out.load(Ordering::Relaxed)
+    /// Ends the cell, if there is one.
+    pub(super) fn interrupt(&self) {
+        self.shared.lock().interrupted = true;
+    }
+
+    /// The cell is over; what was done about it.
+    pub(super) fn end(&self) -> Ended {
+        std::mem::take(&mut *self.shared.lock()).ended
     }
 }
 
 impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Cell> {
+        self.cell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cell {
+    /// Ends what the cell does, if it should; says whether that was the process.
+    fn look(&mut self, child: &mut Child, runs: &AtomicBool) -> bool {
+        let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if !self.is_there || !(late || self.interrupted || check_interrupt().is_err()) {
+            return false;
+        }
+        self.ended.timed_out |= late;
+        let unwanted = *self.unwanted.get_or_insert_with(Instant::now);
+        if self.ended.what == Some(Phase::Process) {
+            return false;
+        }
+        // One compilation may follow another, and the process them: so it is looked at again until the cell is over.
+        if !runs.load(Ordering::Relaxed) {
+            if processes::end_compilation() {
+                self.ended.what = Some(Phase::Compilation);
+                self.unwanted = None;
+                return false;
+            }
+            if unwanted.elapsed() < PATIENCE {
+                return false;
+            }
+        }
+        self.ended.what = Some(Phase::Process);
+        end(child);
+        true
     }
 }
 

@@ -9,8 +9,9 @@ mod wire;
 
 use super::document::content;
 use super::output::{HEAD, Stream};
+use super::processes;
 use super::session::{CellError, ErrorKind, Outcome, Session};
-use super::watch::{Watch, end};
+use super::watch::{Phase, Watch, end};
 use anyhow::Result;
 use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};
@@ -33,6 +34,9 @@ const TEXT_BYTES: usize = 1 << 20;
 const VARIABLES_GONE: &str = "Variables of earlier cells are gone; imports, functions and types are still there. \
                               Run the cells again that define what you need";
 
+/// What an interrupt of a compilation means.
+const VARIABLES_KEPT: &str = "interrupted while it was compiled. Variables of earlier cells are still there";
+
 /// Serves the clients of a connection file until one asks for the end; then the process exits.
 ///
 /// # Errors
@@ -47,7 +51,6 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
         connection: connection.clone(),
         id: message::random_id(),
         iopub,
-        running: Mutex::default(),
         process: OnceLock::new(),
         watch: OnceLock::new(),
         text: Mutex::default(),
@@ -104,20 +107,12 @@ struct Kernel {
     /// In the header of each message.
     id: String,
     iopub: Socket,
-    /// The cell that runs.
-    running: Mutex<Running>,
     /// The process that runs cells, once there is one.
     process: OnceLock<Arc<Mutex<Child>>>,
-    /// Ends what a cell has started when that process dies: evcxr would wait for it.
+    /// Ends cells that are interrupted, and what a cell has started when that process dies: evcxr would wait for it.
     watch: OnceLock<Watch>,
     /// What the cell has printed and nobody has seen.
     text: Mutex<Text>,
-}
-
-#[derive(Default)]
-struct Running {
-    is: bool,
-    interrupted: bool,
 }
 
 #[derive(Default)]
@@ -199,23 +194,18 @@ impl Kernel {
         self.status("idle", &request.header);
     }
 
-    /// Ends the process that runs cells if a cell is running; variables cannot be saved, so an idle one is left alone.
+    /// Ends the cell, if there is one; variables cannot be saved, so a process that runs none is left alone.
     fn interrupt(&self) {
-        let mut running = lock(&self.running);
-        if running.is && !running.interrupted {
-            running.interrupted = true;
-            self.kill();
-        }
-    }
-
-    fn kill(&self) {
-        if let Some(process) = self.process.get() {
-            end(&mut lock(process));
+        if let Some(watch) = self.watch.get() {
+            watch.interrupt();
         }
     }
 
     fn shut_down(&self, peer: &Peer, request: &Request) {
-        self.kill();
+        if let Some(process) = self.process.get() {
+            end(&mut lock(process));
+        }
+        processes::end_compilation();
         let restart = request.content["restart"].as_bool().unwrap_or(false);
         let content = json!({"status": "ok", "restart": restart});
         self.reply(peer, request, &content);
@@ -265,7 +255,7 @@ impl Kernel {
         let session = Session::start(Box::new(move |stream, line| kernel.line(stream, line)));
         let session = session.map_err(|error| format!("{error:#}\n`lacuna kernel doctor` says what is missing"))?;
         let _ = self.process.set(session.process());
-        let _ = self.watch.set(Watch::new(session.process()));
+        let _ = self.watch.set(Watch::new(&session));
         Ok(session)
     }
 
@@ -319,17 +309,26 @@ impl Kernel {
 
     /// Runs a cell that can be interrupted, after which the session is ready for the next one.
     fn run(&self, session: &mut Session, code: &str) -> Result<Outcome, CellError> {
-        *lock(&self.running) = Running { is: true, interrupted: false };
+        if let Some(watch) = self.watch.get() {
+            watch.begin(None);
+        }
         let mut outcome = session.run(code);
-        let interrupted = std::mem::take(&mut *lock(&self.running)).interrupted;
+        let ended = self.watch.get().and_then(|watch| watch.end().what);
         let died = outcome.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Died);
-        if interrupted {
-            // A cell that was being compiled, or had just ended, did not notice.
-            let restarted = if died { Ok(()) } else { session.restart() };
-            let message = match restarted {
-                Ok(()) => format!("interrupted. {VARIABLES_GONE}"),
-                Err(error) => format!("interrupted; the next cell cannot run: {error:#}. Restart the kernel"),
-            };
+        let message = match ended {
+            Some(Phase::Compilation) if outcome.error.is_some() => Some(VARIABLES_KEPT.to_owned()),
+            Some(Phase::Process) => {
+                // A cell that had just ended did not notice.
+                let restarted = if died { Ok(()) } else { session.restart() };
+                Some(match restarted {
+                    Ok(()) => format!("interrupted. {VARIABLES_GONE}"),
+                    Err(error) => format!("interrupted; the next cell cannot run: {error:#}. Restart the kernel"),
+                })
+            }
+            // It was over before it could be ended.
+            _ => None,
+        };
+        if let Some(message) = message {
             return Err(CellError { kind: ErrorKind::Interrupted, message });
         }
         if died && let Some(error) = &mut outcome.error {

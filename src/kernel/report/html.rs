@@ -1,8 +1,9 @@
 //! The report as one HTML file, which needs no other file and no network.
 
 use super::Files;
+use super::links::{OPTIONS, normal};
 use super::text::{encode_base64, unlink};
-use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, html};
+use pulldown_cmark::{CowStr, Event, Parser, Tag, html};
 use std::fs;
 use std::path::Path;
 
@@ -41,14 +42,13 @@ pub(crate) fn is_ours(text: &str) -> bool {
     text.lines().take(5).any(|line| line == GENERATOR)
 }
 
-/// The Markdown report as a page, the pictures that it shows inside: those of the report, and files beside the notebook.
-pub(super) fn page(markdown: &str, stem: &str, files: &Files, directory: &Path) -> String {
+/// The Markdown report as a page, the pictures that it shows inside: those of the report, and other files that it names
+/// from its directory `out`.
+pub(super) fn page(markdown: &str, stem: &str, files: &Files, out: &Path) -> String {
     let title = super::gallery::title(markdown).unwrap_or_else(|| stem.to_owned());
-    let options =
-        Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_FOOTNOTES | Options::ENABLE_TASKLISTS;
-    let events = Parser::new_ext(markdown, options).map(|event| match event {
+    let events = Parser::new_ext(markdown, OPTIONS).map(|event| match event {
         Event::Start(Tag::Image { link_type, dest_url, title, id }) => {
-            let dest_url = data_uri(&dest_url, files, directory).map_or(dest_url, CowStr::from);
+            let dest_url = data_uri(&dest_url, files, out).map_or(dest_url, CowStr::from);
             Event::Start(Tag::Image { link_type, dest_url, title, id })
         }
         event => event,
@@ -66,7 +66,7 @@ pub(super) fn page(markdown: &str, stem: &str, files: &Files, directory: &Path) 
 }
 
 /// A picture as an address that holds it.
-fn data_uri(target: &str, files: &Files, directory: &Path) -> Option<String> {
+fn data_uri(target: &str, files: &Files, out: &Path) -> Option<String> {
     let path = unlink(target)?;
     let extension = Path::new(&path).extension()?.to_str()?.to_ascii_lowercase();
     let kind = match extension.as_str() {
@@ -79,7 +79,8 @@ fn data_uri(target: &str, files: &Files, directory: &Path) -> Option<String> {
     };
     let bytes = match files.get(&path) {
         Some(bytes) => bytes.clone(),
-        None => fs::read(directory.join(&path)).ok()?,
+        // The directory may not be there yet, so that `..` leads nowhere.
+        None => fs::read(normal(&out.join(&path))).ok()?,
     };
     Some(format!("data:image/{kind};base64,{}", encode_base64(&bytes)))
 }

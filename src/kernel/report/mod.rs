@@ -6,6 +6,7 @@
 
 pub(super) mod gallery;
 mod html;
+mod links;
 mod model;
 mod text;
 
@@ -38,8 +39,10 @@ pub(crate) struct Source<'a> {
     pub(crate) parameters: &'a Map<String, Value>,
     /// Seconds before the first cell.
     pub(crate) startup_seconds: f64,
-    /// Where the notebook is, for the pictures that its text shows.
+    /// Where the notebook is: what its text shows and links is meant from there.
     pub(crate) directory: &'a Path,
+    /// Where the report goes.
+    pub(crate) out: &'a Path,
     /// Whether to write HTML.
     pub(crate) html: bool,
 }
@@ -60,7 +63,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
     for (index, (kind, text)) in source.document.cells().enumerate() {
         let number = index + 1;
         match (kind, source.outcomes.get(&index)) {
-            (Kind::Markdown, _) => report.paragraph(&text),
+            (Kind::Markdown, _) => report.paragraph(&links::moved(&text, source.directory, source.out)),
             (Kind::Code, Some(outcome)) => {
                 report.source(&text, source.document.is_collapsed(index));
                 let mut cell = report.outcome(number, outcome).with_context(|| format!("cell {number}"))?;
@@ -97,7 +100,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
     markdown.truncate(markdown.trim_end().len());
     markdown.push('\n');
     if source.html {
-        let page = html::page(&markdown, stem, &files, source.directory);
+        let page = html::page(&markdown, stem, &files, source.out);
         files.insert(html::name(stem), page.into_bytes());
     }
     files.insert(format!("{stem}.md"), markdown.into_bytes());
@@ -109,7 +112,7 @@ fn milliseconds(seconds: f64) -> f64 {
 }
 
 /// Takes out the parts of records that may differ from run to run, in the order in which they stand there.
-fn take_environments(value: &mut Value) -> Vec<Value> {
+pub(crate) fn take_environments(value: &mut Value) -> Vec<Value> {
     match value {
         Value::Object(fields) => {
             let mut taken: Vec<Value> = fields.shift_remove(ENVIRONMENT).into_iter().collect();

@@ -15,7 +15,14 @@ pub(super) fn fence(language: &str, text: &str) -> String {
 
 /// A relative path as a Markdown link's target.
 pub(super) fn link(path: &str) -> String {
-    path.replace('%', "%25").replace(' ', "%20").replace('(', "%28").replace(')', "%29")
+    let mut target = String::with_capacity(path.len());
+    for c in path.chars() {
+        match c {
+            '%' | ' ' | '(' | ')' | '#' | '?' | '<' | '>' => target.push_str(&format!("%{:02X}", c as u32)),
+            c => target.push(c),
+        }
+    }
+    target
 }
 
 /// The path behind a link's target; other targets (an address, a place in the text) have none.
@@ -130,7 +137,7 @@ mod tests {
 
     #[test]
     fn links_go_and_come_back() {
-        for path in ["a b (c)/100%.svg", "plain.png", "ä.svg"] {
+        for path in ["a b (c)/100%.svg", "a#b?.svg", "plain.png", "ä.svg"] {
             assert_eq!(unlink(&link(path)).as_deref(), Some(path));
         }
         for target in ["https://x.org/a.png", "data:image/png;base64,xx", "#top", "/a.png", "", "%f", "%zz"] {
