@@ -48,12 +48,23 @@ enum Kind {
     Tiny,
     /// Many orders of magnitude.
     Wide,
-    /// The columns that are sampled are unlike the others.
-    Striped,
+    /// The columns that are sampled have greater weights than the others.
+    Raised,
+    /// They have smaller ones.
+    Sunken,
 }
 
-const KINDS: [Kind; 8] =
-    [Kind::Normal, Kind::Few, Kind::Zeros, Kind::Equal, Kind::Close, Kind::Tiny, Kind::Wide, Kind::Striped];
+const KINDS: [Kind; 9] = [
+    Kind::Normal,
+    Kind::Few,
+    Kind::Zeros,
+    Kind::Equal,
+    Kind::Close,
+    Kind::Tiny,
+    Kind::Wide,
+    Kind::Raised,
+    Kind::Sunken,
+];
 
 fn normal(rng: &mut ChaCha8Rng) -> f32 {
     let (a, b): (f32, f32) = (rng.random::<f32>().max(1e-9), rng.random());
@@ -69,7 +80,8 @@ fn values<T: Element>(kind: Kind, n: usize, rng: &mut ChaCha8Rng) -> Vec<T> {
         Kind::Close => 1.0 + rng.random_range(0..1 << 13) as f32 * f32::EPSILON,
         Kind::Tiny => f32::from_bits(rng.random_range(0..1 << 24)) * [1.0, -1.0][rng.random_range(0..2)],
         Kind::Wide => normal(rng) * 2f32.powi(rng.random_range(-14..14)),
-        Kind::Striped => normal(rng) * if i % 8 < 2 { 100.0 } else { 1.0 },
+        Kind::Raised => normal(rng) * if i % 8 < 2 { 100.0 } else { 1.0 },
+        Kind::Sunken => normal(rng) * if i % 8 < 2 { 0.01 } else { 1.0 },
     };
     (0..n).map(|i| T::of(value(i))).collect()
 }
@@ -136,7 +148,7 @@ fn rows_are_the_twins<T: Element>(m: &Matrix<T>, ks: &[u32], fast: bool, what: &
     };
     let name = format!("select_rows{}_{}", if fast { "" } else { "_any" }, T::NAME);
     let blocks = m.cols.div_ceil(1024) as u64;
-    let (block, shared) = if fast { (32 * blocks, 2048 * blocks + m.words() as u64 * 8) } else { (256, 0) };
+    let (block, shared) = if fast { (32 * blocks, 2176 * blocks) } else { (256, 0) };
     for seed in SEEDS {
         let (w, norms) = m.buffers();
         let masks = Buffer::<u64>::poisoned(ks.len() * m.rows * m.words(), seed);

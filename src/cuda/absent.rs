@@ -2,9 +2,10 @@
 
 use super::{ColumnSums, Memory};
 use crate::calibrate::Gather;
-use crate::mask::{Criterion, Mask};
+use crate::mask::{Criterion, Mask, Pattern, Ties};
+use crate::sparsegpt::{Factor, SparseGpt};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// The GPU with this number.
 ///
@@ -38,6 +39,21 @@ pub(crate) fn apply(_weight: &Tensor, _mask: &Mask) -> Result<Option<(Tensor, u6
 }
 
 pub(crate) fn column_sums(_x: &Tensor, _gather: Gather) -> Result<Option<ColumnSums>> {
+    Ok(None)
+}
+
+pub(crate) fn mxfp4(_blocks: &Tensor, _scales: &Tensor, _dtype: DType) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+pub(crate) fn sparsegpt(
+    _device: &Device,
+    _name: &str,
+    _weights: &mut [f32],
+    _factor: &Factor,
+    _selection: (Pattern, f64, Ties),
+    _config: &SparseGpt,
+) -> Result<Option<Mask>> {
     Ok(None)
 }
 

@@ -23,7 +23,7 @@ mod transfer;
 use absent as ops;
 
 pub use ops::open;
-pub(crate) use ops::{apply, column_sums, memory, select_levels, to_device, to_host};
+pub(crate) use ops::{apply, column_sums, memory, mxfp4, select_levels, sparsegpt, to_device, to_host};
 
 use candle_core::Tensor;
 use serde::Serialize;

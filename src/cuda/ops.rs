@@ -4,6 +4,7 @@ use super::launch::{Element, Kernels, Matrix};
 use super::{ColumnSums, Memory, libraries, transfer};
 use crate::calibrate::Gather;
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, bad_score};
+use crate::sparsegpt::{Factor, SparseGpt};
 use crate::{Error, Result};
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
 use candle_core::cuda::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
@@ -281,6 +282,114 @@ fn gram<T: Element>(kernels: &Kernels, x: Matrix<'_, T>) -> candle_core::Result<
         .w()?;
     }
     Ok(gram)
+}
+
+/// Weights `(groups * 32,)` as `dtype` from MXFP4 `blocks (.., 16)` and `scales (..)` in u8, as many groups.
+pub(crate) fn mxfp4(blocks: &Tensor, scales: &Tensor, dtype: DType) -> Result<Option<Tensor>> {
+    fn unpack<T: Element>(blocks: &Tensor, scales: &Tensor) -> Result<Option<Tensor>> {
+        let (Device::Cuda(device), groups) = (blocks.device(), scales.elem_count()) else { return Ok(None) };
+        let ((blocks, blocks_at), (scales, scales_at)) = (blocks.storage_and_layout(), scales.storage_and_layout());
+        let (Storage::Cuda(blocks), Storage::Cuda(scales)) = (&*blocks, &*scales) else { return Ok(None) };
+        let (blocks_at, scales_at) = (blocks_at.start_offset(), scales_at.start_offset());
+        let blocks = blocks.as_cuda_slice::<u8>()?.slice(blocks_at..blocks_at + groups * 16);
+        let scales = scales.as_cuda_slice::<u8>()?.slice(scales_at..scales_at + groups);
+        let values = Kernels::on(device)?.mxfp4::<T>(&blocks, &scales)?;
+        Ok(Some(Tensor::from((wrap(values, device), groups * 32))))
+    }
+    let bytes = blocks.dtype() == DType::U8 && scales.dtype() == DType::U8;
+    if !bytes || blocks.elem_count() != scales.elem_count() * 16 || scales.elem_count() == 0 {
+        return Ok(None);
+    }
+    let (blocks, scales) = (blocks.contiguous()?, scales.contiguous()?);
+    match dtype {
+        DType::BF16 => unpack::<bf16>(&blocks, &scales),
+        DType::F32 => unpack::<f32>(&blocks, &scales),
+        _ => Ok(None),
+    }
+}
+
+/// [`crate::sparsegpt::sparsegpt`] on a GPU: columns of a block by a kernel, what lies behind them by cuBLAS in f32. Sums are rounded
+/// in another order than on the CPU.
+///
+/// # Errors
+/// As there.
+pub(crate) fn sparsegpt(
+    device: &Device,
+    name: &str,
+    weights: &mut [f32],
+    factor: &Factor,
+    (pattern, sparsity, ties): (Pattern, f64, Ties),
+    config: &SparseGpt,
+) -> Result<Option<Mask>> {
+    let nofm = match pattern {
+        Pattern::Unstructured if ties == Ties::ByPosition => None,
+        Pattern::NofM { n, m } if m <= 32 => Some((n, m)),
+        _ => return Ok(None),
+    };
+    let Device::Cuda(cuda) = device else { return Ok(None) };
+    if config.block_size > 128 {
+        return Ok(None);
+    }
+    crate::sparsegpt::check_inputs(name, weights, factor, pattern, sparsity, config)?;
+    let (cols, rows) = (factor.width(), weights.len() / factor.width());
+    let kernels = Kernels::on(cuda)?;
+    let tensor = |values: &[f32], shape: (usize, usize)| -> candle_core::Result<Tensor> {
+        Ok(Tensor::from((wrap(transfer::upload(values, cuda)?, cuda), shape)))
+    };
+    for row in weights.chunks_exact_mut(cols) {
+        factor.dead().iter().for_each(|&col| row[col] = 0.0);
+    }
+    let upper = tensor(factor.upper(), (cols, cols))?;
+    let (mut rest, mut done) = (tensor(weights, (rows, cols))?, Vec::new());
+    let mut mask = Mask::none(rows, cols);
+    for start in (0..cols).step_by(config.block_size) {
+        let width = config.block_size.min(cols - start);
+        let own = upper.narrow(0, start, width)?; // (width, cols)
+        let (inner, behind) = (own.narrow(1, start, width)?.contiguous()?, cols - start - width);
+        let block = rest.narrow(1, 0, width)?.contiguous()?;
+        let mut selected = cuda.alloc_zeros::<u64>(rows * width.div_ceil(64))?;
+        if nofm.is_none() {
+            let diagonal: Vec<f32> = (start..start + width).map(|i| factor.upper()[i * cols + i].powi(2)).collect();
+            let scores = block.sqr()?.broadcast_div(&Tensor::new(diagonal, device)?)?;
+            let scores = slice_of(&scores)?;
+            let matrix = Matrix { values: &scores.as_view(), rows, cols: width };
+            let mut bad = cuda.clone_htod(&[u64::MAX])?;
+            let k = crate::mask::count_of(rows * width, sparsity);
+            kernels.select_layer(matrix, None, k, &mut selected.as_view_mut(), &mut bad)?;
+            let at = transfer::download(&bad.as_view(), cuda)?[0] as usize;
+            if at < rows * width {
+                return Err(bad_score(name, at / width, start + at % width, f32::INFINITY));
+            }
+        }
+        let (mut block, inner) = (slice_of(&block)?, slice_of(&inner)?);
+        let shape = (rows, width);
+        let errors = kernels.sparsegpt_block(&mut block.as_view_mut(), shape, &inner, nofm, &mut selected)?;
+        let words = transfer::download(&selected.as_view(), cuda)?;
+        let selected = Mask::from_words(rows, width, words)?;
+        selected.for_each_pruned(|at| mask.prune(at / width, start + at % width));
+        if behind > 0 {
+            let errors = Tensor::from((wrap(errors, cuda), shape));
+            let update = errors.matmul(&own.narrow(1, start + width, behind)?.contiguous()?)?;
+            rest = (rest.narrow(1, width, behind)? - update)?;
+        }
+        done.push(Tensor::from((wrap(block, cuda), shape)));
+    }
+    let updated = to_host(&Tensor::cat(&done, 1)?)?.flatten_all()?.to_vec1::<f32>()?;
+    weights.copy_from_slice(&updated);
+    crate::sparsegpt::check_update(name, weights, cols)?;
+    Ok(Some(mask))
+}
+
+/// A copy of a tensor's values, without gaps.
+fn slice_of(tensor: &Tensor) -> candle_core::Result<CudaSlice<f32>> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()));
+    };
+    let at = layout.start_offset();
+    let view = storage.as_cuda_slice::<f32>()?.slice(at..at + tensor.elem_count());
+    storage.device.cuda_stream().clone_dtod(&view).w()
 }
 
 /// The memory of the GPU that `device` is.

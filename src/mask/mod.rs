@@ -6,6 +6,7 @@ mod formats;
 mod ranks;
 mod select;
 mod set;
+mod simd;
 mod statistics;
 mod validate;
 
@@ -145,6 +146,13 @@ impl Mask {
             return Err(Error::argument("mask words", words.len(), problem));
         }
         Ok(Mask { rows, cols, words })
+    }
+
+    /// Marks one weight, which must be within the shape.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn prune(&mut self, row: usize, col: usize) {
+        let at = row * self.words_per_row() + col / 64;
+        self.words[at] |= 1 << (col % 64);
     }
 
     /// All words, row after row.

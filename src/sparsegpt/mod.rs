@@ -83,9 +83,8 @@ pub fn sparsegpt(
     config: &SparseGpt,
     ties: Ties,
 ) -> Result<Reconstruction> {
-    config.validate()?;
     let cols = factor.width();
-    check(name, weights, cols, pattern, sparsity, config)?;
+    check_inputs(name, weights, factor, pattern, sparsity, config)?;
     for row in weights.chunks_exact_mut(cols) {
         factor.dead().iter().for_each(|&col| row[col] = 0.0);
     }
@@ -125,16 +124,31 @@ pub fn sparsegpt(
             },
         );
     }
+    check_update(name, weights, cols)?;
+    Ok(Reconstruction { mask, damping: factor.damping() })
+}
+
+/// Refuses weights that are no longer finite.
+pub(crate) fn check_update(name: &str, weights: &[f32], cols: usize) -> Result<()> {
     if let Some(at) = weights.par_iter().position_first(|weight| !weight.is_finite()) {
         let (row, col) = (at / cols, at % cols);
         let problem = format!("the update of row {row}, column {col} overflows; choose a higher damping");
         return Err(Error::tensor("SparseGPT", name, problem));
     }
-    Ok(Reconstruction { mask, damping: factor.damping() })
+    Ok(())
 }
 
 /// Refuses what cannot be pruned, before anything is changed.
-fn check(name: &str, weights: &[f32], cols: usize, pattern: Pattern, sparsity: f64, config: &SparseGpt) -> Result<()> {
+pub(crate) fn check_inputs(
+    name: &str,
+    weights: &[f32],
+    factor: &Factor,
+    pattern: Pattern,
+    sparsity: f64,
+    config: &SparseGpt,
+) -> Result<()> {
+    config.validate()?;
+    let cols = factor.width();
     if !weights.len().is_multiple_of(cols) {
         let problem = format!("has {} values, which rows of the {cols} inputs of its gram do not make", weights.len());
         return Err(Error::tensor("SparseGPT", name, problem));

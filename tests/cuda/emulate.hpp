@@ -127,7 +127,9 @@ class Machine {
             start(i);
             runnable.push_back(i);
         }
-        while (!runnable.empty() && !problem[0]) {
+        // Each thread of a block waits some thousand times; one that waits for what never comes true does so for ever.
+        for (uint64_t turns = 0; !runnable.empty() && !problem[0]; turns++) {
+            if (turns > uint64_t{count} << 17) fail("the threads of a block wait for each other without an end");
             current = next();
             thread.x = current;
             enter(current);
@@ -321,6 +323,11 @@ inline unsigned permute(unsigned a, unsigned b, unsigned selector) {
         out |= (nibble & 8 ? (byte & 128 ? 255 : 0) : byte) << (8 * i);
     }
     return out;
+}
+
+inline unsigned highest_halves(unsigned a, unsigned b) {
+    const unsigned low = (a & 0xffff) > (b & 0xffff) ? a : b, high = a >> 16 > b >> 16 ? a : b;
+    return (low & 0xffff) | (high & 0xffff0000);
 }
 
 } // namespace emulate

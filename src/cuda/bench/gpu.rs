@@ -103,7 +103,7 @@ impl<T: Element> OnGpu<T> {
             weights: stream.clone_htod(&narrowed).w()?,
             bits: stream.clone_htod(&if wants_bits { bits_of(weights) } else { Vec::new() }).w()?,
             masks: stream.clone_htod(&masks).w()?,
-            made: stream.clone_htod(&vec![narrow(f32::NAN); made]).w()?,
+            made: stream.clone_htod(&std::iter::repeat_with(|| narrow(f32::NAN)).take(made).collect::<Vec<T>>()).w()?,
             values: stream.clone_htod(&vec![u16::MAX; values]).w()?,
             index: stream.clone_htod(&vec![u8::MAX; index]).w()?,
         };

@@ -12,7 +12,7 @@ mod reference;
 use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use problem::{Data, Op, Output, Problem};
+use problem::{Op, Output, Problem};
 use serde::Serialize;
 use std::fmt;
 

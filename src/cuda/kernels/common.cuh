@@ -72,13 +72,42 @@ __device__ __forceinline__ u32 permute(u32 a, u32 b, u32 selector) {
 #endif
 }
 
+/// The greatest of three, by halves.
+__device__ __forceinline__ u32 highest_halves(u32 a, u32 b, u32 c) {
+#ifdef LACUNA_EMULATE
+    return emulate::highest_halves(emulate::highest_halves(a, b), c);
+#else
+    return __vimax3_u16x2(a, b, c);
+#endif
+}
+
+/// About `a / b`.
+__device__ __forceinline__ float about_quotient(float a, float b) {
+#ifdef LACUNA_EMULATE
+    return a / b;
+#else
+    return __fdividef(a, b);
+#endif
+}
+
+/// About the square root.
+__device__ __forceinline__ float about_root(float x) {
+#ifdef LACUNA_EMULATE
+    return sqrtf(x);
+#else
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+#endif
+}
+
 /// The sum over the lanes up to this one.
 __device__ __forceinline__ u32 inclusive_scan(u32 value) {
     const u32 lane = threadIdx.x % WARP;
 #pragma unroll
     for (u32 step = 1; step < WARP; step *= 2) {
         const u32 other = __shfl_up_sync(ALL, value, step);
-        value += lane >= step ? other : 0;
+        if (lane >= step) value += other;
     }
     return value;
 }

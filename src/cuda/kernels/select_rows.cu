@@ -2,7 +2,7 @@
 //
 // Computes: of each row the ks[level] smallest scores go, ties by position; one mask a level.
 // Launch: a block a row at a time, on a persistent grid: the next row's weights are on their way while this one is selected. 32 weights
-// a thread, `32 * ceil(cols / 1024)` threads; dynamic shared memory `2048 * ceil(cols / 1024) + words * 8` bytes.
+// a thread, `32 * ceil(cols / 1024)` threads; dynamic shared memory `2176 * ceil(cols / 1024)` bytes.
 // Bytes: sizeof(T) read and 1/8 written a weight and level; norms stay in L1.
 // Source: selection by sampling (Floyd and Rivest 1975, "Algorithm 489: SELECT") on the upper halves of the scores' bits, then exact among
 // the few scores that share theirs with the threshold. About 15 instructions a weight, of which a quarter is the score itself.
@@ -27,7 +27,7 @@ struct Pick {
     u32 bin, need, count;
 };
 
-struct Shared {
+struct alignas(16) Shared {
     u32 sample[SAMPLE_BINS];
     u32 bins[BINS];
     u32 few[FEW];
@@ -49,8 +49,8 @@ struct Counter {
         __syncthreads();
         const u32 total = totals[turn];
         // Read by all before this barrier, and used again after the next one.
-        if (threadIdx.x == 0) totals[(turn + 2) % 3] = 0;
-        turn = (turn + 1) % 3;
+        if (threadIdx.x == 0) totals[turn == 0 ? 2 : turn - 1] = 0;
+        turn = turn == 2 ? 0 : turn + 1;
         return total;
     }
 };
@@ -99,25 +99,11 @@ __device__ __forceinline__ Two below(const uint4* keys, u32 one, u32 other) {
 /// The column of bit `e` of this thread's masks.
 __device__ __forceinline__ u32 column(u32 e) { return 8 * (threadIdx.x + (e / 8) * blockDim.x) + e % 8; }
 
-/// The key at about `rank` of the sample, by one warp: the bin where it is reached, and linear within.
-__device__ __forceinline__ u32 sample_quantile(const u32* sample, u32 inclusive, float rank, u32 infinite) {
-    const u32 lane = threadIdx.x % WARP;
-    const u32 reached = __ballot_sync(ALL, static_cast<float>(inclusive) > rank);
-    if (rank <= 0) return 0;
-    if (reached == 0) return infinite;
-    const u32 at = __ffs(reached) - 1;
-    const u32 start = __shfl_sync(ALL, inclusive, at == 0 ? 0 : at - 1) * (at > 0);
-    const u32 count = lane < 16 ? sample[16 * at + lane] : 0;
-    const u32 end = start + inclusive_scan(count);
-    const u32 bin = __ffs(__ballot_sync(ALL, static_cast<float>(end) > rank)) - 1;
-    const float before = static_cast<float>(__shfl_sync(ALL, end - count, bin));
-    const float within = (rank - before) / static_cast<float>(__shfl_sync(ALL, count, bin));
-    return min(64 * (16 * at + bin) + static_cast<u32>(64 * max(within, 0.0f)), infinite);
-}
-
-/// Where the key of the `k`-th smallest of `cols` scores should be, by one warp: 2.5 standard deviations of its rank around.
+/// Where the key of the `k`-th smallest of `cols` scores should be, by one warp: 2.5 standard deviations of its rank in the sample to either
+/// side. The lower half of the lanes looks for one end and the upper half for the other: the 16 bins in which it lies, the bin, and
+/// linear within.
 __device__ __forceinline__ void bracket(Shared& s, u32 k, u32 cols, u32 infinite) {
-    const u32 lane = threadIdx.x % WARP;
+    const u32 lane = threadIdx.x % WARP, half = lane / 16;
     u32 sum = 0;
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
@@ -125,14 +111,31 @@ __device__ __forceinline__ void bracket(Shared& s, u32 k, u32 cols, u32 infinite
         sum += four.x + four.y + four.z + four.w;
     }
     const u32 inclusive = inclusive_scan(sum);
-    const float samples = static_cast<float>(cols / 4), share = static_cast<float>(k) / static_cast<float>(cols);
-    const float reach = 2.5f * sqrtf(0.75f * samples * share * (1 - share)) + 2;
-    const u32 lo = sample_quantile(s.sample, inclusive, samples * share - reach, infinite);
-    const u32 hi = sample_quantile(s.sample, inclusive, samples * share + reach, infinite);
-    if (lane == 0) {
-        s.lo = min(lo, infinite - 1);
-        s.hi = min(max(hi, s.lo) + 1, infinite);
+    const float samples = static_cast<float>(cols / 4), share = about_quotient(static_cast<float>(k), static_cast<float>(cols));
+    const float centre = samples * share, reach = about_root(0.75f * centre * (1 - share)) * 2.5f + 2;
+    const u32 total = cols / 4, low = static_cast<u32>(max(centre - reach, 0.0f)), high = static_cast<u32>(centre + reach);
+    const u32 low_at = __ballot_sync(ALL, inclusive > low), high_at = __ballot_sync(ALL, inclusive > high);
+    const u32 rank = half ? high : low, reached = half ? high_at : low_at, at = reached ? __ffs(reached) - 1 : 0;
+    const u32 count = s.sample[16 * at + lane % 16];
+    u32 end = count;
+#pragma unroll
+    for (u32 step = 1; step < 16; step *= 2) {
+        const u32 other = __shfl_up_sync(ALL, end, step);
+        end += lane % 16 >= step ? other : 0;
     }
+    const u32 before_all = __shfl_sync(ALL, inclusive, at == 0 ? 0 : at - 1);
+    end += at == 0 ? 0 : before_all;
+    const u32 before = end - count;
+    if (end > rank && before <= rank) {
+        const float within = about_quotient(static_cast<float>(rank - before), static_cast<float>(count));
+        const u32 key = 64 * (16 * at + lane % 16) + static_cast<u32>(64 * within);
+        if (half) {
+            s.hi = min(key + 8, infinite); // above `lo` in any case
+        } else {
+            s.lo = centre <= reach ? 0 : min(key, infinite - 1);
+        }
+    }
+    if (lane == 0 && high >= total) s.hi = infinite;
 }
 
 /// The bin in which `k` is reached, `before` being below the first, by one warp.
@@ -244,22 +247,33 @@ __device__ __forceinline__ uint4 pack(const u32 (&keys)[8]) {
             permute(keys[6], keys[7], 0x7632)};
 }
 
-template <class T>
+/// Tells of the first of the thread's scores that are not finite.
+__device__ __noinline__ void tell(const u16* keys_at, u64* bad, u64 start, u32 cols, u32 infinite) {
+#pragma unroll 1
+    for (u32 e = 0; e < 8 * VECTORS; e++) {
+        if (column(e) < cols && keys_at[column(e)] >= infinite) {
+            atomicMin(bad, start + column(e));
+            return;
+        }
+    }
+}
+
+template <class T, bool SCORED>
 __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols,
                                        const u32* ks, u32 levels) {
-    const u32 tid = threadIdx.x, vectors = cols / 8, words = words_of(cols);
+    const u32 tid = threadIdx.x, threads = blockDim.x, vectors = cols / 8, words = words_of(cols);
     // Keys by column, whole vectors for every thread, and the bytes of the mask.
     uint4* const keys = dynamic;
     const u16* const keys_at = reinterpret_cast<const u16*>(dynamic);
-    u64* const marks = reinterpret_cast<u64*>(dynamic + VECTORS * blockDim.x);
-    const bool exact = !norms && sizeof(T) == 2;
+    u64* const marks = reinterpret_cast<u64*>(dynamic + VECTORS * threads);
+    constexpr bool EXACT = !SCORED && sizeof(T) == 2;
     // Without norms, a 16-bit float but for its sign is the key itself.
-    const u32 infinite = exact && Is<T>::F16 ? 0x7c00u : INFINITE >> 16;
+    constexpr u32 infinite = EXACT && Is<T>::F16 ? 0x7c00u : INFINITE >> 16;
 
-    for (u32 i = tid; i < SAMPLE_BINS; i += blockDim.x) s.sample[i] = 0;
-    for (u32 i = tid; i < BINS; i += blockDim.x) s.bins[i] = 0;
-    for (u32 i = tid; i < words; i += blockDim.x) marks[i] = 0; // the padding stays so
-    for (u32 i = tid; i < VECTORS * blockDim.x; i += blockDim.x) {
+    const uint4 zeros = {0, 0, 0, 0};
+    for (u32 i = tid; i < SAMPLE_BINS / 4; i += threads) reinterpret_cast<uint4*>(s.sample)[i] = zeros;
+    for (u32 i = tid; i < BINS / 4; i += threads) reinterpret_cast<uint4*>(s.bins)[i] = zeros;
+    for (u32 i = tid; i < VECTORS * threads; i += threads) {
         if (i >= vectors) keys[i] = {PADDING, PADDING, PADDING, PADDING};
     }
     if (tid < 3) s.totals[tid] = 0;
@@ -271,46 +285,41 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
     constexpr bool AHEAD = sizeof(T) == 2;
     Vector<T> ahead[VECTORS];
     auto fetch = [&](u32 row) {
+        const T* const from = w + static_cast<u64>(row) * cols + 8 * tid;
 #pragma unroll
         for (u32 v = 0; v < VECTORS; v++) {
-            const u32 at = tid + v * blockDim.x;
-            if (at < vectors) ahead[v].load(w + static_cast<u64>(row) * cols + 8 * at);
+            if (tid + v * threads < vectors) ahead[v].load(from + 8 * v * threads);
         }
     };
     if (AHEAD && blockIdx.x < rows) fetch(blockIdx.x);
     for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
         const u64 start = static_cast<u64>(row) * cols;
-        u32 spoilt = 0;
+        u32 highest = 0;
 #pragma unroll
         for (u32 v = 0; v < VECTORS; v++) {
-            const u32 at = tid + v * blockDim.x;
+            const u32 at = tid + v * threads;
             if (at < vectors) {
                 if (!AHEAD) ahead[v].load(w + start + 8 * at);
                 uint4 four;
-                if (exact) {
+                if (EXACT) {
                     const uint4 raw = ahead[v].raw[0];
                     four = {raw.x & PADDING, raw.y & PADDING, raw.z & PADDING, raw.w & PADDING};
                 } else {
                     u32 scores[8];
-                    ahead[v].scores(norms ? norms + 8 * at : nullptr, scores);
+                    ahead[v].scores(SCORED ? norms + 8 * at : nullptr, scores);
                     four = pack(scores);
                 }
                 keys[at] = four;
                 atomicAdd(&s.sample[four.x >> 6 & 0x1ff], 1);
                 atomicAdd(&s.sample[four.x >> 22], 1);
-                // What is not finite reaches the upper bit of its half.
-                const u32 more = (0x8000u - infinite) * 0x10001u;
-                spoilt |= (four.x + more) | (four.y + more) | (four.z + more) | (four.w + more);
+                highest = highest_halves(highest_halves(highest, four.x, four.y), four.z, four.w);
             }
         }
         if (AHEAD && gridDim.x < rows - row) fetch(row + gridDim.x);
-        if (__syncthreads_or(spoilt & 0x80008000u)) {
-            if (spoilt & 0x80008000u) {
-                for (u32 e = 0; e < 8 * VECTORS; e++) {
-                    if (column(e) < cols && keys_at[column(e)] >= infinite) atomicMin(bad, start + column(e));
-                }
-            }
-            for (u32 i = tid; i < SAMPLE_BINS; i += blockDim.x) s.sample[i] = 0;
+        const bool spoilt = (highest & 0xffffu) >= infinite || highest >> 16 >= infinite;
+        if (__syncthreads_or(spoilt)) {
+            if (spoilt) tell(keys_at, bad, start, cols, infinite);
+            for (u32 i = tid; i < SAMPLE_BINS / 4; i += threads) reinterpret_cast<uint4*>(s.sample)[i] = zeros;
             __syncthreads();
             continue;
         }
@@ -346,43 +355,44 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
                         hi = mid, below_hi = below_mid;
                     }
                 }
-                for (u32 rest = below_hi & ~below_lo; rest; rest &= rest - 1) atomicAdd(&s.bins[keys_at[column(__ffs(rest) - 1)] - lo], 1);
+                const u32 within = below_hi & ~below_lo;
+                for (u32 rest = within; rest; rest &= rest - 1) atomicAdd(&s.bins[keys_at[column(__ffs(rest) - 1)] - lo], 1);
                 __syncthreads();
                 if (tid < WARP) pick_bin(s, k, before);
                 __syncthreads();
-                for (u32 i = tid; i < BINS; i += blockDim.x) s.bins[i] = 0;
+                for (u32 i = tid; i < BINS / 4; i += threads) reinterpret_cast<uint4*>(s.bins)[i] = zeros;
                 const u32 key = lo + s.pick.bin;
                 need = s.pick.need, count = s.pick.count;
-                const Two around = below(keys, key, key + 1);
-                go = around.second;
-                if (need < count) {
-                    const u32 ties = go ^ around.first;
-                    go = around.first;
-                    const Row<T> weights = {w + start, norms};
-                    if (exact) {
-                        go |= first_by_position(s, ties, need);
-                    } else if (count > FEW) {
-                        const Many many = among_many(s, counter, weights, ties, need);
-                        go |= many.go;
-                        counter.turn = many.turn;
-                    } else {
-                        list = true;
-                        for (u32 rest = ties; rest; rest &= rest - 1) {
-                            const u32 e = __ffs(rest) - 1;
-                            s.few[atomicAdd(&s.listed, 1)] = weights.low(e) << 16 | column(e);
-                        }
+                list = !EXACT && need < count && count <= FEW;
+                u32 ties = 0;
+                go = below_lo;
+                for (u32 rest = within; rest; rest &= rest - 1) {
+                    const u32 e = __ffs(rest) - 1, bit = rest & -rest, mine = keys_at[column(e)];
+                    go |= mine < key ? bit : 0;
+                    ties |= mine == key ? bit : 0;
+                }
+                const Row<T> weights = {w + start, norms};
+                if (need == count) {
+                    go |= ties;
+                } else if (EXACT) {
+                    go |= first_by_position(s, ties, need);
+                } else if (!list) {
+                    const Many many = among_many(s, counter, weights, ties, need);
+                    go |= many.go;
+                    counter.turn = many.turn;
+                } else {
+                    for (; ties; ties &= ties - 1) {
+                        const u32 e = __ffs(ties) - 1;
+                        s.few[atomicAdd(&s.listed, 1)] = weights.low(e) << 16 | column(e);
                     }
                 }
             }
             u8* const bytes = reinterpret_cast<u8*>(marks);
 #pragma unroll
-            for (u32 v = 0; v < VECTORS; v++) {
-                const u32 at = tid + v * blockDim.x;
-                if (at < vectors) bytes[at] = static_cast<u8>(go >> (8 * v));
-            }
+            for (u32 v = 0; v < VECTORS; v++) bytes[tid + v * threads] = static_cast<u8>(go >> (8 * v));
             __syncthreads();
             if (list) {
-                for (u32 i = tid; i < count; i += blockDim.x) {
+                for (u32 i = tid; i < count; i += threads) {
                     const u32 mine = s.few[i];
                     u32 sooner = 0;
                     for (u32 j = 0; j < count; j++) sooner += s.few[j] < mine;
@@ -393,9 +403,9 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
                 __syncthreads();
             }
             u64* const mask = masks + (static_cast<u64>(level) * rows + row) * words;
-            for (u32 i = tid; i < words; i += blockDim.x) mask[i] = marks[i];
+            for (u32 i = tid; i < words; i += threads) mask[i] = marks[i];
             if (level + 1 == levels) {
-                for (u32 i = tid; i < SAMPLE_BINS; i += blockDim.x) s.sample[i] = 0;
+                for (u32 i = tid; i < SAMPLE_BINS / 4; i += threads) reinterpret_cast<uint4*>(s.sample)[i] = zeros;
             }
             __syncthreads();
         }
@@ -404,12 +414,17 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
 
 } // namespace rows
 
+// 512 threads at most; bounds that leave 56 registers a thread, so that three blocks for 11008 columns are on a multiprocessor.
 #define SELECT_ROWS(NAME, T)                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(512, 2)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(576, 2)                                                                                    \
         NAME(const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols, const u32* ks, u32 levels) {                         \
         SHARED(rows::Shared, shared);                                                                                                       \
         DYNAMIC_SHARED(dynamic);                                                                                                            \
-        rows::select<T>(shared, dynamic, w, norms, masks, bad, rows, cols, ks, levels);                                                     \
+        if (norms) {                                                                                                                        \
+            rows::select<T, true>(shared, dynamic, w, norms, masks, bad, rows, cols, ks, levels);                                           \
+        } else {                                                                                                                            \
+            rows::select<T, false>(shared, dynamic, w, nullptr, masks, bad, rows, cols, ks, levels);                                        \
+        }                                                                                                                                   \
     }
 
 SELECT_ROWS(select_rows_bf16, Bf16)
