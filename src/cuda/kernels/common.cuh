@@ -122,6 +122,26 @@ __device__ __forceinline__ u64 inclusive_scan(u64 value) {
     return value;
 }
 
+/// The place of the highest bit that is set.
+__device__ __forceinline__ u32 highest_bit(u32 bits) {
+#ifdef LACUNA_EMULATE
+    return 31 - __clz(bits);
+#else
+    u32 place;
+    asm("bfind.u32 %0, %1;" : "=r"(place) : "r"(bits));
+    return place;
+#endif
+}
+
+/// A pointer of which the compiler shall not know how it was made: from there on it counts up, where it would begin anew each time.
+template <class T>
+__device__ __forceinline__ const T* settled(const T* at) {
+#ifndef LACUNA_EMULATE
+    asm("" : "+l"(at));
+#endif
+    return at;
+}
+
 /// The `count` lowest of the bits that are set.
 __device__ __forceinline__ u32 lowest_bits(u32 bits, u32 count) {
     const u32 set = __popc(bits);
