@@ -337,7 +337,7 @@ fn layer_is_the_twins<T: Element>(m: &Matrix<T>, k: u64) {
     };
     let (count, digits, find, ties_of, go) = (
         format!("layer_count_{}", T::NAME),
-        kernel("layer_digit", 1, 32),
+        kernel("layer_digit", 1, 256),
         kernel("layer_offsets", 1, 256),
         format!("layer_ties_{}", T::NAME),
         format!("layer_mask_{}", T::NAME),

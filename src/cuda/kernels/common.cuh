@@ -46,10 +46,15 @@ __device__ __forceinline__ u32 score_bits(float w, float norm) { return __float_
 
 __device__ __forceinline__ u32 score_bits(float w) { return __float_as_uint(w) & 0x7fffffffu; }
 
+// What the launch does not write is read through the caches for such, and ahead of stores.
+__device__ __forceinline__ float fetch(const float* at) { return __ldg(at); }
+__device__ __forceinline__ float fetch(const Bf16* at) { return widen(Bf16{__ldg(&at->bits)}); }
+__device__ __forceinline__ float fetch(const F16* at) { return widen(F16{__ldg(&at->bits)}); }
+
 template <class T>
 __device__ __forceinline__ u32 score_at(const T* w, const float* norms, u64 row_start, u32 col) {
-    const float weight = widen(w[row_start + col]);
-    return norms ? score_bits(weight, norms[col]) : score_bits(weight);
+    const float weight = fetch(w + row_start + col);
+    return norms ? score_bits(weight, fetch(norms + col)) : score_bits(weight);
 }
 
 constexpr u32 INFINITE = 0x7f800000u;
