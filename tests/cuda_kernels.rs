@@ -148,7 +148,7 @@ fn rows_are_the_twins<T: Element>(m: &Matrix<T>, ks: &[u32], fast: bool, what: &
     };
     let name = format!("select_rows{}_{}", if fast { "" } else { "_any" }, T::NAME);
     let blocks = m.cols.div_ceil(1024) as u64;
-    let (block, shared) = if fast { (32 * blocks, 2176 * blocks) } else { (256, 0) };
+    let (block, shared) = if fast { (32 * blocks, 2688 * blocks) } else { (256, 0) };
     for seed in SEEDS {
         let (w, norms) = m.buffers();
         let masks = Buffer::<u64>::poisoned(ks.len() * m.rows * m.words(), seed);
@@ -337,7 +337,7 @@ fn layer_is_the_twins<T: Element>(m: &Matrix<T>, k: u64) {
     };
     let (count, digits, find, ties_of, go) = (
         format!("layer_count_{}", T::NAME),
-        kernel("layer_digit", 1, 32),
+        kernel("layer_digit", 1, 256),
         kernel("layer_offsets", 1, 256),
         format!("layer_ties_{}", T::NAME),
         format!("layer_mask_{}", T::NAME),

@@ -46,10 +46,15 @@ __device__ __forceinline__ u32 score_bits(float w, float norm) { return __float_
 
 __device__ __forceinline__ u32 score_bits(float w) { return __float_as_uint(w) & 0x7fffffffu; }
 
+// What the launch does not write is read through the caches for such, and ahead of stores.
+__device__ __forceinline__ float fetch(const float* at) { return __ldg(at); }
+__device__ __forceinline__ float fetch(const Bf16* at) { return widen(Bf16{__ldg(&at->bits)}); }
+__device__ __forceinline__ float fetch(const F16* at) { return widen(F16{__ldg(&at->bits)}); }
+
 template <class T>
 __device__ __forceinline__ u32 score_at(const T* w, const float* norms, u64 row_start, u32 col) {
-    const float weight = widen(w[row_start + col]);
-    return norms ? score_bits(weight, norms[col]) : score_bits(weight);
+    const float weight = fetch(w + row_start + col);
+    return norms ? score_bits(weight, fetch(norms + col)) : score_bits(weight);
 }
 
 constexpr u32 INFINITE = 0x7f800000u;
@@ -120,6 +125,26 @@ __device__ __forceinline__ u64 inclusive_scan(u64 value) {
         value += lane >= step ? other : 0;
     }
     return value;
+}
+
+/// The place of the highest bit that is set.
+__device__ __forceinline__ u32 highest_bit(u32 bits) {
+#ifdef LACUNA_EMULATE
+    return 31 - __clz(bits);
+#else
+    u32 place;
+    asm("bfind.u32 %0, %1;" : "=r"(place) : "r"(bits));
+    return place;
+#endif
+}
+
+/// A pointer of which the compiler shall not know how it was made: from there on it counts up, where it would begin anew each time.
+template <class T>
+__device__ __forceinline__ const T* settled(const T* at) {
+#ifndef LACUNA_EMULATE
+    asm("" : "+l"(at));
+#endif
+    return at;
 }
 
 /// The `count` lowest of the bits that are set.

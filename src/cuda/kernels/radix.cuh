@@ -20,19 +20,26 @@ struct Digit {
     u64 left; // how many go of those with the digit
 };
 
-/// The first digit up to which `k` are counted, by one warp; the lane that finds it calls `found`.
+/// The first digit up to which `k` are counted, by one warp, of which one lane calls `found`.
 template <class Count, class Found>
 __device__ __forceinline__ void find(const Count* bins, u64 k, Found found) {
-    const u32 lane = threadIdx.x % WARP, each = BINS / WARP;
+    constexpr u32 EACH = BINS / WARP;
+    const u32 lane = threadIdx.x % WARP;
     u64 sum = 0;
-    for (u32 i = 0; i < each; i++) sum += bins[each * lane + i];
+    // Each lane begins at another bank.
+#pragma unroll 8
+    for (u32 i = 0; i < EACH; i++) sum += bins[EACH * lane + (i + lane) % EACH];
     const u64 inclusive = inclusive_scan(sum);
     const u32 reached = __ballot_sync(ALL, inclusive >= k);
-    if (lane == static_cast<u32>(__ffs(reached)) - 1) {
-        u64 before = inclusive - sum;
-        u32 bin = each * lane;
-        while (before + bins[bin] < k) before += bins[bin++];
-        found(Digit{bin, k - before});
+    if (reached == 0) return; // of scores that are not finite
+    const u32 at = __ffs(reached) - 1;
+    u64 before = __shfl_sync(ALL, inclusive - sum, at);
+    for (u32 half = 0; half < 2; half++) {
+        const u32 bin = EACH * at + WARP * half + lane;
+        const u64 count = bins[bin], end = before + inclusive_scan(count);
+        if (end >= k && end - count < k) found(Digit{bin, k - (end - count)});
+        if (k == 0 && bin == 0) found(Digit{0, 0});
+        before = __shfl_sync(ALL, end, WARP - 1);
     }
 }
 

@@ -3,7 +3,7 @@
 // Computes: the k smallest scores of the whole matrix go, ties by position (row, then column).
 // Launch, in this order: layer_begin; three times layer_count, layer_digit; layer_ties, layer_offsets, layer_mask. Nothing comes back to the
 // host between them. `state`: how many go of those that match the prefix, the prefix, the pass, and from STATE on a histogram.
-// Bytes: sizeof(T) read five times, 1/8 written a weight. Shared memory: 8 KiB in layer_count, 2 KiB in layer_offsets.
+// Bytes: sizeof(T) read five times, 1/8 written a weight. Shared memory: 8 KiB in layer_count, 16 KiB in layer_digit, 2 KiB in layer_offsets.
 // Source: radix selection as in select_rows_any, with histograms of the blocks added up in device memory.
 #include "radix.cuh"
 
@@ -24,10 +24,11 @@ __device__ void count(Bins& s, const T* w, const float* norms, u64* state, u64* 
     u64 first_bad = ~0ull;
     for (u64 tile = static_cast<u64>(blockIdx.x) * TILE; tile < count; tile += static_cast<u64>(gridDim.x) * TILE) {
         const u32 first = static_cast<u32>(tile % cols), in_row = cols - first;
+#pragma unroll 8
         for (u32 at = threadIdx.x; at < TILE && at < count - tile; at += blockDim.x) {
-            const float weight = widen(w[tile + at]);
+            const float weight = fetch(w + tile + at);
             const u32 col = at < in_row ? first + at : (at - in_row) % cols;
-            const u32 key = norms ? score_bits(weight, norms[col]) : score_bits(weight);
+            const u32 key = norms ? score_bits(weight, fetch(norms + col)) : score_bits(weight);
             if (key >= INFINITE) first_bad = min(first_bad, tile + at);
             if (radix::matches(key, prefix, pass)) atomicAdd(&s.bins[radix::digit_of(key, pass)], 1);
         }
@@ -45,6 +46,7 @@ __device__ void ties(const T* w, const float* norms, const u64* state, u64* ties
     const u32 warps = blockDim.x / WARP, threshold = static_cast<u32>(state[PREFIX]);
     for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows; row += static_cast<u64>(gridDim.x) * warps) {
         u64 sum = 0;
+#pragma unroll 4
         for (u64 base = 0; base < cols; base += 64) {
             sum += __popcll(radix::Word<T>(w, norms, row * cols, static_cast<u32>(base), cols).equal(threshold));
         }
@@ -58,6 +60,7 @@ __device__ void mask(const T* w, const float* norms, const u64* state, const u64
     const u64 need = state[LEFT];
     for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows; row += static_cast<u64>(gridDim.x) * warps) {
         u64 before = offsets[row];
+#pragma unroll 4
         for (u32 word = 0; word < words; word++) {
             const radix::Word<T> scores(w, norms, row * cols, 64 * word, cols);
             const u64 ties = scores.equal(threshold);
@@ -75,17 +78,30 @@ extern "C" __global__ void __launch_bounds__(256) layer_begin(u64* state, u64 k)
     for (u32 i = threadIdx.x; i < layer::STATE + radix::BINS; i += blockDim.x) state[i] = i == layer::LEFT ? k : 0;
 }
 
-extern "C" __global__ void __launch_bounds__(32) layer_digit(u64* state) {
+namespace layer {
+
+struct Histogram {
+    u64 bins[radix::BINS];
+};
+
+} // namespace layer
+
+extern "C" __global__ void __launch_bounds__(256) layer_digit(u64* state) {
+    SHARED(layer::Histogram, s);
     const u32 pass = static_cast<u32>(state[layer::PASS]);
     const u64 left = state[layer::LEFT], prefix = state[layer::PREFIX];
-    __syncwarp();
-    radix::find(state + layer::STATE, left, [&](radix::Digit digit) {
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < radix::BINS; i += blockDim.x) {
+        s.bins[i] = state[layer::STATE + i];
+        state[layer::STATE + i] = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x >= WARP) return;
+    radix::find(s.bins, left, [&](radix::Digit digit) {
         state[layer::LEFT] = digit.left;
         state[layer::PREFIX] = prefix | digit.digit << radix::shift_of(pass);
         state[layer::PASS] = pass + 1;
     });
-    __syncwarp();
-    for (u32 i = threadIdx.x; i < radix::BINS; i += WARP) state[layer::STATE + i] = 0;
 }
 
 namespace layer {

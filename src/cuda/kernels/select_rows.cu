@@ -2,7 +2,7 @@
 //
 // Computes: of each row the ks[level] smallest scores go, ties by position; one mask a level.
 // Launch: a block a row at a time, on a persistent grid: the next row's weights are on their way while this one is selected. 32 weights
-// a thread, `32 * ceil(cols / 1024)` threads; dynamic shared memory `2176 * ceil(cols / 1024)` bytes.
+// a thread, `32 * ceil(cols / 1024)` threads; dynamic shared memory `2688 * ceil(cols / 1024)` bytes.
 // Bytes: sizeof(T) read and 1/8 written a weight and level; norms stay in L1.
 // Source: selection by sampling (Floyd and Rivest 1975, "Algorithm 489: SELECT") on the upper halves of the scores' bits, then exact among
 // the few scores that share theirs with the threshold. About 15 instructions a weight, of which a quarter is the score itself.
@@ -17,6 +17,7 @@
 namespace rows {
 
 constexpr u32 VECTORS = 4; // of 8 weights, a thread
+constexpr u32 STRIDE = VECTORS + 1; // of a thread's keys in shared memory, so that no two threads of eight meet in a bank
 constexpr u32 SAMPLE_BINS = 512; // of 64 keys
 constexpr u32 BINS = 256; // of one key
 constexpr u32 FEW = 128; // scores that are compared all with all
@@ -76,7 +77,7 @@ __device__ __forceinline__ u32 below(const uint4* keys, u32 bound) {
     Below first(bound);
 #pragma unroll
     for (u32 pair = 0; pair < VECTORS / 2; pair++) {
-        first.add(pair, keys[threadIdx.x + 2 * pair * blockDim.x], keys[threadIdx.x + (2 * pair + 1) * blockDim.x]);
+        first.add(pair, keys[2 * pair], keys[2 * pair + 1]);
     }
     return first.bits;
 }
@@ -89,7 +90,7 @@ __device__ __forceinline__ Two below(const uint4* keys, u32 one, u32 other) {
     Below first(one), second(other);
 #pragma unroll
     for (u32 pair = 0; pair < VECTORS / 2; pair++) {
-        const uint4 a = keys[threadIdx.x + 2 * pair * blockDim.x], b = keys[threadIdx.x + (2 * pair + 1) * blockDim.x];
+        const uint4 a = keys[2 * pair], b = keys[2 * pair + 1];
         first.add(pair, a, b);
         second.add(pair, a, b);
     }
@@ -250,8 +251,8 @@ __device__ __forceinline__ uint4 pack(const u32 (&keys)[8]) {
 /// Tells of the first of the thread's scores that are not finite.
 __device__ __noinline__ void tell(const u16* keys_at, u64* bad, u64 start, u32 cols, u32 infinite) {
 #pragma unroll 1
-    for (u32 e = 0; e < 8 * VECTORS; e++) {
-        if (column(e) < cols && keys_at[column(e)] >= infinite) {
+    for (u32 e = 0; e < 8 * VECTORS && column(e) < cols; e++) {
+        if (keys_at[e] >= infinite) {
             atomicMin(bad, start + column(e));
             return;
         }
@@ -262,10 +263,10 @@ template <class T, bool SCORED>
 __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols,
                                        const u32* ks, u32 levels) {
     const u32 tid = threadIdx.x, threads = blockDim.x, vectors = cols / 8, words = words_of(cols);
-    // Keys by column, whole vectors for every thread, and the bytes of the mask.
-    uint4* const keys = dynamic;
-    const u16* const keys_at = reinterpret_cast<const u16*>(dynamic);
-    u64* const marks = reinterpret_cast<u64*>(dynamic + VECTORS * threads);
+    // The thread's keys, and the bytes of the mask.
+    uint4* const keys = dynamic + STRIDE * tid;
+    const u16* const keys_at = reinterpret_cast<const u16*>(keys);
+    u64* const marks = reinterpret_cast<u64*>(dynamic + STRIDE * threads);
     constexpr bool EXACT = !SCORED && sizeof(T) == 2;
     // Without norms, a 16-bit float but for its sign is the key itself.
     constexpr u32 infinite = EXACT && Is<T>::F16 ? 0x7c00u : INFINITE >> 16;
@@ -273,9 +274,7 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
     const uint4 zeros = {0, 0, 0, 0};
     for (u32 i = tid; i < SAMPLE_BINS / 4; i += threads) reinterpret_cast<uint4*>(s.sample)[i] = zeros;
     for (u32 i = tid; i < BINS / 4; i += threads) reinterpret_cast<uint4*>(s.bins)[i] = zeros;
-    for (u32 i = tid; i < VECTORS * threads; i += threads) {
-        if (i >= vectors) keys[i] = {PADDING, PADDING, PADDING, PADDING};
-    }
+    for (u32 v = 0; v < VECTORS; v++) keys[v] = {PADDING, PADDING, PADDING, PADDING};
     if (tid < 3) s.totals[tid] = 0;
     if (tid == 0) s.listed = s.highest = s.inverse_lowest = 0;
     __syncthreads();
@@ -285,10 +284,10 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
     constexpr bool AHEAD = sizeof(T) == 2;
     Vector<T> ahead[VECTORS];
     auto fetch = [&](u32 row) {
-        const T* const from = w + static_cast<u64>(row) * cols + 8 * tid;
+        const T* from = w + static_cast<u64>(row) * cols + 8 * tid;
 #pragma unroll
-        for (u32 v = 0; v < VECTORS; v++) {
-            if (tid + v * threads < vectors) ahead[v].load(from + 8 * v * threads);
+        for (u32 v = 0; v < VECTORS; v++, from = settled(from + 8 * threads)) {
+            if (tid + v * threads < vectors) ahead[v].load(from);
         }
     };
     if (AHEAD && blockIdx.x < rows) fetch(blockIdx.x);
@@ -309,7 +308,7 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
                     ahead[v].scores(SCORED ? norms + 8 * at : nullptr, scores);
                     four = pack(scores);
                 }
-                keys[at] = four;
+                keys[v] = four;
                 atomicAdd(&s.sample[four.x >> 6 & 0x1ff], 1);
                 atomicAdd(&s.sample[four.x >> 22], 1);
                 highest = highest_halves(highest_halves(highest, four.x, four.y), four.z, four.w);
@@ -356,7 +355,12 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
                     }
                 }
                 const u32 within = below_hi & ~below_lo;
-                for (u32 rest = within; rest; rest &= rest - 1) atomicAdd(&s.bins[keys_at[column(__ffs(rest) - 1)] - lo], 1);
+                u32* const bins = s.bins - lo;
+                for (u32 rest = within; rest;) {
+                    const u32 e = highest_bit(rest);
+                    rest ^= 1u << e;
+                    atomicAdd(&bins[keys_at[e]], 1);
+                }
                 __syncthreads();
                 if (tid < WARP) pick_bin(s, k, before);
                 __syncthreads();
@@ -366,10 +370,11 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
                 list = !EXACT && need < count && count <= FEW;
                 u32 ties = 0;
                 go = below_lo;
-                for (u32 rest = within; rest; rest &= rest - 1) {
-                    const u32 e = __ffs(rest) - 1, bit = rest & -rest, mine = keys_at[column(e)];
-                    go |= mine < key ? bit : 0;
-                    ties |= mine == key ? bit : 0;
+                for (u32 rest = within; rest;) {
+                    const u32 e = highest_bit(rest), bit = 1u << e, mine = keys_at[e];
+                    rest ^= bit;
+                    if (mine < key) go |= bit;
+                    if (mine == key) ties |= bit;
                 }
                 const Row<T> weights = {w + start, norms};
                 if (need == count) {

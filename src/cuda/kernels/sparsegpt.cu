@@ -39,9 +39,8 @@ __device__ __forceinline__ u32 choose(float (&scores)[WARP], const float (&w)[SL
         const float mine = scores[lane];
         for (u32 other = 0; other < m; other++) sooner += scores[other] < mine || (scores[other] == mine && other < lane);
     }
-    const u32 bits = __ballot_sync(ALL, lane < m && sooner < m - n);
-    __syncwarp();
-    return bits;
+    // The lanes meet here, so that none writes the next group's scores while others read these.
+    return __ballot_sync(ALL, lane < m && sooner < m - n);
 }
 
 } // namespace sparsegpt
