@@ -30,12 +30,24 @@ pub const DEFAULT_MAX_BYTES: u64 = 10 << 30;
 /// The file that describes an entry.
 const DESCRIPTION: &str = "entry";
 
-/// A number of bytes: `1000`, or such as `500M`, `2G` (K, M, G and T are powers of 1024).
+/// Bytes as people write them: `1000`, `500M`, `1.5 GiB`, `5GB` (K, M, G and T alone are powers of 1024).
 pub fn parse_bytes(text: &str) -> Option<u64> {
-    [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("", 0)].iter().find_map(|(name, shift)| {
-        let count: u64 = text.trim().strip_suffix(name)?.trim().parse().ok()?;
-        count.checked_mul(1 << shift)
-    })
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let (base, power) = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => (1.0f64, 0),
+        "kb" => (1e3, 1),
+        "mb" => (1e3, 2),
+        "gb" => (1e3, 3),
+        "tb" => (1e3, 4),
+        "k" | "kib" => (1024.0, 1),
+        "m" | "mib" => (1024.0, 2),
+        "g" | "gib" => (1024.0, 3),
+        "t" | "tib" => (1024.0, 4),
+        _ => return None,
+    };
+    let bytes = number.parse::<f64>().ok()? * base.powi(power);
+    (bytes < u64::MAX as f64).then_some(bytes as u64)
 }
 
 /// A directory of kept results, bounded in size. Cloning is cheap, and clones count together.

@@ -150,6 +150,10 @@ impl Choice {
     }
 }
 
+fn parse_shard_bytes(text: &str) -> Result<u64, String> {
+    parse_bytes(text).and_then(|bytes| if bytes > 0 { Ok(bytes) } else { Err("a shard holds something".into()) })
+}
+
 /// Measure on a text what each expert does: frequency, ean, reap, reap-softmax, max-activation; and router-norm
 #[derive(Debug, clap::Args)]
 struct Score {
@@ -178,7 +182,7 @@ struct Plan {
     #[command(flatten)]
     choice: Choice,
     /// Longest weight file
-    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
+    #[arg(long, default_value = "5GB", value_parser = parse_shard_bytes)]
     max_shard_size: u64,
     /// Where the output would go: its disk is measured
     #[arg(long, default_value = "pruned")]
@@ -240,7 +244,7 @@ struct Build {
     #[command(flatten)]
     choice: Choice,
     /// Longest weight file
-    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
+    #[arg(long, default_value = "5GB", value_parser = parse_shard_bytes)]
     max_shard_size: u64,
     /// Directory to make
     #[arg(long)]

@@ -249,25 +249,9 @@ fn parse_device(text: &str) -> Result<DeviceSpec, String> {
     }
 }
 
-/// Bytes as people write them: 5GB, 512MiB, 1000000; 2G is 2GiB.
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1024f64.powi(2),
-        "g" | "gib" => 1024f64.powi(3),
-        "t" | "tib" => 1024f64.powi(4),
-        _ => return Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
-    };
-    match text[..digits].parse::<f64>() {
-        Ok(number) if number * unit >= 1.0 => Ok((number * unit) as u64),
-        _ => Err(format!("`{text}` is no size; write 5GB, 512MiB or a number of bytes")),
-    }
+    let bytes = lacuna::cache::parse_bytes(text.trim());
+    bytes.ok_or_else(|| format!("`{text}` is no size; write a number of bytes, or such as 500M, 5GB or 1.5GiB"))
 }
 
 fn parse_dtype(text: &str) -> Result<DType, String> {
@@ -305,10 +289,18 @@ mod tests {
 
     #[test]
     fn sizes_are_written_as_people_do() {
-        for (text, bytes) in [("5GB", 5_000_000_000), ("1.5 MiB", 1_572_864), ("7", 7), ("2G", 2 << 30), ("3k", 3072)] {
+        for (text, bytes) in [
+            ("5GB", 5_000_000_000),
+            ("1.5 MiB", 1_572_864),
+            ("7", 7),
+            ("0", 0),
+            ("2G", 2 << 30),
+            (" 3k", 3072),
+            ("500M", 500 << 20),
+        ] {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
-        for wrong in ["", "GB", "0", "5 XB", "-1"] {
+        for wrong in ["", "GB", "5 XB", "-1", "1e3", "99999999T"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
     }

@@ -43,11 +43,13 @@ fn reference(problem: &Problem) -> Output {
     let (rows, cols) = (*rows, *cols);
     let wide = || weights.iter().map(|&w| f64::from(w));
     // A product of two f32 is exact in f64, so that this rounds as a product in f32 does.
+    let selects = matches!(op, Op::Rows(_) | Op::Layer(_) | Op::NofM(..));
     let scores: Vec<f32> = wide()
+        .take(if selects { weights.len() } else { 0 })
         .enumerate()
         .map(|(at, w)| (w.abs() * norms.as_ref().map_or(1.0, |norms| f64::from(norms[at % cols]))) as f32)
         .collect();
-    if let (Op::Rows(_) | Op::Layer(_) | Op::NofM(..), Some(at)) = (op, scores.iter().position(|s| !s.is_finite())) {
+    if let Some(at) = scores.iter().position(|score| !score.is_finite()) {
         return Output::Bad(at as u64);
     }
     let lowest = |scores: &[f32], k: usize| {
@@ -89,12 +91,11 @@ fn reference(problem: &Problem) -> Output {
             let (mut values, mut index) = (Vec::new(), vec![0u8; rows * cols.div_ceil(8)]);
             for (group, weights) in weights.chunks(4).enumerate() {
                 let kept: Vec<usize> = (0..4).filter(|&i| weights[i].to_bits() != 0).collect();
-                let first = kept.first().copied().unwrap_or(0);
-                // Fewer than two are filled up with zeros, the places ascending.
-                let (first, second) = match kept.get(1) {
-                    Some(&second) => (first, second),
-                    None if first == 3 => (2, 3),
-                    None => (first, first + 1),
+                // Where fewer are kept, zeros stand for them, at the places that PyTorch's conversion gives.
+                let (first, second) = match kept[..] {
+                    [first, second, ..] => (first, second),
+                    [first @ (0 | 1)] => (first, 2),
+                    _ => (2, 3),
                 };
                 values.extend([first, second].map(|i| half::bf16::from_f32(weights[i]).to_bits()));
                 let (row, group) = (group / (cols / 4), group % (cols / 4));
