@@ -151,13 +151,11 @@ pub fn bench(config: &BenchConfig, progress: Progress) -> Result<BenchReport> {
     }
     let mut copy = f64::NAN;
     for case in cases {
-        // All linears of a block together; a model's worth of them where there is room.
-        let copies = if config.device.is_cpu() { 1 } else { case.copies };
         let mut work: Vec<Box<dyn Prepared>> = Vec::new();
         let mut bytes = 0;
         for problem in &case.problems {
-            bytes += problem.bytes() * copies as u64;
-            work.push(engine.prepare(problem, copies)?);
+            bytes += problem.bytes() * case.copies as u64;
+            work.push(engine.prepare(problem, case.copies)?);
         }
         let mut once = || -> Result<f64> {
             check_interrupt()?;

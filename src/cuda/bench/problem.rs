@@ -112,7 +112,7 @@ impl Output {
 pub(super) struct Case {
     pub(super) name: String,
     pub(super) problems: Vec<Problem>,
-    /// Copies of each on a GPU.
+    /// Copies of each.
     pub(super) copies: usize,
 }
 
