@@ -1,4 +1,5 @@
-//! The CUDA kernels, from the sources that nvcc compiles, against their CPU twins: threads run one at a time, in several orders.
+//! The CUDA kernels, from the sources that nvcc compiles, against their CPU twins: threads run one at a time, in several
+//! orders.
 
 mod cuda;
 
