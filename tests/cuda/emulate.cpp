@@ -95,7 +95,8 @@ const Entry ENTRIES[] = {
 } // namespace
 
 /// Launches a kernel; its arguments are cells of 8 bytes. 0, or 1 and what is wrong in `error`.
-extern "C" int lacuna_launch(const char* name, u32 grid_x, u32 grid_y, u32 block, u64 shared, u64 seed, void** arguments, char* error, u64 room) {
+extern "C" int lacuna_launch(const char* name, u32 grid_x, u32 grid_y, u32 block, u64 shared, u64 seed,
+                             void** arguments, char* error, u64 room) {
     for (const Entry& entry : ENTRIES) {
         if (strcmp(entry.name, name) != 0) continue;
         emulate::Machine machine(block, seed, entry.call, arguments);

@@ -1,9 +1,10 @@
 // Runs CUDA kernels on a CPU, from the text that nvcc compiles.
 //
-// Blocks run one after the other. Each thread of a block is a fiber, which runs until it waits: for the block's barrier, or for the other lanes
-// of its warp in a collective. Which one runs next is taken from a seed, so that results that depend on it differ between seeds. Shared
-// memory holds other bytes before each block and ends where memory ends. What a GPU would not report is an error here: a barrier or a
-// collective that not all threads reach, or that they reach in different places.
+// Blocks run one after the other. Each thread of a block is a fiber, which runs until it waits: for the block's
+// barrier, or for the other lanes of its warp in a collective. Which one runs next is taken from a seed, so that
+// results that depend on it differ between seeds. Shared memory holds other bytes before each block and ends where
+// memory ends. What a GPU would not report is an error here: a barrier or a collective that not all threads reach, or
+// that they reach in different places.
 #pragma once
 
 #include <cmath>
@@ -109,8 +110,8 @@ class Machine {
     dim3 thread{}, block{}, threads{}, blocks{};
 
     Machine(unsigned size, uint64_t seed, void (*kernel)(void**), void** arguments)
-        : seed(seed), state(seed * 0x9e3779b97f4a7c15ull + 1), count(size), kernel(kernel), arguments(arguments), stacks(STACK * size),
-          still(SHARED_BYTES), dynamic(SHARED_BYTES), fibers(size), warps(size / LANES) {}
+        : seed(seed), state(seed * 0x9e3779b97f4a7c15ull + 1), count(size), kernel(kernel), arguments(arguments),
+          stacks(STACK * size), still(SHARED_BYTES), dynamic(SHARED_BYTES), fibers(size), warps(size / LANES) {}
 
     bool ready() const { return stacks.there() && still.there() && dynamic.there(); }
     const char* error() const { return problem[0] ? problem : nullptr; }
@@ -135,8 +136,9 @@ class Machine {
             enter(current);
         }
         if (!problem[0] && finished < count) {
-            fail("%u of %u threads wait at the barrier of line %u, %u have ended, and the others wait for lanes of their warp", waiting, count,
-                 barrier_line, finished);
+            fail("%u of %u threads wait at the barrier of line %u, %u have ended, and the others wait for lanes of "
+                 "their warp",
+                 waiting, count, barrier_line, finished);
         }
         return !problem[0];
     }
@@ -359,7 +361,8 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, unsigned from) {
-    return emulate::of_bits<T>(emulate::machine->meet(mask, emulate::SHUFFLE, emulate::to_bits(value))[from % emulate::LANES]);
+    return emulate::of_bits<T>(
+        emulate::machine->meet(mask, emulate::SHUFFLE, emulate::to_bits(value))[from % emulate::LANES]);
 }
 
 template <class T>
@@ -402,7 +405,8 @@ T atomicMin(T* at, decltype(T()) value) {
 
 template <class T>
 T __ldg(const T* at) {
-    if (reinterpret_cast<uintptr_t>(at) % alignof(T) != 0) emulate::machine->fail("a load of %zu bytes that is not aligned", sizeof(T));
+    if (reinterpret_cast<uintptr_t>(at) % alignof(T) != 0)
+        emulate::machine->fail("a load of %zu bytes that is not aligned", sizeof(T));
     return *at;
 }
 

@@ -1,8 +1,10 @@
 // Sums of activations, and of their squares, over the tokens.
 //
-// Computes: column_sums: per chunk of 64 tokens and column, in f32, token after token; fold_sums: the chunks, in order, onto sums in f64. The
-// result is bit for bit that of the CPU.
-// Launch: column_sums: 128 threads of 4 columns, grid.x over columns, grid.y over chunks; fold_sums: 64 threads of a column. No shared memory.
+// Computes: column_sums: per chunk of 64 tokens and column, in f32, token after token; fold_sums: the chunks, in order,
+// onto sums in f64. The result is bit for bit that of the CPU.
+// Launch: column_sums: 128 threads of 4 columns, grid.x over columns, grid.y over chunks; fold_sums: 64 threads of a
+// column. No shared memory.
+// Takes: 32 registers.
 // Bytes: sizeof(T) read a value, 4/64 written and read again a sum.
 #include "common.cuh"
 
@@ -69,9 +71,10 @@ __device__ void sums(const T* x, u32 tokens, u32 cols, float* partial_squares, f
 
 } // namespace columns
 
-#define COLUMN_SUMS(NAME, T)                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(128) NAME(const T* x, u32 tokens, u32 cols, float* partial_squares, float* partial_sums) { \
-        columns::sums<T>(x, tokens, cols, partial_squares, partial_sums);                                                                   \
+#define COLUMN_SUMS(NAME, T)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(128)                                                                  \
+        NAME(const T* x, u32 tokens, u32 cols, float* partial_squares, float* partial_sums) {                          \
+        columns::sums<T>(x, tokens, cols, partial_squares, partial_sums);                                              \
     }
 
 COLUMN_SUMS(column_sums_bf16, Bf16)
@@ -82,7 +85,8 @@ extern "C" __global__ void __launch_bounds__(64) fold_sums(const float* partial,
     for (u32 col = blockIdx.x * blockDim.x + threadIdx.x; col < cols; col += gridDim.x * blockDim.x) {
         double sum = sums[col];
 #pragma unroll 8
-        for (u32 chunk = 0; chunk < chunks; chunk++) sum += static_cast<double>(partial[static_cast<u64>(chunk) * cols + col]);
+        for (u32 chunk = 0; chunk < chunks; chunk++)
+            sum += static_cast<double>(partial[static_cast<u64>(chunk) * cols + col]);
         sums[col] = sum;
     }
 }

@@ -1,5 +1,5 @@
-// What the kernels share: types, scores, scans. No header is needed, neither of CUDA nor of C++: `tests/cuda/emulate.hpp` runs the same
-// text on a CPU and defines LACUNA_EMULATE.
+// What the kernels share: types, scores, scans. No header is needed, neither of CUDA nor of C++:
+// `tests/cuda/emulate.hpp` runs the same text on a CPU and defines LACUNA_EMULATE.
 #pragma once
 
 using u8 = unsigned char;
@@ -41,8 +41,11 @@ __device__ __forceinline__ float widen(F16 x) {
 #endif
 }
 
-/// The score of a weight as bits, which order like it: `|w| * |norm|`, or `|w|` where `norm` is 1. A NaN is above infinity.
-__device__ __forceinline__ u32 score_bits(float w, float norm) { return __float_as_uint(__fmul_rn(fabsf(w), fabsf(norm))); }
+/// The score of a weight as bits, which order like it: `|w| * |norm|`, or `|w|` where `norm` is 1. A NaN is above
+/// infinity.
+__device__ __forceinline__ u32 score_bits(float w, float norm) {
+    return __float_as_uint(__fmul_rn(fabsf(w), fabsf(norm)));
+}
 
 __device__ __forceinline__ u32 score_bits(float w) { return __float_as_uint(w) & 0x7fffffffu; }
 
@@ -66,7 +69,8 @@ __device__ __forceinline__ bool is_aligned(const T* w, u32 cols) {
     return cols % 8 == 0 && reinterpret_cast<u64>(w) % 16 == 0;
 }
 
-/// Bytes of `a` (0 to 3) and `b` (4 to 7) by the nibbles of `selector`; with a nibble's upper bit, eight copies of the byte's upper bit.
+/// Bytes of `a` (0 to 3) and `b` (4 to 7) by the nibbles of `selector`; with a nibble's upper bit, eight copies of the
+/// byte's upper bit.
 __device__ __forceinline__ u32 permute(u32 a, u32 b, u32 selector) {
 #ifdef LACUNA_EMULATE
     return emulate::permute(a, b, selector);
@@ -138,7 +142,8 @@ __device__ __forceinline__ u32 highest_bit(u32 bits) {
 #endif
 }
 
-/// A pointer of which the compiler shall not know how it was made: from there on it counts up, where it would begin anew each time.
+/// A pointer of which the compiler shall not know how it was made: from there on it counts up, where it would begin
+/// anew each time.
 template <class T>
 __device__ __forceinline__ const T* settled(const T* at) {
 #ifndef LACUNA_EMULATE
@@ -199,7 +204,9 @@ struct Vector {
 };
 
 /// Word `i` of four; with a constant `i` no array of it is made.
-__device__ __forceinline__ u32 word_of(const uint4& v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ u32 word_of(const uint4& v, u32 i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 template <>
 __device__ __forceinline__ float Vector<Bf16>::weight(u32 i) const {

@@ -1,17 +1,22 @@
 // 2:4 matrices as their kept values and two bits for the place of each, and products with them.
 //
-// compress24_16: values (rows, cols / 2) and index (rows, ceil(cols / 8)) as sparse checkpoints have them: a nibble a group of four, the lower place in its
-// low bits, the even group in a byte's low nibble. 256 threads of 8 weights, any grid; 2 1/8 bytes read and 1 1/8 written a weight.
-// to_cutlass: the index as CUTLASS's sparse kernels for 16-bit types, and PyTorch's, read it: 16 bits for 16 columns, rows and columns of these interleaved
-// (`reorder_meta` of CUTLASS, ColumnMajorInterleaved<2>). 256 threads of 16 columns; 1/8 byte read and written a weight.
-// matvec_24_bf16, matvec_bf16: y = W x for up to 16 vectors, bound by the bytes of W: 9/8 a weight and 2 a weight. A row a warp, 256 threads, any grid,
-// 16-byte loads; x stays in the caches. Each lane adds up in f32, by fused products, the 8 (or 16) columns of every 32nd chunk; then lanes fold in halves.
-// No shared memory.
+// compress24_16: values (rows, cols / 2) and index (rows, ceil(cols / 8)) as sparse checkpoints have them: a nibble a
+// group of four, the lower place in its low bits, the even group in a byte's low nibble. 256 threads of 8 weights, any
+// grid; 2 1/8 bytes read and 1 1/8 written a weight.
+// to_cutlass: the index as CUTLASS's sparse kernels for 16-bit types, and PyTorch's, read it: 16 bits for 16 columns,
+// rows and columns of these interleaved (`reorder_meta` of CUTLASS, ColumnMajorInterleaved<2>). 256 threads of 16
+// columns; 1/8 byte read and written a weight.
+// matvec_24_bf16, matvec_bf16: y = W x for up to 16 vectors, bound by the bytes of W: 9/8 a weight and 2 a weight. A
+// row a warp, 256 threads, any grid, 16-byte loads; x stays in the caches. Each lane adds up in f32, by fused products,
+// the 8 (of a 2:4 matrix, 16) columns of every 32nd chunk; then lanes fold in halves. Up to 4 vectors are bound by
+// memory, more by arithmetic.
+// Takes: 29 (compress24_16), 16 (to_cutlass), 60 (matvec_bf16) and 58 registers (matvec_24_bf16), no shared memory.
 #include "common.cuh"
 
 namespace two_of_four {
 
-/// The nibble of each set of elements that are not zero, as PyTorch's and CUTLASS's conversions choose it; 0, which is none, where there are more than two.
+/// The nibble of each set of elements that are not zero, as PyTorch's and CUTLASS's conversions choose it; 0, which is
+/// none, where there are more than two.
 constexpr u64 NIBBLES = 0x000e0dce098e498eull;
 
 } // namespace two_of_four
@@ -87,7 +92,9 @@ __device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 
 __device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 /// Adds the products of two pairs, the lower first.
-__device__ __forceinline__ float add(float sum, u32 w, u32 x) { return __fmaf_rn(high(w), high(x), __fmaf_rn(low(w), low(x), sum)); }
+__device__ __forceinline__ float add(float sum, u32 w, u32 x) {
+    return __fmaf_rn(high(w), high(x), __fmaf_rn(low(w), low(x), sum));
+}
 
 /// The sum over the lanes, the same in each: halves fold.
 __device__ __forceinline__ float fold(float sum) {
@@ -127,7 +134,8 @@ struct Sparse {
     };
 
     __device__ __forceinline__ Chunk load(u64 at) const {
-        return {__ldg(reinterpret_cast<const uint4*>(values + at / 2)), __ldg(reinterpret_cast<const u16*>(index + at / 8))};
+        return {__ldg(reinterpret_cast<const uint4*>(values + at / 2)),
+                __ldg(reinterpret_cast<const u16*>(index + at / 8))};
     }
 
     static __device__ __forceinline__ float product(const Chunk& chunk, const uint4* x, float sum) {
@@ -136,8 +144,10 @@ struct Sparse {
             const uint4 values = __ldg(x + half);
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
-                const u32 group = 2 * half + i, a = chunk.places >> (4 * group) & 3, b = chunk.places >> (4 * group + 2) & 3;
-                const u32 picked = permute(word_of(values, 2 * i), word_of(values, 2 * i + 1), 0x1010 + 0x22 * a + 0x2200 * b);
+                const u32 group = 2 * half + i, a = chunk.places >> (4 * group) & 3,
+                          b = chunk.places >> (4 * group + 2) & 3;
+                const u32 picked =
+                    permute(word_of(values, 2 * i), word_of(values, 2 * i + 1), 0x1010 + 0x22 * a + 0x2200 * b);
                 sum = add(sum, word_of(chunk.w, group), picked);
             }
         }
@@ -148,14 +158,17 @@ struct Sparse {
 template <u32 BATCH, class W>
 __device__ __forceinline__ void multiply(W weights, const u16* x, float* y, u32 rows, u32 cols, u32 batch) {
     const u32 lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-    for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows; row += static_cast<u64>(gridDim.x) * warps) {
+    for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows;
+         row += static_cast<u64>(gridDim.x) * warps) {
         float sums[BATCH] = {};
 #pragma unroll(BATCH == 1 ? 4 : 1)
         for (u32 col = lane * W::COLS; col < cols; col += WARP * W::COLS) {
             const typename W::Chunk chunk = weights.load(row * cols + col);
 #pragma unroll
             for (u32 i = 0; i < BATCH; i++) {
-                if (i < batch) sums[i] = W::product(chunk, reinterpret_cast<const uint4*>(x + static_cast<u64>(i) * cols + col), sums[i]);
+                if (i < batch)
+                    sums[i] = W::product(chunk, reinterpret_cast<const uint4*>(x + static_cast<u64>(i) * cols + col),
+                                         sums[i]);
             }
         }
 #pragma unroll
@@ -179,7 +192,8 @@ __device__ __forceinline__ void product(W weights, const u16* x, float* y, u32 r
 
 } // namespace two_of_four
 
-extern "C" __global__ void __launch_bounds__(256) matvec_bf16(const u16* w, const u16* x, float* y, u32 rows, u32 cols, u32 batch) {
+extern "C" __global__ void __launch_bounds__(256)
+    matvec_bf16(const u16* w, const u16* x, float* y, u32 rows, u32 cols, u32 batch) {
     two_of_four::product(two_of_four::Dense{w}, x, y, rows, cols, batch);
 }
 

@@ -1,19 +1,19 @@
 // MXFP4 to weights.
 //
-// Computes: 4-bit floats (E2M1; the even ones in the low nibbles) times 2^(scale - 127), in groups of 32 that share a scale; 255 gives NaN and infinities, as on
-// the CPU. Exact in bf16.
-// Launch: 256 threads, any grid; no shared memory. 16 bytes of blocks a thread, as four words that stand a block's width apart, so that the
-// stores of a warp are whole lines.
+// Computes: 4-bit floats (E2M1; the even ones in the low nibbles) times 2^(scale - 127), in groups of 32 that share a
+// scale; 255 gives NaN and infinities, as on the CPU. Exact in bf16.
+// Launch: 256 threads, any grid; no shared memory. 16 bytes of blocks a thread, as four words that stand a block's
+// width apart, so that the stores of a warp are whole lines.
+// Takes: 32 registers.
 // Bytes: 17/32 read and sizeof(T) written a weight.
 // Source: OCP Microscaling Formats (MX) Specification 1.0.
 #include "common.cuh"
 
 namespace mxfp4 {
 
-/// The value as f32: E2M1 with its exponent moved, and half of it added for the two that have none.
+/// The value as f32: E2M1 with its exponent moved; 0 and 0.5 have none.
 __device__ __forceinline__ float value(u32 nibble) {
     const u32 magnitude = nibble & 7;
-    // 0, 0.5; else (2 + mantissa) * 2^(exponent - 2)
     const u32 bits = magnitude < 2 ? magnitude * 0x3f000000u : ((magnitude >> 1) + 126) << 23 | (magnitude & 1) << 22;
     return __uint_as_float(bits | (nibble & 8) << 28);
 }
@@ -24,7 +24,8 @@ __device__ __forceinline__ void store(u16* out, const float (&values)[8]) {
     u32 words[4];
     // The lower halves are zero, or those of a NaN.
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) words[i] = permute(__float_as_uint(values[2 * i]), __float_as_uint(values[2 * i + 1]), 0x7632);
+    for (u32 i = 0; i < 4; i++)
+        words[i] = permute(__float_as_uint(values[2 * i]), __float_as_uint(values[2 * i + 1]), 0x7632);
     *reinterpret_cast<uint4*>(out) = {words[0], words[1], words[2], words[3]};
 }
 
@@ -60,10 +61,12 @@ __device__ __forceinline__ void dequantise(const u8* blocks, const u8* scales, T
 
 } // namespace mxfp4
 
-extern "C" __global__ void __launch_bounds__(256) mxfp4_dequantise_bf16(const u8* blocks, const u8* scales, u16* out, u64 groups) {
+extern "C" __global__ void __launch_bounds__(256)
+    mxfp4_dequantise_bf16(const u8* blocks, const u8* scales, u16* out, u64 groups) {
     mxfp4::dequantise(blocks, scales, out, groups);
 }
 
-extern "C" __global__ void __launch_bounds__(256) mxfp4_dequantise_f32(const u8* blocks, const u8* scales, float* out, u64 groups) {
+extern "C" __global__ void __launch_bounds__(256)
+    mxfp4_dequantise_f32(const u8* blocks, const u8* scales, float* out, u64 groups) {
     mxfp4::dequantise(blocks, scales, out, groups);
 }

@@ -11,9 +11,13 @@ constexpr u32 BINS = 2048;
 __host__ __device__ constexpr u32 shift_of(u32 pass) { return pass == 0 ? 20 : pass == 1 ? 10 : 0; }
 
 /// Whether the digits before those of `pass` are the prefix's.
-__device__ __forceinline__ bool matches(u32 key, u32 prefix, u32 pass) { return pass == 0 || (key ^ prefix) >> shift_of(pass - 1) == 0; }
+__device__ __forceinline__ bool matches(u32 key, u32 prefix, u32 pass) {
+    return pass == 0 || (key ^ prefix) >> shift_of(pass - 1) == 0;
+}
 
-__device__ __forceinline__ u32 digit_of(u32 key, u32 pass) { return key >> shift_of(pass) & (pass == 0 ? BINS - 1 : BINS / 2 - 1); }
+__device__ __forceinline__ u32 digit_of(u32 key, u32 pass) {
+    return key >> shift_of(pass) & (pass == 0 ? BINS - 1 : BINS / 2 - 1);
+}
 
 struct Digit {
     u32 digit;

@@ -1,9 +1,12 @@
 // Selection among all weights of a linear.
 //
 // Computes: the k smallest scores of the whole matrix go, ties by position (row, then column).
-// Launch, in this order: layer_begin; three times layer_count, layer_digit; layer_ties, layer_offsets, layer_mask. Nothing comes back to the
-// host between them. `state`: how many go of those that match the prefix, the prefix, the pass, and from STATE on a histogram.
-// Bytes: sizeof(T) read five times, 1/8 written a weight. Shared memory: 8 KiB in layer_count, 16 KiB in layer_digit, 2 KiB in layer_offsets.
+// Launch, in this order: layer_begin; three times layer_count, layer_digit; layer_ties, layer_offsets, layer_mask.
+// Nothing comes back to the host between them. `state`: how many go of those that match the prefix, the prefix, the
+// pass, and from STATE on a histogram.
+// Takes: up to 32 registers.
+// Bytes: sizeof(T) read five times, 1/8 written a weight. Shared memory: 8 KiB in layer_count, 16 KiB in layer_digit, 2
+// KiB in layer_offsets.
 // Source: radix selection as in select_rows_any, with histograms of the blocks added up in device memory.
 #include "radix.cuh"
 
@@ -44,7 +47,8 @@ __device__ void count(Bins& s, const T* w, const float* norms, u64* state, u64* 
 template <class T>
 __device__ void ties(const T* w, const float* norms, const u64* state, u64* ties, u32 rows, u32 cols) {
     const u32 warps = blockDim.x / WARP, threshold = static_cast<u32>(state[PREFIX]);
-    for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows; row += static_cast<u64>(gridDim.x) * warps) {
+    for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows;
+         row += static_cast<u64>(gridDim.x) * warps) {
         u64 sum = 0;
 #pragma unroll 4
         for (u64 base = 0; base < cols; base += 64) {
@@ -55,10 +59,12 @@ __device__ void ties(const T* w, const float* norms, const u64* state, u64* ties
 }
 
 template <class T>
-__device__ void mask(const T* w, const float* norms, const u64* state, const u64* offsets, u64* mask, u32 rows, u32 cols) {
+__device__ void mask(const T* w, const float* norms, const u64* state, const u64* offsets, u64* mask, u32 rows,
+                     u32 cols) {
     const u32 warps = blockDim.x / WARP, words = words_of(cols), threshold = static_cast<u32>(state[PREFIX]);
     const u64 need = state[LEFT];
-    for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows; row += static_cast<u64>(gridDim.x) * warps) {
+    for (u64 row = blockIdx.x * static_cast<u64>(warps) + threadIdx.x / WARP; row < rows;
+         row += static_cast<u64>(gridDim.x) * warps) {
         u64 before = offsets[row];
 #pragma unroll 4
         for (u32 word = 0; word < words; word++) {
@@ -129,19 +135,19 @@ extern "C" __global__ void __launch_bounds__(256) layer_offsets(u64* ties, u32 r
     }
 }
 
-#define SELECT_LAYER(SUFFIX, T)                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(512)                                                                                       \
-        layer_count_##SUFFIX(const T* w, const float* norms, u64* state, u64* bad, u64 count, u32 cols) {                                   \
-        SHARED(layer::Bins, shared);                                                                                                        \
-        layer::count<T>(shared, w, norms, state, bad, count, cols);                                                                         \
-    }                                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256)                                                                                       \
-        layer_ties_##SUFFIX(const T* w, const float* norms, const u64* state, u64* ties, u32 rows, u32 cols) {                              \
-        layer::ties<T>(w, norms, state, ties, rows, cols);                                                                                  \
-    }                                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256)                                                                                       \
-        layer_mask_##SUFFIX(const T* w, const float* norms, const u64* state, const u64* offsets, u64* mask, u32 rows, u32 cols) {          \
-        layer::mask<T>(w, norms, state, offsets, mask, rows, cols);                                                                         \
+#define SELECT_LAYER(SUFFIX, T)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(512)                                                                  \
+        layer_count_##SUFFIX(const T* w, const float* norms, u64* state, u64* bad, u64 count, u32 cols) {              \
+        SHARED(layer::Bins, shared);                                                                                   \
+        layer::count<T>(shared, w, norms, state, bad, count, cols);                                                    \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        layer_ties_##SUFFIX(const T* w, const float* norms, const u64* state, u64* ties, u32 rows, u32 cols) {         \
+        layer::ties<T>(w, norms, state, ties, rows, cols);                                                             \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) layer_mask_##SUFFIX(                                             \
+        const T* w, const float* norms, const u64* state, const u64* offsets, u64* mask, u32 rows, u32 cols) {         \
+        layer::mask<T>(w, norms, state, offsets, mask, rows, cols);                                                    \
     }
 
 SELECT_LAYER(bf16, Bf16)

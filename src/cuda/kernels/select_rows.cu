@@ -1,26 +1,31 @@
 // Scores, selection per row and packed masks in one pass over the weights.
 //
 // Computes: of each row the ks[level] smallest scores go, ties by position; one mask a level.
-// Launch: a block a row at a time, on a persistent grid: the next row's weights are on their way while this one is selected. 32 weights
-// a thread, `32 * ceil(cols / 1024)` threads; dynamic shared memory `2688 * ceil(cols / 1024)` bytes.
+// Launch: a block a row at a time, on a persistent grid: the next row's weights are on their way while this one is
+// selected. 32 weights a thread, `32 * ceil(cols / 1024)` threads; dynamic shared memory `2688 * ceil(cols / 1024)`
+// bytes.
+// Takes: 56 registers (f32: 40) and 3.8 KiB of shared memory besides; nothing is spilt.
 // Bytes: sizeof(T) read and 1/8 written a weight and level; norms stay in L1.
-// Source: selection by sampling (Floyd and Rivest 1975, "Algorithm 489: SELECT") on the upper halves of the scores' bits, then exact among
-// the few scores that share theirs with the threshold. About 15 instructions a weight, of which a quarter is the score itself.
+// Source: selection by sampling (Floyd and Rivest 1975, "Algorithm 489: SELECT") on the upper halves of the scores'
+// bits, then exact among the few scores that share theirs with the threshold. About 21 instructions a weight in rows of
+// 4096, 19 in rows of 11008, counted in the machine code for sm_90 (bf16 with norms, one level); 5 are the score.
 //
-// The upper 16 bits of a score are its key; the row's keys lie in shared memory, two in a word. A sample of a quarter of the keys gives a bracket for
-// the key in which the level's count is reached, two exact counts check it (else it is halved until it holds), a histogram of the keys
-// within finds that key. Keys below it go, those above stay. Of the scores of the key itself, the lower halves decide; these
-// are compared all with all while they are few (they are 0.2% of a row), and found by bisection when they are many. 16-bit weights
-// without norms are their own keys: equal keys are ties, which go by position after a scan.
+// The upper 16 bits of a score are its key; the row's keys lie in shared memory, two in a word. A sample of a quarter
+// of the keys gives a bracket for the key in which the level's count is reached, two exact counts check it (else it is
+// halved until it holds), a histogram of the keys within finds that key. Keys below it go, those above stay. Of the
+// scores of the key itself, the lower halves decide; these are compared all with all while they are few (they are 0.2%
+// of a row), and found by bisection when they are many. 16-bit weights without norms are their own keys: equal keys are
+// ties, which go by position after a scan.
 #include "common.cuh"
 
 namespace rows {
 
 constexpr u32 VECTORS = 4; // of 8 weights, a thread
-constexpr u32 STRIDE = VECTORS + 1; // of a thread's keys in shared memory, so that no two threads of eight meet in a bank
+// Of a thread's keys in shared memory: no two threads of eight meet in a bank.
+constexpr u32 STRIDE = VECTORS + 1;
 constexpr u32 SAMPLE_BINS = 512; // of 64 keys
-constexpr u32 BINS = 256; // of one key
-constexpr u32 FEW = 128; // scores that are compared all with all
+constexpr u32 BINS = 256;        // of one key
+constexpr u32 FEW = 128;         // scores that are compared all with all
 constexpr u32 MOST_WARPS = 16;
 constexpr u32 PADDING = 0x7fff7fffu; // keys of no weight: never below anything
 
@@ -56,9 +61,9 @@ struct Counter {
     }
 };
 
-/// Which of this thread's keys are below a bound of at most 0x8000: bit `8 v + i` for key `i` of vector `v`. The subtraction leaves the upper bit of
-/// each half set where it is; a byte permutation spreads those of four keys over a byte each, from which each takes its place. 17
-/// instructions for 16 keys.
+/// Which of this thread's keys are below a bound of at most 0x8000: bit `8 v + i` for key `i` of vector `v`. The
+/// subtraction leaves the upper bit of each half set where it is; a byte permutation spreads those of four keys over a
+/// byte each, from which each takes its place. 17 instructions for 16 keys.
 struct Below {
     u32 limit, bits;
 
@@ -68,7 +73,8 @@ struct Below {
     __device__ __forceinline__ void add(u32 pair, const uint4& a, const uint4& b) {
         u32 both = 0;
 #pragma unroll
-        for (u32 h = 0; h < 4; h++) both |= permute(limit - word_of(a, h), limit - word_of(b, h), 0xfbd9) & 0x02020101u << (2 * h);
+        for (u32 h = 0; h < 4; h++)
+            both |= permute(limit - word_of(a, h), limit - word_of(b, h), 0xfbd9) & 0x02020101u << (2 * h);
         bits |= ((both | both >> 16) & 0xffffu) << (16 * pair);
     }
 };
@@ -100,9 +106,9 @@ __device__ __forceinline__ Two below(const uint4* keys, u32 one, u32 other) {
 /// The column of bit `e` of this thread's masks.
 __device__ __forceinline__ u32 column(u32 e) { return 8 * (threadIdx.x + (e / 8) * blockDim.x) + e % 8; }
 
-/// Where the key of the `k`-th smallest of `cols` scores should be, by one warp: 2.5 standard deviations of its rank in the sample to either
-/// side. The lower half of the lanes looks for one end and the upper half for the other: the 16 bins in which it lies, the bin, and
-/// linear within.
+/// Where the key of the `k`-th smallest of `cols` scores should be, by one warp: 2.5 standard deviations of its rank in
+/// the sample to either side. The lower half of the lanes looks for one end and the upper half for the other: the 16
+/// bins in which it lies, the bin, and linear within.
 __device__ __forceinline__ void bracket(Shared& s, u32 k, u32 cols, u32 infinite) {
     const u32 lane = threadIdx.x % WARP, half = lane / 16;
     u32 sum = 0;
@@ -112,9 +118,11 @@ __device__ __forceinline__ void bracket(Shared& s, u32 k, u32 cols, u32 infinite
         sum += four.x + four.y + four.z + four.w;
     }
     const u32 inclusive = inclusive_scan(sum);
-    const float samples = static_cast<float>(cols / 4), share = about_quotient(static_cast<float>(k), static_cast<float>(cols));
+    const float samples = static_cast<float>(cols / 4),
+                share = about_quotient(static_cast<float>(k), static_cast<float>(cols));
     const float centre = samples * share, reach = about_root(0.75f * centre * (1 - share)) * 2.5f + 2;
-    const u32 total = cols / 4, low = static_cast<u32>(max(centre - reach, 0.0f)), high = static_cast<u32>(centre + reach);
+    const u32 total = cols / 4, low = static_cast<u32>(max(centre - reach, 0.0f)),
+              high = static_cast<u32>(centre + reach);
     const u32 low_at = __ballot_sync(ALL, inclusive > low), high_at = __ballot_sync(ALL, inclusive > high);
     const u32 rank = half ? high : low, reached = half ? high_at : low_at, at = reached ? __ffs(reached) - 1 : 0;
     const u32 count = s.sample[16 * at + lane % 16];
@@ -142,7 +150,8 @@ __device__ __forceinline__ void bracket(Shared& s, u32 k, u32 cols, u32 infinite
 /// The bin in which `k` is reached, `before` being below the first, by one warp.
 __device__ __forceinline__ void pick_bin(Shared& s, u32 k, u32 before) {
     const u32 lane = threadIdx.x % WARP;
-    const uint4 a = reinterpret_cast<const uint4*>(s.bins)[2 * lane], b = reinterpret_cast<const uint4*>(s.bins)[2 * lane + 1];
+    const uint4 a = reinterpret_cast<const uint4*>(s.bins)[2 * lane],
+                b = reinterpret_cast<const uint4*>(s.bins)[2 * lane + 1];
     const u32 counts[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
     u32 sum = 0;
 #pragma unroll
@@ -176,7 +185,8 @@ __device__ __forceinline__ u32 first_by_position(Shared& s, u32 bits, u32 need) 
     }
     __syncthreads();
     if (warp == 0) {
-        const u32 all = VECTORS * warps, a = lane < all ? s.ties[lane] : 0, b = WARP + lane < all ? s.ties[WARP + lane] : 0;
+        const u32 all = VECTORS * warps, a = lane < all ? s.ties[lane] : 0,
+                  b = WARP + lane < all ? s.ties[WARP + lane] : 0;
         const u32 a_to = inclusive_scan(a), b_to = __shfl_sync(ALL, a_to, WARP - 1) + inclusive_scan(b);
         if (lane < all) s.ties[lane] = a_to - a;
         if (WARP + lane < all) s.ties[WARP + lane] = b_to - b;
@@ -206,8 +216,8 @@ struct Many {
     u32 go, turn;
 };
 
-/// Of many scores that share a key (`bits`), those that go: bisection of the lower halves, then ties by position. Not inlined, as its
-/// registers would count for all; by value, as references would lie in memory.
+/// Of many scores that share a key (`bits`), those that go: bisection of the lower halves, then ties by position. Not
+/// inlined, as its registers would count for all; by value, as references would lie in memory.
 template <class T>
 __device__ __noinline__ Many among_many(Shared& s, Counter counter, Row<T> row, u32 bits, u32 need) {
     u32 lowest = 0xffffu, highest = 0;
@@ -260,8 +270,8 @@ __device__ __noinline__ void tell(const u16* keys_at, u64* bad, u64 start, u32 c
 }
 
 template <class T, bool SCORED>
-__device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols,
-                                       const u32* ks, u32 levels) {
+__device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, const float* norms, u64* masks, u64* bad,
+                                       u32 rows, u32 cols, const u32* ks, u32 levels) {
     const u32 tid = threadIdx.x, threads = blockDim.x, vectors = cols / 8, words = words_of(cols);
     // The thread's keys, and the bytes of the mask.
     uint4* const keys = dynamic + STRIDE * tid;
@@ -419,17 +429,18 @@ __device__ __forceinline__ void select(Shared& s, uint4* dynamic, const T* w, co
 
 } // namespace rows
 
-// 512 threads at most; bounds that leave 56 registers a thread, so that three blocks for 11008 columns are on a multiprocessor.
-#define SELECT_ROWS(NAME, T)                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(576, 2)                                                                                    \
-        NAME(const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols, const u32* ks, u32 levels) {                         \
-        SHARED(rows::Shared, shared);                                                                                                       \
-        DYNAMIC_SHARED(dynamic);                                                                                                            \
-        if (norms) {                                                                                                                        \
-            rows::select<T, true>(shared, dynamic, w, norms, masks, bad, rows, cols, ks, levels);                                           \
-        } else {                                                                                                                            \
-            rows::select<T, false>(shared, dynamic, w, nullptr, masks, bad, rows, cols, ks, levels);                                        \
-        }                                                                                                                                   \
+// 512 threads at most; bounds that leave 56 registers a thread, so that three blocks for 11008 columns are on a
+// multiprocessor.
+#define SELECT_ROWS(NAME, T)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(576, 2)                                                               \
+        NAME(const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols, const u32* ks, u32 levels) {    \
+        SHARED(rows::Shared, shared);                                                                                  \
+        DYNAMIC_SHARED(dynamic);                                                                                       \
+        if (norms) {                                                                                                   \
+            rows::select<T, true>(shared, dynamic, w, norms, masks, bad, rows, cols, ks, levels);                      \
+        } else {                                                                                                       \
+            rows::select<T, false>(shared, dynamic, w, nullptr, masks, bad, rows, cols, ks, levels);                   \
+        }                                                                                                              \
     }
 
 SELECT_ROWS(select_rows_bf16, Bf16)

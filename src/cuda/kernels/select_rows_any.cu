@@ -2,6 +2,7 @@
 //
 // Computes: what select_rows computes, and is taken where that one's needs are not met.
 // Launch: a block of 256 threads a row at a time, any grid; 8.3 KiB of shared memory.
+// Takes: 45 registers.
 // Bytes: each row is read four times a level, from the caches if it fits there, and 1/8 written a weight and level.
 // Source: radix selection, three digits from histograms in shared memory; ties by running counts.
 #include "radix.cuh"
@@ -31,7 +32,8 @@ __device__ bool spoilt(const T* w, const float* norms, u64* bad, u64 start, u32 
 }
 
 template <class T>
-__device__ void select(Shared& s, const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols, const u32* ks, u32 levels) {
+__device__ void select(Shared& s, const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols,
+                       const u32* ks, u32 levels) {
     const u32 tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, words = words_of(cols);
     for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
         const u64 start = static_cast<u64>(row) * cols;
@@ -79,11 +81,11 @@ __device__ void select(Shared& s, const T* w, const float* norms, u64* masks, u6
 
 } // namespace rows_any
 
-#define SELECT_ROWS_ANY(NAME, T)                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256)                                                                                       \
-        NAME(const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols, const u32* ks, u32 levels) {                         \
-        SHARED(rows_any::Shared, shared);                                                                                                        \
-        rows_any::select<T>(shared, w, norms, masks, bad, rows, cols, ks, levels);                                                               \
+#define SELECT_ROWS_ANY(NAME, T)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        NAME(const T* w, const float* norms, u64* masks, u64* bad, u32 rows, u32 cols, const u32* ks, u32 levels) {    \
+        SHARED(rows_any::Shared, shared);                                                                              \
+        rows_any::select<T>(shared, w, norms, masks, bad, rows, cols, ks, levels);                                     \
     }
 
 SELECT_ROWS_ANY(select_rows_any_bf16, Bf16)

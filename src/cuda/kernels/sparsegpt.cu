@@ -1,10 +1,14 @@
-// SparseGPT within a block of columns: what goes, what each pruned weight costs, and what the others in the block make up for.
+// SparseGPT within a block of columns: what goes, what each pruned weight costs, and what the others in the block make
+// up for.
 //
-// Computes: column after column, error = w / U[i][i] for a pruned weight, w[j] -= error * U[i][j] for the columns behind it in the block. The products
-// with the columns behind the block are a matrix product of the caller. Bit for bit what the CPU computes: no product is fused.
-// Launch: a row a warp, 256 threads, any grid; the upper triangle of U in dynamic shared memory, `count * (count + 1) / 2 * 4` bytes (33 KiB for
-// 128 columns), and 1 KiB more. A lane holds columns lane, lane + 32, ...
-// Bytes: 4 read, 4 written and 4 of errors written a weight; U once a block. Arithmetic: count / 2 products a pruned weight.
+// Computes: column after column, error = w / U[i][i] for a pruned weight, w[j] -= error * U[i][j] for the columns
+// behind it in the block. The products with the columns behind the block are a matrix product of the caller. Bit for
+// bit what the CPU computes: no product is fused.
+// Launch: a row a warp, 256 threads, any grid; the upper triangle of U in dynamic shared memory, `count * (count + 1) /
+// 2 * 4` bytes (33 KiB for 128 columns), and 1 KiB more. A lane holds columns lane, lane + 32, ...
+// Takes: 48 registers.
+// Bytes: 4 read, 4 written and 4 of errors written a weight; U once a block. Arithmetic: count / 2 products a pruned
+// weight.
 // Source: Frantar and Alistarh 2023, "SparseGPT", algorithm 1; N:M chosen at the first column of each group.
 #include "common.cuh"
 
@@ -21,9 +25,10 @@ struct Shared {
 /// Where row `i` of the triangle would have its column 0.
 __device__ __forceinline__ u32 row_of(u32 i, u32 count) { return i * count - i * (i + 1) / 2; }
 
-
-/// Bits of the `m - n` weights with the lowest w^2 / U_jj^2 of the group that begins at column `first`, ties by position.
-__device__ __forceinline__ u32 choose(float (&scores)[WARP], const float (&w)[SLOTS], const float* u, u32 first, u32 count, u32 n, u32 m) {
+/// Bits of the `m - n` weights with the lowest w^2 / U_jj^2 of the group that begins at column `first`, ties by
+/// position.
+__device__ __forceinline__ u32 choose(float (&scores)[WARP], const float (&w)[SLOTS], const float* u, u32 first,
+                                      u32 count, u32 n, u32 m) {
     const u32 lane = threadIdx.x % WARP;
 #pragma unroll
     for (u32 slot = 0; slot < SLOTS; slot++) {
@@ -37,7 +42,8 @@ __device__ __forceinline__ u32 choose(float (&scores)[WARP], const float (&w)[SL
     u32 sooner = 0;
     if (lane < m) {
         const float mine = scores[lane];
-        for (u32 other = 0; other < m; other++) sooner += scores[other] < mine || (scores[other] == mine && other < lane);
+        for (u32 other = 0; other < m; other++)
+            sooner += scores[other] < mine || (scores[other] == mine && other < lane);
     }
     // The lanes meet here, so that none writes the next group's scores while others read these.
     return __ballot_sync(ALL, lane < m && sooner < m - n);
@@ -46,8 +52,8 @@ __device__ __forceinline__ u32 choose(float (&scores)[WARP], const float (&w)[SL
 } // namespace sparsegpt
 
 extern "C" __global__ void __launch_bounds__(256)
-    sparsegpt_block(float* weights, u32 rows, u32 cols, u32 first, u32 count, const float* upper, const u64* mask, u64* mask_out, u32 n, u32 m,
-                    float* errors) {
+    sparsegpt_block(float* weights, u32 rows, u32 cols, u32 first, u32 count, const float* upper, const u64* mask,
+                    u64* mask_out, u32 n, u32 m, float* errors) {
     using namespace sparsegpt;
     SHARED(sparsegpt::Shared, s);
     DYNAMIC_SHARED(dynamic);
@@ -58,7 +64,8 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     __syncthreads();
     const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    for (u64 row = blockIdx.x * static_cast<u64>(warps) + warp; row < rows; row += static_cast<u64>(gridDim.x) * warps) {
+    for (u64 row = blockIdx.x * static_cast<u64>(warps) + warp; row < rows;
+         row += static_cast<u64>(gridDim.x) * warps) {
         float* const here = weights + row * cols + first;
         float w[SLOTS], lost[SLOTS] = {};
         u32 pruned[SLOTS] = {};
@@ -68,7 +75,8 @@ extern "C" __global__ void __launch_bounds__(256)
             w[slot] = col < count ? here[col] : 0;
             if (mask) {
                 const u32 at = first + col;
-                pruned[slot] = __ballot_sync(ALL, col < count && (mask[row * words_of(cols) + at / 64] >> (at % 64) & 1));
+                pruned[slot] =
+                    __ballot_sync(ALL, col < count && (mask[row * words_of(cols) + at / 64] >> (at % 64) & 1));
             }
         }
         u32 group = 0; // bits of the group that is being gone through
