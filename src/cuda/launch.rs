@@ -1,10 +1,11 @@
 //! The kernels of one device: compiled with the crate, loaded when first needed, launched as `kernels/ABI.md` says.
 
 use candle_core::Result;
+use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 use candle_core::cuda::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DeviceRepr, LaunchArgs,
-    LaunchConfig, PushKernelArg,
+    CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr,
+    LaunchArgs, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda::cudarc::nvrtc::Ptx;
 use candle_core::cuda::{CudaDType, CudaDevice, DeviceId, WrapErr};
@@ -279,6 +280,52 @@ impl Kernels {
             Ok(sums)
         };
         Ok((fold(&squares)?, sums.as_ref().map(fold).transpose()?))
+    }
+
+    /// `X^T X`, `(cols, cols)` in f32: cuBLAS multiplies in the type of `x` and adds in f32.
+    pub(super) fn gram<T: Element>(&self, x: Matrix<'_, T>) -> Result<CudaSlice<f32>> {
+        let (stream, blas) = (&self.stream, self.device.cublas_handle());
+        check(x.values.len() == x.rows * x.cols)?;
+        // SAFETY: with beta = 0 the product writes all of it and reads none.
+        let mut gram = unsafe { stream.alloc::<f32>(x.cols * x.cols) }.w()?;
+        let kind = match T::NAME {
+            "bf16" => sys::cudaDataType_t::CUDA_R_16BF,
+            "f16" => sys::cudaDataType_t::CUDA_R_16F,
+            _ => sys::cudaDataType_t::CUDA_R_32F,
+        };
+        let size =
+            |size: usize| i32::try_from(size).map_err(|_| candle_core::Error::Msg(format!("{size} is too wide")));
+        let (width, tokens, one, zero) = (size(x.cols)?, size(x.rows)?, 1f32, 0f32);
+        {
+            let ((from, _read), (to, _written)) = (x.values.device_ptr(stream), gram.device_ptr_mut(stream));
+            // Row-major X is column-major X^T, so that this is X^T times X.
+            // SAFETY: the pointers are of `(rows, cols)` and `(cols, cols)` values on the stream's device.
+            unsafe {
+                gemm_ex(
+                    *blas.handle(),
+                    sys::cublasOperation_t::CUBLAS_OP_N,
+                    sys::cublasOperation_t::CUBLAS_OP_T,
+                    width,
+                    width,
+                    tokens,
+                    (&raw const one).cast(),
+                    from as *const _,
+                    kind,
+                    width,
+                    from as *const _,
+                    kind,
+                    width,
+                    (&raw const zero).cast(),
+                    to as *mut _,
+                    sys::cudaDataType_t::CUDA_R_32F,
+                    width,
+                    sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                )
+            }
+            .w()?;
+        }
+        Ok(gram)
     }
 
     /// Prunes the columns of a block of SparseGPT, `weights (rows, count)` in place by `upper (count, count)`, and gives the errors

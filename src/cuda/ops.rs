@@ -6,8 +6,7 @@ use crate::calibrate::Gather;
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, bad_score};
 use crate::sparsegpt::{Factor, SparseGpt};
 use crate::{Error, Result};
-use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
-use candle_core::cuda::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::cuda::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
 use half::{bf16, f16};
@@ -235,53 +234,9 @@ fn sums_on<T: Element>(x: &Tensor, gather: Gather) -> Result<ColumnSums> {
     let x = Matrix { values: &view, rows, cols };
     let (squares, sums) = kernels.column_sums(x, gather.sums)?;
     let column = |slice| Tensor::from((wrap(slice, device), cols));
-    let gram = gather.gram.then(|| gram(&kernels, x)).transpose()?;
+    let gram = gather.gram.then(|| kernels.gram(x)).transpose()?;
     let gram = gram.map(|gram| Tensor::from((wrap(gram, device), (cols, cols))));
     Ok(ColumnSums { squares: column(squares), sums: sums.map(column), gram })
-}
-
-/// `X^T X`, `(cols, cols)` in f32: cuBLAS multiplies in the type of `x` and adds in f32.
-fn gram<T: Element>(kernels: &Kernels, x: Matrix<'_, T>) -> candle_core::Result<CudaSlice<f32>> {
-    let (stream, blas) = (kernels.stream(), kernels.device().cublas_handle());
-    // SAFETY: with beta = 0 the product writes all of it and reads none.
-    let mut gram = unsafe { stream.alloc::<f32>(x.cols * x.cols) }.w()?;
-    let kind = match T::NAME {
-        "bf16" => sys::cudaDataType_t::CUDA_R_16BF,
-        "f16" => sys::cudaDataType_t::CUDA_R_16F,
-        _ => sys::cudaDataType_t::CUDA_R_32F,
-    };
-    let size = |size: usize| i32::try_from(size).map_err(|_| candle_core::Error::Msg(format!("{size} is too wide")));
-    let (width, tokens, one, zero) = (size(x.cols)?, size(x.rows)?, 1f32, 0f32);
-    {
-        let ((from, _read), (to, _written)) = (x.values.device_ptr(stream), gram.device_ptr_mut(stream));
-        // Row-major X is column-major X^T, so that this is X^T times X.
-        // SAFETY: the pointers are of `(rows, cols)` and `(cols, cols)` values on the stream's device.
-        unsafe {
-            gemm_ex(
-                *blas.handle(),
-                sys::cublasOperation_t::CUBLAS_OP_N,
-                sys::cublasOperation_t::CUBLAS_OP_T,
-                width,
-                width,
-                tokens,
-                (&raw const one).cast(),
-                from as *const _,
-                kind,
-                width,
-                from as *const _,
-                kind,
-                width,
-                (&raw const zero).cast(),
-                to as *mut _,
-                sys::cudaDataType_t::CUDA_R_32F,
-                width,
-                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )
-        }
-        .w()?;
-    }
-    Ok(gram)
 }
 
 /// Weights `(groups * 32,)` as `dtype` from MXFP4 `blocks (.., 16)` and `scales (..)` in u8, as many groups.

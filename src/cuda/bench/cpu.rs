@@ -2,6 +2,7 @@
 
 use super::problem::{Op, Output, Problem};
 use super::{Engine, Prepared};
+use crate::calibrate::gram;
 use crate::cuda::twin;
 use crate::mask::{Mask, Pattern};
 use crate::{Error, Result};
@@ -108,6 +109,7 @@ impl OnCpu {
                 Output::F32(weights)
             }
             Op::Sums => Output::F64(twin::column_sums(&self.stored.widened(), cols).0),
+            Op::Gram => Output::F32(gram(&self.stored.widened(), *rows, cols)),
             Op::SparseGpt => {
                 let (mut weights, mut mask) = (self.stored.widened(), masked());
                 twin::sparsegpt_block(&mut weights, 0, other, Pattern::Unstructured, &mut mask);

@@ -64,7 +64,7 @@ struct OnGpu<T> {
     norms: Option<CudaSlice<f32>>,
     ks: CudaSlice<u32>,
     bad: CudaSlice<u64>,
-    /// Vectors of a product, and what it gives.
+    /// Vectors of a product, and what a product gives.
     x: CudaSlice<u16>,
     y: CudaSlice<f32>,
     upper: CudaSlice<f32>,
@@ -167,6 +167,7 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 Op::NofM(n, m) => kernels.select_nofm(matrix, norms, (*n, *m), masks, bad)?,
                 Op::Apply => kernels.apply_mask(&mut weights.as_view_mut(), (rows, cols), masks)?,
                 Op::Sums => *sums = Some(kernels.column_sums(matrix, false)?.0),
+                Op::Gram => *y = kernels.gram(matrix)?,
                 Op::SparseGpt => {
                     // SAFETY: problems of this kind have weights in f32.
                     let mut view = weights.as_view_mut();
@@ -224,7 +225,7 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 wait()?;
                 Ok(Output::Compressed(values, index))
             }
-            Op::Matvec { .. } => {
+            Op::Matvec { .. } | Op::Gram => {
                 let y = stream.clone_dtoh(&self.y).w()?;
                 wait()?;
                 Ok(Output::F32(y))

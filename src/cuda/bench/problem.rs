@@ -22,6 +22,8 @@ pub(super) enum Op {
     Apply,
     /// Sums of squares of each column.
     Sums,
+    /// The weights, as activations, times themselves.
+    Gram,
     /// The columns of a block of SparseGPT.
     SparseGpt,
     /// 2:4 weights to values and places.
@@ -191,6 +193,7 @@ impl Problem {
             Op::NofM(..) => weights + words,
             Op::Apply => 2 * weights + words,
             Op::Sums => weights,
+            Op::Gram => weights + self.cols * self.cols * size_of::<f32>(),
             Op::SparseGpt => 3 * weights + words,
             Op::Compress24 => weights + weights / 2 + count / 8,
             Op::Matvec { compressed: false, .. } => weights,
@@ -234,6 +237,7 @@ pub(super) fn checks(seed: u64) -> Vec<Problem> {
         }
         for (rows, cols) in [(1, 5), (63, 100), (200, 1030)] {
             add(Op::Sums, Data::Normal, dtype, (rows, cols), false);
+            add(Op::Gram, Data::Normal, dtype, (rows, cols.min(200)), false);
         }
     }
     for (rows, cols) in [(1, 128), (77, 100), (300, 128)] {
@@ -283,6 +287,7 @@ pub(super) fn timings((hidden, intermediate, blocks): (usize, usize, usize), see
         all("apply mask", false, &|_| Op::Apply),
         one("magnitude 50% per layer", Op::Layer(hidden * intermediate / 2), DType::BF16, (intermediate, hidden)),
         one("sums of columns", Op::Sums, DType::BF16, (2048, intermediate)),
+        one("gram matrix", Op::Gram, DType::BF16, (2048, hidden)),
         one("SparseGPT block", Op::SparseGpt, DType::F32, (intermediate, hidden.min(128))),
         one("compress 2:4", Op::Compress24, DType::BF16, (intermediate, hidden)),
         product(1, false),

@@ -18,10 +18,11 @@ pub(super) fn compare(problem: &Problem, output: &Output) -> (f64, f64) {
     }
 }
 
-/// What rounding to f32 may make of the sums: of chunks of 64 squares, of a block's 128 columns, of a row's products.
+/// What rounding to f32 may make of the sums: of chunks of 64 squares, of a column's tokens, of a block's 128 columns, of a row's products.
 fn tolerance(problem: &Problem) -> f64 {
     match problem.op {
         Op::Sums => 1e-6,
+        Op::Gram => 1e-5,
         Op::SparseGpt => 1e-4,
         Op::Matvec { .. } => 1e-5,
         _ => 0.0,
@@ -74,6 +75,11 @@ fn reference(problem: &Problem) -> Output {
             let mut sums = vec![0f64; cols];
             wide().enumerate().for_each(|(at, w)| sums[at % cols] += w * w);
             Output::F64(sums)
+        }
+        Op::Gram => {
+            let x: Vec<f64> = wide().collect();
+            let product = |at: usize| x.chunks(cols).map(|row| row[at / cols] * row[at % cols]).sum();
+            Output::F64((0..cols * cols).map(product).collect())
         }
         Op::SparseGpt => {
             let mut weights: Vec<f64> = wide().collect();
