@@ -336,15 +336,10 @@ fn layer_is_the_twins<T: Element>(m: &Matrix<T>, k: u64) {
         Some(bad) => Err(bad),
         None => Ok(twin::select_layer(&wide(&m.values), m.norms.as_deref(), m.cols, k).unwrap()),
     };
-    let (count, digits, find, ties_of, go) = (
-        format!("layer_count_{}", T::NAME),
-        kernel("layer_digit", 1, 256),
-        kernel("layer_offsets", 1, 256),
-        format!("layer_ties_{}", T::NAME),
-        format!("layer_mask_{}", T::NAME),
-    );
+    let [count, ties_of, go] = ["count", "ties", "mask"].map(|step| format!("layer_{step}_{}", T::NAME));
     for seed in [0, 1, 2] {
         let ((w, norms), bad) = (m.buffers(), Buffer::new(&[u64::MAX]));
+        let threads = if seed == 0 { 32 } else { 256 };
         let (state, ties) = (Buffer::<u64>::poisoned(8 + 2048, seed), Buffer::<u64>::poisoned(m.rows, seed));
         let mask = Buffer::<u64>::poisoned(m.rows * m.words(), seed);
         let (rows, cols, all) = (m.rows as u64, m.cols as u64, m.values.len() as u64);
@@ -352,14 +347,14 @@ fn layer_is_the_twins<T: Element>(m: &Matrix<T>, k: u64) {
         kernel("layer_begin", 1, 256).run(seed, &[state.arg(), k]);
         for _ in 0..3 {
             kernel(&count, 3, 512).run(seed, &[&scored[..], &[state.arg(), bad.arg(), all, cols]].concat());
-            digits.run(seed, &[state.arg()]);
+            kernel("layer_digit", 1, threads).run(seed, &[state.arg()]);
         }
         if let Err(at) = &expected {
             assert_eq!(bad.read(), [*at], "{count}");
             continue;
         }
         kernel(&ties_of, 2, 256).run(seed, &[&scored[..], &[state.arg(), ties.arg(), rows, cols]].concat());
-        find.run(seed, &[ties.arg(), rows]);
+        kernel("layer_offsets", 1, threads).run(seed, &[ties.arg(), rows]);
         kernel(&go, 2, 256).run(seed, &[&scored[..], &[state.arg(), ties.arg(), mask.arg(), rows, cols]].concat());
         assert_eq!(mask.read(), words(expected.as_ref().unwrap()), "{go}: {k} of {rows} x {cols}");
         assert_eq!(bad.read(), [u64::MAX]);

@@ -121,7 +121,8 @@ struct Sums {
 /// Turns the ties of each row into those of the rows before it.
 extern "C" __global__ void __launch_bounds__(256) layer_offsets(u64* ties, u32 rows) {
     SHARED(layer::Sums, s);
-    const u32 each = (rows + 255) / 256, first = min(threadIdx.x * each, rows), last = min(first + each, rows);
+    const u32 threads = blockDim.x, each = rows / threads + 1;
+    const u32 first = min(threadIdx.x * each, rows), last = min(first + each, rows);
     u64 sum = 0;
     for (u32 row = first; row < last; row++) sum += ties[row];
     s.sums[threadIdx.x] = sum;
