@@ -5,7 +5,7 @@ mod cuda;
 
 use cuda::{Buffer, Kernel, SEEDS, available};
 use half::{bf16, f16};
-use lacuna::cuda::twin;
+use lacuna::cuda::{shape, twin};
 use lacuna::mask::{Mask, Pattern};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -148,8 +148,7 @@ fn rows_are_the_twins<T: Element>(m: &Matrix<T>, ks: &[u32], fast: bool, what: &
         None => Ok(twin::select_rows(&wide(&m.values), m.norms.as_deref(), m.cols, ks).unwrap()),
     };
     let name = format!("select_rows{}_{}", if fast { "" } else { "_any" }, T::NAME);
-    let blocks = m.cols.div_ceil(1024) as u64;
-    let (block, shared) = if fast { (32 * blocks, 2688 * blocks) } else { (256, 0) };
+    let (block, shared) = if fast { shape::select_rows(m.cols) } else { (256, 0) };
     for &seed in if m.cols > 4096 { &SEEDS[..3] } else { &SEEDS[..] } {
         let (w, norms) = m.buffers();
         let masks = Buffer::<u64>::poisoned(ks.len() * m.rows * m.words(), seed);
@@ -158,7 +157,7 @@ fn rows_are_the_twins<T: Element>(m: &Matrix<T>, ks: &[u32], fast: bool, what: &
         let grid = (m.rows as u32).min(1 + seed as u32);
         let shape = [m.rows as u64, m.cols as u64, levels.arg(), ks.len() as u64];
         let arguments = [&[w.arg(), address(&norms), masks.arg(), bad.arg()][..], &shape].concat();
-        Kernel { name: &name, grid: (grid, 1), block: block as u32, shared }.run(seed, &arguments);
+        Kernel { name: &name, grid: (grid, 1), block: block as u32, shared: shared as u64 }.run(seed, &arguments);
         match &expected {
             Err(at) => assert_eq!(bad.read(), [*at], "{name} {what}"),
             Ok(expected) => {
@@ -484,8 +483,9 @@ fn sparsegpt_blocks_are_bit_for_bit_the_cpus() {
                 };
                 let shape = [w.arg(), rows as u64, cols as u64, first as u64, count as u64, u.arg()];
                 let arguments = [&shape[..], &masks, &[lost.arg()]].concat();
-                let shared = (count * (count + 1) / 2 * 4) as u64;
-                Kernel { name: "sparsegpt_block", grid: (2, 1), block: 256, shared }.run(seed, &arguments);
+                let (block, shared) = shape::sparsegpt_block(count);
+                Kernel { name: "sparsegpt_block", grid: (2, 1), block: block as u32, shared: shared as u64 }
+                    .run(seed, &arguments);
                 assert_eq!(bits.read(), words(&mask), "{pattern} {rows} x {cols}");
                 let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same(&w.read(), &expected), "{pattern} {rows} x {cols}");

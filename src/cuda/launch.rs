@@ -1,5 +1,6 @@
 //! The kernels of one device: compiled with the crate, loaded when first needed, launched as `kernels/ABI.md` says.
 
+use super::shape::{self, WIDEST_ROW};
 use candle_core::Result;
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
@@ -15,8 +16,6 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
 
-/// The widest row that `select_rows` holds in registers.
-const WIDEST_ROW: usize = 16_384;
 /// Words of the state of a selection over a layer.
 const LAYER_STATE: usize = 8 + 2048;
 
@@ -142,10 +141,10 @@ impl Kernels {
         check(values.len() == rows * cols && norms.is_none_or(|norms| norms.len() == cols))?;
         check(masks.len() == ks.len() * rows * weights.words() && bad.len() == 1)?;
         let aligned = cols.is_multiple_of(8) && values.device_ptr(&self.stream).0.is_multiple_of(16);
-        let (file, block, shared) = if aligned && (8..=WIDEST_ROW).contains(&cols) {
-            ("select_rows", 32 * cols.div_ceil(1024), cols * 2 + weights.words() * 8)
+        let (file, (block, shared)) = if aligned && (8..=WIDEST_ROW).contains(&cols) {
+            ("select_rows", shape::select_rows(cols))
         } else {
-            ("select_rows_any", 256, 0)
+            ("select_rows_any", (256, 0))
         };
         let function = self.function(file, &format!("{file}_{}", T::NAME))?;
         let resident = function.occupancy_max_active_blocks_per_multiprocessor(u32_of(block)?, shared, None).w()?;
@@ -194,7 +193,7 @@ impl Kernels {
             self.launch(args, (self.processors * 4, 1), 512, 0)?;
             let mut args = self.stream.launch_builder(&digit);
             args.arg(&mut state);
-            self.launch(args, (1, 1), 32, 0)?;
+            self.launch(args, (1, 1), 256, 0)?;
         }
         let mut args = self.stream.launch_builder(&ties);
         args.arg(values);
@@ -203,7 +202,7 @@ impl Kernels {
         self.launch(args, (rows.div_ceil(8), 1), 256, 0)?;
         let mut args = self.stream.launch_builder(&offsets);
         args.arg(&mut equal).arg(&rows_);
-        self.launch(args, (1, 1), 32, 0)?;
+        self.launch(args, (1, 1), 256, 0)?;
         let mut args = self.stream.launch_builder(&pack);
         args.arg(values);
         nullable(&mut args, norms, &null);
@@ -229,7 +228,7 @@ impl Kernels {
         args.arg(values);
         nullable(&mut args, norms, &null);
         args.arg(mask).arg(bad).arg(&rows_).arg(&cols_).arg(&n).arg(&m);
-        self.launch(args, ((rows * weights.words()).div_ceil(32), 1), 256, 0)
+        self.launch(args, (rows, 1), 256, 0)
     }
 
     /// Zeros where the mask says so, in place.
@@ -354,7 +353,8 @@ impl Kernels {
             Some(_) => args.arg(&null).arg(mask),
         };
         args.arg(&n).arg(&m).arg(&mut errors);
-        self.launch(args, (rows.div_ceil(8), 1), 256, count * (count + 1) / 2 * 4)?;
+        let (block, shared) = shape::sparsegpt_block(count);
+        self.launch(args, (rows.div_ceil(8), 1), block, shared)?;
         Ok(errors)
     }
 

@@ -6,6 +6,7 @@
 //! `None`, and the caller goes on as on the CPU. Without the feature `cuda` they always do (`absent`).
 
 pub mod bench;
+pub mod shape;
 pub mod twin;
 
 #[cfg(not(feature = "cuda"))]
