@@ -6,6 +6,7 @@ mod formats;
 mod ranks;
 mod select;
 mod set;
+mod simd;
 mod statistics;
 mod validate;
 

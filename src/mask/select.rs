@@ -1,7 +1,8 @@
 //! Exact selection of the weights to drop: counts are exact, ties go by position.
 
 use super::alpha::select_alpha;
-use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, pack, ranks};
+use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, rank};
+use super::simd::Simd;
 use super::{Mask, Pattern, Per};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -70,15 +71,14 @@ pub fn select_levels(
         (Pattern::Unstructured, Per::Row) => {
             for_levels(cols, 0, sparsities, &mut masks, |ks, masks| {
                 in_parallel(masks, |first, rows, mut chunk| {
-                    let (mut scores, mut scratch, words) = (vec![0f32; cols], Scratch::default(), cols.div_ceil(64));
-                    for i in 0..rows {
-                        score_row(first + i, &mut scores);
-                        let ranks = ranks(&scores, ks, Ties::ByPosition, &mut scratch);
-                        let ranks = ranks.map_err(|at| bad_score(name, first + i, at, scores[at]))?;
-                        for (level, words_of) in (0..).zip(&mut chunk) {
-                            pack(ranks, level, &mut words_of[i * words..(i + 1) * words]);
-                        }
+                    let (mut scores, mut scratch, mut ranks) =
+                        (vec![0f32; cols], Scratch::default(), vec![0; rows * cols]);
+                    for (row, ranks) in (first..).zip(ranks.chunks_mut(cols.max(1))) {
+                        score_row(row, &mut scores);
+                        rank(&scores, ks, Ties::ByPosition, &mut scratch, ranks)
+                            .map_err(|at| bad_score(name, row, at, scores[at]))?;
                     }
+                    pack(&ranks, cols, &mut chunk);
                     Ok(())
                 })
             })?;
@@ -92,15 +92,11 @@ pub fn select_levels(
             scores.par_chunks_mut(cols.max(1)).enumerate().for_each(|(row, scores)| score_row(row, scores));
             let (ties, more) = (criterion.ties, usize::from(criterion.ties == Ties::Reference));
             for_levels(n, more, sparsities, &mut masks, |ks, masks| {
-                let mut scratch = Scratch::default();
-                let ranks = ranks(&scores, ks, ties, &mut scratch);
-                let ranks = ranks.map_err(|at| bad_score(name, at / cols, at % cols, scores[at]))?;
-                in_parallel(masks, |first, _, mut chunk| {
-                    let words = cols.div_ceil(64).max(1);
-                    for (level, words_of) in (0..).zip(&mut chunk) {
-                        let rows = ranks[first * cols..].chunks(cols.max(1));
-                        words_of.chunks_mut(words).zip(rows).for_each(|(words, ranks)| pack(ranks, level, words));
-                    }
+                let mut ranks = vec![0; n];
+                rank(&scores, ks, ties, &mut Scratch::default(), &mut ranks)
+                    .map_err(|at| bad_score(name, at / cols, at % cols, scores[at]))?;
+                in_parallel(masks, |first, rows, mut chunk| {
+                    pack(&ranks[first * cols..][..rows * cols], cols, &mut chunk);
                     Ok(())
                 })
             })?;
@@ -177,6 +173,17 @@ fn for_levels(
         select(&ks, &mut masks)?;
     }
     Ok(())
+}
+
+/// Fills the words of rows in the mask of each level from the ranks of their scores.
+fn pack(ranks: &[u8], cols: usize, masks: &mut [&mut [u64]]) {
+    let simd = Simd::default();
+    // Without padding, rows are as one.
+    let cols = if cols.is_multiple_of(64) { ranks.len() } else { cols };
+    for (level, words) in (0..).zip(masks) {
+        let rows = words.chunks_mut(cols.div_ceil(64).max(1)).zip(ranks.chunks(cols.max(1)));
+        rows.for_each(|(words, ranks)| simd.pack(ranks, level, words));
+    }
 }
 
 /// Rows that one task selects.
