@@ -4,8 +4,8 @@ use crate::{Error, Result};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use tempfile::NamedTempFile;
+use std::path::{Path, PathBuf};
+use tempfile::{NamedTempFile, TempDir};
 
 /// Writes a hidden sibling with `fill`, flushes it to disk and renames it over `path`.
 pub(crate) fn replace(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
@@ -44,7 +44,8 @@ pub fn check_output(path: &Path) -> Result<()> {
     tempfile::tempfile_in(folder).map(drop).map_err(Error::io("create a file in", folder))
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The directory that `path` is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -74,31 +75,72 @@ pub(crate) fn write_error(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
 /// Makes a directory with everything that `fill` puts into the hidden sibling it is given; `path` must not exist, and its
 /// parent must.
 pub(crate) fn create_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let free = || match path.symlink_metadata() {
-        Ok(_) => Err(Error::file(path, "already exists; remove it, or choose another output directory")),
-        Err(_) => Ok(()),
-    };
-    free()?;
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-        return Err(Error::file(path, "cannot be an output directory; give it a name"));
-    };
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temp = tempfile::Builder::new()
-        .prefix(&format!(".{name}."))
-        .suffix(".tmp")
-        // As `mkdir` would.
-        .permissions(Permissions::from_mode(0o777))
-        .tempdir_in(parent)
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::file(parent, "no such directory; create it before writing into it"),
-            // tempfile adds the temporary path, which tells the user nothing.
-            kind => Error::io("create an output directory in", parent)(io::Error::from(kind)),
-        })?;
-    fill(temp.path())?;
-    File::open(temp.path()).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", path))?;
-    free()?;
-    std::fs::rename(temp.path(), path).map_err(Error::io("rename into place", path))?;
-    // There is nothing under the temporary name any more.
-    temp.disable_cleanup(true);
+    let dir = NewDir::create(path)?;
+    fill(dir.path())?;
+    dir.finish()
+}
+
+/// A directory that appears when it is finished; dropped before, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct NewDir {
+    out: PathBuf,
+    temp: TempDir,
+}
+
+impl NewDir {
+    /// Makes the hidden sibling of `out`, which must not exist; its parent must.
+    pub(crate) fn create(out: &Path) -> Result<Self> {
+        refuse_existing(out)?;
+        let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
+            return Err(Error::file(out, "cannot be an output directory; give it a name"));
+        };
+        let parent = folder_of(out);
+        let temp = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".tmp")
+            // As `mkdir` would; tempfile's own choice, 0700, would outlive the rename.
+            .permissions(Permissions::from_mode(0o777))
+            .tempdir_in(parent)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => Error::file(parent, "no such directory; create it before writing into it"),
+                // tempfile adds the temporary path, which tells the user nothing.
+                kind => Error::io("create an output directory in", parent)(io::Error::from(kind)),
+            })?;
+        Ok(NewDir { out: out.to_path_buf(), temp })
+    }
+
+    /// Where it will be.
+    pub(crate) fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// Where it is until then.
+    pub(crate) fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// Flushes the list of its files, which must have been flushed themselves if they are to outlive a power cut, and renames
+    /// it into place.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        let flush = |dir: &Path| File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", &self.out));
+        flush(self.path())?;
+        if self.out.symlink_metadata().is_ok() {
+            let problem = "has come to exist while it was being written; remove it and start again";
+            return Err(Error::file(&self.out, problem));
+        }
+        std::fs::rename(self.path(), &self.out).map_err(Error::io("rename into place", &self.out))?;
+        // The rename itself.
+        let flushed = flush(folder_of(&self.out));
+        // There is nothing under the temporary name any more.
+        self.temp.disable_cleanup(true);
+        flushed
+    }
+}
+
+/// Fails if there is anything at `out`, which is to be a directory.
+pub(crate) fn refuse_existing(out: &Path) -> Result<()> {
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+    }
     Ok(())
 }

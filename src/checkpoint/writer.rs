@@ -3,17 +3,18 @@
 use super::convert::{self, Failure};
 use super::index::{self, INDEX, is_file_name, shard_name};
 use super::{Checkpoint, header};
+pub(super) use crate::files::refuse_existing;
+use crate::files::{NewDir, folder_of};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 /// A tensor that will be written: name, type in the file, shape.
 pub type TensorPlan = (String, Dtype, Vec<usize>);
@@ -43,8 +44,7 @@ const NOT_COPIED: [&str; 18] = [
 /// Writes a checkpoint tensor by tensor, in any order. Dropped before [`CheckpointWriter::finish`], it leaves nothing.
 #[derive(Debug)]
 pub struct CheckpointWriter {
-    out: PathBuf,
-    temp: TempDir,
+    dir: NewDir,
     shards: Vec<File>,
     slots: HashMap<String, Slot>,
     /// Tensor names in file order, for the index.
@@ -74,34 +74,15 @@ impl CheckpointWriter {
     /// [`Error::Io`] when its parent is missing or not writable.
     pub fn create(out: &Path, shards: Vec<Vec<TensorPlan>>) -> Result<Self> {
         refuse_existing(out)?;
-        let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
-            return Err(Error::file(out, "cannot be an output directory; give it a name"));
-        };
         if shards.is_empty() || shards.iter().any(Vec::is_empty) {
             return Err(Error::file(out, "a checkpoint needs at least one tensor in every shard"));
         }
-        let parent = match out.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
         let needed = shards.iter().flatten().filter_map(|(_, dtype, shape)| header::byte_len(*dtype, shape)).sum();
-        if let Some(available) = available_bytes(parent).filter(|&available| available < needed) {
+        if let Some(available) = available_bytes(folder_of(out)).filter(|&available| available < needed) {
             return Err(Error::file(out, disk_full(&format!("{needed} bytes are needed, {available} are free"))));
         }
-        let temp = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".tmp")
-            // As `mkdir` would; tempfile's own choice, 0700, would outlive the rename.
-            .permissions(Permissions::from_mode(0o777))
-            .tempdir_in(parent)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => Error::file(parent, "no such directory; create it before writing into it"),
-                // tempfile adds the temporary path, which tells the user nothing.
-                kind => Error::io("create an output directory in", parent)(io::Error::from(kind)),
-            })?;
         let mut writer = Self {
-            out: out.to_path_buf(),
-            temp,
+            dir: NewDir::create(out)?,
             shards: Vec::new(),
             slots: HashMap::new(),
             order: Vec::new(),
@@ -132,19 +113,19 @@ impl CheckpointWriter {
 
     fn add_shard(&mut self, shard: usize, of: usize, mut tensors: Vec<TensorPlan>) -> Result<()> {
         tensors.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.bitsize()));
-        let header = header::write(&tensors).map_err(|problem| Error::file(&self.out, problem))?;
+        let header = header::write(&tensors).map_err(|problem| Error::file(self.dir.out(), problem))?;
         let mut start = header.len() as u64;
         for (name, dtype, shape) in tensors {
             // `header::write` has refused impossible sizes.
             let bytes = header::byte_len(dtype, &shape).unwrap_or_default();
             let slot = Slot { shard, dtype, shape, start, bytes, filled: 0, written: false };
             if self.slots.insert(name.clone(), slot).is_some() {
-                return Err(Error::file(&self.out, format!("two shards were to hold a tensor called `{name}`")));
+                return Err(Error::file(self.dir.out(), format!("two shards were to hold a tensor called `{name}`")));
             }
             self.order.push(name);
             start += bytes;
         }
-        let path = self.temp.path().join(shard_name(shard, of));
+        let path = self.dir.path().join(shard_name(shard, of));
         let file = File::create_new(&path).map_err(|e| self.write_error("create", e))?;
         file.write_all_at(&header, 0).map_err(|e| self.write_error("write", e))?;
         self.shards.push(file);
@@ -155,16 +136,16 @@ impl CheckpointWriter {
     fn write_error(&self, action: &'static str, error: io::Error) -> Error {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Error::file(&self.out, disk_full(&error.to_string()))
+                Error::file(self.dir.out(), disk_full(&error.to_string()))
             }
-            _ => Error::io(action, &self.out)(error),
+            _ => Error::io(action, self.dir.out())(error),
         }
     }
 
     fn slot(&self, name: &str) -> Result<&Slot> {
         let slot = self.slots.get(name);
-        let slot = slot.ok_or_else(|| Error::tensor(&self.out, name, "it was not planned for this checkpoint"))?;
-        if slot.written { Err(Error::tensor(&self.out, name, "it was already written")) } else { Ok(slot) }
+        let slot = slot.ok_or_else(|| Error::tensor(self.dir.out(), name, "it was not planned for this checkpoint"))?;
+        if slot.written { Err(Error::tensor(self.dir.out(), name, "it was already written")) } else { Ok(slot) }
     }
 
     /// Writes a tensor's bytes, in the planned type.
@@ -177,7 +158,7 @@ impl CheckpointWriter {
         if bytes.len() as u64 != slot.bytes {
             let problem =
                 format!("{} bytes were given, {} x {:?} takes {}", bytes.len(), slot.dtype, slot.shape, slot.bytes);
-            return Err(Error::tensor(&self.out, name, problem));
+            return Err(Error::tensor(self.dir.out(), name, problem));
         }
         self.shards[slot.shard].write_all_at(bytes, slot.start).map_err(|e| self.write_error("write", e))?;
         self.wrote(name)
@@ -197,7 +178,7 @@ impl CheckpointWriter {
         let filled = slot.filled + bytes.len() as u64;
         if filled > slot.bytes {
             let problem = format!("{filled} bytes were given, {} x {:?} takes {}", slot.dtype, slot.shape, slot.bytes);
-            return Err(Error::tensor(&self.out, name, problem));
+            return Err(Error::tensor(self.dir.out(), name, problem));
         }
         let at = slot.start + slot.filled;
         self.shards[slot.shard].write_all_at(bytes, at).map_err(|e| self.write_error("write", e))?;
@@ -218,16 +199,16 @@ impl CheckpointWriter {
         let slot = self.slot(name)?;
         if tensor.dims() != slot.shape {
             let problem = format!("its shape is {:?}, planned was {:?}", tensor.dims(), slot.shape);
-            return Err(Error::tensor(&self.out, name, problem));
+            return Err(Error::tensor(self.dir.out(), name, problem));
         }
         convert::write(&self.shards[slot.shard], slot.start, tensor, slot.dtype).map_err(|e| match e {
             Failure::Io(e) => self.write_error("write", e),
             Failure::Read(e) => e,
             Failure::Unsupported(file, memory) => {
                 let problem = format!("cannot write {memory} as {file}; both must be f32, f64, f16 or bf16");
-                Error::tensor(&self.out, name, problem)
+                Error::tensor(self.dir.out(), name, problem)
             }
-            Failure::NotFinite(at) => Error::tensor(&self.out, name, format!("element {at} is NaN or infinite")),
+            Failure::NotFinite(at) => Error::tensor(self.dir.out(), name, format!("element {at} is NaN or infinite")),
             Failure::Candle(e) => Error::compute(format!("fetching tensor `{name}`"))(e),
         })?;
         self.wrote(name)
@@ -249,7 +230,7 @@ impl CheckpointWriter {
         if !is_file_name(name) || name == INDEX || name.ends_with(".safetensors") {
             return Err(Error::argument("file name", name, "give a plain name that is not a weight file's"));
         }
-        std::fs::write(self.temp.path().join(name), bytes).map_err(|e| self.write_error("write", e))?;
+        std::fs::write(self.dir.path().join(name), bytes).map_err(|e| self.write_error("write", e))?;
         self.other_files.insert(name.to_owned());
         Ok(())
     }
@@ -285,46 +266,25 @@ impl CheckpointWriter {
         if let Some(first) = missing.first() {
             let problem =
                 format!("it was planned but not written ({} of {} are missing)", missing.len(), self.order.len());
-            return Err(Error::tensor(&self.out, first.as_str(), problem));
+            return Err(Error::tensor(self.dir.out(), first.as_str(), problem));
         }
         if self.shards.len() > 1 {
             let of = self.shards.len();
             let placed =
                 self.order.iter().filter_map(|name| Some((name.as_str(), shard_name(self.slots.get(name)?.shard, of))));
             let text = index::write(placed, self.slots.values().map(|slot| slot.bytes).sum());
-            std::fs::write(self.temp.path().join(INDEX), text).map_err(|e| self.write_error("write", e))?;
+            std::fs::write(self.dir.path().join(INDEX), text).map_err(|e| self.write_error("write", e))?;
             self.other_files.insert(INDEX.to_owned());
         }
         for file in &self.shards {
             file.sync_all().map_err(|e| self.write_error("flush", e))?;
         }
-        for path in
-            self.other_files.iter().map(|name| self.temp.path().join(name)).chain([self.temp.path().to_path_buf()])
-        {
+        for name in &self.other_files {
+            let path = self.dir.path().join(name);
             File::open(&path).and_then(|file| file.sync_all()).map_err(|e| self.write_error("flush", e))?;
         }
-        if self.out.symlink_metadata().is_ok() {
-            return Err(Error::file(
-                &self.out,
-                "has come to exist while it was being written; remove it and start again",
-            ));
-        }
-        std::fs::rename(self.temp.path(), &self.out).map_err(|e| self.write_error("rename into place", e))?;
-        // There is nothing under the temporary name any more; flush the rename itself.
-        self.temp.disable_cleanup(true);
-        if let Some(parent) = self.temp.path().parent() {
-            File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| self.write_error("flush", e))?;
-        }
-        Ok(())
+        self.dir.finish()
     }
-}
-
-/// Fails if there is anything at `out`.
-pub(super) fn refuse_existing(out: &Path) -> Result<()> {
-    if out.symlink_metadata().is_ok() {
-        return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
-    }
-    Ok(())
 }
 
 /// safetensors' name of candle's floating-point `dtype`.
