@@ -6,6 +6,8 @@ mod random;
 
 use candle_core::DType;
 use common::{assert_says, names};
+use lacuna::allocate::Allocation;
+use lacuna::checkpoint::{Checkpoint, CheckpointWriter};
 use lacuna::mask::{Mask, MaskFormat, MaskMetadata, MaskSet, Pattern, Per, ViolationKind};
 use lacuna::progress::Progress;
 use lacuna::prune::{MasksConfig, Method, Propagate, PruneConfig, apply, masks, prune_to, prune_with, validate};
@@ -453,6 +455,87 @@ fn masks_that_do_not_fit_are_refused() {
     let foreign = MaskSet { metadata: None, ..dense };
     let record = prune_with(&other, &foreign, &out, Progress::Hidden).unwrap();
     assert_eq!((record.pruning.unwrap().method, record.tensors[5].zeros), ("masks".into(), 0));
+}
+
+/// Writes the tensors of `source` to `out`, those of `name` after `edit`.
+fn rewritten(source: &Checkpoint, out: &Path, name: &str, edit: impl Fn(&mut [u8])) {
+    let mut writer = CheckpointWriter::like(source, out, None).unwrap();
+    for info in source.tensors() {
+        let mut bytes = source.read(&info.name).unwrap();
+        if info.name == name {
+            edit(&mut bytes);
+        }
+        writer.write(&info.name, &bytes).unwrap();
+    }
+    writer.copy_others(source).unwrap();
+    writer.finish().unwrap();
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_even_where_the_mask_has_zeros() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = random::write(&dir.path().join("model"), &random::llama(), DType::BF16, 1 << 30, 1);
+    let config = MasksConfig::new(&[Method::Magnitude], &[0.5]);
+    let set = masks(&random::open(&dir.path().join("model")), None, &config, Progress::Hidden).unwrap().remove(0);
+    // Without metadata, so that it is not refused as that of another model.
+    let set = MaskSet { metadata: None, ..set };
+    let (name, mask) = &set.masks[9];
+    let (_, cols) = mask.shape();
+    for pruned in [true, false] {
+        let at = (3 * cols..).find(|at| mask.is_pruned(at / cols, at % cols) == pruned).unwrap();
+        for (what, bits) in [("nan", 0x7fc0u16), ("infinity", 0xff80)] {
+            let path = dir.path().join(format!("{what}-{pruned}"));
+            rewritten(&source, &path, name, |bytes| bytes[2 * at..][..2].copy_from_slice(&bits.to_le_bytes()));
+            let before = names(dir.path());
+            let error = prune_with(&random::open(&path), &set, &dir.path().join("out"), Progress::Hidden).unwrap_err();
+            assert_says(&error, &[name, &format!("[{}, {}] is NaN or infinite", at / cols, at % cols), "damaged"]);
+            assert_eq!(names(dir.path()), before);
+        }
+    }
+    // So is a tensor that no mask is about.
+    let path = dir.path().join("norm");
+    rewritten(&source, &path, "model.norm.weight", |bytes| bytes[..2].copy_from_slice(&0x7f80u16.to_le_bytes()));
+    let error = prune_with(&random::open(&path), &set, &dir.path().join("out"), Progress::Hidden).unwrap_err();
+    assert_says(&error, &["model.norm.weight", "[0] is NaN or infinite"]);
+    assert!(!dir.path().join("out").exists());
+}
+
+#[test]
+fn a_global_threshold_may_leave_nothing_of_a_linear() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = "model.layers.1.mlp.gate_proj.weight";
+    let source = random::write(&dir.path().join("source"), &random::llama(), DType::BF16, 1 << 30, 1);
+    // An exponent less by 16: no weight of another linear is as small.
+    let path = dir.path().join("model");
+    rewritten(&source, &path, small, |bytes| bytes.chunks_mut(2).for_each(|bytes| bytes[1] -= 8));
+    let model = random::open(&path);
+    let make = |sparsities: &[f64]| {
+        let allocation = Allocation::Global;
+        let config = MasksConfig { allocation, ..MasksConfig::new(&[Method::Magnitude], sparsities) };
+        masks(&model, None, &config, Progress::Hidden).unwrap()
+    };
+    let sets = make(&[0.05, 0.4]);
+    for (set, sparsity) in sets.iter().zip([0.05, 0.4]) {
+        assert_eq!(validate(&model, set).unwrap(), []);
+        let all: usize = set.masks.iter().map(|(_, mask)| mask.shape().0 * mask.shape().1).sum();
+        assert_eq!(set.masks.iter().map(|(_, mask)| mask.pruned()).sum::<u64>(), (all as f64 * sparsity) as u64);
+        let config = PruneConfig { propagate: Propagate::Dense, ..PruneConfig::new(Method::Magnitude, sparsity) };
+        let config = config.with_allocation(Allocation::Global);
+        let [by_masks, by_config] = ["masks", "config"].map(|how| dir.path().join(format!("{how}-{sparsity}")));
+        let record = prune_with(&model, set, &by_masks, Progress::Hidden).unwrap();
+        let expected = prune_to(&model, None, &config, &by_config, Progress::Hidden).unwrap();
+        assert_eq!((&record.pruning, &record.tensors), (&expected.pruning, &expected.tensors));
+        let sha256 = |dir: &Path| Checkpoint::open(dir).unwrap().sha256().unwrap();
+        assert_eq!(sha256(&by_masks), sha256(&by_config));
+    }
+    let of_small = |set: &MaskSet| set.get(small).unwrap().sparsity();
+    // A tenth of all weights are its: the lower threshold takes some of them and of no other, the higher all of them.
+    assert!((0.4..0.6).contains(&of_small(&sets[0])), "{}", of_small(&sets[0]));
+    assert!(sets[0].masks.iter().all(|(name, mask)| name == small || mask.pruned() == 0));
+    assert_eq!(of_small(&sets[1]), 1.0);
+    assert!(sets[1].masks.iter().all(|(name, mask)| name == small || (0.2..0.5).contains(&mask.sparsity())));
+    let weights = Checkpoint::open(dir.path().join("masks-0.4")).unwrap().read(small).unwrap();
+    assert!(weights.iter().all(|byte| *byte == 0));
 }
 
 fn lacuna(dir: &Path, args: &str) -> Command {

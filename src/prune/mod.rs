@@ -223,7 +223,7 @@ impl Pruner<'_> {
         let mask = match self.config.method {
             Method::SparseGpt => {
                 let mask = self.reconstruct(&linear.name, &mut weights, shape, sparsity)?;
-                weights = self.as_stored(&linear.name, weights)?;
+                weights = self.as_stored(&linear.name, weights, shape.1)?;
                 mask
             }
             _ => self.select(&linear.name, &weights, shape, sparsity)?,
@@ -256,8 +256,8 @@ impl Pruner<'_> {
         Ok(mask)
     }
 
-    /// Updated weights as the checkpoint will hold them, so that what the next block is calibrated on is what is written.
-    fn as_stored(&self, name: &str, weights: Vec<f32>) -> Result<Vec<f32>> {
+    /// Updated weights, `cols` a row, as the checkpoint will hold them, so that what the next block is calibrated on is what is written.
+    fn as_stored(&self, name: &str, weights: Vec<f32>, cols: usize) -> Result<Vec<f32>> {
         let stored = self.checkpoint.and_then(|checkpoint| float_dtype(checkpoint.get(name).ok()?.dtype));
         let Some(dtype @ (DType::F16 | DType::BF16)) = stored else { return Ok(weights) };
         let count = weights.len();
@@ -266,8 +266,10 @@ impl Pruner<'_> {
         match rounded.iter().position(|weight: &f32| !weight.is_finite()) {
             None => Ok(rounded),
             Some(at) => {
-                let problem =
-                    format!("its updated weight {at} is too large for {dtype:?}; convert the checkpoint to bf16");
+                let (row, col) = (at / cols, at % cols);
+                let problem = format!(
+                    "its updated weight at row {row}, column {col} is too large for {dtype:?}; convert the checkpoint to bf16"
+                );
                 Err(Error::tensor("SparseGPT", name, problem))
             }
         }
@@ -297,6 +299,34 @@ impl Pruner<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safetensors::Dtype;
+
+    #[test]
+    fn updated_weights_are_rounded_as_they_are_stored_and_one_that_is_too_large_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model");
+        let plan = vec![vec![("w".to_owned(), Dtype::F16, vec![2, 3])]];
+        let mut writer = CheckpointWriter::create(&path, plan).unwrap();
+        writer.write("w", &[0; 12]).unwrap();
+        writer.add_file("config.json", br#"{"model_type": "llama"}"#).unwrap();
+        writer.finish().unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let pruner = Pruner {
+            config: &PruneConfig::new(Method::SparseGpt, 0.5),
+            statistics: &Statistics::default(),
+            gradients: None,
+            checkpoint: Some(&checkpoint),
+            stage: &Progress::Hidden.stage("prune", 1),
+            factor: None,
+            silent: BTreeSet::new(),
+        };
+        let stored = |name: &str, last: f32| pruner.as_stored(name, vec![0.1, 0.0, -1.0, 2.0, last, 3.0], 3);
+        assert_eq!(stored("w", 65504.0).unwrap(), [0.099_975_586, 0.0, -1.0, 2.0, 65504.0, 3.0]);
+        let error = stored("w", 70000.0).unwrap_err().to_string();
+        assert!(error.contains("`w`: its updated weight at row 1, column 1 is too large for F16; convert"), "{error}");
+        // Of a model in memory nothing is known of how it will be stored.
+        assert_eq!(stored("other", 70000.0).unwrap()[4], 70000.0);
+    }
 
     #[test]
     fn a_model_pruned_in_memory_is_no_source_of_a_checkpoint() {
