@@ -281,7 +281,7 @@ pub(crate) fn calibrate_each(
     progress: Progress,
     mut each: impl FnMut(usize, Statistics) -> Result<()>,
 ) -> Result<()> {
-    let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
+    let mut hidden = model.embed_for_pass(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("calibrate", (model.blocks() * hidden.len()) as u64);
     let pass = Pass { model, rope: &rope, stage: &stage };

@@ -45,7 +45,7 @@ pub fn saliency(model: &Model, windows: &Windows, progress: Progress) -> Result<
     if windows.ids.is_empty() {
         return Err(Error::argument("windows", 0, "scoring experts needs calibration text"));
     }
-    let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
+    let mut hidden = model.embed_for_pass(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("experts", ((last + 1) * hidden.len()) as u64);
     let pass = Pass { model, rope: &rope, stage: &stage };

@@ -449,6 +449,11 @@ impl Model {
     /// # Errors
     /// [`Error::Argument`] for an id outside the vocabulary.
     pub(crate) fn embed(&self, windows: &[Vec<u32>]) -> Result<Vec<Tensor>> {
+        self.embed_to(windows, Ok)
+    }
+
+    /// As [`Model::embed`]; each window goes where `place` puts it.
+    fn embed_to(&self, windows: &[Vec<u32>], place: impl Fn(Tensor) -> Result<Tensor>) -> Result<Vec<Tensor>> {
         let vocab = self.config.vocab_size;
         if let Some(id) = windows.iter().flatten().find(|&&id| id as usize >= vocab) {
             return Err(Error::argument(
@@ -461,13 +466,9 @@ impl Model {
             ));
         }
         let embedding = self.tensor(EMBEDDING)?;
-        let tokens: usize = windows.iter().map(Vec::len).sum();
-        let bytes = (tokens * self.config.hidden_size * self.dtype.size_in_bytes()) as u64;
-        let wait_on_host = !self.device.is_cpu() && self.device_memory.is_some_and(|budget| bytes > budget / 4);
         let embed = |ids: &Vec<u32>| -> Result<Tensor> {
             let ids = Tensor::new(ids.as_slice(), &self.device)?;
-            let x = embedding.index_select(&ids, 0)?.unsqueeze(0)?;
-            Ok(if wait_on_host { cuda::to_host(&x)? } else { x })
+            place(embedding.index_select(&ids, 0)?.unsqueeze(0)?)
         };
         windows.iter().map(embed).collect()
     }
@@ -478,7 +479,7 @@ impl Model {
     /// # Errors
     /// [`Error::Argument`] for an id outside the vocabulary, [`Error::Interrupted`], or what reading a block fails with.
     pub fn hidden_states(&self, windows: &[Vec<u32>], progress: Progress) -> Result<Vec<Tensor>> {
-        let mut hidden = self.embed(windows)?;
+        let mut hidden = self.embed_for_pass(windows)?;
         let rope = self.rope(windows.iter().map(Vec::len).max().unwrap_or(0));
         let stage = progress.stage("forward", (self.blocks() * hidden.len()) as u64);
         let pass = Pass { model: self, rope: &rope, stage: &stage };

@@ -19,6 +19,19 @@ impl Model {
         let ahead = !self.is_resident() && !self.device().is_cpu();
         each(self.blocks(), |i| self.block(i), ahead, f)
     }
+
+    /// As [`Model::embed`], for [`Pass::through`]: what takes more than a quarter of the device's budget waits on the host.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn embed_for_pass(&self, windows: &[Vec<u32>]) -> Result<Vec<Tensor>> {
+        let tokens: usize = windows.iter().map(Vec::len).sum();
+        let bytes = (tokens * self.config.hidden_size * self.dtype.size_in_bytes()) as u64;
+        if self.device.is_cpu() || self.device_memory.is_none_or(|budget| bytes <= budget / 4) {
+            return self.embed(windows);
+        }
+        self.embed_to(windows, |x| Ok(cuda::to_host(&x)?))
+    }
 }
 
 /// Calls `f` with each of `count` blocks, of which the next is made meanwhile on another thread if `ahead`.

@@ -45,7 +45,8 @@ impl<'a> Subject<'a> {
             });
         }
         let gathered = gather.and_then(|gather| Some((self.calibration?, gather)));
-        let mut hidden = gathered.map(|(windows, _)| model.embed(&windows.ids)).transpose()?.unwrap_or_default();
+        let mut hidden =
+            gathered.map(|(windows, _)| model.embed_for_pass(&windows.ids)).transpose()?.unwrap_or_default();
         let rope = model.rope(gathered.map_or(0, |(windows, _)| windows.seqlen));
         let gather = gathered.map(|(_, gather)| gather).unwrap_or_default();
         // A step is one window through one block, or the selection in one block. A block that the windows pass through

@@ -51,7 +51,7 @@ struct Buffers<T> {
     /// Weights as bits, for what does not look at their values.
     bits: CudaSlice<u16>,
     masks: CudaSlice<u64>,
-    /// What a kernel makes besides.
+    /// What a kernel makes besides, or the weights as they were where it changes them.
     made: CudaSlice<T>,
     values: CudaSlice<u16>,
     index: CudaSlice<u8>,
@@ -92,7 +92,11 @@ impl<T: Element> OnGpu<T> {
             Op::Layer(_) | Op::NofM(..) => 1,
             _ => 0,
         };
-        let made = if *op == Op::Copy || is_mxfp4 { rows * cols } else { 0 };
+        let made = match op {
+            Op::Copy | Op::Mxfp4 => std::iter::repeat_with(|| narrow(f32::NAN)).take(rows * cols).collect(),
+            Op::Apply | Op::SparseGpt => weights.iter().map(|&w| narrow(w)).collect(),
+            _ => Vec::new(),
+        };
         let (values, index) = if wants_compressed { (rows * cols / 2, rows * cols.div_ceil(8)) } else { (0, 0) };
         // Whatever a kernel does not write must show: masks begin as ones.
         let masks = match mask {
@@ -103,7 +107,7 @@ impl<T: Element> OnGpu<T> {
             weights: stream.clone_htod(&narrowed).w()?,
             bits: stream.clone_htod(&if wants_bits { bits_of(weights) } else { Vec::new() }).w()?,
             masks: stream.clone_htod(&masks).w()?,
-            made: stream.clone_htod(&std::iter::repeat_with(|| narrow(f32::NAN)).take(made).collect::<Vec<T>>()).w()?,
+            made: stream.clone_htod(&made).w()?,
             values: stream.clone_htod(&vec![u16::MAX; values]).w()?,
             index: stream.clone_htod(&vec![u8::MAX; index]).w()?,
         };
@@ -183,6 +187,15 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 Op::Matvec { compressed: true, .. } => kernels.matvec((values, Some(index)), (rows, cols), x, y)?,
                 Op::Matvec { .. } => kernels.matvec((bits, None), (rows, cols), x, y)?,
                 Op::Mxfp4 => *made = kernels.mxfp4::<T>(&packed[0].as_view(), &packed[1].as_view())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        if matches!(self.problem.op, Op::Apply | Op::SparseGpt) {
+            for Buffers { weights, made, .. } in &mut self.copies {
+                self.kernels.stream().memcpy_dtod(made, weights).w()?;
             }
         }
         Ok(())

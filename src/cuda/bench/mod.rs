@@ -107,6 +107,10 @@ impl fmt::Display for BenchReport {
 trait Prepared {
     /// Runs it on each copy of its inputs, without waiting for the results.
     fn run(&mut self) -> Result<()>;
+    /// Gives back the inputs that a run changes.
+    fn reset(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// What the last run gave.
     fn output(&mut self) -> Result<Output>;
 }
@@ -159,7 +163,11 @@ pub fn bench(config: &BenchConfig, progress: Progress) -> Result<BenchReport> {
         }
         let mut once = || -> Result<f64> {
             check_interrupt()?;
-            work.iter_mut().map(|work| engine.seconds(&mut **work)).sum()
+            let seconds = |work: &mut Box<dyn Prepared>| {
+                work.reset()?;
+                engine.seconds(&mut **work)
+            };
+            work.iter_mut().map(seconds).sum()
         };
         once()?; // loads kernels and warms up
         let mut seconds = (0..config.repeats).map(|_| once()).collect::<Result<Vec<f64>>>()?;
@@ -202,6 +210,19 @@ mod tests {
         assert!(report.timings.iter().all(|timing| timing.seconds > 0.0 && timing.bytes > 0));
         assert_eq!(report.timings[0].share_of_copy, 1.0);
         assert!(bench(&BenchConfig { shape: (63, 96, 1), ..config }, Progress::Hidden).is_err());
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
+    fn kernels_pass_on_a_gpu() {
+        match crate::cuda::open(0) {
+            Err(error) => eprintln!("skipped: {error}"),
+            Ok(device) => {
+                let config = BenchConfig { device, shape: (64, 96, 2), repeats: 1, seed: 4 };
+                let report = bench(&config, Progress::Hidden).unwrap();
+                assert!(report.passed(), "{report}");
+            }
+        }
     }
 
     #[test]
