@@ -592,7 +592,7 @@ fn cutlass_weights(rows: usize, cols: usize) -> Vec<u16> {
         let state = ((group as u32).wrapping_mul(2_654_435_761) >> 13) as usize;
         let pair = PAIRS[state % 6].map(|place| 4 * group + place);
         for (at, every) in pair.into_iter().zip([7, 11]) {
-            if state % every != 0 {
+            if !state.is_multiple_of(every) {
                 bits[at] = 0x3f80 + (at % 97) as u16;
             }
         }

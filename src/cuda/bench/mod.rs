@@ -213,7 +213,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
     fn kernels_pass_on_a_gpu() {
         match crate::cuda::open(0) {
             Err(error) => eprintln!("skipped: {error}"),
