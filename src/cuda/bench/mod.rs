@@ -1,6 +1,6 @@
 //! What the kernels give beside plain references in f64, and how fast they are: `lacuna bench gpu`.
 //!
-//! An [`Engine`] runs the same operations on a GPU, by the kernels, or on the CPU, by their twins, so that both are checked and
+//! An `Engine` runs the same operations on a GPU, by the kernels, or on the CPU, by their twins, so that both are checked and
 //! timed in the same way.
 
 mod cpu;

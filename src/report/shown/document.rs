@@ -81,7 +81,7 @@ impl Report {
         self
     }
 
-    /// Adds a [`Plot`] or a [`HeatMap`], shown here and written to `STEM_NAME.svg` and `STEM_NAME.png`.
+    /// Adds a [`Plot`](super::Plot) or a [`HeatMap`](super::HeatMap), shown here and written to `STEM_NAME.svg` and `STEM_NAME.png`.
     pub fn plot(mut self, name: impl Into<String>, plot: impl Into<Figure>) -> Report {
         self.parts.push(Part::Plot(name.into(), plot.into()));
         self
