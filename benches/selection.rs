@@ -25,7 +25,7 @@ use std::process::Command;
 use std::time::Instant;
 
 /// Runs of a selection, which takes milliseconds, and of a pass, which takes seconds.
-const SELECTIONS: usize = 100;
+const SELECTIONS: usize = 300;
 const PASSES: usize = 5;
 
 fn seconds<T>(f: impl FnOnce() -> T) -> f64 {
