@@ -64,7 +64,7 @@ pub fn select_levels(
     score_row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<Vec<Mask>> {
     check_sparsities(sparsities)?;
-    // Clearing ten masks takes a tenth of selecting them.
+    // One thread would clear ten masks while the others wait.
     let mut masks: Vec<Mask> = sparsities.par_iter().map(|_| Mask::none(rows, cols)).collect();
     match (criterion.pattern, criterion.per) {
         (Pattern::Unstructured, Per::Row) => {
