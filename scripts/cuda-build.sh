@@ -43,7 +43,7 @@ for library in cuda cudart cublas cublasLt curand nvrtc; do
 done
 
 # The compiler, but candle's kernels for GGUF-quantised weights on a GPU become stubs. lacuna never calls them (what it imports from GGUF
-# is no longer quantised), and they are 10 of 11 minutes of the build, 30 MB of the executable, and the only need of libcudart.
+# is no longer quantised), and they are most of the time of the build, and the only need of libcudart.
 nvcc=$stand/nvcc
 cat >"$nvcc.new" <<END
 #!/usr/bin/env bash

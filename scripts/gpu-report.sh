@@ -10,7 +10,7 @@ set -euo pipefail
 lacuna=$1 python=$2 scratch=$3 shape=${4:-4096,11008,32} windows=${5:-128} seqlen=${6:-2048} device=${7:-cuda}
 cd "$(dirname "$0")/.."
 mkdir -p "$scratch"
-model=$scratch/model pruned=$scratch/pruned
+model=$scratch/model-$shape-$windows-$seqlen pruned=$scratch/pruned
 rm -rf "$pruned"
 
 "$lacuna" bench gpu --device "$device" --shape "$shape" --json >"$scratch/bench.json"

@@ -64,8 +64,7 @@ pub fn select_levels(
     score_row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<Vec<Mask>> {
     check_sparsities(sparsities)?;
-    // One thread would clear ten masks while the others wait.
-    let mut masks: Vec<Mask> = sparsities.par_iter().map(|_| Mask::none(rows, cols)).collect();
+    let mut masks: Vec<Mask> = sparsities.iter().map(|_| Mask::none(rows, cols)).collect();
     match (criterion.pattern, criterion.per) {
         (Pattern::Unstructured, Per::Row) => {
             for_levels(cols, 0, sparsities, &mut masks, |ks, masks| {
@@ -194,7 +193,7 @@ fn in_parallel(masks: &mut [&mut Mask], f: impl Fn(usize, usize, Vec<&mut [u64]>
     let Some(&&mut Mask { rows, cols, .. }) = masks.first() else { return Ok(()) };
     let words = cols.div_ceil(64).max(1) * ROWS;
     let mut chunks: Vec<Vec<&mut [u64]>> = Vec::new();
-    chunks.resize_with(rows.div_ceil(ROWS), || Vec::with_capacity(masks.len()));
+    chunks.resize_with(rows.div_ceil(ROWS), Vec::new);
     for mask in masks {
         chunks.iter_mut().zip(mask.words.chunks_mut(words)).for_each(|(chunk, words)| chunk.push(words));
     }
