@@ -9,12 +9,12 @@ use super::simd::{Cut, Simd, Starts};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Levels that one pass serves: a rank, and the slot of a bin that has to be sorted, have 7 bits.
+/// Levels that one pass serves: a rank has 7 bits.
 pub(super) const MOST_LEVELS: usize = 127;
 /// Scores that one pass serves: positions and counts have 32 bits.
 pub(super) const MOST_SCORES: usize = u32::MAX as usize;
 
-/// Marks the slot of a bin that has to be sorted, in the place of its scores' rank.
+/// Marks a bin that has to be sorted, in the place of its scores' rank.
 const SORTED: u8 = 0x80;
 /// Scores beyond this many are spread over threads.
 const CHUNK: usize = 1 << 16;
@@ -22,8 +22,8 @@ const CHUNK: usize = 1 << 16;
 const GROUP: usize = 64;
 /// Bins whose rank is written together; the table goes on so far beyond the last.
 const FILL: usize = 64;
-/// Scores of one bin that are compared each with each.
-const FEW: usize = 8;
+/// Scores that are compared each with each.
+const FEW: usize = 64;
 const FEWEST_BINS: usize = 64;
 const MOST_BINS: usize = 4096;
 
@@ -35,24 +35,14 @@ pub(super) struct Scratch {
     starts: Starts,
     /// Per level, where its count is reached.
     cuts: Vec<Cut>,
-    /// Per bin, the rank of its scores, or [`SORTED`] and its slot.
+    /// Per bin, the rank of its scores, or [`SORTED`].
     table: Vec<u8>,
-    slots: Vec<Slot>,
-    /// Per level, how many scores go of the bin in which its threshold lies.
-    below: Vec<usize>,
-    /// Where scores of bins that have to be sorted are.
+    /// Per level, how many of the scores that have to be sorted go.
+    ends: Vec<u32>,
+    /// Where these are, and what they are sorted by.
     found: Vec<u32>,
-    /// These scores, slot after slot, as [`entry`] makes them, and [`FEW`] that are larger than any.
     entries: Vec<u64>,
     pub(super) simd: Simd,
-}
-
-/// A bin in which thresholds lie.
-#[derive(Debug)]
-struct Slot {
-    /// Its entries; the end moves while they are found.
-    entries: Range<usize>,
-    levels: Range<usize>,
 }
 
 /// How scores are spread over bins: `2 + factor * score` is a floating-point number from 2 up to 32, whose bits are spread
@@ -94,10 +84,10 @@ pub(super) fn rank(
     let bins = (scores.len() / 2).next_power_of_two().clamp(FEWEST_BINS, MOST_BINS);
     let mean = check(scores)? / scores.len() as f64;
     let scale = Scale::new(mean, bins);
-    let Scratch { counts, starts, cuts, table, slots, below, found, entries, simd } = scratch;
+    let Scratch { counts, starts, cuts, table, ends, found, entries, simd } = scratch;
     count(scores, scale, bins, counts);
     simd.cuts(counts, ks, starts, cuts);
-    let sorted = locate(cuts, counts, table, slots, below);
+    locate(cuts, counts, table, ends);
     found.clear();
     let table = &table[..bins];
     if scores.len() <= CHUNK {
@@ -113,21 +103,12 @@ pub(super) fn rank(
         });
         marked.collect::<Vec<_>>().iter().for_each(|marked| found.extend_from_slice(marked));
     }
-    entries.resize(sorted + FEW, 0);
-    entries[sorted..].fill(u64::MAX);
-    for at in found.iter().map(|&at| at as usize) {
-        let end = &mut slots[usize::from(ranks[at] & !SORTED)].entries.end;
-        entries[*end] = entry(scores[at], at);
-        *end += 1;
-    }
-    let few = ties == Ties::ByPosition && sorted <= FEW * slots.len();
-    if few {
-        compare(entries, slots, below, ranks);
-    }
-    for Slot { entries: range, levels } in slots.iter() {
-        if !few || range.len() > FEW || levels.len() > 1 {
-            resolve(&mut entries[range.clone()], levels.clone(), below, ties, ranks);
-        }
+    entries.clear();
+    entries.extend(found.iter().map(|&at| entry(scores[at as usize], at)));
+    if ties == Ties::ByPosition && found.len() <= FEW {
+        simd.compare(entries, ends, ranks);
+    } else {
+        sort(entries, ends, ties, ranks);
     }
     Ok(())
 }
@@ -210,38 +191,37 @@ fn count(scores: &[f32], scale: Scale, bins: usize, counts: &mut Vec<u32>) {
     }
 }
 
-/// Fills `table`, `slots` and `below`; returns the number of scores that have to be sorted.
-fn locate(cuts: &[Cut], counts: &[u32], table: &mut Vec<u8>, slots: &mut Vec<Slot>, below: &mut Vec<usize>) -> usize {
-    slots.clear();
-    below.clear();
+/// Fills `table` and `ends`.
+fn locate(cuts: &[Cut], counts: &[u32], table: &mut Vec<u8>, ends: &mut Vec<u32>) {
+    ends.resize(cuts.len(), 0);
     table.resize(counts.len() + FILL, 0);
-    // Bins that have their rank, and scores that have to be sorted.
-    let (mut filled, mut sorted) = (0, 0);
-    for (level, cut) in cuts.iter().enumerate() {
-        let bin = cut.bin as usize;
-        below.push(cut.below as usize);
-        match slots.last_mut() {
-            Some(slot) if filled == bin + 1 => slot.levels.end += 1,
-            _ => {
-                fill(table, filled..bin, level as u8);
-                filled = bin;
-                if cut.below > 0 {
-                    table[bin] = SORTED | slots.len() as u8;
-                    filled += 1;
-                    slots.push(Slot { entries: sorted..sorted, levels: level..level + 1 });
-                    sorted += counts[bin] as usize;
-                }
-            }
+    // Bins that have their rank; scores that have to be sorted, and those of them before the last such bin.
+    let (mut filled, mut sorted, mut first) = (0, 0, 0);
+    for (level, (end, &Cut { bin, below })) in ends.iter_mut().zip(cuts).enumerate() {
+        let (bin, rank) = (bin as usize, level as u8);
+        if filled != bin + 1 || table[bin] < SORTED {
+            fill(table, filled..bin, rank);
+            // Without a branch: nobody could predict whether a level ends with a bin.
+            let within = below > 0;
+            table[bin] = (rank + 1) | (u8::from(within) * SORTED);
+            filled = bin + 1;
+            first = sorted;
+            sorted += counts[bin] * u32::from(within);
         }
+        *end = first + below;
     }
     fill(table, filled..counts.len(), cuts.len() as u8);
-    sorted
 }
 
-/// Fills a range, and up to [`FILL`] more: pieces of one length need no branch for the last.
+/// Fills a range, and up to [`FILL`] more: pieces of one length, of which there is always one, take fewer branches.
 fn fill(table: &mut [u8], range: Range<usize>, rank: u8) {
-    for at in range.step_by(FILL) {
+    let mut at = range.start;
+    loop {
         table[at..at + FILL].fill(rank);
+        at += FILL;
+        if at >= range.end {
+            break;
+        }
     }
 }
 
@@ -258,37 +238,25 @@ fn look_up(scores: &[f32], scale: Scale, table: &[u8], ranks: &mut [u8]) {
     rest_of_ranks.iter_mut().zip(&bins).for_each(|(rank, &bin)| *rank = table[bin as usize]);
 }
 
-/// A score to sort: its bits order like its value, and its position decides between equals.
-fn entry(score: f32, at: usize) -> u64 {
-    u64::from(score.abs().to_bits()) << 32 | at as u64
+/// What a score is sorted by: its bits order like its value, and its position decides between equals.
+fn entry(score: f32, at: u32) -> u64 {
+    u64::from(score.abs().to_bits()) << 32 | u64::from(at)
 }
 
-/// Ranks the scores of bins that have up to [`FEW`] and in which one threshold lies; those of other bins get a rank that is
-/// of no use. Without a branch for each bin, which nobody could predict.
-fn compare(entries: &[u64], slots: &[Slot], below: &[usize], ranks: &mut [u8]) {
-    for &entry in &entries[..entries.len() - FEW] {
-        let rank = &mut ranks[entry as u32 as usize];
-        let Slot { entries: range, levels } = &slots[usize::from(*rank & !SORTED)];
-        // What follows is of later bins, and larger.
-        let smaller: usize = entries[range.start..][..FEW].iter().map(|&other| usize::from(other < entry)).sum();
-        *rank = levels.start as u8 + u8::from(smaller >= below[levels.start]);
-    }
-}
-
-/// Ranks the scores of one bin.
-fn resolve(entries: &mut [u64], levels: Range<usize>, below: &[usize], ties: Ties, ranks: &mut [u8]) {
-    let at = |entry: u64| entry as u32 as usize;
+/// Ranks the scores of entries by sorting: of many, or with any [`Ties`].
+fn sort(entries: &mut [u64], ends: &[u32], ties: Ties, ranks: &mut [u8]) {
+    let (at, score) = (|entry: u64| entry as u32 as usize, |entry: u64| entry >> 32);
     entries.sort_unstable();
-    let (mut from, score) = (0, |entry: u64| entry >> 32);
-    for level in levels.clone() {
-        let mut to = below[level].max(from);
-        if ties == Ties::Reference && to > 0 {
+    let mut from = 0;
+    for (rank, &end) in (0..).zip(ends) {
+        let mut to = (end as usize).max(from);
+        if ties == Ties::Reference && to > from {
             to += entries[to..].iter().take_while(|&&entry| score(entry) == score(entries[to - 1])).count();
         }
-        entries[from..to].iter().for_each(|&entry| ranks[at(entry)] = level as u8);
+        entries[from..to].iter().for_each(|&entry| ranks[at(entry)] = rank);
         from = to;
     }
-    entries[from..].iter().for_each(|&entry| ranks[at(entry)] = levels.end as u8);
+    entries[from..].iter().for_each(|&entry| ranks[at(entry)] = ends.len() as u8);
 }
 
 #[cfg(test)]

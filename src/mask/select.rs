@@ -6,6 +6,7 @@ use super::simd::Simd;
 use super::{Mask, Pattern, Per, check_sparsities, count_of};
 use crate::{Error, Result};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// What an unstructured selection does with scores that equal its threshold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -64,23 +65,19 @@ pub fn select_levels(
     score_row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<Vec<Mask>> {
     check_sparsities(sparsities)?;
-    let mut masks: Vec<Mask> = sparsities.iter().map(|_| Mask::none(rows, cols)).collect();
     match (criterion.pattern, criterion.per) {
-        (Pattern::Unstructured, Per::Row) => {
-            for_levels(cols, 0, sparsities, &mut masks, |ks, masks| {
-                in_parallel(masks, |first, rows, mut chunk| {
-                    let (mut scores, mut scratch, mut ranks) =
-                        (vec![0f32; cols], Scratch::default(), vec![0; rows * cols]);
-                    for (row, ranks) in (first..).zip(ranks.chunks_mut(cols.max(1))) {
-                        score_row(row, &mut scores);
-                        rank(&scores, ks, Ties::ByPosition, &mut scratch, ranks)
-                            .map_err(|at| bad_score(name, row, at, scores[at]))?;
-                    }
-                    pack(&ranks, cols, &mut chunk);
-                    Ok(())
-                })
-            })?;
-        }
+        (Pattern::Unstructured, Per::Row) => for_levels(cols, 0, sparsities, |ks| {
+            pack((rows, cols), ks.len(), |rows| {
+                let (mut scores, mut scratch) = (vec![0f32; cols], Scratch::default());
+                let mut ranks = vec![0; rows.len() * cols];
+                for (row, ranks) in rows.zip(ranks.chunks_mut(cols.max(1))) {
+                    score_row(row, &mut scores);
+                    rank(&scores, ks, Ties::ByPosition, &mut scratch, ranks)
+                        .map_err(|at| bad_score(name, row, at, scores[at]))?;
+                }
+                Ok(ranks)
+            })
+        }),
         (Pattern::Unstructured, Per::Layer) => {
             let n = rows.checked_mul(cols).filter(|&n| n <= MOST_SCORES).ok_or_else(|| {
                 let problem = format!("`{name}` has more than {MOST_SCORES} weights, too many to compare; use per row");
@@ -89,40 +86,34 @@ pub fn select_levels(
             let mut scores = vec![0f32; n];
             scores.par_chunks_mut(cols.max(1)).enumerate().for_each(|(row, scores)| score_row(row, scores));
             let (ties, more) = (criterion.ties, usize::from(criterion.ties == Ties::Reference));
-            for_levels(n, more, sparsities, &mut masks, |ks, masks| {
+            for_levels(n, more, sparsities, |ks| {
                 let mut ranks = vec![0; n];
                 rank(&scores, ks, ties, &mut Scratch::default(), &mut ranks)
                     .map_err(|at| bad_score(name, at / cols, at % cols, scores[at]))?;
-                in_parallel(masks, |first, rows, mut chunk| {
-                    pack(&ranks[first * cols..][..rows * cols], cols, &mut chunk);
-                    Ok(())
-                })
-            })?;
+                pack((rows, cols), ks.len(), |rows| Ok(&ranks[rows.start * cols..rows.end * cols]))
+            })
         }
         (Pattern::Unstructured, Per::Alpha) => {
-            for (mask, &sparsity) in masks.iter_mut().zip(sparsities) {
-                *mask = select_alpha(name, (rows, cols), sparsity, &score_row)?.0;
-            }
+            let select = |&sparsity| Ok(select_alpha(name, (rows, cols), sparsity, &score_row)?.0);
+            sparsities.iter().map(select).collect()
         }
         (Pattern::NofM { n, m }, _) => {
             criterion.pattern.check_width(name, cols)?;
-            let Some((mask, others)) = masks.split_first_mut() else { return Ok(masks) };
-            in_parallel(&mut [mask], |first, rows, mut chunk| {
-                let (mut scores, words) = (vec![0f32; cols], cols.div_ceil(64));
-                for i in 0..rows {
-                    score_row(first + i, &mut scores);
-                    ranks::check(&scores).map_err(|at| bad_score(name, first + i, at, scores[at]))?;
-                    let words = &mut chunk[0][i * words..(i + 1) * words];
+            let mut mask = Mask::none(rows, cols);
+            in_parallel((rows, cols), [&mut mask.words[..]], |rows, mut chunk| {
+                let mut scores = vec![0f32; cols];
+                for (row, words) in rows.zip(chunk[0].chunks_mut(cols.div_ceil(64).max(1))) {
+                    score_row(row, &mut scores);
+                    ranks::check(&scores).map_err(|at| bad_score(name, row, at, scores[at]))?;
                     for (group, scores) in scores.chunks(m).enumerate() {
                         drop_smallest(scores, m - n, group * m, words);
                     }
                 }
                 Ok(())
             })?;
-            others.iter_mut().for_each(|other| other.clone_from(mask));
+            Ok(vec![mask; sparsities.len()])
         }
     }
-    Ok(masks)
 }
 
 /// What a score says that is not a finite number, or is negative.
@@ -153,51 +144,75 @@ pub(crate) fn drop_smallest(scores: &[f32], k: usize, first: usize, words: &mut 
     }
 }
 
-/// Calls `select` with levels by ascending count, as many at a time as one pass serves, and the masks of them: of `n` scores,
-/// `floor(n * sparsity)` and `more` go.
+/// Calls `select` with ascending counts, as many at a time as one pass serves: of `n` scores, `floor(n * sparsity)` and `more`
+/// go. Returns the masks in the order of `sparsities`.
 fn for_levels(
     n: usize,
     more: usize,
     sparsities: &[f64],
-    masks: &mut [Mask],
-    select: impl Fn(&[usize], &mut [&mut Mask]) -> Result<()>,
-) -> Result<()> {
-    let count = |sparsity: &f64| (count_of(n, *sparsity) + more).min(n);
-    let mut levels: Vec<(usize, &mut Mask)> = sparsities.iter().map(count).zip(masks).collect();
-    levels.sort_by_key(|(k, _)| *k);
-    for levels in levels.chunks_mut(MOST_LEVELS) {
-        let (ks, mut masks): (Vec<usize>, Vec<&mut Mask>) =
-            levels.iter_mut().map(|(k, mask)| (*k, &mut **mask)).unzip();
-        select(&ks, &mut masks)?;
+    select: impl Fn(&[usize]) -> Result<Vec<Mask>>,
+) -> Result<Vec<Mask>> {
+    let mut levels: Vec<(usize, usize)> =
+        sparsities.iter().map(|sparsity| (count_of(n, *sparsity) + more).min(n)).zip(0..).collect();
+    levels.sort_unstable();
+    let mut masks = Vec::with_capacity(levels.len());
+    for levels in levels.chunks(MOST_LEVELS) {
+        let ks: Vec<usize> = levels.iter().map(|(k, _)| *k).collect();
+        masks.extend(levels.iter().map(|(_, i)| *i).zip(select(&ks)?));
     }
-    Ok(())
+    masks.sort_unstable_by_key(|(i, _)| *i);
+    Ok(masks.into_iter().map(|(_, mask)| mask).collect())
 }
 
-/// Fills the words of rows in the mask of each level from the ranks of their scores.
-fn pack(ranks: &[u8], cols: usize, masks: &mut [&mut [u64]]) {
-    let simd = Simd::default();
-    // Without padding, rows are as one.
-    let cols = if cols.is_multiple_of(64) { ranks.len() } else { cols };
-    for (level, words) in (0..).zip(masks) {
-        let rows = words.chunks_mut(cols.div_ceil(64).max(1)).zip(ranks.chunks(cols.max(1)));
-        rows.for_each(|(words, ranks)| simd.pack(ranks, level, words));
-    }
+/// The mask of each level, from the ranks of the scores of chunks of rows. Memory for many masks would take as long to clear as to
+/// fill, and is not cleared.
+fn pack<R: AsRef<[u8]>>(
+    (rows, cols): (usize, usize),
+    levels: usize,
+    ranks: impl Fn(Range<usize>) -> Result<R> + Sync,
+) -> Result<Vec<Mask>> {
+    let (simd, width) = (Simd::default(), cols.div_ceil(64));
+    let mut masks: Vec<Vec<u64>> = (0..levels).map(|_| Vec::with_capacity(rows * width)).collect();
+    let words = masks.iter_mut().map(|words| &mut words.spare_capacity_mut()[..rows * width]);
+    in_parallel((rows, cols), words, |rows, masks| {
+        let count = rows.len();
+        let ranks = ranks(rows)?;
+        assert_eq!(ranks.as_ref().len(), count * cols, "one rank for each weight");
+        // Without padding, rows are as one.
+        let cols = if cols.is_multiple_of(64) { count * cols } else { cols }.max(1);
+        for (level, words) in (0..).zip(masks) {
+            let rows = words.chunks_mut(cols.div_ceil(64)).zip(ranks.as_ref().chunks(cols));
+            rows.for_each(|(words, ranks)| simd.pack(ranks, level, words));
+        }
+        Ok(())
+    })?;
+    let written = |mut words: Vec<u64>| {
+        // SAFETY: there is room for them, and each has been written: `in_parallel` leaves no row out, and a row has the ranks of
+        // all its words.
+        unsafe { words.set_len(rows * width) };
+        Mask { rows, cols, words }
+    };
+    Ok(masks.into_iter().map(written).collect())
 }
 
 /// Rows that one task selects.
 const ROWS: usize = 32;
 
-/// Runs a fallible function in parallel over chunks of rows of several masks of one shape: with the first row, the number of
+/// Runs a fallible function in parallel over chunks of rows of several masks of one shape, of which these are the words: with the
 /// rows, and the words of the chunk in each mask.
-fn in_parallel(masks: &mut [&mut Mask], f: impl Fn(usize, usize, Vec<&mut [u64]>) -> Result<()> + Sync) -> Result<()> {
-    let Some(&&mut Mask { rows, cols, .. }) = masks.first() else { return Ok(()) };
-    let words = cols.div_ceil(64).max(1) * ROWS;
-    let mut chunks: Vec<Vec<&mut [u64]>> = Vec::new();
-    chunks.resize_with(rows.div_ceil(ROWS), Vec::new);
+fn in_parallel<'a, T: Send + 'a>(
+    (rows, cols): (usize, usize),
+    masks: impl IntoIterator<Item = &'a mut [T], IntoIter: ExactSizeIterator>,
+    f: impl Fn(Range<usize>, Vec<&mut [T]>) -> Result<()> + Sync,
+) -> Result<()> {
+    let (masks, words) = (masks.into_iter(), cols.div_ceil(64).max(1) * ROWS);
+    let mut chunks: Vec<Vec<&mut [T]>> = Vec::new();
+    chunks.resize_with(rows.div_ceil(ROWS), || Vec::with_capacity(masks.len()));
     for mask in masks {
-        chunks.iter_mut().zip(mask.words.chunks_mut(words)).for_each(|(chunk, words)| chunk.push(words));
+        chunks.iter_mut().zip(mask.chunks_mut(words)).for_each(|(chunk, words)| chunk.push(words));
     }
-    chunks.into_par_iter().enumerate().try_for_each(|(i, chunk)| f(i * ROWS, ROWS.min(rows - i * ROWS), chunk))
+    let ranges = |(i, chunk)| f(i * ROWS..rows.min((i + 1) * ROWS), chunk);
+    chunks.into_par_iter().enumerate().try_for_each(ranges)
 }
 
 #[cfg(test)]

@@ -1,7 +1,11 @@
 //! The innermost loops of a selection, with the widest instructions that this machine has. The result is the same with all.
 
+use std::mem::MaybeUninit;
+
 /// Bins of a block.
 const LANES: usize = 16;
+/// Entries that are compared together.
+const WORDS: usize = 8;
 
 /// Where a count is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,8 +85,9 @@ impl Simd {
         }
     }
 
-    /// Sets bit `i % 64` of word `i / 64` for each rank `i` up to `level`, and clears the others.
-    pub(super) fn pack(self, ranks: &[u8], level: u8, words: &mut [u64]) {
+    /// Writes words, one for each 64 ranks and one for the rest: bit `i % 64` of word `i / 64` is set for each rank `i` up to
+    /// `level`, and no other.
+    pub(super) fn pack(self, ranks: &[u8], level: u8, words: &mut [MaybeUninit<u64>]) {
         let (groups, rest) = ranks.as_chunks::<64>();
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -95,13 +100,15 @@ impl Simd {
             Isa::Portable => x86::pack_sse2(groups, level, words),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Portable => {
-                words.iter_mut().zip(groups).for_each(|(word, ranks)| *word = bits(ranks, |rank| rank <= level));
+                words.iter_mut().zip(groups).for_each(|(word, ranks)| {
+                    word.write(bits(ranks, |rank| rank <= level));
+                });
             }
         }
         if !rest.is_empty()
             && let Some(word) = words.get_mut(groups.len())
         {
-            *word = bits(rest, |rank| rank <= level);
+            word.write(bits(rest, |rank| rank <= level));
         }
     }
 
@@ -124,6 +131,39 @@ impl Simd {
         }
         first += groups.len() as u32 * 64;
         list(bits(rest, |byte| byte >= 0x80), first, found);
+    }
+
+    /// Writes for each entry, whose low half is a position, how many of the `ends`, which ascend, are up to the number of smaller
+    /// entries. No two entries are equal.
+    pub(super) fn compare(self, entries: &mut Vec<u64>, ends: &[u32], ranks: &mut [u8]) {
+        let count = entries.len();
+        entries.resize(count.next_multiple_of(WORDS), u64::MAX);
+        let entries = (&entries[..count], entries.as_chunks().0);
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: there is no such value where the machine has no AVX-512.
+            Isa::Avx512 => unsafe { x86::compare_avx512(entries, ends, ranks) },
+            _ => compare(entries, ends, ranks),
+        }
+    }
+}
+
+/// Compares all entries with each, a few at a time. Without branches, which nobody could predict.
+#[inline(always)]
+fn compare((entries, groups): (&[u64], &[[u64; WORDS]]), ends: &[u32], ranks: &mut [u8]) {
+    for (group, own) in groups.iter().zip(entries.chunks(WORDS)) {
+        let (mut smaller, mut rank) = ([0; WORDS], [0; WORDS]);
+        for &other in entries {
+            for lane in 0..WORDS {
+                smaller[lane] += u64::from(other < group[lane]);
+            }
+        }
+        for &end in ends {
+            for lane in 0..WORDS {
+                rank[lane] += u64::from(smaller[lane] >= u64::from(end));
+            }
+        }
+        own.iter().zip(rank).for_each(|(&entry, rank)| ranks[entry as u32 as usize] = rank as u8);
     }
 }
 
@@ -167,9 +207,9 @@ fn list(mut marks: u64, first: u32, found: &mut Vec<u32>) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Cut, LANES, Starts};
+    use super::{Cut, LANES, Starts, WORDS};
     use std::arch::x86_64::*;
-    use std::mem::transmute;
+    use std::mem::{MaybeUninit, transmute};
 
     /// One bit for each of 64 bytes, from 16 of them.
     fn movemask(bytes: &[u8; 64], mask: impl Fn(__m128i) -> i32) -> u64 {
@@ -185,35 +225,37 @@ mod x86 {
         movemask(bytes, |bytes| unsafe { _mm_movemask_epi8(bytes) })
     }
 
-    pub(super) fn pack_sse2(groups: &[[u8; 64]], level: u8, words: &mut [u64]) {
+    pub(super) fn pack_sse2(groups: &[[u8; 64]], level: u8, words: &mut [MaybeUninit<u64>]) {
         // SAFETY: x86-64 has SSE2.
         let up_to = |ranks| unsafe {
             let smaller = _mm_min_epu8(ranks, _mm_set1_epi8(level as i8));
             _mm_movemask_epi8(_mm_cmpeq_epi8(smaller, ranks))
         };
-        words.iter_mut().zip(groups).for_each(|(word, ranks)| *word = movemask(ranks, up_to));
+        words.iter_mut().zip(groups).for_each(|(word, ranks)| {
+            word.write(movemask(ranks, up_to));
+        });
     }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn pack_avx2(groups: &[[u8; 64]], level: u8, words: &mut [u64]) {
+    pub(super) fn pack_avx2(groups: &[[u8; 64]], level: u8, words: &mut [MaybeUninit<u64>]) {
         let level = _mm256_set1_epi8(level as i8);
         for (word, ranks) in words.iter_mut().zip(groups) {
             // SAFETY: both are 64 bytes of any value.
             let halves = unsafe { transmute::<[u8; 64], [__m256i; 2]>(*ranks) };
-            *word = halves.iter().rev().fold(0, |word, &ranks| {
+            word.write(halves.iter().rev().fold(0, |word, &ranks| {
                 let up_to = _mm256_cmpeq_epi8(_mm256_min_epu8(ranks, level), ranks);
                 word << 32 | u64::from(_mm256_movemask_epi8(up_to) as u32)
-            });
+            }));
         }
     }
 
     #[target_feature(enable = "avx512bw,popcnt")]
-    pub(super) fn pack_avx512(groups: &[[u8; 64]], level: u8, words: &mut [u64]) {
+    pub(super) fn pack_avx512(groups: &[[u8; 64]], level: u8, words: &mut [MaybeUninit<u64>]) {
         let level = _mm512_set1_epi8(level as i8);
         for (word, ranks) in words.iter_mut().zip(groups) {
             // SAFETY: both are 64 bytes of any value.
             let ranks = unsafe { transmute::<[u8; 64], __m512i>(*ranks) };
-            *word = _mm512_cmple_epu8_mask(ranks, level);
+            word.write(_mm512_cmple_epu8_mask(ranks, level));
         }
     }
 
@@ -256,6 +298,27 @@ mod x86 {
         }
     }
 
+    #[target_feature(enable = "avx512bw,popcnt")]
+    pub(super) fn compare_avx512((entries, groups): (&[u64], &[[u64; WORDS]]), ends: &[u32], ranks: &mut [u8]) {
+        let one = _mm512_set1_epi64(1);
+        for (group, own) in groups.iter().zip(entries.chunks(WORDS)) {
+            // SAFETY: both are 64 bytes of any value.
+            let group = unsafe { transmute::<[u64; WORDS], __m512i>(*group) };
+            let (mut smaller, mut rank) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            for &other in entries {
+                let is = _mm512_cmplt_epu64_mask(_mm512_set1_epi64(other as i64), group);
+                smaller = _mm512_mask_add_epi64(smaller, is, smaller, one);
+            }
+            for &end in ends {
+                let is = _mm512_cmple_epu64_mask(_mm512_set1_epi64(i64::from(end)), smaller);
+                rank = _mm512_mask_add_epi64(rank, is, rank, one);
+            }
+            // SAFETY: as above, with 16 bytes.
+            let rank = unsafe { transmute::<__m128i, [u8; 2 * WORDS]>(_mm512_cvtepi64_epi8(rank)) };
+            own.iter().zip(rank).for_each(|(&entry, rank)| ranks[entry as u32 as usize] = rank);
+        }
+    }
+
     #[target_feature(enable = "avx512bw,avx512vbmi2,popcnt")]
     pub(super) fn marked_avx512(groups: &[[u8; 64]], first: u32, found: &mut Vec<u32>) {
         const AT_ONCE: usize = 16;
@@ -289,8 +352,10 @@ mod tests {
         #[test]
         fn packing_is_a_comparison(ranks in proptest::collection::vec(any::<u8>(), 0..300), level in any::<u8>()) {
             for simd in Simd::all() {
-                let mut words = vec![u64::MAX; ranks.len().div_ceil(64)];
+                let mut words = vec![MaybeUninit::new(u64::MAX); ranks.len().div_ceil(64)];
                 simd.pack(&ranks, level, &mut words);
+                // SAFETY: all had a value before.
+                let words: Vec<u64> = words.into_iter().map(|word| unsafe { word.assume_init() }).collect();
                 for bit in 0..words.len() * 64 {
                     let expected = ranks.get(bit).is_some_and(|rank| *rank <= level);
                     prop_assert_eq!(words[bit / 64] >> (bit % 64) & 1 == 1, expected, "{:?}", simd);
