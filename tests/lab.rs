@@ -8,6 +8,7 @@ use lacuna::gradients::{Accumulate, gradients};
 use lacuna::lab::Lab;
 use lacuna::notebook::Rich;
 use lacuna::prelude::*;
+use lacuna::prune::apply;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,10 @@ fn train() -> String {
 fn lab_of(model: &str, cache: Cache) -> Lab {
     let lab = Lab::open_on(model, DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
     lab.calibrate_on(train(), 4, 64, 0).unwrap()
+}
+
+fn lab_within(bytes: u64, cache: Cache) -> Lab {
+    Lab::open_within(&tiny(), DType::F32, &Device::Cpu, bytes, cache).unwrap().with_progress(Progress::Hidden)
 }
 
 /// A lab as a new session would open it.
@@ -505,7 +510,7 @@ fn a_lab_with_less_memory_than_its_model_gives_the_same() {
 
     let budget = held.weights.bytes / 3;
     let other = tempfile::tempdir().unwrap();
-    let part = lab(other.path()).within(budget).unwrap().calibrate_on(train(), 2, 32, 0).unwrap();
+    let part = lab_within(budget, Cache::at(other.path(), 1 << 30)).calibrate_on(train(), 2, 32, 0).unwrap();
     assert_eq!(part.device_memory().weights.bytes, 0);
     let config = MasksConfig::new(&[Method::Wanda], &[0.5]);
     assert_eq!(part.masks(&config).unwrap()[0].masks, all.masks(&config).unwrap()[0].masks);
@@ -515,4 +520,63 @@ fn a_lab_with_less_memory_than_its_model_gives_the_same() {
     let weights = part.device_memory().weights;
     assert!(0 < weights.bytes && weights.bytes <= budget, "{weights:?}");
     assert!(weights.evictions > 0 && weights.reads > weights.tensors, "{weights:?}");
+}
+
+#[test]
+fn what_is_pruned_in_parts_is_the_same_and_stays_in_parts() {
+    let caches = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let all = lab(caches[0].path()).calibrate_on(train(), 2, 32, 0).unwrap();
+    let test = all.windows(train(), Some(2), 32).unwrap();
+    let bytes = all.device_memory().weights.bytes;
+    let losses = |lab: &Lab, model: &Model| lab.evaluate(model, &test).unwrap().losses;
+    for (budget, room) in [(bytes / 3, "a third"), (2 * bytes, "more than all")] {
+        let open = || {
+            let cache = Cache::at(caches[1].path().join(room), 1 << 30);
+            lab_within(budget, cache).calibrate_on(train(), 2, 32, 0).unwrap()
+        };
+        let part = open();
+        for method in [Method::Wanda, Method::SparseGpt] {
+            let config = dense(method, 0.5);
+            let (whole, pruned) = (all.prune(&config).unwrap(), part.prune(&config).unwrap());
+            assert_eq!(
+                (&pruned.masks, &pruned.record.tensors),
+                (&whole.masks, &whole.record.tensors),
+                "{method} {room}"
+            );
+            assert!(whole.model.is_resident() && !pruned.model.is_resident());
+            let expected = losses(&all, &whole.model);
+            assert_ne!(expected, losses(&all, all.model()));
+            assert_eq!(losses(&part, &pruned.model), expected, "{method} {room}");
+            assert_eq!(
+                losses(&part, part.model()),
+                losses(&all, all.model()),
+                "the dense one changed: {method} {room}"
+            );
+            assert!(part.device_memory().weights.bytes <= budget);
+            // A second mask on top, and all of it in memory.
+            let more = all.masks(&MasksConfig::new(&[Method::Magnitude], &[0.3])).unwrap().remove(0);
+            let twice = |model: &Model| apply(model, &MaskSet { metadata: None, ..more.clone() }).unwrap();
+            assert_eq!(losses(&all, &twice(&whole.model)), losses(&part, &twice(&pruned.model)));
+            assert_eq!(losses(&all, &pruned.model.resident().unwrap()), expected);
+            // From the cache, by another lab.
+            let again = open().prune(&config).unwrap();
+            assert_eq!(losses(&part, &again.model), expected, "{method} {room}");
+        }
+        // What belonged to models that are gone has gone with them.
+        assert!(part.device_memory().weights.bytes <= bytes, "{}", part.device_memory());
+    }
+}
+
+#[test]
+fn what_does_not_fit_cannot_stand_in_a_place() {
+    let cache = tempfile::tempdir().unwrap();
+    let lab = lab_within(1 << 20, Cache::at(cache.path(), 1 << 30));
+    let name = "model.layers.0.mlp.up_proj.weight";
+    for (name, shape) in [(name, (1, 2)), ("model.layers.0.mlp.sideways.weight", (1, 2))] {
+        let tensor = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        for model in [lab.model().clone(), lab.model().resident().unwrap()] {
+            let error = model.with_tensors([(name.to_owned(), tensor.clone())]).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("no such tensor of that shape"), "{error}");
+        }
+    }
 }

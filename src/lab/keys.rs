@@ -122,9 +122,10 @@ impl Lab {
         }
         let names = model.config().tensors();
         let digests = names.par_iter().map(|(name, _)| {
-            let tensor = model.tensor(name)?;
-            let shared = alike && self.model.tensor(name)?.id() == tensor.id();
-            if shared { Ok(None) } else { digest(&tensor).map(Some) }
+            if alike && self.model.shares(model, name)? {
+                return Ok(None);
+            }
+            digest(&model.tensor(name)?).map(Some)
         });
         let mut dense = alike;
         for ((name, shape), digest) in names.iter().zip(digests.collect::<Result<Vec<_>>>()?) {

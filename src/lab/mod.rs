@@ -147,11 +147,24 @@ impl Lab {
     /// # Errors
     /// As [`Checkpoint::resolve`] and [`Model::open`]; [`Error::File`] when the weights change while they are read.
     pub fn open_on(spec: &str, dtype: DType, device: &Device, cache: Cache) -> Result<Lab> {
+        Lab::of(spec, cache, |checkpoint| Model::open(checkpoint, dtype, device)?.resident())
+    }
+
+    /// The same with at most `bytes` of weights on the device, for a model that is larger ([`Model::within`]). Of what
+    /// [`Lab::prune`] returns the masks are in memory, or the weights where the method changes those that stay, on the host.
+    ///
+    /// # Errors
+    /// As [`Lab::open_on`].
+    pub fn open_within(spec: &str, dtype: DType, device: &Device, bytes: u64, cache: Cache) -> Result<Lab> {
+        Lab::of(spec, cache, |checkpoint| Ok(Model::open(checkpoint, dtype, device)?.within(bytes)))
+    }
+
+    fn of(spec: &str, cache: Cache, open: impl FnOnce(&Checkpoint) -> Result<Model>) -> Result<Lab> {
         let progress = Progress::Stderr;
         let checkpoint = Checkpoint::resolve(spec, progress)?;
         let sha256 = cache.sha256_of(checkpoint.shards(), progress, || checkpoint.sha256())?;
         checkpoint.assume_sha256(sha256);
-        let model = Model::open(&checkpoint, dtype, device)?.resident()?;
+        let model = open(&checkpoint)?;
         // The files are open since before the hash was asked for; only one that was written to in place could differ.
         let identity = Identity::of(&model, &checkpoint)?;
         Ok(Lab { model, identity, calibration: None, cache, progress, memory: Mutex::default() })
@@ -160,19 +173,6 @@ impl Lab {
     /// The same with other progress; a new lab shows it on standard error.
     pub fn with_progress(self, progress: Progress) -> Lab {
         Lab { progress, ..self }
-    }
-
-    /// The same with at most `bytes` of weights on the device, for a model that is larger ([`Model::within`]). A new lab holds all of
-    /// them. What [`Lab::prune`] returns is in memory as a whole.
-    ///
-    /// # Errors
-    /// As [`Model::open`].
-    pub fn within(self, bytes: u64) -> Result<Lab> {
-        let model = match self.model.checkpoint() {
-            Some(checkpoint) => Model::open(checkpoint, self.model.dtype(), self.device())?.within(bytes),
-            None => self.model.clone(),
-        };
-        Ok(Lab { model, ..self })
     }
 
     /// What of the model is on its device, and what that has left.
@@ -364,9 +364,8 @@ impl Lab {
         masks.sort_by_key(|(name, _)| order.get(name.as_str()));
         let weights = (config.method == Method::SparseGpt).then(|| {
             let saved = Checkpoint::open_arrays(&dir.join("weights"))?;
-            let load = |(name, _): &(String, _)| {
-                Ok((name.clone(), saved.load(name, self.model.dtype(), self.model.device())?))
-            };
+            let load =
+                |(name, _): &(String, _)| Ok((name.clone(), saved.load(name, self.model.dtype(), &Device::Cpu)?));
             masks.iter().map(load).collect::<Result<Vec<_>>>()
         });
         let (weights, tensors) = (weights.transpose()?, made.tensors.clone());

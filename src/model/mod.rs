@@ -5,6 +5,7 @@
 //! ([`Model::load`]).
 
 mod block;
+mod changes;
 mod config;
 mod cross_entropy;
 mod layout;
@@ -31,12 +32,14 @@ pub(crate) use stream::Pass;
 
 use crate::checkpoint::Checkpoint;
 use crate::cuda;
+use crate::mask::Mask;
 use crate::progress::Progress;
 use crate::record::ModelRecord;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
+use changes::{Change, Changes};
 use layout::{Kind, Needed};
 use mixture::{Experts, Mixture, Shared};
 use safetensors::Dtype;
@@ -44,7 +47,7 @@ use stacked::{Stacked, StackedLinear, StackedWeight};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use stream::Kept;
+use stream::{CHECKPOINT, Kept};
 
 /// A language model: its configuration and where its weights are.
 #[derive(Clone, Debug)]
@@ -66,8 +69,8 @@ pub struct Model {
 enum Source {
     /// Each tensor is read when asked for.
     Checkpoint(Checkpoint),
-    /// Likewise, and those that were used lately stay on the device.
-    Kept(Checkpoint, Arc<Kept>),
+    /// Likewise, and those that were used lately stay on the device; some may be changed.
+    Kept(Checkpoint, Arc<Kept>, Option<Arc<Changes>>),
     /// All tensors are in memory, on the device.
     Resident(Arc<HashMap<String, Tensor>>),
 }
@@ -119,8 +122,12 @@ impl Model {
     /// is in memory stays there.
     pub fn within(&self, bytes: u64) -> Model {
         let source = match &self.source {
-            Source::Checkpoint(checkpoint) | Source::Kept(checkpoint, _) => {
-                Source::Kept(checkpoint.clone(), Arc::new(Kept::new(bytes)))
+            Source::Checkpoint(checkpoint) => Source::Kept(checkpoint.clone(), Arc::new(Kept::new(bytes)), None),
+            Source::Kept(checkpoint, _, changes) => {
+                let kept = Arc::new(Kept::new(bytes));
+                let changes = changes.as_ref().map(|changes| changes.by_name().clone());
+                let changes = changes.map(|changes| Arc::new(Changes::new(changes, kept.clone())));
+                Source::Kept(checkpoint.clone(), kept, changes)
             }
             Source::Resident(_) => self.source.clone(),
         };
@@ -131,7 +138,7 @@ impl Model {
     pub fn residency(&self) -> Residency {
         match &self.source {
             Source::Checkpoint(_) => Residency { budget_bytes: Some(0), ..Residency::default() },
-            Source::Kept(_, kept) => kept.residency(),
+            Source::Kept(_, kept, _) => kept.residency(),
             Source::Resident(tensors) => Residency {
                 tensors: tensors.len() as u64,
                 bytes: tensors.values().map(stream::bytes).sum(),
@@ -193,27 +200,98 @@ impl Model {
         })
     }
 
-    /// The same model in memory with some tensors replaced; shapes must agree.
+    /// The same model with some tensors replaced; shapes must agree. It is in memory, but of one that has a budget
+    /// ([`Model::within`]) only these are, on the host, and pass through the device as the others do.
     ///
     /// # Errors
     /// As [`Model::resident`] and [`Model::from_tensors`].
     pub fn with_tensors(&self, replaced: impl IntoIterator<Item = (String, Tensor)>) -> Result<Model> {
+        let shapes = self.shapes();
+        let mut replaced = replaced.into_iter().map(|(name, tensor)| {
+            self.check_replaced(&shapes, &name, tensor.dims())?;
+            Ok((name, tensor))
+        });
+        if self.in_parts() {
+            let to_host = |(name, tensor)| Ok((name, Change::Values(cuda::to_host(&tensor)?)));
+            return self.with_changes(replaced.map(|replaced| replaced.and_then(to_host)).collect::<Result<_>>()?);
+        }
         let model = self.resident()?;
         let Source::Resident(tensors) = &model.source else { return Ok(model) };
         let mut tensors = tensors.as_ref().clone();
-        for (name, tensor) in replaced {
-            match tensors.get(&name) {
-                Some(old) if old.dims() == tensor.dims() => drop(tensors.insert(name, tensor)),
-                _ => {
-                    return Err(Error::tensor(
-                        self.location(),
-                        name,
-                        "cannot be replaced: no such tensor of that shape",
-                    ));
-                }
-            }
-        }
+        replaced.try_for_each(|replaced| {
+            let (name, tensor) = replaced?;
+            tensors.insert(name, cuda::to_device(&tensor, &self.device)?);
+            Ok::<_, Error>(())
+        })?;
         Ok(Model { source: Source::Resident(Arc::new(tensors)), changed: true, ..model })
+    }
+
+    /// The same with zeros where the masks say so; of a model that has a budget the masks are in memory, and no weights.
+    ///
+    /// # Errors
+    /// As [`Model::with_tensors`].
+    pub(crate) fn with_masks(&self, masks: impl IntoIterator<Item = (String, Mask)>) -> Result<Model> {
+        let masks = masks.into_iter();
+        if !self.in_parts() {
+            let masked = masks.map(|(name, mask)| {
+                let weight = self.tensor(&name)?;
+                Ok((name, changes::masked(&weight, &mask)?))
+            });
+            return self.with_tensors(masked.collect::<Result<Vec<_>>>()?);
+        }
+        let shapes = self.shapes();
+        let masked = masks.map(|(name, mask)| {
+            let (rows, cols) = mask.shape();
+            self.check_replaced(&shapes, &name, &[rows, cols])?;
+            let before = self.changes().and_then(|changes| changes.by_name().get(&name));
+            Ok((name, changes::then_masked(before, mask)?))
+        });
+        self.with_changes(masked.collect::<Result<_>>()?)
+    }
+
+    fn with_changes(&self, more: Vec<(String, Change)>) -> Result<Model> {
+        let Source::Kept(checkpoint, kept, before) = &self.source else { return Ok(self.clone()) };
+        let mut changes = before.as_ref().map(|changes| changes.by_name().clone()).unwrap_or_default();
+        changes.extend(more);
+        let changes = Some(Arc::new(Changes::new(changes, kept.clone())));
+        Ok(Model { source: Source::Kept(checkpoint.clone(), kept.clone(), changes), changed: true, ..self.clone() })
+    }
+
+    fn changes(&self) -> Option<&Changes> {
+        match &self.source {
+            Source::Kept(_, _, changes) => changes.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn shapes(&self) -> HashMap<String, Vec<usize>> {
+        self.config.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
+    }
+
+    fn check_replaced(&self, shapes: &HashMap<String, Vec<usize>>, name: &str, shape: &[usize]) -> Result<()> {
+        match shapes.get(name) {
+            Some(needed) if needed == shape => Ok(()),
+            _ => Err(Error::tensor(self.location(), name, "cannot be replaced: no such tensor of that shape")),
+        }
+    }
+
+    /// Whether the device holds a part of it at most, within a budget.
+    pub(crate) fn in_parts(&self) -> bool {
+        matches!(self.source, Source::Kept(..))
+    }
+
+    /// Whether the tensor called `name` is `other`'s, neither of them being changed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Tensor`] from reading.
+    pub(crate) fn shares(&self, other: &Model, name: &str) -> Result<bool> {
+        if let (Source::Kept(_, own, _), Source::Kept(_, others, _)) = (&self.source, &other.source)
+            && Arc::ptr_eq(own, others)
+        {
+            let changed = |model: &Model| model.changes().is_some_and(|changes| changes.by_name().contains_key(name));
+            return Ok(!changed(self) && !changed(other));
+        }
+        Ok(self.tensor(name)?.id() == other.tensor(name)?.id())
     }
 
     /// A model in memory that this one has become: other tensors, of the shapes that `config` calls for, under the same name
@@ -322,8 +400,10 @@ impl Model {
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
-            Source::Kept(checkpoint, kept) => {
-                kept.tensor(name, || checkpoint.load_finite(name, self.dtype, &self.device))
+            Source::Kept(checkpoint, kept, changes) => {
+                let read = || checkpoint.load_finite(name, self.dtype, &self.device);
+                let changed = changes.as_ref().and_then(|changes| changes.tensor(name, &self.device, read));
+                changed.unwrap_or_else(|| kept.tensor(CHECKPOINT, name, read))
             }
             Source::Resident(tensors) => {
                 tensors.get(name).cloned().ok_or_else(|| Error::tensor(self.location(), name, "is missing"))
@@ -335,9 +415,9 @@ impl Model {
     fn packed(&self, name: &str, kind: Kind) -> Result<Tensor> {
         let checkpoint = match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint,
-            Source::Kept(checkpoint, kept) => {
+            Source::Kept(checkpoint, kept, _) => {
                 let unkept = Model { source: Source::Checkpoint(checkpoint.clone()), ..self.clone() };
-                return kept.tensor(name, || unkept.packed(name, kind));
+                return kept.tensor(CHECKPOINT, name, || unkept.packed(name, kind));
             }
             Source::Resident(_) => return self.tensor(name),
         };

@@ -110,6 +110,12 @@ impl Pass<'_> {
     }
 }
 
+/// Whose tensor it is, and its name.
+type Key = (u64, String);
+
+/// The owner of what is as the checkpoint has it.
+pub(super) const CHECKPOINT: u64 = 0;
+
 /// Tensors that were used lately, up to a number of bytes: those that were not used for longest go first.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -119,7 +125,7 @@ pub(super) struct Kept {
 
 #[derive(Debug, Default)]
 struct State {
-    tensors: HashMap<String, (Tensor, u64)>,
+    tensors: HashMap<Key, (Tensor, u64)>,
     /// Counts uses: the number of a tensor's last one stands beside it.
     clock: u64,
     residency: Residency,
@@ -147,34 +153,49 @@ impl Kept {
         Kept { state: Mutex::default(), budget_bytes }
     }
 
-    /// The tensor called `name`, which `read` reads if it is not held.
-    pub(super) fn tensor(&self, name: &str, read: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
-        {
-            let state = &mut *self.state();
-            state.clock += 1;
-            if let Some((tensor, used)) = state.tensors.get_mut(name) {
-                *used = state.clock;
-                state.residency.hits += 1;
-                return Ok(tensor.clone());
-            }
+    /// `owner`'s tensor called `name`, which `read` reads if it is not held.
+    pub(super) fn tensor(&self, owner: u64, name: &str, read: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        if let Some(tensor) = self.held(owner, name) {
+            return Ok(tensor);
         }
         // Unlocked: other tensors can be used meanwhile.
         let tensor = read()?;
         let state = &mut *self.state();
         state.residency.reads += 1;
         let bytes = bytes(&tensor);
-        if bytes > self.budget_bytes || state.tensors.contains_key(name) {
+        let key = (owner, name.to_owned());
+        if bytes > self.budget_bytes || state.tensors.contains_key(&key) {
             return Ok(tensor);
         }
         while state.residency.bytes + bytes > self.budget_bytes {
-            let oldest = state.tensors.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
-            let Some((gone, _)) = oldest.and_then(|name| state.tensors.remove(&name)) else { break };
+            let oldest = state.tensors.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
+            let Some((gone, _)) = oldest.and_then(|key| state.tensors.remove(&key)) else { break };
             state.residency.bytes -= self::bytes(&gone);
             state.residency.evictions += 1;
         }
         state.residency.bytes += bytes;
-        state.tensors.insert(name.to_owned(), (tensor.clone(), state.clock));
+        state.tensors.insert(key, (tensor.clone(), state.clock));
         Ok(tensor)
+    }
+
+    /// The same if it is held.
+    pub(super) fn held(&self, owner: u64, name: &str) -> Option<Tensor> {
+        let state = &mut *self.state();
+        state.clock += 1;
+        let (tensor, used) = state.tensors.get_mut(&(owner, name.to_owned()))?;
+        *used = state.clock;
+        state.residency.hits += 1;
+        Some(tensor.clone())
+    }
+
+    /// Lets go of what is `owner`'s.
+    pub(super) fn forget(&self, owner: u64) {
+        let State { tensors, residency, .. } = &mut *self.state();
+        tensors.retain(|(of, _), (tensor, _)| {
+            let stays = *of != owner;
+            residency.bytes -= if stays { 0 } else { bytes(tensor) };
+            stays
+        });
     }
 
     pub(super) fn residency(&self) -> Residency {
@@ -235,7 +256,7 @@ mod tests {
         let kept = Kept::new(24);
         let get = |name: &str| {
             let mut read = false;
-            let tensor = kept.tensor(name, || {
+            let tensor = kept.tensor(CHECKPOINT, name, || {
                 read = true;
                 Ok(Tensor::zeros(if name == "large" { 7 } else { 2 }, DType::F32, &Device::Cpu)?)
             });

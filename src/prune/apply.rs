@@ -7,7 +7,7 @@ use crate::model::Model;
 use crate::progress::Progress;
 use crate::record::{PruningRecord, Record, TensorRecord};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::path::Path;
@@ -33,31 +33,14 @@ fn refuse_violations(model: &Model, masks: &MaskSet) -> Result<()> {
     Err(Error::argument("model", model.name(), problem))
 }
 
-/// The model with zeros where the masks say so, in memory. The input is not changed; other tensors are shared with it.
+/// The model with zeros where the masks say so, in memory; of one that has a budget ([`Model::within`]) the masks are. The input is
+/// not changed; other tensors are shared with it.
 ///
 /// # Errors
 /// [`Error::Argument`] when the masks do not fit ([`validate`]); [`Error::Tensor`] or [`Error::Io`] from reading.
 pub fn apply(model: &Model, masks: &MaskSet) -> Result<Model> {
     refuse_violations(model, masks)?;
-    masked(model, masks)
-}
-
-/// As [`apply`], without checks.
-pub(super) fn masked(model: &Model, masks: &MaskSet) -> Result<Model> {
-    let mut replaced = Vec::with_capacity(masks.masks.len());
-    for i in 0..model.blocks() {
-        for linear in model.block(i)?.linears() {
-            // Those that have none were skipped on purpose, as validation saw.
-            let Some(mask) = masks.get(&linear.name) else { continue };
-            let (rows, cols) = mask.shape();
-            let mut kept = vec![1u8; rows * cols];
-            mask.for_each_pruned(|index| kept[index] = 0);
-            let kept = Tensor::from_vec(kept, (rows, cols), &Device::Cpu)?.to_device(linear.weight.device())?;
-            let weight = kept.where_cond(&linear.weight, &linear.weight.zeros_like()?)?;
-            replaced.push((linear.name.clone(), weight));
-        }
-    }
-    model.with_tensors(replaced)
+    model.with_masks(masks.masks.iter().cloned())
 }
 
 /// Writes `model`'s checkpoint to a new directory `out` with zeros where the masks say so: the same tensors, dtypes and

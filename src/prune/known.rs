@@ -1,6 +1,5 @@
 //! Pruning with what is known of the dense model from earlier runs.
 
-use super::apply::masked;
 use super::block_loop::Subject;
 use super::config::{Propagate, PruneConfig};
 use super::masks::{MasksConfig, masks_of};
@@ -117,11 +116,10 @@ pub(crate) fn pruned_before(
     tensors: Vec<TensorRecord>,
 ) -> Result<Pruned> {
     let started = Instant::now();
-    let masks = MaskSet { metadata: None, masks };
     let pruned = match weights {
         Some(weights) => model.with_tensors(weights)?,
-        None => masked(model, &masks)?,
+        None => model.with_masks(masks.iter().cloned())?,
     };
     let record = record(model, calibration, config, tensors, started)?;
-    Ok(Pruned { model: pruned, masks: masks.masks, record })
+    Ok(Pruned { model: pruned, masks, record })
 }

@@ -49,7 +49,8 @@ pub struct Pruned {
     pub record: Record,
 }
 
-/// Prunes a model in memory. The input is not changed; unpruned tensors are shared with it.
+/// Prunes a model in memory. The input is not changed; unpruned tensors are shared with it. Of a model that has a budget
+/// ([`Model::within`]) masks are in memory, or weights where the method changes those that stay.
 ///
 /// # Errors
 /// [`Error::Argument`] for a configuration that makes no sense or does not fit the model, and for a model whose experts are
@@ -63,13 +64,20 @@ fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
     let started = Instant::now();
     let Subject { model, calibration, .. } = subject;
     let (mut masks, mut replaced) = (Vec::new(), Vec::new());
+    let as_masks = model.in_parts() && config.method != Method::SparseGpt;
     let tensors = for_each_block(subject, config, |block, block_masks| {
-        replaced.extend(block.linears().into_iter().map(|linear| (linear.name.clone(), linear.weight.clone())));
+        let changed: HashSet<&str> = block_masks.iter().map(|(name, _)| name.as_str()).collect();
+        let linears = block.linears().into_iter().filter(|linear| changed.contains(linear.name.as_str()));
+        for linear in linears.filter(|_| !as_masks) {
+            let weight = if model.in_parts() { cuda::to_host(&linear.weight)? } else { linear.weight.clone() };
+            replaced.push((linear.name.clone(), weight));
+        }
         masks.extend(block_masks);
         Ok(())
     })?;
     let record = record(model, calibration, config, tensors, started)?;
-    Ok(Pruned { model: model.with_tensors(replaced)?, masks, record })
+    let model = if as_masks { model.with_masks(masks.iter().cloned())? } else { model.with_tensors(replaced)? };
+    Ok(Pruned { model, masks, record })
 }
 
 /// Prunes a checkpoint to a new directory `out`: the same tensors, dtypes and shards, zeros in place, every other weight
