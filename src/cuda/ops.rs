@@ -19,8 +19,13 @@ use std::sync::Arc;
 pub fn open(ordinal: usize) -> Result<Device> {
     libraries::load()?;
     // One stream for all threads: with a stream for each, windows that change threads would not wait for each other.
-    Device::new_cuda_with_stream(ordinal)
-        .map_err(|error| Error::argument("device", format!("cuda:{ordinal}"), format!("cannot be used: {error}")))
+    Device::new_cuda_with_stream(ordinal).map_err(|error| {
+        // A backtrace may follow.
+        let text = error.to_string();
+        let cause = text.lines().next().unwrap_or_default();
+        let problem = format!("cannot be used: {cause}; nvidia-smi lists GPUs, and CUDA_VISIBLE_DEVICES may hide them");
+        Error::argument("device", format!("cuda:{ordinal}"), problem)
+    })
 }
 
 /// Calls `$f::<T>` with the element type of `$tensor`, or returns `Ok(None)`.
