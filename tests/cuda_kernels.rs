@@ -495,6 +495,96 @@ fn sparsegpt_blocks_are_bit_for_bit_the_cpus() {
     }
 }
 
+/// Whether `found` is `expected` but for the rounding to `T`, and for that of exponents in f32, which may be 50.
+fn close<T: Element>(found: &[T], expected: &[f32]) -> bool {
+    // Half a unit in the last place, and of numbers below the normal ones; the CPU has nothing below e^-87 (1.7e-38).
+    let (half_unit, least) = match T::NAME {
+        "bf16" => (1.0 / 256.0, 2e-38),
+        "f16" => (1.0 / 2048.0, 3e-8),
+        _ => (0.0, 2e-38),
+    };
+    let close = |found: f32, expected: f32| {
+        (found - expected).abs() <= (half_unit + 1e-5) * expected.abs() + least || (found.is_nan() && expected.is_nan())
+    };
+    found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| close(a.wide(), *b))
+}
+
+fn forward_of<T: Element>() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut normals = |n: usize, scale: f32| -> Vec<T> { (0..n).map(|_| T::of(normal(&mut rng) * scale)).collect() };
+    let name = |name: &str| format!("{name}_{}", T::NAME);
+    let seeds = |seed: u64| (1 + 2 * seed as u32, seed);
+
+    // Heads, queries, past, window and what the addresses are off; eight at a time and one by one.
+    let cases = [
+        (1, 1, 0, None, 0),
+        (3, 5, 0, None, 0),
+        (2, 8, 0, None, 0),
+        (2, 40, 24, None, 0),
+        (2, 64, 0, Some(5), 0),
+        (3, 7, 300, Some(11), 0),
+        (1, 16, 0, None, 1),
+        (2, 3, 269, Some(400), 0),
+    ];
+    for (heads, queries, past, window, skew) in cases {
+        let (rows, keys) = (2 * heads * queries, past + queries + [0, 8][queries % 2]);
+        let mut scores = normals(rows * keys, 6.0);
+        scores[0] = T::of(f32::NEG_INFINITY); // which is then all that the first row may see, unless there is a past
+        if past > 0 {
+            scores[keys + 1] = T::of(f32::NAN);
+            scores[2 * keys - 1] = T::of(f32::NAN);
+        }
+        for sinks in [None, Some(wide(&normals(heads, 2.0)))] {
+            let expected = twin::causal_softmax(&wide(&scores), keys, (queries, past, window), 0.3, sinks.as_deref());
+            for (grid, seed) in SEEDS.map(seeds) {
+                let (from, sinks) = (Buffer::skewed(&scores, skew * size_of::<T>()), sinks.as_deref().map(Buffer::new));
+                let to = Buffer::<T>::poisoned(scores.len(), seed);
+                let sizes = [heads, rows, keys, queries, past, window.unwrap_or(0)].map(|size| size as u64);
+                let arguments =
+                    [&[from.arg(), to.arg(), address(&sinks)][..], &sizes, &[u64::from(0.3f32.to_bits())]].concat();
+                kernel(&name("causal_softmax"), grid, 256).run(seed, &arguments);
+                assert!(close(&to.read(), &expected), "{} {heads} {queries} {past} {window:?}", T::NAME);
+            }
+        }
+    }
+
+    for (rows, seq, half, first, skew) in [(6, 3, 8, 2, 0), (10, 5, 32, 0, 0), (4, 4, 3, 7, 0), (6, 2, 16, 1, 1)] {
+        let (x, positions) = (normals(rows * 2 * half, 1.0), first + seq);
+        let angles = |f: fn(f32) -> f32| (0..positions * half).map(|i| f(i as f32 * 0.37)).collect::<Vec<f32>>();
+        let (cos, sin) = (angles(f32::cos), angles(f32::sin));
+        let expected = twin::rope(&wide(&x), (&cos, &sin), (seq, 2 * half, first));
+        for (grid, seed) in SEEDS.map(seeds) {
+            let from = Buffer::skewed(&x, skew * size_of::<T>());
+            let (to, cos, sin) = (Buffer::<T>::poisoned(x.len(), seed), Buffer::new(&cos), Buffer::new(&sin));
+            let sizes = [rows, seq, half, first].map(|size| size as u64);
+            let arguments = [&[from.arg(), to.arg(), cos.arg(), sin.arg()][..], &sizes].concat();
+            kernel(&name("rope"), grid, 256).run(seed, &arguments);
+            assert!(close(&to.read(), &expected), "{} {rows} {seq} {half} {first}", T::NAME);
+        }
+    }
+
+    for (count, skew) in [(1, 0), (8, 0), (1027, 0), (5003, 0), (300, 1)] {
+        let (mut gate, up) = (normals(count, 3.0), normals(count, 1.0));
+        gate[count / 2] = T::of(-80.0);
+        let expected = twin::swiglu(&wide(&gate), &wide(&up));
+        for (grid, seed) in SEEDS.map(seeds) {
+            let (a, b) = (Buffer::new(&gate), Buffer::skewed(&up, skew * size_of::<T>()));
+            let to = Buffer::<T>::poisoned(count, seed);
+            kernel(&name("swiglu"), grid, 256).run(seed, &[a.arg(), b.arg(), to.arg(), count as u64]);
+            assert!(close(&to.read(), &expected), "{} {count}", T::NAME);
+        }
+    }
+}
+
+#[test]
+fn between_the_products_of_a_forward_pass() {
+    if available() {
+        forward_of::<bf16>();
+        forward_of::<f16>();
+        forward_of::<f32>();
+    }
+}
+
 #[test]
 fn mxfp4_becomes_weights() {
     if !available() {

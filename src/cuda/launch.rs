@@ -69,7 +69,7 @@ pub(super) struct Kernels {
 }
 
 /// A size as kernels take it.
-fn u32_of(size: usize) -> Result<u32> {
+pub(super) fn u32_of(size: usize) -> Result<u32> {
     u32::try_from(size).map_err(|_| candle_core::Error::Msg(format!("{size} is more than a kernel can count")))
 }
 
@@ -120,7 +120,13 @@ impl Kernels {
     }
 
     /// Launches on a grid of at least one block.
-    fn launch(&self, mut args: LaunchArgs<'_>, grid: (usize, usize), block: usize, shared: usize) -> Result<()> {
+    pub(super) fn launch(
+        &self,
+        mut args: LaunchArgs<'_>,
+        grid: (usize, usize),
+        block: usize,
+        shared: usize,
+    ) -> Result<()> {
         let grid_dim = (u32_of(grid.0.max(1))?, u32_of(grid.1.max(1))?, 1);
         let config = LaunchConfig { grid_dim, block_dim: (u32_of(block)?, 1, 1), shared_mem_bytes: u32_of(shared)? };
         // SAFETY: each caller passes what `kernels/ABI.md` lists, in buffers whose sizes it has checked.
@@ -421,7 +427,7 @@ impl Kernels {
     }
 }
 
-fn nullable<'a, 'b: 'a, T>(args: &mut LaunchArgs<'a>, slice: Option<&'b CudaSlice<T>>, null: &'b u64) {
+pub(super) fn nullable<'a, 'b: 'a, T>(args: &mut LaunchArgs<'a>, slice: Option<&'b CudaSlice<T>>, null: &'b u64) {
     match slice {
         Some(slice) => args.arg(slice),
         None => args.arg(null),
@@ -429,6 +435,6 @@ fn nullable<'a, 'b: 'a, T>(args: &mut LaunchArgs<'a>, slice: Option<&'b CudaSlic
 }
 
 /// Buffers that do not fit would be read or written beyond their ends.
-fn check(fits: bool) -> Result<()> {
+pub(super) fn check(fits: bool) -> Result<()> {
     if fits { Ok(()) } else { Err(candle_core::Error::Msg("a buffer does not fit its kernel".into())) }
 }

@@ -1,5 +1,6 @@
 //! NVIDIA GPUs. What candle's operators would do in several passes over memory is done by kernels of our own
-//! (`src/cuda/kernels/*.cu`): score, select and pack in one pass over a row, masks applied in place, sums of columns.
+//! (`src/cuda/kernels/*.cu`): score, select and pack in one pass over a row, masks applied in place, sums of columns, softmax and what else is between the
+//! products of a forward pass.
 //!
 //! Each kernel has a twin on the CPU ([`twin`]) with the same result, bit for bit where nothing is summed. The rest of the crate
 //! asks the functions of `ops` about a tensor; where it is not on a GPU, or there is no kernel for what is asked, they answer
@@ -12,6 +13,8 @@ pub mod twin;
 #[cfg(not(feature = "cuda"))]
 mod absent;
 #[cfg(feature = "cuda")]
+mod forward;
+#[cfg(feature = "cuda")]
 mod launch;
 #[cfg(feature = "cuda")]
 mod libraries;
@@ -21,8 +24,9 @@ mod ops;
 mod transfer;
 
 #[cfg(not(feature = "cuda"))]
-use absent as ops;
+use {absent as ops, absent as forward};
 
+pub(crate) use forward::{causal_softmax, rope, swiglu};
 pub use ops::open;
 pub(crate) use ops::{apply, column_sums, memory, mxfp4, select_levels, sparsegpt, to_device, to_host};
 

@@ -7,7 +7,7 @@ use crate::calibrate;
 use crate::checkpoint::pack_two_of_four_16;
 use crate::importance::{Inputs, Method, Scorer};
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, select_levels};
-use crate::model::mxfp4;
+use crate::model::{CausalSoftmax, mxfp4, rotate, swiglu_values};
 use crate::sparsegpt::Block;
 use crate::{Error, Result};
 use half::bf16;
@@ -118,6 +118,30 @@ pub fn mxfp4_dequantise(blocks: &[u8], scales: &[u8]) -> Vec<f32> {
         bytes.into_iter().flat_map(pair)
     };
     blocks.as_chunks::<16>().0.iter().zip(scales).flat_map(group).collect()
+}
+
+/// `causal_softmax`: of each row of `scores (rows, keys)` `softmax(scores * scale)` over the keys that its query sees, zeros
+/// elsewhere. The query in row `r` stands at position `past + r % queries` and sees up to itself, at most `window` keys.
+/// `sinks (heads,)` take part as one more key; rows are `(batch, heads, queries)`.
+pub fn causal_softmax(
+    scores: &[f32],
+    keys: usize,
+    (queries, past, window): (usize, usize, Option<usize>),
+    scale: f32,
+    sinks: Option<&[f32]>,
+) -> Vec<f32> {
+    CausalSoftmax { scale, past, window, queries }.rows(scores, keys, sinks.unwrap_or(&[f32::NEG_INFINITY]))
+}
+
+/// `rope`: the halves of each row of `x (.., seq, dim)` rotated by the angles of its position, of which the first is `first`; `cos`
+/// and `sin` are `(positions, dim / 2)`.
+pub fn rope(x: &[f32], (cos, sin): (&[f32], &[f32]), (seq, dim, first): (usize, usize, usize)) -> Vec<f32> {
+    rotate(x, (cos, sin), (seq, dim, first))
+}
+
+/// `swiglu`: `silu(gate) * up`.
+pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    swiglu_values(gate, up)
 }
 
 /// `compress24_16`: the kept elements `(rows, cols / 2)` of 16-bit `weights (rows, cols)` and their places `(rows, ceil(cols /

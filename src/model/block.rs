@@ -141,8 +141,8 @@ impl Attention {
         let mut k = project(&self.k, self.k_norm.as_ref(), kv)?;
         let mut v = project(&self.v, None, kv)?;
         let past = cache.as_ref().map_or(0, |cache| cache.len());
-        q = ops::rope(&q, &rope.cos, &rope.sin, past)?;
-        k = ops::rope(&k, &rope.cos, &rope.sin, past)?;
+        q = ops::rope(&q, rope, past)?;
+        k = ops::rope(&k, rope, past)?;
         if let Some(cache) = cache {
             if let Some((keys, values)) = &cache.0 {
                 k = Tensor::cat(&[keys, &k], 2)?;

@@ -26,7 +26,7 @@ pub use stream::Residency;
 pub(crate) use block::Wanted;
 pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use layout::{EMBEDDING, HEAD, MLP, NORM};
-pub(crate) use ops::log_sum_exp;
+pub(crate) use ops::{CausalSoftmax, log_sum_exp, rotate, swiglu_values};
 pub(crate) use rope::Rope;
 pub(crate) use stream::Pass;
 

@@ -1,7 +1,8 @@
 //! The few operations where candle's operators would make several passes: each has a fused CPU path in f32 that can be
 //! differentiated, and falls back to candle's operators on other devices and dtypes.
 
-use crate::Result;
+use super::rope::Rope;
+use crate::{Result, cuda};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result as CandleResult, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -113,11 +114,14 @@ pub(crate) fn log_sum_exp(values: &[f32]) -> f64 {
     f64::from(max) + sum.ln()
 }
 
-struct CausalSoftmax {
-    scale: f32,
-    past: usize,
-    window: Option<usize>,
-    queries: usize,
+/// The query in row `r` of scores stands at position `past + r % queries` and sees the keys up to itself, at most `window` of
+/// them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CausalSoftmax {
+    pub(crate) scale: f32,
+    pub(crate) past: usize,
+    pub(crate) window: Option<usize>,
+    pub(crate) queries: usize,
 }
 
 impl CausalSoftmax {
@@ -134,8 +138,8 @@ impl CausalSoftmax {
         row / self.queries % heads
     }
 
-    fn forward(&self, scores: &[f32], layout: &Layout, sinks: &[f32]) -> (CpuStorage, Shape) {
-        let keys = layout.dims()[layout.dims().len() - 1];
+    /// Of `scores (rows, keys)` and `sinks (heads,)`; a sink of -inf weighs nothing.
+    pub(crate) fn rows(&self, scores: &[f32], keys: usize, sinks: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; scores.len()];
         out.par_chunks_mut(keys).zip(scores.par_chunks(keys)).with_min_len(32).enumerate().for_each(
             |(row, (out, scores))| {
@@ -144,7 +148,12 @@ impl CausalSoftmax {
                 softmax_row(&scores[visible.clone()], self.scale, sink, &mut out[visible]);
             },
         );
-        (CpuStorage::F32(out), layout.shape().clone())
+        out
+    }
+
+    fn forward(&self, scores: &[f32], layout: &Layout, sinks: &[f32]) -> (CpuStorage, Shape) {
+        let keys = layout.dims()[layout.dims().len() - 1];
+        (CpuStorage::F32(self.rows(scores, keys, sinks)), layout.shape().clone())
     }
 
     /// Gradient of the scores, and `sum(y * grad)` of each row, from the probabilities `y` without the sink's.
@@ -161,7 +170,6 @@ impl CustomOp1 for CausalSoftmax {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        // A sink of -inf weighs nothing.
         Ok(self.forward(contiguous(storage, layout)?, layout, &[f32::NEG_INFINITY]))
     }
 
@@ -218,6 +226,9 @@ pub(crate) fn causal_softmax(
             None => scores.contiguous()?.apply_op1(op)?,
         });
     }
+    if let Some(probs) = cuda::causal_softmax(scores, &op, sinks)? {
+        return Ok(probs);
+    }
     let dims = scores.dims();
     let (rows, keys) = (dims[dims.len() - 2], dims[dims.len() - 1]);
     let mask: Vec<f32> = (0..rows)
@@ -245,6 +256,16 @@ vectorised! {
     }
 }
 
+/// `silu(gate) * up` of as many values.
+pub(crate) fn swiglu_values(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    const CHUNK: usize = 4096;
+    let mut out = vec![0f32; gate.len()];
+    out.par_chunks_mut(CHUNK)
+        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
+        .for_each(|(out, (gate, up))| swiglu_rows(gate, up, out));
+    out
+}
+
 struct SwiGlu;
 
 impl CustomOp2 for SwiGlu {
@@ -253,12 +274,7 @@ impl CustomOp2 for SwiGlu {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let (gate, up) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
-        let mut out = vec![0f32; gate.len()];
-        const CHUNK: usize = 4096;
-        out.par_chunks_mut(CHUNK)
-            .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
-            .for_each(|(out, (gate, up))| swiglu_rows(gate, up, out));
+        let out = swiglu_values(contiguous(s1, l1)?, contiguous(s2, l2)?);
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
@@ -281,6 +297,9 @@ impl CustomOp2 for SwiGlu {
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if fused(gate) && gate.shape() == up.shape() {
         return Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)?);
+    }
+    if let Some(gated) = cuda::swiglu(gate, up)? {
+        return Ok(gated);
     }
     Ok((gate.silu()? * up)?)
 }
@@ -337,22 +356,42 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> 
     if fused(x) {
         return Ok(x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })?);
     }
+    // candle's fused one has no gradient.
+    if x.device().is_cuda() && !x.track_op() && !weight.track_op() {
+        return Ok(candle_nn::ops::rms_norm(&x.contiguous()?, &weight.contiguous()?, eps as f32)?);
+    }
     let wide = x.to_dtype(DType::F32)?;
     let scale = (wide.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
     Ok(wide.broadcast_mul(&scale)?.to_dtype(x.dtype())?.broadcast_mul(weight)?)
 }
 
-/// Rotates the halves of each head (Hugging Face's half-split layout): `cos`, `sin` are `(positions, head_dim / 2)`, row
-/// `i` of `x (.., seq, head_dim)` is position `first + i`.
+/// Rotates the halves of each row of `x (.., seq, dim)` (Hugging Face's half-split layout): row `i` of each sequence is position
+/// `first + i` of `cos` and `sin (positions, dim / 2)`.
+pub(crate) fn rotate(x: &[f32], (cos, sin): (&[f32], &[f32]), (seq, dim, first): (usize, usize, usize)) -> Vec<f32> {
+    let half = dim / 2;
+    let mut out = vec![0f32; x.len()];
+    out.par_chunks_mut(dim).zip(x.par_chunks(dim)).with_min_len(64).enumerate().for_each(|(row, (out, x))| {
+        let at = (first + row % seq) * half;
+        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+        let (x1, x2) = x.split_at(half);
+        let (out1, out2) = out.split_at_mut(half);
+        for i in 0..half {
+            out1[i] = x1[i] * cos[i] - x2[i] * sin[i];
+            out2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+        }
+    });
+    out
+}
+
+/// [`rotate`] as an operation; its gradient turns the other way.
 #[derive(Clone)]
-struct Rope {
-    cos: std::sync::Arc<Vec<f32>>,
-    sin: std::sync::Arc<Vec<f32>>,
+struct Rotate {
+    tables: Rope,
     first: usize,
     inverse: bool,
 }
 
-impl CustomOp1 for Rope {
+impl CustomOp1 for Rotate {
     fn name(&self) -> &'static str {
         "rope"
     }
@@ -361,49 +400,32 @@ impl CustomOp1 for Rope {
         let x = contiguous(storage, layout)?;
         let dims = layout.dims();
         let (seq, dim) = (dims[dims.len() - 2], dims[dims.len() - 1]);
-        let half = dim / 2;
-        if (self.first + seq) * half > self.cos.len() {
+        let (cos, sin) = (self.tables.cos(), self.tables.sin(self.inverse));
+        if (self.first + seq) * (dim / 2) > cos.len() {
             bail!("position {} is beyond the rotary table", self.first + seq)
         }
-        let sign = if self.inverse { -1.0 } else { 1.0 };
-        let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(dim).zip(x.par_chunks(dim)).with_min_len(64).enumerate().for_each(|(row, (out, x))| {
-            let at = (self.first + row % seq) * half;
-            let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
-            let (x1, x2) = x.split_at(half);
-            let (out1, out2) = out.split_at_mut(half);
-            for i in 0..half {
-                let sin = sin[i] * sign;
-                out1[i] = x1[i] * cos[i] - x2[i] * sin;
-                out2[i] = x2[i] * cos[i] + x1[i] * sin;
-            }
-        });
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        Ok((CpuStorage::F32(rotate(x, (cos, sin), (seq, dim, self.first))), layout.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
-        Ok(Some(grad.contiguous()?.apply_op1(Rope { inverse: !self.inverse, ..self.clone() })?))
+        Ok(Some(grad.contiguous()?.apply_op1(Rotate { inverse: !self.inverse, ..self.clone() })?))
     }
 }
 
-/// See [`Rope`]; `cos` and `sin` are `(positions, head_dim / 2)`, row-major.
-pub(crate) fn rope(
-    x: &Tensor,
-    cos: &std::sync::Arc<Vec<f32>>,
-    sin: &std::sync::Arc<Vec<f32>>,
-    first: usize,
-) -> Result<Tensor> {
+/// [`rotate`] of `x (.., seq, head_dim)`, whose first row is position `first`.
+pub(crate) fn rope(x: &Tensor, tables: &Rope, first: usize) -> Result<Tensor> {
     let x = x.contiguous()?;
     if fused(&x) {
-        return Ok(x.apply_op1(Rope { cos: cos.clone(), sin: sin.clone(), first, inverse: false })?);
+        return Ok(x.apply_op1(Rotate { tables: tables.clone(), first, inverse: false })?);
     }
     let dims = x.dims();
     let (seq, half) = (dims[dims.len() - 2], dims[dims.len() - 1] / 2);
-    let table = |values: &[f32]| -> Result<Tensor> {
-        let rows = &values[first * half..(first + seq) * half];
-        Ok(Tensor::from_slice(rows, (seq, half), x.device())?.to_dtype(x.dtype())?)
-    };
-    let (cos, sin) = (table(cos)?, table(sin)?);
+    let tables = tables.on(x.device(), half)?;
+    if let Some(rotated) = cuda::rope(&x, &tables, first)? {
+        return Ok(rotated);
+    }
+    let [cos, sin] = tables.map(|table| table.narrow(0, first, seq)?.to_dtype(x.dtype()));
+    let (cos, sin) = (cos?, sin?);
     let (x1, x2) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let out1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let out2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
@@ -491,7 +513,11 @@ mod tests {
         check_gradient(ramp((5, 8), 2.0), |x| swiglu(x, &ramp((5, 8), 0.5)).unwrap());
         check_gradient(ramp((5, 8), 2.0), |x| swiglu(&ramp((5, 8), 0.5), x).unwrap());
         check_gradient(ramp((5, 8), 2.0), |x| rms_norm(x, &ramp((1, 8), 0.5).flatten_all().unwrap(), 1e-5).unwrap());
-        let table = |f: fn(f32) -> f32| std::sync::Arc::new((0..5 * 4).map(|i| f(i as f32)).collect::<Vec<_>>());
-        check_gradient(ramp((5, 8), 1.0), |x| rope(x, &table(f32::cos), &table(f32::sin), 0).unwrap());
+        let table = |f: fn(f32) -> f32| (0..5 * 4).map(|i| f(i as f32)).collect::<Vec<_>>();
+        let tables = Rope::of(table(f32::cos), table(f32::sin));
+        check_gradient(ramp((5, 8), 1.0), |x| rope(x, &tables, 0).unwrap());
+        let x = ramp((5, 8), 1.0);
+        let wide = rope(&x.to_dtype(DType::F64).unwrap(), &tables, 0).unwrap().to_dtype(DType::F32).unwrap();
+        assert!(max_diff(&wide, &rope(&x, &tables, 0).unwrap()) < 1e-6);
     }
 }

@@ -2,9 +2,10 @@
 
 use super::config::{Family, Fields, ModelConfig};
 use crate::{Error, Result};
+use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use std::f64::consts::PI;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Rotary position embedding: base and scaling, as Hugging Face's `rope_type` names them.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,9 +140,16 @@ impl RopeConfig {
 
 /// `cos` and `sin`, each `(positions, head_dim / 2)` row-major.
 #[derive(Clone, Debug)]
-pub(crate) struct Rope {
-    pub(crate) cos: Arc<Vec<f32>>,
-    pub(crate) sin: Arc<Vec<f32>>,
+pub(crate) struct Rope(Arc<Tables>);
+
+#[derive(Debug)]
+struct Tables {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// For what turns back.
+    inverse_sin: OnceLock<Vec<f32>>,
+    /// Both where they were last needed besides the CPU.
+    placed: OnceLock<[Tensor; 2]>,
 }
 
 impl Rope {
@@ -153,9 +161,35 @@ impl Rope {
             let values = (0..positions).flat_map(|position| {
                 frequencies.iter().map(move |frequency| f(position as f32 * frequency) * attention as f32)
             });
-            Arc::new(values.collect::<Vec<f32>>())
+            values.collect::<Vec<f32>>()
         };
-        Rope { cos: table(f32::cos), sin: table(f32::sin) }
+        Rope::of(table(f32::cos), table(f32::sin))
+    }
+
+    pub(super) fn of(cos: Vec<f32>, sin: Vec<f32>) -> Rope {
+        Rope(Arc::new(Tables { cos, sin, inverse_sin: OnceLock::new(), placed: OnceLock::new() }))
+    }
+
+    pub(super) fn cos(&self) -> &[f32] {
+        &self.0.cos
+    }
+
+    pub(super) fn sin(&self, inverse: bool) -> &[f32] {
+        if !inverse {
+            return &self.0.sin;
+        }
+        self.0.inverse_sin.get_or_init(|| self.0.sin.iter().map(|sin| -sin).collect())
+    }
+
+    /// Cos and sin in f32 on `device`, copied there once.
+    pub(super) fn on(&self, device: &Device, half: usize) -> Result<[Tensor; 2]> {
+        if let Some(placed) = self.0.placed.get().filter(|placed| placed[0].device().same_device(device)) {
+            return Ok(placed.clone());
+        }
+        let place = |table: &[f32]| Tensor::from_slice(table, (table.len() / half.max(1), half), device);
+        let tables = [place(&self.0.cos)?, place(&self.0.sin)?];
+        Ok(self.0.placed.get_or_init(|| tables.clone()).clone())
+            .map(|placed| if placed[0].device().same_device(device) { placed } else { tables })
     }
 }
 

@@ -5,6 +5,7 @@
 #include "apply_mask.cu"
 #include "column_sums.cu"
 #include "compress24.cu"
+#include "forward.cu"
 #include "mxfp4.cu"
 #include "select_layer.cu"
 #include "select_nofm.cu"
@@ -77,6 +78,9 @@ const Entry ENTRIES[] = {
     ENTRY(apply_mask_32),
     TYPES(column_sums),
     ENTRY(fold_sums),
+    TYPES(causal_softmax),
+    TYPES(rope),
+    TYPES(swiglu),
     ENTRY(sparsegpt_block),
     ENTRY(compress24_16),
     ENTRY(to_cutlass),

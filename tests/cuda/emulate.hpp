@@ -317,6 +317,21 @@ inline float half_to_float(uint16_t half) {
     return of_bits<float>(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
+/// To the nearest, of two the even one.
+inline uint16_t float_to_bf16(float x) {
+    const uint32_t bits = to_bits(x);
+    return x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fff;
+}
+
+inline uint16_t float_to_half(float x) {
+    const uint32_t bits = to_bits(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (x != x) return 0x7fff;
+    if (magnitude >= 0x47800000) return sign | 0x7c00;
+    // Below 2^-14 the last place is always 2^-24.
+    if (magnitude < 0x38800000) return sign | uint16_t(nearbyintf(of_bits<float>(magnitude) * 0x1p24f));
+    return sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13);
+}
+
 inline unsigned permute(unsigned a, unsigned b, unsigned selector) {
     const uint64_t both = uint64_t(b) << 32 | a;
     unsigned out = 0;
