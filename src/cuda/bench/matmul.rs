@@ -3,7 +3,7 @@
 use super::Prepared;
 use super::problem::{Output, Problem};
 use crate::cuda::launch::Kernels;
-use crate::cuda::sparselt::{Library, Product};
+use crate::cuda::sparselt::{Compressed, Library, Product};
 use crate::{Error, Result};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
@@ -23,7 +23,7 @@ pub(super) struct Matmul {
 
 enum Weights {
     Dense(Vec<CudaSlice<u16>>),
-    Sparse(Box<Product>, Vec<CudaSlice<u8>>),
+    Sparse(Box<Product>, Vec<Compressed>),
 }
 
 impl Matmul {
