@@ -2,7 +2,8 @@
 //! are bound when they are first made, to what was loaded here. In one that was linked in the usual way they are loaded already.
 
 use crate::{Error, Result};
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::ptr::NonNull;
 
 /// Loads the driver's library and those of the toolkit that candle calls.
 ///
@@ -10,12 +11,12 @@ use std::ffi::{CStr, CString};
 /// [`Error::Argument`], which says what is missing, and the remedy.
 pub(super) fn load() -> Result<()> {
     let missing = |problem: String| Error::argument("device", "cuda", problem);
-    load_one("libcuda.so.1")
+    open("libcuda.so.1", libc::RTLD_GLOBAL)
         .map_err(|e| missing(format!("{e}; install NVIDIA's driver, or compute on the CPU with --device cpu")))?;
     let version = env!("LACUNA_CUDA_VERSION");
     let major = version.split('.').next().unwrap_or(version);
     for library in [format!("libcublas.so.{major}"), "libcurand.so.10".to_owned()] {
-        load_one(&library).map_err(|e| {
+        open(&library, libc::RTLD_GLOBAL).map_err(|e| {
             missing(format!(
                 "{e}; put the folder of CUDA {major}'s libraries on LD_LIBRARY_PATH: /usr/local/cuda/lib64, or \
                  nvidia/cu{major}/lib in the site-packages of a Python that has PyTorch"
@@ -25,17 +26,28 @@ pub(super) fn load() -> Result<()> {
     Ok(())
 }
 
-fn load_one(name: &str) -> std::result::Result<(), String> {
+/// One of NVIDIA's libraries, which stays loaded; with `RTLD_GLOBAL` its functions are found by whoever calls them by name.
+pub(super) fn open(name: &str, scope: c_int) -> Result<NonNull<c_void>, String> {
     let text = CString::new(name).map_err(|e| e.to_string())?;
     // SAFETY: the name ends in a NUL. The libraries' initialisers are NVIDIA's, and run on any thread.
-    if !unsafe { libc::dlopen(text.as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) }.is_null() {
-        return Ok(());
-    }
+    let library = unsafe { libc::dlopen(text.as_ptr(), libc::RTLD_LAZY | scope) };
+    NonNull::new(library).ok_or_else(|| linker_error(&format!("{name} cannot be loaded")))
+}
+
+/// The address of a function of a library that [`open`] gave.
+pub(super) fn symbol(library: NonNull<c_void>, name: &CStr) -> Result<NonNull<c_void>, String> {
+    // SAFETY: the library is loaded, and the name ends in a NUL.
+    let address = unsafe { libc::dlsym(library.as_ptr(), name.as_ptr()) };
+    NonNull::new(address).ok_or_else(|| linker_error(&format!("{} is missing", name.to_string_lossy())))
+}
+
+/// What the dynamic linker says about its last failure on this thread.
+fn linker_error(otherwise: &str) -> String {
     // SAFETY: the text is the dynamic linker's, and stays until this thread calls it again.
     let error = unsafe { libc::dlerror() };
     if error.is_null() {
-        return Err(format!("{name} cannot be loaded"));
+        return otherwise.to_owned();
     }
     // SAFETY: as above, and not null.
-    Err(unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned())
+    unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned()
 }

@@ -21,6 +21,8 @@ mod libraries;
 #[cfg(feature = "cuda")]
 mod ops;
 #[cfg(feature = "cuda")]
+mod sparselt;
+#[cfg(feature = "cuda")]
 mod transfer;
 
 #[cfg(not(feature = "cuda"))]

@@ -116,7 +116,7 @@ fn describe(record: &Record) -> String {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "report"))]
 mod tests {
     use super::*;
     use crate::report::shown::Document;

@@ -6,9 +6,12 @@ use crate::calibrate::gram;
 use crate::cuda::twin;
 use crate::mask::{Mask, Pattern};
 use crate::{Error, Result};
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use std::time::Instant;
+
+/// More would be hours of arithmetic, and tell nothing about a GPU.
+const MOST_TOKENS: usize = 512;
 
 pub(super) struct Cpu;
 
@@ -30,7 +33,7 @@ impl Engine for Cpu {
         };
         let bits = |values: &[f32]| values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
         let compressed = match problem.op {
-            Op::Matvec { compressed: true, .. } => {
+            Op::Matvec { compressed: true, .. } | Op::Matmul { compressed: true, .. } => {
                 let bits: Vec<u16> = bits(&problem.weights).iter().map(|x| x.to_bits()).collect();
                 let (values, index) = twin::compress24(&bits, None, problem.cols).map_err(not_two_of_four)?;
                 (values.into_iter().map(bf16::from_bits).collect(), index)
@@ -39,6 +42,11 @@ impl Engine for Cpu {
         };
         let x = bits(&problem.other);
         Ok(Box::new(OnCpu { problem: problem.clone(), copies, stored, packed, compressed, x, output: None }))
+    }
+
+    fn lacks(&self, op: &Op) -> Option<(&'static str, String)> {
+        let many = matches!(op, Op::Matmul { batch, .. } if *batch > MOST_TOKENS);
+        many.then(|| ("matmul", format!("the CPU multiplies {MOST_TOKENS} tokens at most here")))
     }
 
     fn seconds(&self, work: &mut dyn Prepared) -> Result<f64> {
@@ -84,6 +92,19 @@ struct OnCpu {
 }
 
 impl OnCpu {
+    /// The compressed weights with their zeros, of an even number of groups a row.
+    fn expanded(&self) -> Vec<f32> {
+        let (values, index) = &self.compressed;
+        let mut weights = vec![0.0; 2 * values.len()];
+        for (group, (to, pair)) in weights.as_chunks_mut::<4>().0.iter_mut().zip(values.as_chunks::<2>().0).enumerate()
+        {
+            let nibble = index[group / 2] >> (group % 2 * 4);
+            to[usize::from(nibble & 3)] = pair[0].to_f32();
+            to[usize::from(nibble >> 2 & 3)] = pair[1].to_f32();
+        }
+        weights
+    }
+
     fn compute(&self) -> Result<Output> {
         let Problem { op, rows, cols, norms, other, mask, .. } = &self.problem;
         let (norms, cols) = (norms.as_deref(), *cols);
@@ -128,6 +149,12 @@ impl OnCpu {
             Op::Matvec { compressed: true, .. } => {
                 let (values, index) = &self.compressed;
                 Output::F32(twin::matvec24(values, index, &self.x, cols))
+            }
+            Op::Matmul { batch, compressed } => {
+                let weights = if *compressed { self.expanded() } else { self.stored.widened() };
+                let weights = Tensor::from_vec(weights, (*rows, cols), &Device::Cpu)?;
+                let y = Tensor::from_slice(other, (*batch, cols), &Device::Cpu)?.matmul(&weights.t()?)?; // (batch, rows)
+                Output::F32(y.flatten_all()?.to_dtype(DType::BF16)?.to_dtype(DType::F32)?.to_vec1()?)
             }
             Op::Mxfp4 => Output::F32(twin::mxfp4_dequantise(&self.packed.0, &self.packed.1)),
         })

@@ -1,8 +1,10 @@
 //! The kernels, timed by events on their stream.
 
+use super::matmul::Matmul;
 use super::problem::{Op, Output, Problem};
 use super::{Engine, Prepared};
 use crate::cuda::launch::{Element, Kernels, Matrix};
+use crate::cuda::sparselt::Library;
 use crate::mask::Mask;
 use crate::{Error, Result};
 use candle_core::DType;
@@ -14,26 +16,47 @@ use std::sync::Arc;
 
 pub(super) struct Gpu {
     kernels: Arc<Kernels>,
+    /// cuSPARSELt, or why it is not used.
+    sparselt: Result<Library>,
 }
 
 impl Gpu {
     pub(super) fn new(device: &CudaDevice) -> Result<Gpu> {
-        Ok(Gpu { kernels: Kernels::on(device)? })
+        Ok(Gpu { kernels: Kernels::on(device)?, sparselt: Library::load() })
     }
 }
 
 impl Engine for Gpu {
     fn name(&self) -> String {
-        self.kernels.stream().context().name().unwrap_or_else(|_| "GPU".into())
+        let gpu = self.kernels.stream().context().name().unwrap_or_else(|_| "GPU".into());
+        match &self.sparselt {
+            Ok(library) => format!("{gpu}, {library}"),
+            Err(_) => gpu,
+        }
     }
 
     fn prepare(&self, problem: &Problem, copies: usize) -> Result<Box<dyn Prepared>> {
         let kernels = self.kernels.clone();
+        if let Op::Matmul { batch, compressed } = problem.op {
+            let library = match (compressed, &self.sparselt) {
+                (false, _) => None,
+                (true, Ok(library)) => Some(*library),
+                (true, Err(error)) => return Err(Error::argument("operation", "2:4 matmul", error)),
+            };
+            return Ok(Box::new(Matmul::new(kernels, problem, batch, library, copies)?));
+        }
         Ok(match problem.dtype {
             DType::BF16 => Box::new(OnGpu::new(kernels, problem, copies, bf16::from_f32)?),
             DType::F16 => Box::new(OnGpu::new(kernels, problem, copies, f16::from_f32)?),
             _ => Box::new(OnGpu::new(kernels, problem, copies, |w| w)?),
         })
+    }
+
+    fn lacks(&self, op: &Op) -> Option<(&'static str, String)> {
+        match (op, &self.sparselt) {
+            (Op::Matmul { compressed: true, .. }, Err(error)) => Some(("2:4 matmul", error.to_string())),
+            _ => None,
+        }
     }
 
     fn seconds(&self, work: &mut dyn Prepared) -> Result<f64> {
@@ -186,6 +209,7 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 }
                 Op::Matvec { compressed: true, .. } => kernels.matvec((values, Some(index)), (rows, cols), x, y)?,
                 Op::Matvec { .. } => kernels.matvec((bits, None), (rows, cols), x, y)?,
+                Op::Matmul { .. } => {} // is `Matmul`'s
                 Op::Mxfp4 => *made = kernels.mxfp4::<T>(&packed[0].as_view(), &packed[1].as_view())?,
             }
         }
@@ -238,7 +262,7 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 wait()?;
                 Ok(Output::Compressed(values, index))
             }
-            Op::Matvec { .. } | Op::Gram => {
+            Op::Matvec { .. } | Op::Matmul { .. } | Op::Gram => {
                 let y = stream.clone_dtoh(&self.y).w()?;
                 wait()?;
                 Ok(Output::F32(y))

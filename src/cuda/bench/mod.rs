@@ -6,13 +6,15 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod matmul;
 mod problem;
 mod reference;
 
 use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use problem::{Op, Output, Problem};
+use problem::{Case, Op, Output, Problem};
 use serde::Serialize;
 use std::fmt;
 
@@ -64,6 +66,19 @@ pub struct Timing {
     pub bytes: u64,
     /// Bytes a second over those of a copy in the same run, which is timed in the same way.
     pub share_of_copy: f64,
+    /// Of a product with compressed weights: the dense product's seconds, of the same weights and vectors in the same run, over its own.
+    pub speed_up: Option<f64>,
+}
+
+/// What was neither checked nor timed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NotRun {
+    /// What was to be run.
+    pub case: String,
+    /// Why it was not, and the remedy.
+    pub reason: String,
+    /// It failed; else what it needs is not here.
+    pub failed: bool,
 }
 
 /// What was found.
@@ -75,12 +90,34 @@ pub struct BenchReport {
     pub checks: Vec<Check>,
     /// Times.
     pub timings: Vec<Timing>,
+    /// What is missing above.
+    pub not_run: Vec<NotRun>,
 }
 
 impl BenchReport {
-    /// Whether all checks passed.
+    /// Whether all checks passed, and nothing failed.
     pub fn passed(&self) -> bool {
-        self.checks.iter().all(Check::passed)
+        self.checks.iter().all(Check::passed) && !self.not_run.iter().any(|case| case.failed)
+    }
+
+    /// One operation that fails does not take the results of the others with it.
+    fn keep_failure(&mut self, case: String, error: Error) -> Result<()> {
+        match error {
+            Error::Interrupted => Err(error),
+            error => {
+                self.not_run.push(NotRun { case, reason: error.to_string(), failed: true });
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether an operation cannot be run here, which is told once.
+    fn lacks(&mut self, missing: Option<(&'static str, String)>) -> bool {
+        let Some((case, reason)) = missing else { return false };
+        if !self.not_run.iter().any(|known| known.case == case && known.reason == reason) {
+            self.not_run.push(NotRun { case: case.into(), reason, failed: false });
+        }
+        true
     }
 }
 
@@ -89,15 +126,20 @@ impl fmt::Display for BenchReport {
         for check in self.checks.iter().filter(|check| !check.passed()) {
             writeln!(f, "WRONG: {}: error {:.1e}, allowed {:.1e}", check.case, check.error, check.tolerance)?;
         }
+        for NotRun { case, reason, failed } in &self.not_run {
+            writeln!(f, "{}: {case}: {reason}", if *failed { "FAILED" } else { "not run" })?;
+        }
         let passed = self.checks.iter().filter(|check| check.passed()).count();
         writeln!(f, "{}: {passed} of {} checks passed", self.device, self.checks.len())?;
         let width = self.timings.iter().map(|timing| timing.case.len()).max().unwrap_or(0);
         writeln!(f, "{:width$} {:>10} {:>21} {:>9} {:>9} {:>8}", "", "ms", "range", "GB", "GB/s", "of copy")?;
-        for Timing { case, seconds, range_seconds: [low, high], bytes, share_of_copy } in &self.timings {
+        for Timing { case, seconds, range_seconds: [low, high], bytes, share_of_copy, speed_up } in &self.timings {
             let (ms, gb) = (seconds * 1e3, *bytes as f64 / 1e9);
             let range = format!("{:.3} .. {:.3}", low * 1e3, high * 1e3);
             let (rate, share) = (gb / seconds, share_of_copy * 100.0);
-            writeln!(f, "{case:width$} {ms:>10.3} {range:>21} {gb:>9.3} {rate:>9.1} {share:>7.1}%")?;
+            write!(f, "{case:width$} {ms:>10.3} {range:>21} {gb:>9.3} {rate:>9.1} {share:>7.1}%")?;
+            speed_up.map_or(Ok(()), |ratio| write!(f, "  {ratio:.2} x dense"))?;
+            writeln!(f)?;
         }
         Ok(())
     }
@@ -121,6 +163,8 @@ trait Engine {
     fn name(&self) -> String;
     /// Puts the inputs of a problem there, `copies` times so that no cache holds them.
     fn prepare(&self, problem: &Problem, copies: usize) -> Result<Box<dyn Prepared>>;
+    /// What is not here that an operation needs: its name, and why.
+    fn lacks(&self, op: &Op) -> Option<(&'static str, String)>;
     /// Seconds that one run takes.
     fn seconds(&self, work: &mut dyn Prepared) -> Result<f64>;
 }
@@ -128,8 +172,8 @@ trait Engine {
 /// Checks and times all kernels.
 ///
 /// # Errors
-/// [`Error::Argument`] for a shape that is no model's or a device without an engine; [`Error::Compute`] when a kernel cannot be
-/// run; [`Error::Interrupted`].
+/// [`Error::Argument`] for a shape that is no model's or a device without an engine; [`Error::Interrupted`]. What else goes wrong is
+/// [`BenchReport::not_run`].
 pub fn bench(config: &BenchConfig, progress: Progress) -> Result<BenchReport> {
     let (hidden, intermediate, blocks) = config.shape;
     if hidden == 0 || intermediate == 0 || blocks == 0 || config.repeats == 0 || hidden % 32 + intermediate % 32 != 0 {
@@ -145,48 +189,74 @@ pub fn bench(config: &BenchConfig, progress: Progress) -> Result<BenchReport> {
     let problems = problem::checks(config.seed);
     let cases = problem::timings(config.shape, config.seed);
     let stage = progress.stage("bench", (problems.len() + cases.len()) as u64);
-    let mut report = BenchReport { device: engine.name(), checks: Vec::new(), timings: Vec::new() };
+    let (device, mut copy, mut dense) = (engine.name(), f64::NAN, None);
+    let mut report = BenchReport { device, checks: Vec::new(), timings: Vec::new(), not_run: Vec::new() };
     for problem in problems {
-        let mut prepared = engine.prepare(&problem, 1)?;
-        prepared.run()?;
-        let (error, tolerance) = reference::compare(&problem, &prepared.output()?);
-        report.checks.push(Check { case: problem.to_string(), error, tolerance });
+        if !report.lacks(engine.lacks(&problem.op)) {
+            match check(&*engine, &problem) {
+                Ok(check) => report.checks.push(check),
+                Err(error) => report.keep_failure(problem.to_string(), error)?,
+            }
+        }
         stage.inc(1)?;
     }
-    let mut copy = f64::NAN;
     for case in cases {
-        let mut work: Vec<Box<dyn Prepared>> = Vec::new();
-        let mut bytes = 0;
-        for problem in &case.problems {
-            bytes += problem.bytes() * case.copies as u64;
-            work.push(engine.prepare(problem, case.copies)?);
+        stage.inc(1)?;
+        let op = &case.problems[0].op;
+        if report.lacks(engine.lacks(op)) {
+            continue;
         }
-        let mut once = || -> Result<f64> {
-            check_interrupt()?;
-            let seconds = |work: &mut Box<dyn Prepared>| {
-                work.reset()?;
-                engine.seconds(&mut **work)
-            };
-            work.iter_mut().map(seconds).sum()
+        let seconds = match time(&*engine, &case, config.repeats) {
+            Ok(seconds) => seconds,
+            Err(error) => {
+                report.keep_failure(case.name, error)?;
+                continue;
+            }
         };
-        once()?; // loads kernels and warms up
-        let mut seconds = (0..config.repeats).map(|_| once()).collect::<Result<Vec<f64>>>()?;
-        seconds.sort_by(f64::total_cmp);
+        let bytes = case.problems.iter().map(Problem::bytes).sum::<u64>() * case.copies as u64;
         let median = seconds[seconds.len() / 2];
         let rate = bytes as f64 / median;
-        if matches!(case.problems.first(), Some(Problem { op: Op::Copy, .. })) {
+        if *op == Op::Copy {
             copy = rate;
         }
+        let speed_up =
+            dense.filter(|(dense, _)| op.dense().as_ref() == Some(dense)).map(|(_, seconds)| seconds / median);
+        dense = Some((op.clone(), median));
         report.timings.push(Timing {
             case: case.name,
             seconds: median,
             range_seconds: [seconds[0], seconds[seconds.len() - 1]],
             bytes,
             share_of_copy: rate / copy,
+            speed_up,
         });
-        stage.inc(1)?;
     }
     Ok(report)
+}
+
+fn check(engine: &dyn Engine, problem: &Problem) -> Result<Check> {
+    let mut prepared = engine.prepare(problem, 1)?;
+    prepared.run()?;
+    let (error, tolerance) = reference::compare(problem, &prepared.output()?);
+    Ok(Check { case: problem.to_string(), error, tolerance })
+}
+
+/// Seconds of each run, ascending.
+fn time(engine: &dyn Engine, case: &Case, repeats: usize) -> Result<Vec<f64>> {
+    let work = case.problems.iter().map(|problem| engine.prepare(problem, case.copies));
+    let mut work = work.collect::<Result<Vec<_>>>()?;
+    let mut once = || -> Result<f64> {
+        check_interrupt()?;
+        let seconds = |work: &mut Box<dyn Prepared>| {
+            work.reset()?;
+            engine.seconds(&mut **work)
+        };
+        work.iter_mut().map(seconds).sum()
+    };
+    once()?; // loads kernels and warms up
+    let mut seconds = (0..repeats).map(|_| once()).collect::<Result<Vec<f64>>>()?;
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds)
 }
 
 /// Values of a problem rounded to what its weights are stored in.

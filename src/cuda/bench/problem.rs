@@ -30,8 +30,21 @@ pub(super) enum Op {
     Compress24,
     /// Products with vectors, of 2:4 weights as they are or compressed.
     Matvec { batch: usize, compressed: bool },
+    /// The same in bf16 by NVIDIA's libraries, for any number of vectors.
+    Matmul { batch: usize, compressed: bool },
     /// Weights from MXFP4.
     Mxfp4,
+}
+
+impl Op {
+    /// What a product of compressed weights is to be faster than.
+    pub(super) fn dense(&self) -> Option<Op> {
+        match *self {
+            Op::Matvec { batch, compressed: true } => Some(Op::Matvec { batch, compressed: false }),
+            Op::Matmul { batch, compressed: true } => Some(Op::Matmul { batch, compressed: false }),
+            _ => None,
+        }
+    }
 }
 
 /// What inputs look like.
@@ -158,9 +171,9 @@ impl Problem {
                 };
                 problem.other = (0..cols * cols).map(|at| upper(at, normal())).collect();
             }
-            Op::Compress24 => problem.make_two_of_four(),
-            Op::Matvec { batch, .. } => {
-                problem.make_two_of_four();
+            Op::Compress24 => problem.make_two_of_four(seed),
+            Op::Matvec { batch, .. } | Op::Matmul { batch, .. } => {
+                problem.make_two_of_four(seed);
                 problem.other = (0..batch * cols).map(|_| rounded(DType::BF16, normal())).collect();
             }
             Op::Mxfp4 => {
@@ -173,11 +186,14 @@ impl Problem {
         problem
     }
 
-    fn make_two_of_four(&mut self) {
-        for (group, weights) in self.weights.chunks_mut(4).enumerate() {
-            let first = group % 4;
-            weights[first] = 0.0;
-            weights[(first + 1 + group / 4 % 3) % 4] = 0.0;
+    /// Keeps two of each four at random, and fewer in one group of eight.
+    fn make_two_of_four(&mut self, seed: u64) {
+        let mut rng = ChaCha8Rng::seed_from_u64(!seed);
+        for weights in self.weights.chunks_mut(4) {
+            let [places, fewer] = rng.random::<u16>().to_le_bytes().map(usize::from);
+            let (first, second) = (places % 4, (places % 4 + 1 + places / 4 % 3) % 4);
+            let kept = |at: usize| (at == first && fewer >= 8) || (at == second && fewer >= 32);
+            weights.iter_mut().enumerate().filter(|(at, _)| !kept(*at)).for_each(|(_, weight)| *weight = 0.0);
         }
     }
 
@@ -198,6 +214,10 @@ impl Problem {
             Op::Compress24 => weights + weights / 2 + count / 8,
             Op::Matvec { compressed: false, .. } => weights,
             Op::Matvec { compressed: true, .. } => weights / 2 + count / 8,
+            Op::Matmul { batch, compressed } => {
+                let vectors = batch * (self.rows + self.cols) * self.dtype.size_in_bytes();
+                vectors + if *compressed { weights / 2 + count / 8 } else { weights }
+            }
             Op::Mxfp4 => count / 2 + count / 32 + weights,
         };
         bytes as u64
@@ -253,6 +273,12 @@ pub(super) fn checks(seed: u64) -> Vec<Problem> {
     }
     add(Op::Mxfp4, Data::Normal, DType::BF16, (5, 96), false);
     add(Op::Mxfp4, Data::Normal, DType::F32, (64, 2880), false);
+    // Last, as they call libraries of others. Rows and columns are multiples of 16, batches of 8.
+    for (rows, cols, batch) in [(16, 64, 8), (48, 208, 24), (336, 4096, 16), (80, 11_008, 40), (2064, 144, 264)] {
+        for compressed in [false, true] {
+            add(Op::Matmul { batch, compressed }, Data::Normal, DType::BF16, (rows, cols), false);
+        }
+    }
     problems
 }
 
@@ -277,6 +303,10 @@ pub(super) fn timings((hidden, intermediate, blocks): (usize, usize, usize), see
         let name = if compressed { "2:4 product" } else { "dense product" };
         one(&format!("{name}, batch {batch}"), Op::Matvec { batch, compressed }, DType::BF16, (intermediate, hidden))
     };
+    let matmul = |batch: usize, compressed: bool| {
+        let name = if compressed { "2:4 matmul" } else { "dense matmul" };
+        one(&format!("{name}, {batch} tokens"), Op::Matmul { batch, compressed }, DType::BF16, (intermediate, hidden))
+    };
     vec![
         all("copy", false, &|_| Op::Copy),
         all("Wanda 50% per row", true, &|cols| Op::Rows(half(cols))),
@@ -295,5 +325,11 @@ pub(super) fn timings((hidden, intermediate, blocks): (usize, usize, usize), see
         product(16, false),
         product(16, true),
         one("MXFP4", Op::Mxfp4, DType::BF16, (intermediate, hidden)),
+        matmul(16, false),
+        matmul(16, true),
+        matmul(256, false),
+        matmul(256, true),
+        matmul(4096, false),
+        matmul(4096, true),
     ]
 }
