@@ -1,6 +1,6 @@
 //! The twins of the kernels, on the CPU.
 
-use super::problem::{Op, Output, Problem};
+use super::problem::{Op, Output, Problem, SOFTMAX_SCALE};
 use super::{Engine, Prepared};
 use crate::calibrate::gram;
 use crate::cuda::twin;
@@ -156,6 +156,16 @@ impl OnCpu {
                 let y = Tensor::from_slice(other, (*batch, cols), &Device::Cpu)?.matmul(&weights.t()?)?; // (batch, rows)
                 Output::F32(y.flatten_all()?.to_dtype(DType::BF16)?.to_dtype(DType::F32)?.to_vec1()?)
             }
+            &Op::Softmax { queries, window } => {
+                let (scores, sinks) = (self.stored.widened(), (!other.is_empty()).then_some(other.as_slice()));
+                let seen = (queries, cols - queries, window);
+                Output::F32(twin::causal_softmax(&scores, cols, seen, SOFTMAX_SCALE, sinks))
+            }
+            &Op::Rope { seq, first } => {
+                let tables = other.split_at(other.len() / 2);
+                Output::F32(twin::rope(&self.stored.widened(), tables, (seq, cols, first)))
+            }
+            Op::SwiGlu => Output::F32(twin::swiglu(&self.stored.widened(), other)),
             Op::Mxfp4 => Output::F32(twin::mxfp4_dequantise(&self.packed.0, &self.packed.1)),
         })
     }

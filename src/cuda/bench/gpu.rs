@@ -1,8 +1,9 @@
 //! The kernels, timed by events on their stream.
 
 use super::matmul::Matmul;
-use super::problem::{Op, Output, Problem};
+use super::problem::{Op, Output, Problem, SOFTMAX_SCALE};
 use super::{Engine, Prepared};
+use crate::cuda::forward::Seen;
 use crate::cuda::launch::{Element, Kernels, Matrix};
 use crate::cuda::sparselt::Library;
 use crate::mask::Mask;
@@ -90,7 +91,10 @@ struct OnGpu<T> {
     /// Vectors of a product, and what a product gives.
     x: CudaSlice<u16>,
     y: CudaSlice<f32>,
-    upper: CudaSlice<f32>,
+    /// A factor, sinks, or rotary tables.
+    other: CudaSlice<f32>,
+    /// What gates are for.
+    gated: CudaSlice<T>,
     /// Blocks and scales of MXFP4.
     packed: [CudaSlice<u8>; 2],
     sums: Option<CudaSlice<f64>>,
@@ -148,7 +152,11 @@ impl<T: Element> OnGpu<T> {
             bad: stream.clone_htod(&[u64::MAX]).w()?,
             x: stream.clone_htod(&if is_product { bits_of(other) } else { Vec::new() }).w()?,
             y: stream.clone_htod(&vec![f32::NAN; y]).w()?,
-            upper: stream.clone_htod(if *op == Op::SparseGpt { other.as_slice() } else { &[] }).w()?,
+            other: stream.clone_htod(if is_product { &[][..] } else { other.as_slice() }).w()?,
+            gated: match op {
+                Op::SwiGlu => stream.clone_htod(&other.iter().map(|&x| narrow(x)).collect::<Vec<T>>()).w()?,
+                _ => stream.clone_htod(&[]).w()?,
+            },
             packed: [stream.clone_htod(&packed[0]).w()?, stream.clone_htod(&packed[1]).w()?],
             norms: match norms {
                 Some(norms) if !is_mxfp4 => Some(stream.clone_htod(norms).w()?),
@@ -182,7 +190,7 @@ impl<T: Element> OnGpu<T> {
 
 impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
     fn run(&mut self) -> Result<()> {
-        let OnGpu { kernels, problem, copies, norms, ks, bad, x, y, upper, packed, sums } = self;
+        let OnGpu { kernels, problem, copies, norms, ks, bad, x, y, other, gated, packed, sums } = self;
         let (rows, cols, norms) = (problem.rows, problem.cols, norms.as_ref());
         for Buffers { weights, bits, masks, made, values, index } in copies {
             let view = weights.as_view();
@@ -201,7 +209,7 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                     let Some(mut view) = (unsafe { view.transmute_mut::<f32>(rows * cols) }) else {
                         return Err(Error::argument("dtype", problem.dtype.as_str(), "SparseGPT computes in f32"));
                     };
-                    drop(kernels.sparsegpt_block(&mut view, (rows, cols), upper, None, masks)?);
+                    drop(kernels.sparsegpt_block(&mut view, (rows, cols), other, None, masks)?);
                 }
                 Op::Compress24 => {
                     let matrix = Matrix { values: &bits.as_view(), rows, cols };
@@ -210,6 +218,16 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 Op::Matvec { compressed: true, .. } => kernels.matvec((values, Some(index)), (rows, cols), x, y)?,
                 Op::Matvec { .. } => kernels.matvec((bits, None), (rows, cols), x, y)?,
                 Op::Matmul { .. } => {} // is `Matmul`'s
+                &Op::Softmax { queries, window } => {
+                    let (past, window, scale) = (cols - queries, window.unwrap_or(0), SOFTMAX_SCALE);
+                    let seen = Seen { queries, past, window, scale };
+                    *made = kernels.causal_softmax(matrix, seen, (!other.is_empty()).then_some(&*other))?;
+                }
+                &Op::Rope { seq, first } => {
+                    let (cos, sin) = other.split_at(other.len() / 2);
+                    *made = kernels.rope(matrix, [&cos, &sin], (seq, first))?;
+                }
+                Op::SwiGlu => *made = kernels.swiglu(&view, &gated.as_view())?,
                 Op::Mxfp4 => *made = kernels.mxfp4::<T>(&packed[0].as_view(), &packed[1].as_view())?,
             }
         }
@@ -249,7 +267,7 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 let masks = words.chunks(size).map(|words| Mask::from_words(*rows, *cols, words.to_vec()));
                 Ok(Output::Masks(masks.collect::<Result<_>>()?))
             }
-            Op::Copy | Op::Mxfp4 => wide(made),
+            Op::Copy | Op::Mxfp4 | Op::Softmax { .. } | Op::Rope { .. } | Op::SwiGlu => wide(made),
             Op::Apply | Op::SparseGpt => wide(weights),
             Op::Sums => {
                 let Some(sums) = &self.sums else { return Err(Error::argument("output", "none", "nothing was run")) };

@@ -34,7 +34,16 @@ pub(super) enum Op {
     Matmul { batch: usize, compressed: bool },
     /// Weights from MXFP4.
     Mxfp4,
+    /// Softmax of scores, of which the last `queries` rows of each head see the keys before them.
+    Softmax { queries: usize, window: Option<usize> },
+    /// Rows of heads, rotated by their position in sequences of `seq` that begin at `first`.
+    Rope { seq: usize, first: usize },
+    /// The weights, as gates, times as many others.
+    SwiGlu,
 }
+
+/// What scores are multiplied by before their softmax.
+pub(super) const SOFTMAX_SCALE: f32 = 0.3;
 
 impl Op {
     /// What a product of compressed weights is to be faster than.
@@ -77,7 +86,8 @@ pub(super) struct Problem {
     pub(super) weights: Vec<f32>,
     /// `(cols,)` where scores have norms; of MXFP4 a scale for each group.
     pub(super) norms: Option<Vec<f32>>,
-    /// `(batch, cols)` for products, `(cols, cols)` the factor of SparseGPT.
+    /// `(batch, cols)` for products, `(cols, cols)` the factor of SparseGPT; sinks `(heads,)` or none of a softmax, cos and then sin
+    /// of a rotation, what gates are for.
     pub(super) other: Vec<f32>,
     /// What goes, for [`Op::Apply`] and [`Op::SparseGpt`].
     pub(super) mask: Option<Mask>,
@@ -181,6 +191,16 @@ impl Problem {
                 problem.weights = (0..rows * cols / 2).map(|_| f32::from(byte())).collect();
                 problem.norms = Some((0..rows * cols / 32).map(|_| f32::from(byte().clamp(100, 150))).collect());
             }
+            Op::Softmax { queries, window } => {
+                problem.weights.iter_mut().for_each(|score| *score = rounded(dtype, *score * 500.0));
+                let heads = if window.is_some() { rows / queries } else { 0 };
+                problem.other = (0..heads).map(|_| normal() * 3.0).collect();
+            }
+            Op::Rope { seq, first } => {
+                let angles: Vec<f32> = (0..(first + seq) * cols / 2).map(|_| normal() * 3.0).collect();
+                problem.other = angles.iter().map(|x| x.cos()).chain(angles.iter().map(|x| x.sin())).collect();
+            }
+            Op::SwiGlu => problem.other = (0..rows * cols).map(|_| rounded(dtype, normal())).collect(),
             _ => {}
         }
         problem
@@ -219,6 +239,10 @@ impl Problem {
                 vectors + if *compressed { weights / 2 + count / 8 } else { weights }
             }
             Op::Mxfp4 => count / 2 + count / 32 + weights,
+            // Half of the keys are seen.
+            Op::Softmax { .. } => weights + weights / 2,
+            Op::Rope { .. } => 2 * weights,
+            Op::SwiGlu => 3 * weights,
         };
         bytes as u64
     }
@@ -273,6 +297,19 @@ pub(super) fn checks(seed: u64) -> Vec<Problem> {
     }
     add(Op::Mxfp4, Data::Normal, DType::BF16, (5, 96), false);
     add(Op::Mxfp4, Data::Normal, DType::F32, (64, 2880), false);
+    for dtype in [DType::BF16, DType::F16, DType::F32] {
+        for (queries, keys, window) in
+            [(1, 1, None), (5, 13, None), (64, 64, Some(7)), (33, 2048, None), (40, 333, Some(50))]
+        {
+            add(Op::Softmax { queries, window }, Data::Normal, dtype, (3 * queries, keys), false);
+        }
+        for (seq, first, cols) in [(1, 0, 2), (7, 5, 64), (3, 100, 30)] {
+            add(Op::Rope { seq, first }, Data::Normal, dtype, (4 * seq, cols), false);
+        }
+        for shape in [(1, 1), (3, 1027), (64, 512)] {
+            add(Op::SwiGlu, Data::Normal, dtype, shape, false);
+        }
+    }
     // Last, as they call libraries of others. Rows and columns are multiples of 16, batches of 8.
     for (rows, cols, batch) in [(16, 64, 8), (48, 208, 24), (336, 4096, 16), (80, 11_008, 40), (2064, 144, 264)] {
         for compressed in [false, true] {
@@ -324,6 +361,9 @@ pub(super) fn timings((hidden, intermediate, blocks): (usize, usize, usize), see
         product(1, true),
         product(16, false),
         product(16, true),
+        one("causal softmax", Op::Softmax { queries: 2048, window: None }, DType::BF16, (8 * 2048, 2048)),
+        one("rotary embedding", Op::Rope { seq: 2048, first: 0 }, DType::BF16, (hidden.div_ceil(128) * 2048, 128)),
+        one("SwiGLU", Op::SwiGlu, DType::BF16, (2048, intermediate)),
         one("MXFP4", Op::Mxfp4, DType::BF16, (intermediate, hidden)),
         matmul(16, false),
         matmul(16, true),

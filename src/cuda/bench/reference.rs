@@ -1,7 +1,8 @@
 //! What operations must give, by definition: sorts, and sums in f64.
 
-use super::problem::{Op, Output, Problem};
+use super::problem::{Op, Output, Problem, SOFTMAX_SCALE};
 use crate::mask::Mask;
+use candle_core::DType;
 
 /// The greatest difference from the reference over its greatest value, and how much of it is rounding; for masks and bytes 0
 /// when all are the same and 1 otherwise.
@@ -19,14 +20,20 @@ pub(super) fn compare(problem: &Problem, output: &Output) -> (f64, f64) {
 }
 
 /// What rounding to f32 may make of the sums: of chunks of 64 squares, of a column's tokens, of a block's 128 columns, of a row's products.
-/// A result in bf16, which has 8 bits, is rounded by up to 2^-9 of the greatest; as much again is for partial sums that a library keeps in bf16.
+/// A result in bf16, which has 8 bits, is rounded by up to 2^-8 of it; as much again is for partial sums that a library keeps in bf16.
 fn tolerance(problem: &Problem) -> f64 {
     match problem.op {
         Op::Sums => 1e-6,
         Op::Gram => 1e-5,
         Op::SparseGpt => 1e-4,
         Op::Matvec { .. } => 1e-5,
-        Op::Matmul { .. } => 1.0 / 256.0,
+        Op::Matmul { .. } => 1.0 / 128.0,
+        // Exponentials are those of the device, and results are rounded once.
+        Op::Softmax { .. } | Op::Rope { .. } | Op::SwiGlu => match problem.dtype {
+            DType::BF16 => 1.0 / 256.0 + 1e-5,
+            DType::F16 => 1.0 / 2048.0 + 1e-5,
+            _ => 1e-5,
+        },
         _ => 0.0,
     }
 }
@@ -118,6 +125,37 @@ fn reference(problem: &Problem) -> Output {
                 weights.chunks(cols).map(product)
             });
             Output::F64(products.collect())
+        }
+        &Op::Softmax { queries, window } => {
+            let exp = |x: f32, highest: f64| (f64::from(x) * f64::from(SOFTMAX_SCALE) - highest).exp();
+            let row = |(row, scores): (usize, &[f32])| {
+                let end = cols - queries + row % queries + 1;
+                let seen = window.map_or(0, |window| end.saturating_sub(window))..end;
+                let sink = if other.is_empty() { f64::NEG_INFINITY } else { other[row / queries % other.len()].into() };
+                let own = scores[seen.clone()].iter().map(|&x| f64::from(x) * f64::from(SOFTMAX_SCALE));
+                let highest = own.fold(sink, f64::max);
+                let sum = scores[seen.clone()].iter().map(|&x| exp(x, highest)).sum::<f64>() + (sink - highest).exp();
+                let prob = |(key, &x)| if seen.contains(&key) { exp(x, highest) / sum } else { 0.0 };
+                scores.iter().enumerate().map(prob).collect::<Vec<f64>>()
+            };
+            Output::F64(weights.chunks(cols).enumerate().flat_map(row).collect())
+        }
+        &Op::Rope { seq, first } => {
+            let half = cols / 2;
+            let (cos, sin) = other.split_at(other.len() / 2);
+            let value = |at: usize| {
+                let (row, col) = (at / cols, at % cols);
+                let angle = (first + row % seq) * half + col % half;
+                let (low, high) =
+                    (f64::from(weights[row * cols + col % half]), f64::from(weights[row * cols + col % half + half]));
+                let (cos, sin) = (f64::from(cos[angle]), f64::from(sin[angle]));
+                if col < half { low * cos - high * sin } else { high * cos + low * sin }
+            };
+            Output::F64((0..rows * cols).map(value).collect())
+        }
+        Op::SwiGlu => {
+            let silu = |x: f64| x / (1.0 + (-x).exp());
+            Output::F64(wide().zip(other).map(|(gate, &up)| silu(gate) * f64::from(up)).collect())
         }
         Op::Mxfp4 => {
             const VALUES: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
