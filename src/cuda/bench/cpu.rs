@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use std::time::Instant;
 
-/// More would be hours of arithmetic, and tell nothing about a GPU.
+/// More would take minutes, and tell nothing about a GPU.
 const MOST_TOKENS: usize = 512;
 
 pub(super) struct Cpu;

@@ -9,8 +9,8 @@ use crate::cuda::sparselt::Library;
 use crate::mask::Mask;
 use crate::{Error, Result};
 use candle_core::DType;
-use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use candle_core::cuda::{CudaDevice, WrapErr};
 use half::{bf16, f16};
 use std::sync::Arc;
@@ -100,6 +100,15 @@ struct OnGpu<T> {
     sums: Option<CudaSlice<f64>>,
 }
 
+/// On the device; room for one where there is nothing, as a driver need not allocate that.
+fn upload<T: DeviceRepr>(stream: &Arc<CudaStream>, values: &[T]) -> Result<CudaSlice<T>> {
+    Ok(match values {
+        // SAFETY: nothing reads it.
+        [] => unsafe { stream.alloc(1) }.w()?,
+        values => stream.clone_htod(values).w()?,
+    })
+}
+
 impl<T: Element> OnGpu<T> {
     fn new(kernels: Arc<Kernels>, problem: &Problem, copies: usize, narrow: fn(f32) -> T) -> Result<OnGpu<T>> {
         let stream = kernels.stream().clone();
@@ -131,35 +140,30 @@ impl<T: Element> OnGpu<T> {
             None => vec![u64::MAX; levels * words],
         };
         let one = Buffers {
-            weights: stream.clone_htod(&narrowed).w()?,
-            bits: stream.clone_htod(&if wants_bits { bits_of(weights) } else { Vec::new() }).w()?,
-            masks: stream.clone_htod(&masks).w()?,
-            made: stream.clone_htod(&made).w()?,
-            values: stream.clone_htod(&vec![u16::MAX; values]).w()?,
-            index: stream.clone_htod(&vec![u8::MAX; index]).w()?,
+            weights: upload(&stream, &narrowed)?,
+            bits: upload(&stream, &if wants_bits { bits_of(weights) } else { Vec::new() })?,
+            masks: upload(&stream, &masks)?,
+            made: upload(&stream, &made)?,
+            values: upload(&stream, &vec![u16::MAX; values])?,
+            index: upload(&stream, &vec![u8::MAX; index])?,
         };
         let is_product = matches!(op, Op::Matvec { .. });
         let y = if is_product { other.len() / cols.max(1) * rows } else { 0 };
         let packed =
             if is_mxfp4 { [bytes(weights), bytes(norms.as_deref().unwrap_or_default())] } else { Default::default() };
         let mut gpu = OnGpu {
-            ks: stream
-                .clone_htod(match op {
-                    Op::Rows(ks) => ks.as_slice(),
-                    _ => &[],
-                })
-                .w()?,
-            bad: stream.clone_htod(&[u64::MAX]).w()?,
-            x: stream.clone_htod(&if is_product { bits_of(other) } else { Vec::new() }).w()?,
-            y: stream.clone_htod(&vec![f32::NAN; y]).w()?,
-            other: stream.clone_htod(if is_product { &[][..] } else { other.as_slice() }).w()?,
-            gated: match op {
-                Op::SwiGlu => stream.clone_htod(&other.iter().map(|&x| narrow(x)).collect::<Vec<T>>()).w()?,
-                _ => stream.clone_htod(&[]).w()?,
-            },
-            packed: [stream.clone_htod(&packed[0]).w()?, stream.clone_htod(&packed[1]).w()?],
+            ks: upload(&stream, if let Op::Rows(ks) = op { ks } else { &[] })?,
+            bad: upload(&stream, &[u64::MAX])?,
+            x: upload(&stream, &if is_product { bits_of(other) } else { Vec::new() })?,
+            y: upload(&stream, &vec![f32::NAN; y])?,
+            other: upload(&stream, if is_product { &[] } else { other })?,
+            gated: upload(
+                &stream,
+                &if *op == Op::SwiGlu { other.iter().map(|&x| narrow(x)).collect() } else { Vec::new() },
+            )?,
+            packed: [upload(&stream, &packed[0])?, upload(&stream, &packed[1])?],
             norms: match norms {
-                Some(norms) if !is_mxfp4 => Some(stream.clone_htod(norms).w()?),
+                Some(norms) if !is_mxfp4 => Some(upload(&stream, norms)?),
                 _ => None,
             },
             sums: None,
@@ -221,7 +225,7 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 &Op::Softmax { queries, window } => {
                     let (past, window, scale) = (cols - queries, window.unwrap_or(0), SOFTMAX_SCALE);
                     let seen = Seen { queries, past, window, scale };
-                    *made = kernels.causal_softmax(matrix, seen, (!other.is_empty()).then_some(&*other))?;
+                    *made = kernels.causal_softmax(matrix, seen, (!problem.other.is_empty()).then_some(&*other))?;
                 }
                 &Op::Rope { seq, first } => {
                     let (cos, sin) = other.split_at(other.len() / 2);

@@ -105,7 +105,9 @@ impl BenchReport {
         match error {
             Error::Interrupted => Err(error),
             error => {
-                self.not_run.push(NotRun { case, reason: error.to_string(), failed: true });
+                // candle's errors go on with where they came from.
+                let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
+                self.not_run.push(NotRun { case, reason, failed: true });
                 Ok(())
             }
         }
@@ -280,6 +282,19 @@ mod tests {
         assert!(report.timings.iter().all(|timing| timing.seconds > 0.0 && timing.bytes > 0));
         assert_eq!(report.timings[0].share_of_copy, 1.0);
         assert!(bench(&BenchConfig { shape: (63, 96, 1), ..config }, Progress::Hidden).is_err());
+    }
+
+    #[test]
+    fn a_failure_is_told_beside_the_rest() {
+        let config = BenchConfig { device: Device::Cpu, shape: (32, 32, 1), repeats: 1, seed: 3 };
+        let mut report = bench(&config, Progress::Hidden).unwrap();
+        let before = report.not_run.len(); // 4096 tokens are too many for a CPU, which is no failure
+        assert!(before == 1 && report.passed() && report.to_string().starts_with("not run: matmul: "), "{report}");
+        report.keep_failure("2:4 matmul".into(), Error::argument("a", "b", "c")).unwrap();
+        assert!(!report.passed() && report.to_string().contains("FAILED: 2:4 matmul: a = b: c\n"), "{report}");
+        assert!(matches!(report.keep_failure("dense".into(), Error::Interrupted), Err(Error::Interrupted)));
+        let compressed = report.timings.iter().filter(|timing| timing.speed_up.is_some());
+        assert!(compressed.clone().count() == 4 && compressed.clone().all(|timing| timing.case.starts_with("2:4 ")));
     }
 
     #[test]

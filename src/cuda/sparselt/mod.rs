@@ -196,6 +196,8 @@ impl Product {
 
     /// Tries the library's algorithms, and takes the fastest from then on. `y` is written.
     pub(super) fn search(&mut self, weights: &Compressed, x: &CudaSlice<u16>, y: &mut CudaSlice<u16>) -> Result<()> {
+        // What each algorithm needs is known only when it is chosen; NVIDIA's example searches without a workspace, too.
+        self.workspace = None;
         self.multiply("cusparseLtMatmulSearch", self.library.cusparseLtMatmulSearch, weights, x, y)?;
         self.make_room()
     }
