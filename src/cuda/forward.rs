@@ -1,12 +1,11 @@
 //! What a forward pass does between its products, where candle would make several passes over memory.
 
-use super::launch::{Element, Kernels, Matrix, check, nullable, u32_of};
+use super::launch::{Element, Kernels, Matrix, by_dtype, check, nullable, u32_of};
 use crate::Result;
 use crate::model::CausalSoftmax;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
 use candle_core::cuda::{CudaStorage, WrapErr};
 use candle_core::{DType, Result as CandleResult, Storage, Tensor};
-use half::{bf16, f16};
 
 const FILE: &str = "forward";
 const BLOCK: usize = 256;
@@ -92,18 +91,6 @@ impl Kernels {
 /// Whether there are kernels for it: values on a GPU of which no gradient is wanted.
 fn served(x: &Tensor) -> bool {
     x.device().is_cuda() && !x.track_op() && x.elem_count() > 0
-}
-
-/// Calls `$f::<T>` with the element type of `$x`, or returns `Ok(None)`.
-macro_rules! by_dtype {
-    ($x:expr, $f:ident($($argument:expr),*)) => {
-        match $x.dtype() {
-            DType::BF16 => $f::<bf16>($($argument),*).map(Some),
-            DType::F16 => $f::<f16>($($argument),*).map(Some),
-            DType::F32 => $f::<f32>($($argument),*).map(Some),
-            _ => Ok(None),
-        }
-    };
 }
 
 /// Calls `f` with the kernels of a tensor's device and its values, which have no gaps; gives what it makes, as a tensor of that shape.

@@ -37,6 +37,19 @@ impl Element for f32 {
     const NAME: &'static str = "f32";
 }
 
+/// Calls `$f::<T>` with the element type of `$tensor`, or returns `Ok(None)`.
+macro_rules! by_dtype {
+    ($tensor:expr, $f:ident($($argument:expr),*)) => {
+        match $tensor.dtype() {
+            candle_core::DType::BF16 => $f::<half::bf16>($($argument),*).map(Some),
+            candle_core::DType::F16 => $f::<half::f16>($($argument),*).map(Some),
+            candle_core::DType::F32 => $f::<f32>($($argument),*).map(Some),
+            _ => Ok(None),
+        }
+    };
+}
+pub(super) use by_dtype;
+
 /// A matrix on the device, row-major and without gaps.
 pub(super) struct Matrix<'a, T> {
     pub(super) values: &'a CudaView<'a, T>,

@@ -1,6 +1,6 @@
 //! Operations on tensors that are on a GPU.
 
-use super::launch::{Element, Kernels, Matrix};
+use super::launch::{Element, Kernels, Matrix, by_dtype};
 use super::{ColumnSums, Memory, libraries, transfer};
 use crate::calibrate::Gather;
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, bad_score};
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::cuda::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
-use half::{bf16, f16};
+use half::bf16;
 use std::sync::Arc;
 
 /// The GPU with this number.
@@ -26,18 +26,6 @@ pub fn open(ordinal: usize) -> Result<Device> {
         let problem = format!("cannot be used: {cause}; nvidia-smi lists GPUs, and CUDA_VISIBLE_DEVICES may hide them");
         Error::argument("device", format!("cuda:{ordinal}"), problem)
     })
-}
-
-/// Calls `$f::<T>` with the element type of `$tensor`, or returns `Ok(None)`.
-macro_rules! by_dtype {
-    ($tensor:expr, $f:ident($($argument:expr),*)) => {
-        match $tensor.dtype() {
-            DType::BF16 => $f::<bf16>($($argument),*).map(Some),
-            DType::F16 => $f::<f16>($($argument),*).map(Some),
-            DType::F32 => $f::<f32>($($argument),*).map(Some),
-            _ => Ok(None),
-        }
-    };
 }
 
 /// A copy of `tensor` on `device`, from page-locked memory where that helps.

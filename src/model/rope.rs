@@ -148,7 +148,7 @@ struct Tables {
     sin: Vec<f32>,
     /// For what turns back.
     inverse_sin: OnceLock<Vec<f32>>,
-    /// Both where they were last needed besides the CPU.
+    /// Both where they were first needed as tensors.
     placed: OnceLock<[Tensor; 2]>,
 }
 
@@ -188,8 +188,9 @@ impl Rope {
         }
         let place = |table: &[f32]| Tensor::from_slice(table, (table.len() / half.max(1), half), device);
         let tables = [place(&self.0.cos)?, place(&self.0.sin)?];
-        Ok(self.0.placed.get_or_init(|| tables.clone()).clone())
-            .map(|placed| if placed[0].device().same_device(device) { placed } else { tables })
+        // Those of another device stay.
+        self.0.placed.set(tables.clone()).ok();
+        Ok(tables)
     }
 }
 

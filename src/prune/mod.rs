@@ -36,6 +36,7 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeSet;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Instant;
 
 /// A pruned model in memory.
@@ -83,7 +84,9 @@ fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
 /// Prunes a checkpoint to a new directory `out`: the same tensors, dtypes and shards, zeros in place, every other weight
 /// bit-exact, and `lacuna.json` with the record. `model` is that checkpoint opened with the dtype and device to compute on.
 ///
-/// Memory: one block's weights and the activations of the calibration windows. `out` appears when everything is in it.
+/// Memory: one block's weights and the activations of the calibration windows; while the next block is pruned, the last one is
+/// written, of which the masks are held, or the weights where the method changes those that stay. `out` appears when everything
+/// is in it.
 ///
 /// # Errors
 /// As [`prune`], and [`Error::Io`] when `out` exists or cannot be written.
@@ -102,17 +105,35 @@ pub fn prune_to(
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
     let mut pruned = HashSet::new();
     let subject = Subject { model, calibration, known: &Known::default(), progress };
-    let tensors = for_each_block(subject, config, |block, masks| {
-        let masks: HashMap<_, _> = masks.into_iter().collect();
-        for linear in block.linears() {
-            let Some(mask) = masks.get(&linear.name) else { continue };
-            match config.method {
-                Method::SparseGpt => write_changed(checkpoint, &mut writer, linear)?,
-                _ => drop(write_masked(checkpoint, &mut writer, &linear.name, mask)?),
-            }
-            pruned.insert(linear.name.clone());
-        }
-        Ok(())
+    let tensors = std::thread::scope(|scope| {
+        let (give, blocks) = mpsc::sync_channel::<Vec<(String, Outcome)>>(0);
+        let (writer, pruned) = (&mut writer, &mut pruned);
+        let writing = scope.spawn(move || {
+            blocks.into_iter().flatten().try_for_each(|(name, outcome)| {
+                match outcome {
+                    Outcome::Mask(mask) => drop(write_masked(checkpoint, writer, &name, &mask)?),
+                    Outcome::Weights(weights) => writer.write_tensor(&name, &weights)?,
+                }
+                pruned.insert(name);
+                Ok(())
+            })
+        });
+        let tensors = for_each_block(subject, config, |block, masks| {
+            let linears: HashMap<_, _> =
+                block.linears().into_iter().map(|linear| (linear.name.as_str(), linear)).collect();
+            let outcome = |(name, mask): (String, Mask)| {
+                let outcome = match linears.get(name.as_str()) {
+                    Some(linear) if config.method == Method::SparseGpt => Outcome::Weights(as_in(checkpoint, linear)?),
+                    _ => Outcome::Mask(mask),
+                };
+                Ok((name, outcome))
+            };
+            // Nobody takes it when writing has failed, which says why.
+            give.send(masks.into_iter().map(outcome).collect::<Result<_>>()?).map_err(|_| Error::Interrupted)
+        });
+        drop(give);
+        let written: Result<()> = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(tensors)
     })?;
     let others: Vec<_> = checkpoint.tensors().filter(|tensor| !pruned.contains(&tensor.name)).collect();
     let stage = progress.stage("copy", others.len() as u64);
@@ -152,15 +173,20 @@ fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &s
     Ok(bytes)
 }
 
-/// Writes weights that were computed, in the dtype that the checkpoint has.
-fn write_changed(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, linear: &Linear) -> Result<()> {
+/// What is written of a linear.
+enum Outcome {
+    Mask(Mask),
+    Weights(Tensor),
+}
+
+/// Weights that were computed, on the host in the dtype that the checkpoint has.
+fn as_in(checkpoint: &Checkpoint, linear: &Linear) -> Result<Tensor> {
     let stored = checkpoint.get(&linear.name)?.dtype;
     let Some(dtype) = float_dtype(stored) else {
         let problem = format!("is {stored:?}, in which changed weights cannot be written; convert it to bf16 first");
         return Err(Error::tensor(checkpoint.dir(), &linear.name, problem));
     };
-    let weight = linear.weight.to_device(&Device::Cpu)?.to_dtype(dtype)?;
-    writer.write_tensor(&linear.name, &weight)
+    Ok(cuda::to_host(&linear.weight)?.to_dtype(dtype)?)
 }
 
 fn record(
