@@ -150,19 +150,41 @@ impl Attention {
             }
             cache.0 = Some((k.clone(), v.clone()));
         }
-        let keys = past + seq;
-        // The query heads of one group stand below each other, so that keys and values are never repeated.
-        let q = q.reshape((batch * kv, heads / kv * seq, dim))?;
-        let k = k.reshape((batch * kv, keys, dim))?;
-        let v = v.reshape((batch * kv, keys, dim))?;
-        let scores = q.matmul(&k.t()?)?; // (batch * kv_heads, group * seq, keys)
-        let scale = 1.0 / (dim as f64).sqrt();
-        let probs = ops::causal_softmax(&scores, scale, seq, past, self.window, self.sinks.as_ref())?;
-        let probs = probs.to_dtype(v.dtype())?;
-        let y = probs.matmul(&v)?.reshape((batch, heads, seq, dim))?;
+        // Scores of all queries are much memory, and half of them are of keys that are not seen.
+        let together = if q.device().is_cpu() { seq } else { QUERIES };
+        let y = attend([&q, &k, &v], together, self.window, self.sinks.as_ref())?;
         let y = y.transpose(1, 2)?.reshape((batch, seq, heads * dim))?;
         tap.input(&[&self.o], &y)?;
         self.o.forward(&y)
+    }
+}
+
+/// Queries of which a GPU makes scores at a time.
+const QUERIES: usize = 512;
+
+/// What `q (batch, heads, seq, head_dim)`, whose last stands where the last key does, sees of `v` by `k`, both `(batch, kv_heads, keys,
+/// head_dim)`: `together` queries at a time.
+fn attend([q, k, v]: [&Tensor; 3], together: usize, window: Option<usize>, sinks: Option<&Tensor>) -> Result<Tensor> {
+    let ((batch, heads, seq, dim), (_, kv, keys, _)) = (q.dims4()?, k.dims4()?);
+    let (group, past) = (heads / kv, keys - seq);
+    // The query heads of one group stand below each other, so that keys and values are never repeated.
+    let q = q.reshape((batch * kv, group, seq, dim))?;
+    let k = k.reshape((batch * kv, keys, dim))?;
+    let v = v.reshape((batch * kv, keys, dim))?;
+    let scale = 1.0 / (dim as f64).sqrt();
+    let mut pieces = Vec::new();
+    for start in (0..seq).step_by(together.max(1)) {
+        let count = together.min(seq - start);
+        let seen = past + start + count;
+        let q = q.narrow(2, start, count)?.reshape((batch * kv, group * count, dim))?;
+        let (k, v) = (k.narrow(1, 0, seen)?, v.narrow(1, 0, seen)?);
+        let scores = q.matmul(&k.t()?)?; // (batch * kv_heads, group * count, seen)
+        let probs = ops::causal_softmax(&scores, scale, count, past + start, window, sinks)?.to_dtype(v.dtype())?;
+        pieces.push(probs.matmul(&v)?.reshape((batch, heads, count, dim))?);
+    }
+    match pieces.as_slice() {
+        [all] => Ok(all.clone()),
+        pieces => Ok(Tensor::cat(pieces, 2)?),
     }
 }
 
@@ -256,5 +278,36 @@ impl Block {
             FeedForward::Mixture(mixture) => mixture.forward(&normed, tap, wanted)?,
         };
         Ok(y.map(|y| x + y).transpose()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn attention_is_the_same_in_pieces() {
+        let random = |shape: (usize, usize, usize, usize)| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
+        let sinks = Tensor::new(&[0.5f32, -1.0, 2.0, 0.0], &Device::Cpu).unwrap();
+        for (kv, seq, past, window, sinks) in
+            [(4, 10, 0, None, None), (2, 9, 3, None, Some(&sinks)), (1, 7, 5, Some(4), None), (2, 1, 6, None, None)]
+        {
+            let (q, k, v) = (random((2, 4, seq, 8)), random((2, kv, past + seq, 8)), random((2, kv, past + seq, 8)));
+            let whole = attend([&q, &k, &v], seq, window, sinks).unwrap();
+            assert_eq!(whole.dims(), [2, 4, seq, 8]);
+            for together in [1, 3, 4, 100] {
+                let pieces = attend([&q, &k, &v], together, window, sinks).unwrap();
+                let difference = (&whole - &pieces).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+                assert!(difference.to_scalar::<f32>().unwrap() < 1e-5, "{kv} {seq} {past} {window:?} {together}");
+            }
+            // As candle has it in other dtypes.
+            let wide = [&q, &k, &v].map(|x| x.to_dtype(DType::F64).unwrap());
+            let wide_sinks = sinks.map(|sinks| sinks.to_dtype(DType::F64).unwrap());
+            let wide = attend([&wide[0], &wide[1], &wide[2]], 3, window, wide_sinks.as_ref()).unwrap();
+            let wide = wide.to_dtype(DType::F32).unwrap();
+            let difference = (&whole - &wide).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert!(difference.to_scalar::<f32>().unwrap() < 1e-5, "{kv} {seq} {past} {window:?}");
+        }
     }
 }

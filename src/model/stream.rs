@@ -67,6 +67,31 @@ fn each<B: Send>(
     })
 }
 
+/// Runs items that wait on the host, one after another on the device. `run` does not wait for what it computes: meanwhile the next
+/// item is copied there, and what the last one gave is copied back into its place.
+fn in_turns<H, D>(
+    items: &mut [H],
+    mut up: impl FnMut(&H) -> Result<D>,
+    mut run: impl FnMut(D) -> Result<Option<D>>,
+    mut down: impl FnMut(&D) -> Result<H>,
+) -> Result<()> {
+    let mut next = items.first().map(&mut up).transpose()?;
+    let mut last = None;
+    for i in 0..items.len() {
+        let Some(item) = next.take() else { break };
+        let given = run(item)?;
+        next = items.get(i + 1).map(&mut up).transpose()?;
+        if let Some((at, given)) = last.take() {
+            items[at] = down(&given)?;
+        }
+        last = given.map(|given| (i, given));
+    }
+    if let Some((at, given)) = last {
+        items[at] = down(&given)?;
+    }
+    Ok(())
+}
+
 /// Windows on their way through a model, block by block.
 pub(crate) struct Pass<'a> {
     pub(crate) model: &'a Model,
@@ -89,16 +114,24 @@ impl Pass<'_> {
         mut each: impl FnMut(T),
     ) -> Result<()> {
         let Pass { model, rope, stage } = *self;
+        if !model.device.is_cpu() && hidden.iter().all(|x| x.device().is_cpu()) {
+            let run = |x: Tensor| {
+                let mut tap = tap();
+                let y = block.run(&model.config, rope, &x, None, &mut tap, wanted)?;
+                each(tap);
+                stage.inc(1)?;
+                Ok(y)
+            };
+            return in_turns(hidden, |x| Ok(cuda::to_device(x, &model.device)?), run, |y| Ok(cuda::to_host(y)?));
+        }
         let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
         for windows in hidden.chunks_mut(together) {
             let taps: Vec<T> = windows
                 .par_iter_mut()
                 .map(|x| {
                     let mut tap = tap();
-                    let waits_on_host = x.device().is_cpu() && !model.device.is_cpu();
-                    let on_device = cuda::to_device(x, &model.device)?;
-                    if let Some(y) = block.run(&model.config, rope, &on_device, None, &mut tap, wanted)? {
-                        *x = if waits_on_host { cuda::to_host(&y)? } else { y };
+                    if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
+                        *x = y;
                     }
                     Ok(tap)
                 })
@@ -249,6 +282,37 @@ mod tests {
             assert!(failed.unwrap_err().to_string().contains("is damaged"));
             assert_eq!(used, 2, "ahead: {ahead}");
         }
+    }
+
+    #[test]
+    fn what_waits_on_the_host_takes_turns() {
+        let log = std::cell::RefCell::new(Vec::new());
+        let note = |what: &str, x: i32| log.borrow_mut().push(format!("{what} {x}"));
+        let run_all = |items: &mut [i32], fails: i32, keeps: bool| {
+            in_turns(
+                items,
+                |&x| {
+                    note("up", x);
+                    Ok(x)
+                },
+                |x| {
+                    note("run", x);
+                    if x == fails { Err(Error::Interrupted) } else { Ok(keeps.then_some(10 * x)) }
+                },
+                |&y| {
+                    note("down", y);
+                    Ok(y)
+                },
+            )
+        };
+        let mut items = [1, 2, 3];
+        run_all(&mut items, 0, true).unwrap();
+        assert_eq!(items, [10, 20, 30]);
+        assert_eq!(log.take(), ["up 1", "run 1", "up 2", "run 2", "up 3", "down 10", "run 3", "down 20", "down 30"]);
+        run_all(&mut items, 0, false).unwrap();
+        assert_eq!(items, [10, 20, 30]);
+        assert!(run_all(&mut items, 20, true).is_err());
+        run_all(&mut [], 0, true).unwrap();
     }
 
     #[test]
