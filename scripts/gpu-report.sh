@@ -19,6 +19,7 @@ sparselt=$("$python" -c 'import nvidia.cusparselt as library; print(library.__pa
 passed=true # what does not is shown, and all else is measured
 "$lacuna" bench gpu --device "$device" --shape "$shape" | tee "$scratch/bench.txt" || passed=false
 "$lacuna" bench gpu --device "$device" --shape "$shape" --json >"$scratch/bench.json" || passed=false
+"$python" -m json.tool "$scratch/bench.json" >/dev/null || { echo "error: bench gpu ended early; run it alone" >&2; exit 1; }
 torch=(benches/wanda_torch.py --device "$device" --shape "$shape" --windows "$windows" --seqlen "$seqlen")
 "$python" "${torch[@]}" | tee "$scratch/torch.json"
 [ -e "$model/calib.json" ] || "$python" "${torch[@]}" --write "$model"
@@ -44,13 +45,14 @@ scratch, begin, end, before, weights, shape, windows, seqlen = sys.argv[1:]
 bench, torch = (json.load(open(f"{scratch}/{name}.json")) for name in ("bench", "torch"))
 record = json.load(open(f"{scratch}/pruned/lacuna.json"))
 seconds = float(end) - float(begin)
-select = next(t for t in bench["timings"] if t["case"].startswith("Wanda 50%"))
+select = next((t for t in bench["timings"] if t["case"].startswith("Wanda 50%")), None)
 apart = max((int(line) for line in open(f"{scratch}/peak") if line.strip().isdigit()), default=0) - int(before or 0)
 print(f"# {bench['device']}\n")
 print(f"Random weights of shape {shape} (hidden, intermediate, blocks) in bf16, {windows} windows of {seqlen} tokens. Command:\n")
 print(f"    scripts/gpu-report.sh LACUNA PYTHON SCRATCH {shape} {windows} {seqlen}\n")
 print(f"| | lacuna | PyTorch {torch['torch']} | ratio |\n|---|---:|---:|---:|")
-print(f"| score, select and mask of all linears, s | {select['seconds']:.4f} | {torch['select_seconds']:.4f} | {torch['select_seconds'] / select['seconds']:.1f} |")
+if select:
+    print(f"| score, select and mask of all linears, s | {select['seconds']:.4f} | {torch['select_seconds']:.4f} | {torch['select_seconds'] / select['seconds']:.1f} |")
 print(f"| whole run, s | {seconds:.1f} | {torch['whole_seconds']:.1f} | {torch['whole_seconds'] / seconds:.2f} |")
 if torch["peak_device_bytes"]:
     size = os.path.getsize(weights)

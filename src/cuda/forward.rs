@@ -1,6 +1,6 @@
 //! What a forward pass does between its products, where candle would make several passes over memory.
 
-use super::launch::{Element, Kernels, Matrix, by_dtype, check, nullable, u32_of};
+use super::launch::{Element, Kernels, Matrix, by_dtype, check, u32_of};
 use crate::Result;
 use crate::model::CausalSoftmax;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
@@ -29,11 +29,11 @@ impl Kernels {
         &self,
         scores: Matrix<'_, T>,
         Seen { queries, past, window, scale }: Seen,
-        sinks: Option<&CudaSlice<f32>>,
+        sinks: Option<&CudaView<'_, f32>>,
     ) -> CandleResult<CudaSlice<T>> {
         let Matrix { values, rows, cols: keys } = scores;
         check(values.len() == rows * keys && queries > 0 && past + queries <= keys)?;
-        let heads = sinks.map_or(1, CudaSlice::len);
+        let heads = sinks.map_or(1, CudaView::len);
         check(rows.is_multiple_of(queries * heads.max(1)) && heads > 0)?;
         let function = self.function(FILE, &format!("causal_softmax_{}", T::NAME))?;
         // SAFETY: the kernel writes all of it; so below.
@@ -42,7 +42,10 @@ impl Kernels {
         let (queries, past, window) = (u32_of(queries)?, u32_of(past)?, u32_of(window)?);
         let mut args = self.stream().launch_builder(&function);
         args.arg(values).arg(&mut out);
-        nullable(&mut args, sinks, &null);
+        match sinks {
+            Some(sinks) => args.arg(sinks),
+            None => args.arg(&null),
+        };
         args.arg(&heads).arg(&rows_).arg(&keys).arg(&queries).arg(&past).arg(&window).arg(&scale);
         self.launch(args, (rows.div_ceil(BLOCK / 32), 1), BLOCK, 0)?;
         Ok(out)
@@ -113,11 +116,21 @@ fn with_values<T: Element>(
 pub(crate) fn causal_softmax(scores: &Tensor, op: &CausalSoftmax, sinks: Option<&Tensor>) -> Result<Option<Tensor>> {
     fn run<T: Element>(scores: &Tensor, op: &CausalSoftmax, sinks: Option<&Tensor>) -> Result<Tensor> {
         let keys = scores.dims().last().copied().unwrap_or_default();
-        let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
+        let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)?.contiguous()).transpose()?;
+        let sinks = sinks.as_ref().map(Tensor::storage_and_layout);
+        let sinks = match &sinks {
+            Some((storage, layout)) => {
+                let Storage::Cuda(storage) = &**storage else {
+                    return Err(candle_core::Error::Msg("sinks are not where the scores are".into()).into());
+                };
+                let (at, heads) = (layout.start_offset(), layout.shape().elem_count());
+                Some(storage.as_cuda_slice::<f32>()?.slice(at..at + heads))
+            }
+            None => None,
+        };
         let window = op.window.map_or(0, |window| window.max(1));
         let seen = Seen { queries: op.queries, past: op.past, window, scale: op.scale };
         with_values::<T>(scores, |kernels, values| {
-            let sinks = sinks.map(|sinks| kernels.stream().clone_htod(&sinks)).transpose().w()?;
             let scores = Matrix { values, rows: values.len() / keys, cols: keys };
             kernels.causal_softmax(scores, seen, sinks.as_ref())
         })

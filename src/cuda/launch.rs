@@ -440,7 +440,7 @@ impl Kernels {
     }
 }
 
-pub(super) fn nullable<'a, 'b: 'a, T>(args: &mut LaunchArgs<'a>, slice: Option<&'b CudaSlice<T>>, null: &'b u64) {
+fn nullable<'a, 'b: 'a, T>(args: &mut LaunchArgs<'a>, slice: Option<&'b CudaSlice<T>>, null: &'b u64) {
     match slice {
         Some(slice) => args.arg(slice),
         None => args.arg(null),

@@ -2,7 +2,7 @@
 //! (`src/cuda/kernels/*.cu`): score, select and pack in one pass over a row, masks applied in place, sums of columns, softmax and what else is between the
 //! products of a forward pass.
 //!
-//! Each kernel has a twin on the CPU ([`twin`]) with the same result, bit for bit where nothing is summed. The rest of the crate
+//! Each kernel has a twin on the CPU ([`twin`]) with the same result, bit for bit where values are selected or moved. The rest of the crate
 //! asks the functions of `ops` about a tensor; where it is not on a GPU, or there is no kernel for what is asked, they answer
 //! `None`, and the caller goes on as on the CPU. Without the feature `cuda` they always do (`absent`).
 
@@ -30,7 +30,9 @@ use {absent as ops, absent as forward};
 
 pub(crate) use forward::{causal_softmax, rope, swiglu};
 pub use ops::open;
-pub(crate) use ops::{apply, column_sums, memory, mxfp4, select_levels, sparsegpt, to_device, to_host};
+pub(crate) use ops::{
+    Mark, apply, column_sums, mark, memory, mxfp4, select_levels, sparsegpt, to_device, to_host, to_host_after,
+};
 
 use candle_core::Tensor;
 use serde::Serialize;

@@ -6,7 +6,7 @@ use crate::calibrate::Gather;
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, bad_score};
 use crate::sparsegpt::{Factor, SparseGpt};
 use crate::{Error, Result};
-use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::cuda::cudarc::driver::{CudaEvent, CudaSlice};
 use candle_core::cuda::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
 use half::bf16;
@@ -47,20 +47,38 @@ pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> candle_core::Result
     Ok(Tensor::from((storage, tensor.shape())))
 }
 
+/// What a device had been told to do when it was made.
+pub(crate) struct Mark(Option<CudaEvent>);
+
+/// All that `device` has been told to do so far.
+pub(crate) fn mark(device: &Device) -> candle_core::Result<Mark> {
+    let Device::Cuda(device) = device else { return Ok(Mark(None)) };
+    Ok(Mark(Some(device.cuda_stream().record_event(None).w()?)))
+}
+
 /// A copy of `tensor` on the CPU.
 pub(crate) fn to_host(tensor: &Tensor) -> candle_core::Result<Tensor> {
-    fn download<T: Element + candle_core::WithDType + Default>(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    let tensor = tensor.contiguous()?;
+    to_host_after(&tensor, &mark(tensor.device())?)
+}
+
+/// The same of what was there at the mark, without waiting for what the device was told to do since.
+pub(crate) fn to_host_after(tensor: &Tensor, mark: &Mark) -> candle_core::Result<Tensor> {
+    fn download<T: Element + candle_core::WithDType + Default>(
+        tensor: &Tensor,
+        made: &CudaEvent,
+    ) -> candle_core::Result<Tensor> {
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else { return tensor.to_device(&Device::Cpu) };
         let start = layout.start_offset();
         let view = storage.as_cuda_slice::<T>()?.slice(start..start + tensor.elem_count());
-        Tensor::from_vec(transfer::download(&view, &storage.device)?, tensor.shape(), &Device::Cpu)
+        Tensor::from_vec(transfer::download_after(&view, &storage.device, made)?, tensor.shape(), &Device::Cpu)
     }
-    if !tensor.device().is_cuda() || tensor.elem_count() == 0 {
+    let Mark(Some(made)) = mark else { return tensor.to_device(&Device::Cpu) };
+    if tensor.elem_count() == 0 || !tensor.is_contiguous() {
         return tensor.to_device(&Device::Cpu);
     }
-    let tensor = tensor.contiguous()?;
-    by_dtype!(tensor, download(&tensor))?.map_or_else(|| tensor.to_device(&Device::Cpu), Ok)
+    by_dtype!(tensor, download(tensor, made))?.map_or_else(|| tensor.to_device(&Device::Cpu), Ok)
 }
 
 fn wrap<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice) -> Storage {

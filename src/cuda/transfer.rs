@@ -102,10 +102,21 @@ pub(super) fn upload<T: DeviceRepr>(values: &[T], device: &CudaDevice) -> Result
     })
 }
 
-/// Copies values to the host.
+/// Copies values to the host, after all that the device has been told to do so far.
 pub(super) fn download<T: DeviceRepr + Clone + Default>(view: &CudaView<'_, T>, device: &CudaDevice) -> Result<Vec<T>> {
+    download_after(view, device, &device.cuda_stream().record_event(None).w()?)
+}
+
+/// Copies values to the host that were there at the event. A slice's own event does not tell: candle gives its kernels their outputs
+/// as if they were inputs.
+pub(super) fn download_after<T: DeviceRepr + Clone + Default>(
+    view: &CudaView<'_, T>,
+    device: &CudaDevice,
+    made: &CudaEvent,
+) -> Result<Vec<T>> {
     with_lane(device, Way::Down, |lane| {
         let Lane { stream, pieces } = lane;
+        stream.wait(made).w()?;
         let mut values = vec![T::default(); view.len()];
         // SAFETY: values of a type that is represented on the device are plain bytes, of which any are valid.
         let bytes =

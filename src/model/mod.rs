@@ -231,18 +231,22 @@ impl Model {
     /// # Errors
     /// As [`Model::with_tensors`].
     pub(crate) fn with_masks(&self, masks: impl IntoIterator<Item = (String, Mask)>) -> Result<Model> {
-        let masks = masks.into_iter();
+        let shapes = self.shapes();
+        let masks = masks.into_iter().map(|(name, mask)| {
+            let (rows, cols) = mask.shape();
+            self.check_replaced(&shapes, &name, &[rows, cols])?;
+            Ok::<_, Error>((name, mask))
+        });
         if !self.in_parts() {
-            let masked = masks.map(|(name, mask)| {
+            let masked = masks.map(|masked| {
+                let (name, mask) = masked?;
                 let weight = self.tensor(&name)?;
                 Ok((name, changes::masked(&weight, &mask)?))
             });
             return self.with_tensors(masked.collect::<Result<Vec<_>>>()?);
         }
-        let shapes = self.shapes();
-        let masked = masks.map(|(name, mask)| {
-            let (rows, cols) = mask.shape();
-            self.check_replaced(&shapes, &name, &[rows, cols])?;
+        let masked = masks.map(|masked| {
+            let (name, mask) = masked?;
             let before = self.changes().and_then(|changes| changes.by_name().get(&name));
             Ok((name, changes::then_masked(before, mask)?))
         });
@@ -415,9 +419,11 @@ impl Model {
     fn packed(&self, name: &str, kind: Kind) -> Result<Tensor> {
         let checkpoint = match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint,
-            Source::Kept(checkpoint, kept, _) => {
+            Source::Kept(checkpoint, kept, changes) => {
                 let unkept = Model { source: Source::Checkpoint(checkpoint.clone()), ..self.clone() };
-                return kept.tensor(CHECKPOINT, name, || unkept.packed(name, kind));
+                let read = || unkept.packed(name, kind);
+                let changed = changes.as_ref().and_then(|changes| changes.tensor(name, &self.device, read));
+                return changed.unwrap_or_else(|| kept.tensor(CHECKPOINT, name, read));
             }
             Source::Resident(_) => return self.tensor(name),
         };

@@ -1,5 +1,5 @@
 //! The few operations where candle's operators would make several passes: each has a fused CPU path in f32 that can be
-//! differentiated, and falls back to candle's operators on other devices and dtypes.
+//! differentiated; on a GPU kernels of our own serve where no gradient is wanted, and elsewhere candle's operators.
 
 use super::rope::Rope;
 use crate::{Result, cuda};

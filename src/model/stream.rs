@@ -69,11 +69,11 @@ fn each<B: Send>(
 
 /// Runs items that wait on the host, one after another on the device. `run` does not wait for what it computes: meanwhile the next
 /// item is copied there, and what the last one gave is copied back into its place.
-fn in_turns<H, D>(
+fn in_turns<H, D, G>(
     items: &mut [H],
     mut up: impl FnMut(&H) -> Result<D>,
-    mut run: impl FnMut(D) -> Result<Option<D>>,
-    mut down: impl FnMut(&D) -> Result<H>,
+    mut run: impl FnMut(D) -> Result<Option<G>>,
+    mut down: impl FnMut(&G) -> Result<H>,
 ) -> Result<()> {
     let mut next = items.first().map(&mut up).transpose()?;
     let mut last = None;
@@ -120,9 +120,10 @@ impl Pass<'_> {
                 let y = block.run(&model.config, rope, &x, None, &mut tap, wanted)?;
                 each(tap);
                 stage.inc(1)?;
-                Ok(y)
+                y.map(|y| Ok((y.contiguous()?, cuda::mark(&model.device)?))).transpose()
             };
-            return in_turns(hidden, |x| Ok(cuda::to_device(x, &model.device)?), run, |y| Ok(cuda::to_host(y)?));
+            let down = |(y, made): &(Tensor, cuda::Mark)| Ok(cuda::to_host_after(y, made)?);
+            return in_turns(hidden, |x| Ok(cuda::to_device(x, &model.device)?), run, down);
         }
         let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
         for windows in hidden.chunks_mut(together) {

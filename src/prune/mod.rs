@@ -84,9 +84,8 @@ fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
 /// Prunes a checkpoint to a new directory `out`: the same tensors, dtypes and shards, zeros in place, every other weight
 /// bit-exact, and `lacuna.json` with the record. `model` is that checkpoint opened with the dtype and device to compute on.
 ///
-/// Memory: one block's weights and the activations of the calibration windows; while the next block is pruned, the last one is
-/// written, of which the masks are held, or the weights where the method changes those that stay. `out` appears when everything
-/// is in it.
+/// Memory: one block's weights and the activations of the calibration windows; and of up to two blocks before it, which are written
+/// meanwhile, the masks, or the weights where the method changes those that stay. `out` appears when everything is in it.
 ///
 /// # Errors
 /// As [`prune`], and [`Error::Io`] when `out` exists or cannot be written.
@@ -105,36 +104,43 @@ pub fn prune_to(
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
     let mut pruned = HashSet::new();
     let subject = Subject { model, calibration, known: &Known::default(), progress };
-    let tensors = std::thread::scope(|scope| {
-        let (give, blocks) = mpsc::sync_channel::<Vec<(String, Outcome)>>(0);
-        let (writer, pruned) = (&mut writer, &mut pruned);
-        let writing = scope.spawn(move || {
-            blocks.into_iter().flatten().try_for_each(|(name, outcome)| {
-                match outcome {
-                    Outcome::Mask(mask) => drop(write_masked(checkpoint, writer, &name, &mask)?),
-                    Outcome::Weights(weights) => writer.write_tensor(&name, &weights)?,
-                }
-                pruned.insert(name);
-                Ok(())
-            })
-        });
-        let tensors = for_each_block(subject, config, |block, masks| {
-            let linears: HashMap<_, _> =
-                block.linears().into_iter().map(|linear| (linear.name.as_str(), linear)).collect();
-            let outcome = |(name, mask): (String, Mask)| {
-                let outcome = match linears.get(name.as_str()) {
-                    Some(linear) if config.method == Method::SparseGpt => Outcome::Weights(as_in(checkpoint, linear)?),
-                    _ => Outcome::Mask(mask),
-                };
-                Ok((name, outcome))
+    let mut write = |outcomes: Vec<(String, Outcome)>| {
+        for (name, outcome) in outcomes {
+            match outcome {
+                Outcome::Mask(mask) => drop(write_masked(checkpoint, &mut writer, &name, &mask)?),
+                Outcome::Weights(weights) => writer.write_tensor(&name, &weights)?,
+            }
+            pruned.insert(name);
+        }
+        Ok(())
+    };
+    let outcomes = |block: &Block, masks: Vec<(String, Mask)>| -> Result<Vec<(String, Outcome)>> {
+        let linears: HashMap<_, _> = block.linears().into_iter().map(|linear| (linear.name.as_str(), linear)).collect();
+        let outcome = |(name, mask): (String, Mask)| {
+            let outcome = match linears.get(name.as_str()) {
+                Some(linear) if config.method == Method::SparseGpt => Outcome::Weights(as_in(checkpoint, linear)?),
+                _ => Outcome::Mask(mask),
             };
-            // Nobody takes it when writing has failed, which says why.
-            give.send(masks.into_iter().map(outcome).collect::<Result<_>>()?).map_err(|_| Error::Interrupted)
-        });
-        drop(give);
-        let written: Result<()> = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        written.and(tensors)
-    })?;
+            Ok((name, outcome))
+        };
+        masks.into_iter().map(outcome).collect()
+    };
+    let tensors = if rayon::current_thread_index().is_some() {
+        // To wait here for another thread, which may need those of the pool, could be for ever.
+        for_each_block(subject, config, |block, masks| write(outcomes(block, masks)?))?
+    } else {
+        std::thread::scope(|scope| {
+            let (give, blocks) = mpsc::sync_channel(0);
+            let writing = scope.spawn(move || blocks.into_iter().try_for_each(write));
+            let tensors = for_each_block(subject, config, |block, masks| {
+                // Nobody takes it when writing has failed, which says why.
+                give.send(outcomes(block, masks)?).map_err(|_| Error::Interrupted)
+            });
+            drop(give);
+            let written: Result<()> = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            written.and(tensors)
+        })?
+    };
     let others: Vec<_> = checkpoint.tensors().filter(|tensor| !pruned.contains(&tensor.name)).collect();
     let stage = progress.stage("copy", others.len() as u64);
     for tensor in others {

@@ -225,7 +225,8 @@ impl<T: Element + Copy + Into<f32>> Prepared for OnGpu<T> {
                 &Op::Softmax { queries, window } => {
                     let (past, window, scale) = (cols - queries, window.unwrap_or(0), SOFTMAX_SCALE);
                     let seen = Seen { queries, past, window, scale };
-                    *made = kernels.causal_softmax(matrix, seen, (!problem.other.is_empty()).then_some(&*other))?;
+                    let sinks = (!problem.other.is_empty()).then(|| other.as_view());
+                    *made = kernels.causal_softmax(matrix, seen, sinks.as_ref())?;
                 }
                 &Op::Rope { seq, first } => {
                     let (cos, sin) = other.split_at(other.len() / 2);
