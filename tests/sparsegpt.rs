@@ -320,6 +320,11 @@ fn a_model_in_memory_has_the_weights_that_are_written_in_bf16() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     prune_to(&model, Some(&windows), &config, &out, Progress::Hidden).unwrap();
+    // From a thread of a pool, which must not wait for another.
+    let (pool, again) = (rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap(), dir.path().join("again"));
+    pool.install(|| prune_to(&model, Some(&windows), &config, &again, Progress::Hidden)).unwrap();
+    let bytes = |out: &std::path::Path| std::fs::read(out.join("model.safetensors")).unwrap();
+    assert!(bytes(&out) == bytes(&again));
     let written = Model::load(out.to_str().unwrap()).unwrap();
     for i in 0..model.blocks() {
         let (ours, theirs) = (pruned.model.block(i).unwrap(), written.block(i).unwrap());
