@@ -1,8 +1,9 @@
 //! Weights in the place of a checkpoint's, in a model of which the device holds a part.
 
 use super::stream::{CHECKPOINT, Kept};
+use super::{Model, Source};
 use crate::mask::Mask;
-use crate::{Result, cuda};
+use crate::{Error, Result, cuda};
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -57,6 +58,106 @@ impl Changes {
 impl Drop for Changes {
     fn drop(&mut self) {
         self.kept.forget(self.owner);
+    }
+}
+
+impl Model {
+    /// The same model with some tensors replaced; shapes must agree. It is in memory, but of one that has a budget
+    /// ([`Model::within`]) only these are, on the host, and pass through the device as the others do.
+    ///
+    /// # Errors
+    /// As [`Model::resident`] and [`Model::from_tensors`].
+    pub fn with_tensors(&self, replaced: impl IntoIterator<Item = (String, Tensor)>) -> Result<Model> {
+        let shapes = self.shapes();
+        let mut replaced = replaced.into_iter().map(|(name, tensor)| {
+            self.check_replaced(&shapes, &name, tensor.dims())?;
+            Ok((name, tensor))
+        });
+        if self.in_parts() {
+            let to_host = |(name, tensor)| Ok((name, Change::Values(cuda::to_host(&tensor)?)));
+            return self.with_changes(replaced.map(|replaced| replaced.and_then(to_host)).collect::<Result<_>>()?);
+        }
+        let model = self.resident()?;
+        let Source::Resident(tensors) = &model.source else { return Ok(model) };
+        let mut tensors = tensors.as_ref().clone();
+        replaced.try_for_each(|replaced| {
+            let (name, tensor) = replaced?;
+            tensors.insert(name, cuda::to_device(&tensor, &self.device)?);
+            Ok::<_, Error>(())
+        })?;
+        Ok(Model { source: Source::Resident(Arc::new(tensors)), changed: true, ..model })
+    }
+
+    /// The same with zeros where the masks say so; of a model that has a budget the masks are in memory, and no weights.
+    ///
+    /// # Errors
+    /// As [`Model::with_tensors`].
+    pub(crate) fn with_masks(&self, masks: impl IntoIterator<Item = (String, Mask)>) -> Result<Model> {
+        let shapes = self.shapes();
+        let masks = masks.into_iter().map(|(name, mask)| {
+            let (rows, cols) = mask.shape();
+            self.check_replaced(&shapes, &name, &[rows, cols])?;
+            Ok::<_, Error>((name, mask))
+        });
+        if !self.in_parts() {
+            let weights = masks.map(|one| {
+                let (name, mask) = one?;
+                let weight = self.tensor(&name)?;
+                Ok((name, masked(&weight, &mask)?))
+            });
+            return self.with_tensors(weights.collect::<Result<Vec<_>>>()?);
+        }
+        let changed = masks.map(|one| {
+            let (name, mask) = one?;
+            let before = self.changes().and_then(|changes| changes.by_name().get(&name));
+            Ok((name, then_masked(before, mask)?))
+        });
+        self.with_changes(changed.collect::<Result<_>>()?)
+    }
+
+    fn with_changes(&self, more: Vec<(String, Change)>) -> Result<Model> {
+        let Source::Kept(checkpoint, kept, before) = &self.source else { return Ok(self.clone()) };
+        let mut changes = before.as_ref().map(|changes| changes.by_name().clone()).unwrap_or_default();
+        changes.extend(more);
+        let changes = Some(Arc::new(Changes::new(changes, kept.clone())));
+        Ok(Model { source: Source::Kept(checkpoint.clone(), kept.clone(), changes), changed: true, ..self.clone() })
+    }
+
+    fn changes(&self) -> Option<&Changes> {
+        match &self.source {
+            Source::Kept(_, _, changes) => changes.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn shapes(&self) -> HashMap<String, Vec<usize>> {
+        self.config.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
+    }
+
+    fn check_replaced(&self, shapes: &HashMap<String, Vec<usize>>, name: &str, shape: &[usize]) -> Result<()> {
+        match shapes.get(name) {
+            Some(needed) if needed == shape => Ok(()),
+            _ => Err(Error::tensor(self.location(), name, "cannot be replaced: no such tensor of that shape")),
+        }
+    }
+
+    /// Whether the device holds a part of it at most, within a budget.
+    pub(crate) fn in_parts(&self) -> bool {
+        matches!(self.source, Source::Kept(..))
+    }
+
+    /// Whether the tensor called `name` is `other`'s, neither of them being changed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Tensor`] from reading.
+    pub(crate) fn shares(&self, other: &Model, name: &str) -> Result<bool> {
+        if let (Source::Kept(_, own, _), Source::Kept(_, others, _)) = (&self.source, &other.source)
+            && Arc::ptr_eq(own, others)
+        {
+            let changed = |model: &Model| model.changes().is_some_and(|changes| changes.by_name().contains_key(name));
+            return Ok(!changed(self) && !changed(other));
+        }
+        Ok(self.tensor(name)?.id() == other.tensor(name)?.id())
     }
 }
 
