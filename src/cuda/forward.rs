@@ -4,7 +4,7 @@ use super::launch::{Element, Kernels, Matrix, by_dtype, check, u32_of};
 use crate::Result;
 use crate::model::CausalSoftmax;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
-use candle_core::cuda::{CudaStorage, WrapErr};
+use candle_core::cuda::{CudaDevice, CudaStorage, WrapErr};
 use candle_core::{DType, Result as CandleResult, Storage, Tensor};
 
 const FILE: &str = "forward";
@@ -96,44 +96,44 @@ fn served(x: &Tensor) -> bool {
     x.device().is_cuda() && !x.track_op() && x.elem_count() > 0
 }
 
-/// Calls `f` with the kernels of a tensor's device and its values, which have no gaps; gives what it makes, as a tensor of that shape.
-fn with_values<T: Element>(
-    x: &Tensor,
-    f: impl FnOnce(&Kernels, &CudaView<'_, T>) -> CandleResult<CudaSlice<T>>,
-) -> Result<Tensor> {
+/// Calls `f` with a tensor's values on its device, which have no gaps.
+fn with_values<T: Element, R>(x: &Tensor, f: impl FnOnce(&CudaDevice, &CudaView<'_, T>) -> Result<R>) -> Result<R> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()).into());
+        return Err(candle_core::Error::Msg("one tensor is on a GPU, and another is not".into()).into());
     };
     let at = layout.start_offset();
-    let made = f(&*Kernels::on(&storage.device)?, &storage.as_cuda_slice::<T>()?.slice(at..at + x.elem_count()))?;
-    let made = Storage::Cuda(CudaStorage::wrap_cuda_slice(made, storage.device.clone()));
-    Ok(Tensor::from((made, x.shape())))
+    f(&storage.device, &storage.as_cuda_slice::<T>()?.slice(at..at + x.elem_count()))
+}
+
+/// The tensor of the shape of `x` that `f` makes of its values.
+fn made_of<T: Element>(
+    x: &Tensor,
+    f: impl FnOnce(&Kernels, &CudaView<'_, T>) -> CandleResult<CudaSlice<T>>,
+) -> Result<Tensor> {
+    with_values::<T, _>(x, |device, values| {
+        let made = f(&*Kernels::on(device)?, values)?;
+        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(made, device.clone()));
+        Ok(Tensor::from((storage, x.shape())))
+    })
 }
 
 /// [`crate::model`]'s causal softmax of `scores (.., rows, keys)`, with `sinks (heads,)` where there are any.
 pub(crate) fn causal_softmax(scores: &Tensor, op: &CausalSoftmax, sinks: Option<&Tensor>) -> Result<Option<Tensor>> {
     fn run<T: Element>(scores: &Tensor, op: &CausalSoftmax, sinks: Option<&Tensor>) -> Result<Tensor> {
         let keys = scores.dims().last().copied().unwrap_or_default();
-        let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)?.contiguous()).transpose()?;
-        let sinks = sinks.as_ref().map(Tensor::storage_and_layout);
-        let sinks = match &sinks {
-            Some((storage, layout)) => {
-                let Storage::Cuda(storage) = &**storage else {
-                    return Err(candle_core::Error::Msg("sinks are not where the scores are".into()).into());
-                };
-                let (at, heads) = (layout.start_offset(), layout.shape().elem_count());
-                Some(storage.as_cuda_slice::<f32>()?.slice(at..at + heads))
-            }
-            None => None,
-        };
         let window = op.window.map_or(0, |window| window.max(1));
         let seen = Seen { queries: op.queries, past: op.past, window, scale: op.scale };
-        with_values::<T>(scores, |kernels, values| {
-            let scores = Matrix { values, rows: values.len() / keys, cols: keys };
-            kernels.causal_softmax(scores, seen, sinks.as_ref())
-        })
+        let run = |sinks: Option<&CudaView<'_, f32>>| {
+            made_of::<T>(scores, |kernels, values| {
+                kernels.causal_softmax(Matrix { values, rows: values.len() / keys, cols: keys }, seen, sinks)
+            })
+        };
+        match sinks {
+            None => run(None),
+            Some(sinks) => with_values(&sinks.to_dtype(DType::F32)?, |_, sinks| run(Some(sinks))),
+        }
     }
     if !served(scores) || sinks.is_some_and(Tensor::track_op) {
         return Ok(None);
@@ -144,15 +144,14 @@ pub(crate) fn causal_softmax(scores: &Tensor, op: &CausalSoftmax, sinks: Option<
 /// The halves of each head of `x (.., seq, head_dim)` rotated; `tables` are cos and sin, `(positions, head_dim / 2)` in f32 beside it.
 pub(crate) fn rope(x: &Tensor, tables: &[Tensor; 2], first: usize) -> Result<Option<Tensor>> {
     fn run<T: Element>(x: &Tensor, [cos, sin]: &[Tensor; 2], first: usize) -> Result<Tensor> {
-        let (dims, [(cos, cos_at), (sin, sin_at)]) = (x.dims(), [cos.storage_and_layout(), sin.storage_and_layout()]);
+        let dims = x.dims();
         let (seq, cols) = (dims[dims.len() - 2], dims[dims.len() - 1]);
-        let (Storage::Cuda(cos), Storage::Cuda(sin)) = (&*cos, &*sin) else {
-            return Err(candle_core::Error::Msg("rotary tables are not where the heads are".into()).into());
-        };
-        let cos = cos.as_cuda_slice::<f32>()?.slice(cos_at.start_offset()..);
-        let sin = sin.as_cuda_slice::<f32>()?.slice(sin_at.start_offset()..);
-        with_values::<T>(x, |kernels, values| {
-            kernels.rope(Matrix { values, rows: values.len() / cols, cols }, [&cos, &sin], (seq, first))
+        with_values(cos, |_, cos| {
+            with_values(sin, |_, sin| {
+                made_of::<T>(x, |kernels, values| {
+                    kernels.rope(Matrix { values, rows: values.len() / cols, cols }, [cos, sin], (seq, first))
+                })
+            })
         })
     }
     if !served(x) { Ok(None) } else { by_dtype!(x, run(x, tables, first)) }
@@ -161,14 +160,7 @@ pub(crate) fn rope(x: &Tensor, tables: &[Tensor; 2], first: usize) -> Result<Opt
 /// `silu(gate) * up`, elementwise; of one shape and dtype.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
     fn run<T: Element>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let up = up.contiguous()?;
-        let (storage, layout) = up.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
-            return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()).into());
-        };
-        let at = layout.start_offset();
-        let up = storage.as_cuda_slice::<T>()?.slice(at..at + up.elem_count());
-        with_values::<T>(gate, |kernels, gate| kernels.swiglu(gate, &up))
+        with_values(up, |_, up| made_of::<T>(gate, |kernels, gate| kernels.swiglu(gate, up)))
     }
     if !served(gate) || !served(up) || gate.shape() != up.shape() || gate.dtype() != up.dtype() {
         return Ok(None);
