@@ -109,7 +109,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
     let (blocks, count, hidden_size) = (model.blocks(), windows.ids.len(), config.hidden_size);
     let elements = windows.seqlen * hidden_size; // of one window's activations
     // Routers are among them, which is too little to matter.
-    let weights = config.tensors().into_iter().filter(|(name, shape)| name.contains(".layers.") && shape.len() == 2);
+    let weights = config.divided().into_iter().filter(|(name, shape)| name.contains(".layers.") && shape.len() == 2);
     let weights: usize = weights.map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let bytes = |elements: usize| (elements * size_of::<f32>()) as u64;
     let mut inputs = Scratch::create(bytes(blocks * count * elements + weights))?;

@@ -31,6 +31,7 @@ mod http;
 mod hub;
 mod index;
 mod kinds;
+mod parts;
 mod remote;
 mod rewrite;
 mod source;
@@ -53,6 +54,7 @@ pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompres
 
 pub(crate) use arrays::Array;
 pub(crate) use index::shard_name;
+pub(crate) use parts::Part;
 pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
 pub(crate) use writer::deal_out;
 
@@ -63,6 +65,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use convert::Failure;
 use index::{INDEX, Index};
+use parts::Parts;
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
@@ -110,7 +113,7 @@ impl TensorInfo {
 
 /// A checkpoint whose headers were read and checked; tensors are read when asked for. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct Checkpoint(Arc<Inner>);
+pub struct Checkpoint(Arc<Inner>, Arc<Parts>);
 
 #[derive(Debug)]
 struct Inner {
@@ -167,12 +170,12 @@ impl Checkpoint {
             let (tensors, by_name, storage) = sparse::dense_view(&inner.shards, &inner.files, stored)?;
             (inner.tensors, inner.by_name, inner.storage) = (tensors, by_name, Some(storage));
         }
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(inner), Arc::default()))
     }
 
     /// Opens the weight files `shards` of `dir`, and checks every header.
     pub(crate) fn open_files(dir: &Path, shards: Vec<PathBuf>) -> Result<Self> {
-        Ok(Self(Arc::new(Inner::open(dir, shards)?)))
+        Ok(Self(Arc::new(Inner::open(dir, shards)?), Arc::default()))
     }
 
     /// Opens the directory `spec` if there is one, else downloads `owner/name[@revision]` from a hub into its cache,
@@ -233,12 +236,13 @@ impl Checkpoint {
     pub fn get(&self, name: &str) -> Result<&TensorInfo> {
         let missing =
             || Error::tensor(self.dir(), name, "not in this checkpoint; does config.json belong to these weights?");
-        self.0.by_name.get(name).map(|&at| &self.0.tensors[at]).ok_or_else(missing)
+        let stored = self.0.by_name.get(name).map(|&at| &self.0.tensors[at]);
+        stored.or_else(|| Some(&self.1.get(name)?.1)).ok_or_else(missing)
     }
 
     /// Whether there is a tensor called `name`.
     pub fn contains(&self, name: &str) -> bool {
-        self.0.by_name.contains_key(name)
+        self.0.by_name.contains_key(name) || self.1.get(name).is_some()
     }
 
     /// The tensor's bytes, as they are in the file, or expanded; only these are read.
@@ -250,11 +254,20 @@ impl Checkpoint {
         let info = self.get(name)?;
         let mut bytes = vec![0; info.bytes() as usize];
         self.read_at(info, 0, &mut bytes)?;
-        Ok(bytes)
+        Ok(match self.part(name) {
+            Some(part) if part.transposed => {
+                parts::transpose(&bytes, part.stored_shape()[0], info.dtype.bitsize() / 8)
+            }
+            _ => bytes,
+        })
     }
 
-    /// Fills `buffer` with the tensor's bytes that begin `at` bytes into it.
+    /// Fills `buffer` with the tensor's bytes that begin `at` bytes into it, in the order in which they are stored.
     fn read_at(&self, info: &TensorInfo, at: u64, buffer: &mut [u8]) -> Result<()> {
+        if let Some(part) = self.part(&info.name) {
+            let whole = self.get(&part.of)?;
+            return self.read_at(whole, info.range.start - whole.range.start + at, buffer);
+        }
         let Some(storage) = self.storage(info) else { return self.read_stored(info, at, buffer) };
         let pieces = buffer.par_chunks_mut(EXPAND_BYTES).enumerate();
         pieces.try_for_each(|(piece, out)| storage.read(self, info, at + (piece * EXPAND_BYTES) as u64, out))
@@ -287,7 +300,9 @@ impl Checkpoint {
     fn load_checked(&self, name: &str, dtype: DType, device: &Device, finite: bool) -> Result<Tensor> {
         let info = self.get(name)?;
         let read = |at, buffer: &mut [u8]| self.read_at(info, at, buffer);
-        let tensor = convert::read(&read, info.dtype, &info.shape, dtype, finite).map_err(|e| {
+        let part = self.part(name).filter(|part| part.transposed);
+        let shape = part.map_or_else(|| info.shape.clone(), parts::Part::stored_shape);
+        let tensor = convert::read(&read, info.dtype, &shape, dtype, finite).map_err(|e| {
             let shard = &self.0.shards[info.shard];
             match e {
                 Failure::Io(e) => self.read_error(info, e),
@@ -298,7 +313,7 @@ impl Checkpoint {
                     format!("cannot load {src} as {dst}; both must be f32, f64, f16 or bf16"),
                 ),
                 Failure::NotFinite(at) => {
-                    let place = place(at, &info.shape);
+                    let place = place(at, &shape);
                     let problem =
                         format!("element {place} is NaN or infinite as {}; the model is damaged", dtype.as_str());
                     Error::tensor(shard, name, problem)
@@ -306,6 +321,10 @@ impl Checkpoint {
                 Failure::Candle(e) => Error::compute(format!("loading tensor `{name}`"))(e),
             }
         })?;
+        let tensor = match part {
+            Some(_) => tensor.t().and_then(|tensor| tensor.contiguous()).map_err(Error::compute("turning a matrix"))?,
+            None => tensor,
+        };
         crate::cuda::to_device(&tensor, device).map_err(Error::compute(format!("moving tensor `{name}` to the device")))
     }
 

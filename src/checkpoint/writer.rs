@@ -2,6 +2,7 @@
 
 use super::convert::{self, Failure};
 use super::index::{self, INDEX, is_file_name, shard_name};
+use super::parts::{Parts, transpose};
 use super::{Checkpoint, header};
 pub(super) use crate::files::refuse_existing;
 use crate::files::{NewDir, folder_of};
@@ -15,6 +16,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A tensor that will be written: name, type in the file, shape.
 pub type TensorPlan = (String, Dtype, Vec<usize>);
@@ -50,6 +52,8 @@ pub struct CheckpointWriter {
     /// Tensor names in file order, for the index.
     order: Vec<String>,
     other_files: BTreeSet<String>,
+    /// Parts of tensors that may be written one by one.
+    parts: Arc<Parts>,
 }
 
 #[derive(Debug)]
@@ -87,6 +91,7 @@ impl CheckpointWriter {
             slots: HashMap::new(),
             order: Vec::new(),
             other_files: BTreeSet::new(),
+            parts: Arc::default(),
         };
         let of = shards.len();
         for (shard, tensors) in shards.into_iter().enumerate() {
@@ -108,7 +113,7 @@ impl CheckpointWriter {
             shards[info.shard].push((info.name.clone(), dtype, info.shape.clone()));
         }
         shards.retain(|shard| !shard.is_empty());
-        Self::create(out, shards)
+        Ok(Self { parts: source.1.clone(), ..Self::create(out, shards)? })
     }
 
     fn add_shard(&mut self, shard: usize, of: usize, mut tensors: Vec<TensorPlan>) -> Result<()> {
@@ -154,6 +159,9 @@ impl CheckpointWriter {
     /// [`Error::Tensor`] when the tensor was not planned, is written already, or has another length; [`Error::File`]
     /// when the disk is full; [`Error::Io`] when writing fails.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        if self.is_part(name) {
+            return self.write_part(name, bytes);
+        }
         let slot = self.slot(name)?;
         if bytes.len() as u64 != slot.bytes {
             let problem =
@@ -196,12 +204,20 @@ impl CheckpointWriter {
     /// point; [`Error::File`] when the disk is full; [`Error::Io`] when writing fails; [`Error::Compute`] when the
     /// device refuses to give it.
     pub fn write_tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        if self.is_part(name) {
+            return self.write_part_tensor(name, tensor);
+        }
         let slot = self.slot(name)?;
         if tensor.dims() != slot.shape {
             let problem = format!("its shape is {:?}, planned was {:?}", tensor.dims(), slot.shape);
             return Err(Error::tensor(self.dir.out(), name, problem));
         }
-        convert::write(&self.shards[slot.shard], slot.start, tensor, slot.dtype).map_err(|e| match e {
+        convert::write(&self.shards[slot.shard], slot.start, tensor, slot.dtype).map_err(|e| self.failure(name, e))?;
+        self.wrote(name)
+    }
+
+    fn failure(&self, name: &str, failure: Failure) -> Error {
+        match failure {
             Failure::Io(e) => self.write_error("write", e),
             Failure::Read(e) => e,
             Failure::Unsupported(file, memory) => {
@@ -210,8 +226,60 @@ impl CheckpointWriter {
             }
             Failure::NotFinite(at) => Error::tensor(self.dir.out(), name, format!("element {at} is NaN or infinite")),
             Failure::Candle(e) => Error::compute(format!("fetching tensor `{name}`"))(e),
-        })?;
-        self.wrote(name)
+        }
+    }
+
+    /// Whether `name` is a part of a tensor that was planned, and none itself.
+    fn is_part(&self, name: &str) -> bool {
+        !self.slots.contains_key(name) && self.parts.get(name).is_some()
+    }
+
+    /// The slot that the part called `name` lies in, and where the part begins there, in bytes.
+    fn part_slot(&self, name: &str) -> Result<(&super::Part, &Slot, u64)> {
+        let unplanned = || Error::tensor(self.dir.out(), name, "it was not planned for this checkpoint");
+        let (part, _) = self.parts.get(name).ok_or_else(unplanned)?;
+        let slot = self.slot(&part.of)?;
+        Ok((part, slot, slot.start + part.start * (slot.dtype.bitsize() / 8) as u64))
+    }
+
+    /// Notes that so many bytes of the tensor that `part` lies in are there; a part is to be written once.
+    fn wrote_part(&mut self, part: &str, bytes: u64) -> Result<()> {
+        let of = self.part_slot(part)?.0.of.clone();
+        if let Some(slot) = self.slots.get_mut(&of) {
+            slot.filled += bytes;
+            slot.written = slot.filled >= slot.bytes;
+        }
+        Ok(())
+    }
+
+    fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (part, slot, at) = self.part_slot(name)?;
+        let width = slot.dtype.bitsize() / 8;
+        if bytes.len() != part.shape.iter().product::<usize>() * width {
+            let problem = format!("{} bytes were given for {:?} of {}", bytes.len(), part.shape, slot.dtype);
+            return Err(Error::tensor(self.dir.out(), name, problem));
+        }
+        let file = &self.shards[slot.shard];
+        let written = if part.transposed {
+            file.write_all_at(&transpose(bytes, part.shape[0], width), at)
+        } else {
+            file.write_all_at(bytes, at)
+        };
+        written.map_err(|e| self.write_error("write", e))?;
+        self.wrote_part(name, bytes.len() as u64)
+    }
+
+    fn write_part_tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let (part, slot, at) = self.part_slot(name)?;
+        if tensor.dims() != part.shape {
+            let problem = format!("its shape is {:?}, planned was {:?}", tensor.dims(), part.shape);
+            return Err(Error::tensor(self.dir.out(), name, problem));
+        }
+        let turned = if part.transposed { tensor.t().and_then(|tensor| tensor.contiguous()) } else { Ok(tensor.clone()) };
+        let turned = turned.map_err(Error::compute("turning a matrix"))?;
+        let bytes = (tensor.elem_count() * slot.dtype.bitsize() / 8) as u64;
+        convert::write(&self.shards[slot.shard], at, &turned, slot.dtype).map_err(|e| self.failure(name, e))?;
+        self.wrote_part(name, bytes)
     }
 
     fn wrote(&mut self, name: &str) -> Result<()> {

@@ -150,6 +150,9 @@ impl Compute {
     fn open(&self, spec: &str) -> anyhow::Result<Model> {
         let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
         let model = Model::open(&checkpoint, self.dtype, &self.device.open()?)?;
+        for note in model.notes() {
+            eprintln!("note: {note}");
+        }
         Ok(match self.device_memory {
             Some(bytes) => model.within(bytes),
             None => model,

@@ -120,7 +120,7 @@ impl Lab {
             let device = processor(model.device());
             hash.update(format!("{:?} {:?} {device}", model.config(), model.dtype()));
         }
-        let names = model.config().tensors();
+        let names = model.config().divided();
         let digests = names.par_iter().map(|(name, _)| {
             if alike && self.model.shares(model, name)? {
                 return Ok(None);

@@ -197,6 +197,14 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
+    pub(crate) fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> [&mut Linear; 3] {
+        [&mut self.gate, &mut self.up, &mut self.down]
+    }
+
     pub(crate) fn forward(&self, x: &Tensor, tap: &mut dyn Tap, wanted: Wanted) -> Result<Option<Tensor>> {
         tap.input(&[&self.gate, &self.up], x)?;
         let y = ops::swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?;
@@ -234,15 +242,13 @@ pub struct Block {
 
 impl Block {
     /// The prunable linears, in the order in which a token meets them. A router or a gate of a shared expert is not among
-    /// them, nor are experts that stand in one tensor (gpt-oss).
+    /// them, nor are experts that are packed in MXFP4 (gpt-oss).
     pub fn linears(&self) -> Vec<&Linear> {
         let Attention { q, k, v, o, .. } = &self.attention;
         let mut linears = vec![q, k, v, o];
         match &self.feed_forward {
-            FeedForward::Dense(Mlp { gate, up, down }) => linears.extend([gate, up, down]),
-            FeedForward::Mixture(mixture) => {
-                linears.extend(mixture.mlps().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
-            }
+            FeedForward::Dense(mlp) => linears.extend(mlp.linears()),
+            FeedForward::Mixture(mixture) => linears.extend(mixture.linears()),
         }
         linears
     }
@@ -252,10 +258,8 @@ impl Block {
         let Attention { q, k, v, o, .. } = &mut self.attention;
         let mut linears = vec![q, k, v, o];
         match &mut self.feed_forward {
-            FeedForward::Dense(Mlp { gate, up, down }) => linears.extend([gate, up, down]),
-            FeedForward::Mixture(mixture) => {
-                linears.extend(mixture.mlps_mut().flat_map(|Mlp { gate, up, down }| [gate, up, down]));
-            }
+            FeedForward::Dense(mlp) => linears.extend(mlp.linears_mut()),
+            FeedForward::Mixture(mixture) => linears.extend(mixture.linears_mut()),
         }
         linears
     }

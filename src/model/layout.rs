@@ -48,6 +48,11 @@ impl ModelConfig {
     /// Name and shape of every tensor that the forward pass reads, as they are stored: MXFP4 weights are blocks of bytes
     /// and their scales.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        self.list(false).into_iter().map(|needed| (needed.name, needed.shape)).collect()
+    }
+
+    /// The same, of tensors that hold all experts each expert's in their place: what a model has by name.
+    pub(crate) fn divided(&self) -> Vec<(String, Vec<usize>)> {
         self.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }
 
@@ -81,6 +86,11 @@ impl ModelConfig {
     }
 
     pub(super) fn needed(&self) -> Vec<Needed> {
+        self.list(true)
+    }
+
+    /// What is needed; experts that stand in one tensor singly if `divided`, unless they are packed.
+    fn list(&self, divided: bool) -> Vec<Needed> {
         let hidden = self.hidden_size;
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut list = List(vec![]);
@@ -107,7 +117,7 @@ impl ModelConfig {
             list.float(format!("{prefix}.post_attention_layernorm.weight"), &[hidden]);
             match self.mixture(i) {
                 None => list.mlp(&format!("{prefix}.mlp"), MLP, self.intermediate_size, hidden, self.mlp_bias),
-                Some(moe) => list.mixture(&format!("{prefix}.{}", moe.names.module), moe, hidden),
+                Some(moe) => list.mixture(&format!("{prefix}.{}", moe.names.module), moe, hidden, divided),
             }
         }
         list.float(NORM.into(), &[hidden]);
@@ -148,7 +158,7 @@ impl List {
         self.prunable(&format!("{prefix}.{down}"), hidden, width, bias);
     }
 
-    fn mixture(&mut self, prefix: &str, moe: &MoeConfig, hidden: usize) {
+    fn mixture(&mut self, prefix: &str, moe: &MoeConfig, hidden: usize, divided: bool) {
         let (experts, width) = (moe.experts, moe.intermediate_size);
         match moe.storage {
             ExpertStorage::Separate => {
@@ -157,13 +167,20 @@ impl List {
                 }
             }
             ExpertStorage::Stacked { mxfp4, .. } => {
-                for (name, input, out) in [("gate_up_proj", hidden, 2 * width), ("down_proj", width, hidden)] {
+                let linears = [("gate_up_proj", hidden, 2 * width), ("down_proj", width, hidden)];
+                let divided = divided && !mxfp4;
+                for expert in 0..if divided { experts } else { 0 } {
+                    for (name, input, out) in linears {
+                        self.prunable(&format!("{prefix}.experts.{expert}.{name}"), out, input, false);
+                    }
+                }
+                for (name, input, out) in linears {
                     let name = format!("{prefix}.experts.{name}");
                     if mxfp4 {
                         let groups = input / mxfp4::GROUP;
                         self.add(format!("{name}_blocks"), &[experts, out, groups, mxfp4::GROUP / 2], Kind::Fp4);
                         self.add(format!("{name}_scales"), &[experts, out, groups], Kind::Scales);
-                    } else {
+                    } else if !divided {
                         self.float(name.clone(), &[experts, input, out]);
                     }
                     self.float(format!("{name}_bias"), &[experts, out]);

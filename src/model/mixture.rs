@@ -49,32 +49,32 @@ impl Experts {
 
     /// `x (tokens, hidden)` through one expert.
     fn forward(&self, expert: usize, x: &Tensor, tap: &mut dyn Tap, wanted: Wanted) -> Result<Option<Tensor>> {
-        match (self, wanted) {
-            (Experts::Separate(experts), _) => experts[expert].forward(x, tap, wanted),
-            // There is no linear inside that a tap could see.
-            (Experts::Stacked(_), Wanted::Taps) => Ok(None),
-            (Experts::Stacked(experts), Wanted::Output) => experts.forward(expert, x).map(Some),
+        match self {
+            Experts::Separate(experts) => experts[expert].forward(x, tap, wanted),
+            Experts::Stacked(experts) => experts.forward(expert, x, tap, wanted),
         }
     }
 }
 
 impl Mixture {
-    /// The MLPs whose linears stand alone, in the order in which they run.
-    pub(crate) fn mlps(&self) -> impl Iterator<Item = &Mlp> {
-        let experts: &[Mlp] = match &self.experts {
-            Experts::Separate(experts) => experts,
-            Experts::Stacked(_) => &[],
+    /// The linears of experts and of the shared one that are not packed, in the order in which they run.
+    pub(crate) fn linears(&self) -> Vec<&Linear> {
+        let mut linears: Vec<&Linear> = match &self.experts {
+            Experts::Separate(experts) => experts.iter().flat_map(Mlp::linears).collect(),
+            Experts::Stacked(experts) => experts.linears().collect(),
         };
-        experts.iter().chain(self.shared.as_ref().map(|shared| &shared.mlp))
+        linears.extend(self.shared.iter().flat_map(|shared| shared.mlp.linears()));
+        linears
     }
 
     /// The same, to be changed.
-    pub(crate) fn mlps_mut(&mut self) -> impl Iterator<Item = &mut Mlp> {
-        let experts: &mut [Mlp] = match &mut self.experts {
-            Experts::Separate(experts) => experts,
-            Experts::Stacked(_) => &mut [],
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut linears: Vec<&mut Linear> = match &mut self.experts {
+            Experts::Separate(experts) => experts.iter_mut().flat_map(Mlp::linears_mut).collect(),
+            Experts::Stacked(experts) => experts.linears_mut().collect(),
         };
-        experts.iter_mut().chain(self.shared.as_mut().map(|shared| &mut shared.mlp))
+        linears.extend(self.shared.iter_mut().flat_map(|shared| shared.mlp.linears_mut()));
+        linears
     }
 
     /// `x (batch, seq, hidden)`, normed. Each expert runs once, over the tokens routed to it.

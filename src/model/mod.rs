@@ -15,6 +15,7 @@ pub(crate) mod mxfp4;
 mod ops;
 mod rope;
 mod stacked;
+mod stored;
 mod stream;
 
 pub use block::{Block, ExpertOutput, KvCache, Linear, Tap};
@@ -62,6 +63,8 @@ pub struct Model {
     device: Device,
     /// Bytes of the device's memory that it may take; `None` for as many as it has.
     device_memory: Option<u64>,
+    /// What a person should know of how the checkpoint was read.
+    notes: Arc<[String]>,
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +97,11 @@ impl Model {
     /// calls for is missing or has another shape.
     pub fn open(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Model> {
         let path = checkpoint.dir().join("config.json");
-        let config = ModelConfig::from_json(&path, &checkpoint.config()?)?;
+        let json = checkpoint.config()?;
+        let mut config = ModelConfig::from_json(&path, &json)?;
+        let mut notes = Vec::new();
+        let checkpoint = &stored::resolve(&mut config, checkpoint, &mut notes)?;
+        notes.extend(stored::ignored(&config, &json, checkpoint));
         let name =
             checkpoint.dir().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         let model = Model {
@@ -106,6 +113,7 @@ impl Model {
             dtype,
             device: device.clone(),
             device_memory: None,
+            notes: notes.into(),
         };
         for needed in model.config.needed() {
             let info = checkpoint.get(&needed.name)?;
@@ -175,7 +183,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Tensor`] when a tensor is missing or has another shape than `config` calls for.
-    pub fn from_tensors(config: ModelConfig, tensors: HashMap<String, Tensor>, device: &Device) -> Result<Model> {
+    pub fn from_tensors(config: ModelConfig, mut tensors: HashMap<String, Tensor>, device: &Device) -> Result<Model> {
+        stored::divide(&config, &mut tensors)?;
         let nowhere = Path::new("tensors in memory");
         for needed in config.needed() {
             let problem = match tensors.get(&needed.name) {
@@ -196,6 +205,7 @@ impl Model {
             dtype,
             device: device.clone(),
             device_memory: None,
+            notes: Arc::default(),
         })
     }
 
@@ -207,6 +217,11 @@ impl Model {
     pub(crate) fn reshaped(&self, config: ModelConfig, tensors: HashMap<String, Tensor>) -> Result<Model> {
         let reshaped = Model::from_tensors(config, tensors, &self.device)?;
         Ok(Model { name: self.name.clone(), checkpoint: self.checkpoint.clone(), changed: true, ..reshaped })
+    }
+
+    /// What is unusual about the checkpoint and how it was read, a sentence each; empty for most.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The configuration.
@@ -388,7 +403,7 @@ impl Model {
 
     fn mixture(&self, prefix: &str, moe: &MoeConfig) -> Result<Mixture> {
         let expert = |expert| self.mlp(&format!("{prefix}.experts.{expert}"), moe.names.linears, false);
-        let stacked = |name: &str, mxfp4: bool| self.stacked(&format!("{prefix}.experts.{name}"), mxfp4);
+        let stacked = |name: &str, mxfp4: bool| self.stacked(&format!("{prefix}.experts"), name, moe.experts, mxfp4);
         let experts = match moe.storage {
             ExpertStorage::Separate => Experts::Separate((0..moe.experts).map(expert).collect::<Result<_>>()?),
             ExpertStorage::Stacked { mxfp4, limit, alpha } => Experts::Stacked(Stacked {
@@ -414,16 +429,22 @@ impl Model {
         })
     }
 
-    fn stacked(&self, name: &str, mxfp4: bool) -> Result<StackedLinear> {
+    fn stacked(&self, prefix: &str, linear: &str, experts: usize, mxfp4: bool) -> Result<StackedLinear> {
+        let name = format!("{prefix}.{linear}");
+        let bias = self.tensor(&format!("{name}_bias"))?;
         let weight = if mxfp4 {
             StackedWeight::Mxfp4 {
                 blocks: self.packed(&format!("{name}_blocks"), Kind::Fp4)?,
                 scales: self.packed(&format!("{name}_scales"), Kind::Scales)?,
             }
         } else {
-            StackedWeight::Float(self.tensor(name)?)
+            let linear = |expert| {
+                let name = format!("{prefix}.{expert}.{linear}.weight");
+                Ok(Linear { weight: self.tensor(&name)?, bias: Some(bias.get(expert)?), name })
+            };
+            StackedWeight::Float((0..experts).map(linear).collect::<Result<_>>()?)
         };
-        Ok(StackedLinear { weight, bias: self.tensor(&format!("{name}_bias"))? })
+        Ok(StackedLinear { weight, bias })
     }
 
     /// Rotary tables for sequences of `positions` tokens.

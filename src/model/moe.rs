@@ -7,6 +7,9 @@ pub struct MoeFamily {
     pub model_type: &'static str,
     /// The mixture's module inside a block: `mlp` in `model.layers.0.mlp.experts`.
     pub module: &'static str,
+    /// The same module where transformers 5 keeps all experts in one tensor (`experts.gate_up_proj`, gates before ups, and
+    /// `experts.down_proj`), as it does in memory and with `save_pretrained(.., save_original_format=False)`.
+    pub fused_module: &'static str,
     /// The router inside the mixture. Every tensor below it has one row per expert (weight, bias, correction bias).
     pub router: &'static str,
     /// Gate, up and down projection of one expert, where each expert has tensors of its own
@@ -31,6 +34,7 @@ const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 const PLAIN: MoeFamily = MoeFamily {
     model_type: "",
     module: "mlp",
+    fused_module: "mlp",
     router: "gate",
     linears: GATED,
     expert_dim: 0,
@@ -74,6 +78,11 @@ pub const MOE_FAMILIES: &[MoeFamily] = &[
 ];
 
 impl MoeFamily {
+    /// The names that a block's mixture may have.
+    pub fn modules(&self) -> [&'static str; 2] {
+        [self.module, self.fused_module]
+    }
+
     /// The row of a `model_type`.
     pub fn find(model_type: &str) -> Option<&'static MoeFamily> {
         MOE_FAMILIES.iter().find(|family| family.model_type == model_type)

@@ -138,6 +138,31 @@ impl RopeConfig {
     }
 }
 
+/// The keys of the rope settings that the kind of rope does not read.
+pub(super) fn ignored(json: &Map<String, Value>, config: &ModelConfig) -> Vec<String> {
+    let settings = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| json.get(key)?.as_object());
+    let own: &[&str] = match config.rope.scaling {
+        RopeScaling::Default => &[],
+        RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => &["factor"],
+        RopeScaling::Llama3 { .. } => {
+            &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+        }
+        RopeScaling::Yarn { .. } => &[
+            "factor",
+            "beta_fast",
+            "beta_slow",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        ],
+    };
+    let read = |key: &str| ["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) || own.contains(&key);
+    let keys = settings.into_iter().flatten().filter(|(key, value)| !value.is_null() && !read(key));
+    keys.map(|(key, _)| format!("`{key}`")).collect()
+}
+
 /// `cos` and `sin`, each `(positions, head_dim / 2)` row-major.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope(Arc<Tables>);

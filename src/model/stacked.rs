@@ -1,8 +1,9 @@
 //! Experts that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
 
+use super::block::{Linear, Tap, Wanted};
 use super::mxfp4;
 use crate::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
 /// All experts of one block.
 #[derive(Clone, Debug)]
@@ -25,30 +26,43 @@ pub(crate) struct StackedLinear {
 
 #[derive(Clone, Debug)]
 pub(crate) enum StackedWeight {
-    /// `(experts, in, out)`
-    Float(Tensor),
+    /// Each expert's, `(out, in)`, with its bias.
+    Float(Vec<Linear>),
     /// `(experts, out, in / 32, 16)` and `(experts, out, in / 32)`, in u8. They stay packed, an eighth of the memory of
     /// f32; an expert is unpacked when it runs.
     Mxfp4 { blocks: Tensor, scales: Tensor },
 }
 
-impl StackedWeight {
-    /// One expert's weights `(in, out)`.
-    fn expert(&self, expert: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-        Ok(match self {
-            StackedWeight::Float(weight) => weight.get(expert)?,
-            StackedWeight::Mxfp4 { blocks, scales } => {
-                mxfp4::unpack(&blocks.get(expert)?, &scales.get(expert)?, dtype, device)?.t()?
-            }
-        })
-    }
-}
-
 impl StackedLinear {
-    /// `(tokens, in) -> (tokens, out)` of one expert.
-    fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let weight = self.weight.expert(expert, x.dtype(), x.device())?;
-        Ok(x.matmul(&weight)?.broadcast_add(&self.bias.get(expert)?)?)
+    /// The linears of all experts, if they stand alone.
+    fn linears(&self) -> &[Linear] {
+        match &self.weight {
+            StackedWeight::Float(linears) => linears,
+            StackedWeight::Mxfp4 { .. } => &[],
+        }
+    }
+
+    fn linears_mut(&mut self) -> &mut [Linear] {
+        match &mut self.weight {
+            StackedWeight::Float(linears) => linears,
+            StackedWeight::Mxfp4 { .. } => &mut [],
+        }
+    }
+
+    /// `(tokens, in) -> (tokens, out)` of one expert. `None` when only taps are wanted.
+    fn forward(&self, expert: usize, x: &Tensor, tap: &mut dyn Tap, wanted: Wanted) -> Result<Option<Tensor>> {
+        match &self.weight {
+            StackedWeight::Float(linears) => {
+                tap.input(&[&linears[expert]], x)?;
+                if wanted == Wanted::Taps { Ok(None) } else { linears[expert].forward(x).map(Some) }
+            }
+            // There is no linear that a tap could see.
+            StackedWeight::Mxfp4 { .. } if wanted == Wanted::Taps => Ok(None),
+            StackedWeight::Mxfp4 { blocks, scales } => {
+                let weight = mxfp4::unpack(&blocks.get(expert)?, &scales.get(expert)?, x.dtype(), x.device())?.t()?;
+                Ok(Some(x.matmul(&weight)?.broadcast_add(&self.bias.get(expert)?)?))
+            }
+        }
     }
 }
 
@@ -57,14 +71,27 @@ impl Stacked {
         self.down.bias.dims()[0]
     }
 
+    /// The linears that stand alone, expert by expert.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.gate_up.linears().iter().zip(self.down.linears()).flat_map(|(gate_up, down)| [gate_up, down])
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let Stacked { gate_up, down, .. } = self;
+        gate_up.linears_mut().iter_mut().zip(down.linears_mut()).flat_map(|(gate_up, down)| [gate_up, down])
+    }
+
     /// `x (tokens, hidden)` through one expert: `down((up + 1) * gate * sigmoid(alpha * gate))`.
-    pub(crate) fn forward(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let gate_up = self.gate_up.forward(expert, x)?;
+    pub(crate) fn forward(&self, expert: usize, x: &Tensor, tap: &mut dyn Tap, wanted: Wanted) -> Result<Option<Tensor>> {
+        // What the down projection reads is wanted too, where a tap sees it.
+        let inner = if self.down.linears().is_empty() { wanted } else { Wanted::Output };
+        let Some(gate_up) = self.gate_up.forward(expert, x, tap, inner)? else { return Ok(None) };
         let (tokens, width) = gate_up.dims2()?;
         let pairs = gate_up.reshape((tokens, width / 2, 2))?;
         let gate = pairs.narrow(2, 0, 1)?.squeeze(2)?.minimum(self.limit)?;
         let up = pairs.narrow(2, 1, 1)?.squeeze(2)?.clamp(-self.limit, self.limit)?;
         let glu = (&gate * candle_nn::ops::sigmoid(&(&gate * self.alpha)?)?)?;
-        self.down.forward(expert, &((up + 1.0)? * glu)?)
+        self.down.forward(expert, &((up + 1.0)? * glu)?, tap, wanted)
     }
 }

@@ -59,9 +59,9 @@ pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
     refuse_violations(model, masks)?;
     let by_name: HashMap<&str, _> = masks.masks.iter().map(|(name, mask)| (name.as_str(), mask)).collect();
-    let stage = progress.stage("prune", checkpoint.tensors().count() as u64);
+    let stage = progress.stage("prune", checkpoint.divided().count() as u64);
     let mut zeros = HashMap::new();
-    for info in checkpoint.tensors() {
+    for info in checkpoint.divided() {
         match by_name.get(info.name.as_str()) {
             Some(mask) => {
                 check_finite(checkpoint, info)?;

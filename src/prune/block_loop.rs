@@ -8,7 +8,7 @@ use crate::cuda;
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Evidence, Method};
 use crate::mask::{Criterion, Mask};
-use crate::model::{Block, ExpertStorage, Linear, Model, Pass, Wanted};
+use crate::model::{Block, ExpertStorage, Linear, Model, MoeConfig, Pass, Wanted};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
 use crate::{Error, Result};
@@ -72,9 +72,10 @@ impl<'a> Subject<'a> {
 
 /// Refuses models whose weights cannot be pruned singly, and rules that match nothing.
 pub(super) fn check_model(model: &Model, rules: &[Rule]) -> Result<Ruled> {
-    if model.config().moe.as_ref().is_some_and(|moe| moe.storage != ExpertStorage::Separate) {
-        let problem =
-            "its experts are stacked in one tensor, whose weights cannot be pruned singly; prune whole experts";
+    let packed = |moe: &MoeConfig| matches!(moe.storage, ExpertStorage::Stacked { mxfp4: true, .. });
+    if model.config().moe.as_ref().is_some_and(packed) {
+        let problem = "its experts are packed in MXFP4, whose weights cannot be pruned singly; prune whole experts (`lacuna \
+                       experts`), or save the model in bf16 first (transformers: `Mxfp4Config(dequantize=True)`)";
         return Err(Error::argument("model", model.name(), problem));
     }
     let linears = model.config().linears();

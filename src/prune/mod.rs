@@ -55,7 +55,7 @@ pub struct Pruned {
 ///
 /// # Errors
 /// [`Error::Argument`] for a configuration that makes no sense or does not fit the model, and for a model whose experts are
-/// stacked in one tensor (gpt-oss); [`Error::Tensor`] for weights
+/// packed in MXFP4 (gpt-oss); [`Error::Tensor`] for weights
 /// that are not finite, [`Error::Interrupted`].
 pub fn prune(model: &Model, calibration: Option<&Windows>, config: &PruneConfig, progress: Progress) -> Result<Pruned> {
     prune_subject(Subject { model, calibration, known: &Known::default(), progress }, config)
@@ -141,7 +141,7 @@ pub fn prune_to(
             written.and(tensors)
         })?
     };
-    let others: Vec<_> = checkpoint.tensors().filter(|tensor| !pruned.contains(&tensor.name)).collect();
+    let others: Vec<_> = checkpoint.divided().filter(|tensor| !pruned.contains(&tensor.name)).collect();
     let stage = progress.stage("copy", others.len() as u64);
     for tensor in others {
         copy(checkpoint, &mut writer, tensor)?;

@@ -1,0 +1,166 @@
+//! Where a checkpoint keeps what a model is made of, if not under the names that the rest goes by: experts in one tensor, an
+//! embedding that is the output head, an output head that `config.json` denies.
+
+use super::config::{ExpertStorage, ModelConfig, MoeConfig};
+use super::layout::{EMBEDDING, HEAD};
+use super::rope;
+use crate::checkpoint::{Checkpoint, Part};
+use crate::{Error, Result};
+use candle_core::Tensor;
+use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
+
+/// The checkpoint with every tensor of the model under its name. `config` learns whether there is an output head of its own, and
+/// `notes` what a person should know of all this.
+///
+/// # Errors
+/// [`Error::Tensor`] when a tensor of experts has another shape than `config` calls for, or there is no output head; those of
+/// reading.
+pub(super) fn resolve(config: &mut ModelConfig, checkpoint: &Checkpoint, notes: &mut Vec<String>) -> Result<Checkpoint> {
+    let mut parts = Vec::new();
+    match (config.tie_word_embeddings, checkpoint.contains(EMBEDDING), checkpoint.contains(HEAD)) {
+        (true, true, true) if !checkpoint.same_bytes(EMBEDDING, HEAD)? => {
+            config.tie_word_embeddings = false;
+            notes.push(format!(
+                "config.json says `tie_word_embeddings`, but `{HEAD}` differs from the embedding; it is used, as transformers 5 \
+                 does"
+            ));
+        }
+        (true, false, true) => {
+            let shape = checkpoint.get(HEAD)?.shape.clone();
+            parts.push(Part { name: EMBEDDING.into(), of: HEAD.into(), start: 0, shape, transposed: false });
+            notes.push(format!("`{EMBEDDING}` is not stored; `{HEAD}` is both, as `tie_word_embeddings` says"));
+        }
+        (false, true, false) => {
+            let problem = "is missing, and config.json does not say that the embedding is the output head. Set \
+                           \"tie_word_embeddings\": true there if it is; if the model was saved without its head, save it with one \
+                           (AutoModelForCausalLM)";
+            return Err(Error::tensor(checkpoint.dir(), HEAD, problem));
+        }
+        _ => {}
+    }
+    let shape = |name: &str| checkpoint.get(name).ok().map(|info| info.shape.clone());
+    parts.extend(experts(config, &shape).map_err(|(name, problem)| Error::tensor(checkpoint.dir(), name, problem))?);
+    if parts.is_empty() { Ok(checkpoint.clone()) } else { checkpoint.with_parts(parts) }
+}
+
+/// What of the checkpoint and of `config.json` takes no part, a sentence each.
+pub(super) fn ignored(config: &ModelConfig, json: &Map<String, Value>, checkpoint: &Checkpoint) -> Vec<String> {
+    let read: HashSet<String> = config.needed().into_iter().map(|needed| needed.name).collect();
+    // Buffers that older versions of transformers saved, and the copy of a tied embedding.
+    let known = |name: &str| {
+        name == HEAD || [".inv_freq", ".masked_bias", ".attn.bias", ".rope.freqs"].iter().any(|end| name.ends_with(end))
+    };
+    let idle: Vec<&str> =
+        checkpoint.divided().map(|info| info.name.as_str()).filter(|name| !read.contains(*name) && !known(name)).collect();
+    let mut notes = Vec::new();
+    if let Some(first) = idle.first() {
+        let others = match idle.len() - 1 {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        notes.push(format!("`{first}`{others} in the weight files take no part in the computation; they are copied as they are"));
+    }
+    let keys = rope::ignored(json, config);
+    if !keys.is_empty() {
+        notes.push(format!("of the rope settings in config.json these mean nothing here: {}", keys.join(", ")));
+    }
+    notes
+}
+
+/// Adds the tensors of single experts to those that hold all.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn divide(config: &ModelConfig, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
+    let shape = |name: &str| tensors.get(name).map(|tensor| tensor.dims().to_vec());
+    let parts = experts(config, &shape)
+        .map_err(|(name, problem)| Error::tensor("tensors in memory", name, problem))?;
+    for part in parts {
+        let Some(whole) = tensors.get(&part.of) else { continue };
+        let elements = part.shape.iter().product();
+        let own = whole.flatten_all()?.narrow(0, part.start as usize, elements)?;
+        let own = match (part.transposed, part.shape.as_slice()) {
+            (true, &[out, input]) => own.reshape((input, out))?.t()?.contiguous()?,
+            (_, shape) => own.reshape(shape)?,
+        };
+        tensors.insert(part.name, own);
+    }
+    Ok(())
+}
+
+/// The parts of tensors that hold all experts of a block, where there are such instead of one for each expert, `shape` being that
+/// of the tensor of a name. The error is a tensor and what is wrong with it.
+fn experts(
+    config: &ModelConfig,
+    shape: &impl Fn(&str) -> Option<Vec<usize>>,
+) -> Result<Vec<Part>, (String, String)> {
+    let mut parts = Vec::new();
+    for block in 0..config.blocks {
+        let Some(moe) = config.mixture(block) else { continue };
+        let prefix = |module: &str| format!("model.layers.{block}.{module}");
+        let own = prefix(moe.names.module);
+        let first = match moe.storage {
+            ExpertStorage::Separate => format!("{own}.experts.0.{}.weight", moe.names.linears[2]),
+            ExpertStorage::Stacked { .. } => format!("{own}.experts.0.down_proj.weight"),
+        };
+        if shape(&first).is_some() {
+            continue;
+        }
+        let modules = [moe.names.module, moe.names.fused_module];
+        let stored = modules.map(prefix).into_iter().find(|module| shape(&format!("{module}.experts.down_proj")).is_some());
+        let Some(stored) = stored else { continue };
+        let router = [&own, &stored].map(|module| format!("{module}.{}.weight", moe.names.router));
+        if let (None, Some(shape)) = (shape(&router[0]), shape(&router[1])) {
+            let [name, of] = router;
+            parts.push(Part { name, of, start: 0, shape, transposed: false });
+        }
+        let (gate_up, down) = block_parts(moe, config.hidden_size, &own, &stored);
+        for (part_of, wanted, all) in [gate_up, down] {
+            match shape(&part_of) {
+                Some(shape) if shape == wanted => parts.extend(all),
+                Some(shape) => {
+                    let problem = format!("has shape {shape:?}, but config.json calls for {wanted:?}");
+                    return Err((part_of, problem));
+                }
+                None => return Err((part_of, "is missing, while the block's other experts are here".into())),
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// A tensor that holds all experts, its shape, and its parts.
+type Fused = (String, Vec<usize>, Vec<Part>);
+
+/// Both tensors that hold the experts of a block: those of gate and up projections, and of down projections.
+fn block_parts(moe: &MoeConfig, hidden: usize, own: &str, stored: &str) -> (Fused, Fused) {
+    let (experts, width) = (moe.experts, moe.intermediate_size);
+    let [gate_up, down] = ["gate_up_proj", "down_proj"].map(|name| format!("{stored}.experts.{name}"));
+    let each = |of: &str, elements: usize, linears: &[(&str, usize, [usize; 2])], transposed: bool| {
+        let part = |expert: usize, &(linear, start, shape): &(&str, usize, [usize; 2])| Part {
+            name: format!("{own}.experts.{expert}.{linear}.weight"),
+            of: of.to_owned(),
+            start: (expert * elements + start) as u64,
+            shape: shape.to_vec(),
+            transposed,
+        };
+        (0..experts).flat_map(|expert| linears.iter().map(move |linear| part(expert, linear))).collect::<Vec<_>>()
+    };
+    let (both, one) = (2 * width * hidden, width * hidden);
+    match moe.storage {
+        ExpertStorage::Separate => {
+            let [gate_proj, up_proj, down_proj] = moe.names.linears;
+            let inner = [(gate_proj, 0, [width, hidden]), (up_proj, one, [width, hidden])];
+            let outer = [(down_proj, 0, [hidden, width])];
+            let (inner, outer) = (each(&gate_up, both, &inner, false), each(&down, one, &outer, false));
+            ((gate_up, vec![experts, 2 * width, hidden], inner), (down, vec![experts, hidden, width], outer))
+        }
+        // The other way around, and gate and up by turns.
+        ExpertStorage::Stacked { .. } => {
+            let (inner, outer) = ([("gate_up_proj", 0, [2 * width, hidden])], [("down_proj", 0, [hidden, width])]);
+            let (inner, outer) = (each(&gate_up, both, &inner, true), each(&down, one, &outer, true));
+            ((gate_up, vec![experts, hidden, 2 * width], inner), (down, vec![experts, width, hidden], outer))
+        }
+    }
+}
