@@ -70,7 +70,7 @@ pub mod prelude {
     pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
     #[cfg(feature = "report")]
-    pub use crate::notebook::EvcxrDisplay as _;
+    pub use crate::notebook::{EvcxrDisplay as _, display, input, password};
     pub use crate::progress::Progress;
     pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;

@@ -1,10 +1,10 @@
 //! A notebook file: read with its format checked, cells filled with outputs, written in one piece.
 
-use super::output::Stream;
+use super::output::{Bundle, Output, Stream};
 use super::session::{CellError, Outcome};
 use anyhow::{Context, Result, bail};
 use lacuna::notebook::mime;
-use nbformat::v4::{self, Cell, Output};
+use nbformat::v4::{self, Cell};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -232,18 +232,19 @@ fn language(metadata: &v4::Metadata) -> Option<String> {
     })
 }
 
-fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
+fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<v4::Output>> {
     let mut outputs = Vec::new();
-    for (stream, text) in &outcome.text {
-        let name = match stream {
-            Stream::Stdout => "stdout",
-            Stream::Stderr => "stderr",
-        };
-        outputs.push(json!({"output_type": "stream", "name": name, "text": text}));
-    }
-    if !outcome.data.is_empty() {
-        let data: Map<String, Value> = outcome.data.iter().map(|(mime, text)| content(mime, text)).collect();
-        outputs.push(json!({"output_type": "execute_result", "execution_count": count, "data": data, "metadata": {}}));
+    for output in &outcome.outputs {
+        let data =
+            |bundle: &Bundle| -> Map<String, Value> { bundle.iter().map(|(mime, text)| content(mime, text)).collect() };
+        outputs.push(match output {
+            Output::Text(Stream::Stdout, text) => json!({"output_type": "stream", "name": "stdout", "text": text}),
+            Output::Text(Stream::Stderr, text) => json!({"output_type": "stream", "name": "stderr", "text": text}),
+            Output::Display(bundle) => json!({"output_type": "display_data", "data": data(bundle), "metadata": {}}),
+            Output::Result(bundle) => json!({
+                "output_type": "execute_result", "execution_count": count, "data": data(bundle), "metadata": {},
+            }),
+        });
     }
     if let Some(CellError { kind, message }) = &outcome.error {
         let traceback: Vec<&str> = message.lines().collect();

@@ -1,6 +1,6 @@
 //! What a session needs around it: the built library, a slot to compile cells in, evcxr's settings.
 
-use super::{child, compiled, rust_source, stubs};
+use super::{compiled, diagnostics, rust_source, stubs};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::env;
@@ -19,6 +19,8 @@ pub(super) const STUBS: &str = "LACUNA_STUBS";
 pub(super) const LIBRARY: &str = "LACUNA_LIBRARY";
 /// Where the library's own dependencies are.
 pub(super) const DEPENDENCIES: &str = "LACUNA_DEPENDENCIES";
+/// The file in which the wrapper keeps what rustc said of the cell.
+pub(super) const COMPILATIONS: &str = "LACUNA_COMPILATIONS";
 /// The toolchain's directory, in the environment of an installed kernel: Jupyter may be started from a menu, where no
 /// shell has put cargo on the PATH, or in a directory that rustup gives another toolchain.
 pub(super) const TOOLCHAIN: &str = "LACUNA_TOOLCHAIN";
@@ -29,12 +31,13 @@ pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
 pub(super) const PRELUDE: &str = "use lacuna::prelude::*;";
 
 /// What the process that runs cells must not hand on to what it starts.
-pub(super) const PRIVATE: [&str; 11] = [
+pub(super) const PRIVATE: [&str; 12] = [
     WRAPPER,
     SESSION,
     STUBS,
     LIBRARY,
     DEPENDENCIES,
+    COMPILATIONS,
     BACKTRACE,
     "RUSTC",
     "RUST_SRC_PATH",
@@ -52,6 +55,8 @@ pub(super) struct Slot {
     /// evcxr's commands that make lacuna known to cells, and its prelude, without whose `EvcxrDisplay` in scope rustc's advice
     /// to import it would keep evcxr from trying `{:?}`.
     pub(super) preamble: String,
+    /// The directory.
+    pub(super) path: PathBuf,
     _locks: [File; 2],
 }
 
@@ -80,9 +85,8 @@ pub(super) fn enter() -> Result<Slot> {
     let (slot, lock) = take_slot(&cache)?;
     let executable = env::current_exe().context("cannot find this program's own path")?;
     let preamble = format!(
-        ":env RUST_SRC_PATH={}\n:env {}=1\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}\n{PRELUDE}",
+        ":env RUST_SRC_PATH={}\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}\n{PRELUDE}",
         source.display(),
-        child::MARK_ENDS_SET,
         executable.display(),
         stubs::toml_string(&stubs.join("lacuna").to_string_lossy()),
     );
@@ -96,12 +100,10 @@ pub(super) fn enter() -> Result<Slot> {
     set(STUBS, stubs.into());
     set(LIBRARY, built.library.into());
     set(DEPENDENCIES, built.dependencies.into());
-    set("EVCXR_TMPDIR", slot.into());
+    set(COMPILATIONS, slot.join(diagnostics::FILE).into());
+    set("EVCXR_TMPDIR", slot.clone().into());
     set("EVCXR_CONFIG_DIR", settings.into());
-    // Left by an earlier session, or by the one whose cell started this process.
-    // SAFETY: as above.
-    unsafe { env::remove_var(child::MARK_ENDS_SET) };
-    Ok(Slot { preamble, _locks: [held, lock] })
+    Ok(Slot { preamble, path: slot, _locks: [held, lock] })
 }
 
 /// The toolchain's directory.

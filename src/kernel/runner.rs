@@ -4,12 +4,12 @@ use super::compare;
 use super::document::{Document, Kind, write_file};
 use super::jobs;
 use super::lock::Lock;
-use super::output::bounded;
+use super::output::{Output, bounded};
 use super::parameters::Overrides;
 use super::report::{self, gallery};
 use super::rust_literal::is_name;
 use super::screen::{Name, Names, Screen, say};
-use super::session::{CellError, ErrorKind, Outcome, Session};
+use super::session::{Audience, CellError, ErrorKind, Outcome, Session};
 use super::stored;
 use super::watch::{Phase, Watch};
 use super::written::refuse_foreign;
@@ -222,9 +222,9 @@ impl<'a> Run<'a> {
         let screen = Arc::new(Screen::new(&self.shown, code.len()));
         let started = Instant::now();
         screen.starting();
-        let session = Session::start(Box::new({
+        let session = Session::start(Audience::looking({
             let screen = screen.clone();
-            move |stream, line| screen.line(stream, line)
+            move |live| screen.live(live)
         }));
         if check_interrupt().is_err() {
             return Ok(Status::Interrupted);
@@ -238,7 +238,7 @@ impl<'a> Run<'a> {
             let (outcome, verdict) = self.cell(*index, name, source, &mut session, &watch, &screen);
             let how = match self.stored.get(index) {
                 Some(_) => "output of the last run".to_owned(),
-                None => format!("{:.1} s", outcome.seconds),
+                None => format!("{:.1} s", outcome.times.seconds()),
             };
             screen.end(count, name, &how);
             self.document.set_outcome(*index, count as i32, &outcome)?;
@@ -294,7 +294,7 @@ impl<'a> Run<'a> {
     ) -> (Outcome, Verdict) {
         // It shows a value that is stored, and defines nothing that a later cell could need.
         if let Some(stored) = self.stored.get(&index)
-            && !stored.data.is_empty()
+            && stored.outputs.iter().any(|output| matches!(output, Output::Result(_)))
             && is_name(source)
         {
             return (stored.clone(), Verdict::Fine);

@@ -1,13 +1,15 @@
 //! rustc, as cargo sees it when it builds a cell.
 
-use super::{environment, is_program};
+use super::diagnostics::{Compilation, Diagnostic};
+use super::{cell_source, environment, is_program};
 use anyhow::{Context, Result};
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// evcxr's name for the crate of a cell.
@@ -74,11 +76,44 @@ fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {
             search.push(dependencies);
             command.arg("-L").arg(search);
         }
-    } else {
-        command.args(args);
+        return compile_cell(command, args, &invocation);
     }
-    let status = command.status().with_context(|| format!("cannot run {}", rustc.display()))?;
+    let status = command.args(args).status().with_context(|| format!("cannot run {}", rustc.display()))?;
     Ok(status.code().unwrap_or(1))
+}
+
+/// Compiles a cell from its changed source, and keeps what rustc said.
+fn compile_cell(mut command: Command, args: &[OsString], invocation: &Invocation) -> Result<i32> {
+    let path = args.iter().map(Path::new).find(|path| path.extension() == Some(OsStr::new("rs")));
+    let path = path.context("a cell without a source file")?;
+    let cannot = |what: &str| format!("cannot {what} {}", path.display());
+    let generated = fs::read_to_string(path).with_context(|| cannot("read"))?;
+    let links_library = args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"lacuna="));
+    let source = cell_source::changed(&generated, links_library);
+    if source != generated {
+        fs::write(path, &source).with_context(|| cannot("write"))?;
+    }
+    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let mut code = output.status.code().unwrap_or(1);
+    if code == 0
+        && links_library
+        && let Some(out) = &invocation.out_dir
+        && let Some(refusal) = cell_source::refusal(
+            &source,
+            &out.join(format!("{}{CELL}{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX)),
+        )
+    {
+        said.push_str(&serde_json::to_string(&refusal)?);
+        said.push('\n');
+        code = 1;
+    }
+    if let Some(file) = env::var_os(environment::COMPILATIONS) {
+        Compilation { source, diagnostics: Diagnostic::all(&said) }.keep(Path::new(&file))?;
+    }
+    std::io::stderr().write_all(said.as_bytes()).context("cannot write to standard error")?;
+    Ok(code)
 }
 
 /// `args` with the real library in the stub's place.

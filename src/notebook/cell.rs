@@ -42,6 +42,15 @@ impl<T: Debug> EvcxrDisplay for T {
     }
 }
 
+/// Shows a value where it is called, between what the cell prints: `display(&plot);` in a loop shows every plot. Takes whatever can
+/// be a cell's value.
+///
+/// # Panics
+/// When a table or a picture of it cannot be made, as where it is a cell's value.
+pub fn display<T: Debug>(value: &T) {
+    super::runtime::between(|| show_any(Unknown::of(value), value));
+}
+
 /// A reference to a value of a type that only its id tells. It is made by [`Unknown::of`] alone, so that both belong together.
 #[derive(Clone, Copy)]
 struct Unknown<'a> {
@@ -67,7 +76,7 @@ impl<'a> Unknown<'a> {
 }
 
 /// The id of a type that may borrow, lifetimes aside: values of such types are shown as well.
-fn id_of<T>() -> TypeId {
+pub(super) fn id_of<T>() -> TypeId {
     trait Id {
         fn id(&self) -> TypeId
         where

@@ -14,7 +14,7 @@ pub(crate) use html::is_ours as is_our_html;
 pub(crate) use text::without_ansi;
 
 use super::document::{Document, Kind};
-use super::output::Stream;
+use super::output::{Bundle, Output, Stream};
 use super::runner::SKIP;
 use super::session::Outcome;
 use anyhow::{Context, Result};
@@ -68,7 +68,8 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
                 report.source(&text, source.document.is_collapsed(index));
                 let mut cell = report.outcome(number, outcome).with_context(|| format!("cell {number}"))?;
                 let records = cell.data.as_mut().map(take_environments).unwrap_or_default();
-                environments.insert(number, model::CellEnvironment { seconds: milliseconds(outcome.seconds), records });
+                environments
+                    .insert(number, model::CellEnvironment { seconds: milliseconds(outcome.times.seconds()), records });
                 cells.push(cell);
             }
             (Kind::Code, None) if source.document.has_tag(index, SKIP) => {
@@ -170,9 +171,7 @@ impl Report<'_> {
     /// Adds one cell's outputs, and returns their JSON.
     fn outcome(&mut self, number: usize, outcome: &Outcome) -> Result<model::Cell> {
         let mut cell = model::Cell { cell: number, ..model::Cell::default() };
-        let stdout: String =
-            outcome.text.iter().filter(|(s, _)| *s == Stream::Stdout).map(|(_, t)| t.as_str()).collect();
-        let stdout = without_ansi(&stdout);
+        let stdout = without_ansi(&outcome.text(Stream::Stdout));
         self.fence("text", &stdout);
         cell.stdout = Some(stdout).filter(|text| !text.is_empty());
         if let Some(error) = &outcome.error {
@@ -180,7 +179,13 @@ impl Report<'_> {
             self.fence("text", &format!("{kind}: {message}"));
             cell.error = Some(model::Failure { kind, message });
         }
-        let get = |mime: &str| outcome.data.get(mime);
+        let empty = Bundle::new();
+        let bundle = outcome.outputs.iter().rev().find_map(|output| match output {
+            Output::Display(bundle) | Output::Result(bundle) => Some(bundle),
+            Output::Text(..) => None,
+        });
+        let bundle = bundle.unwrap_or(&empty);
+        let get = |mime: &str| bundle.get(mime);
         let plain = get(mime::PLAIN).map(|text| without_ansi(text));
         let has_plot = get(mime::SVG).is_some() || get(mime::PNG).is_some();
         match get(mime::MARKDOWN) {
