@@ -84,7 +84,16 @@ impl Decoder {
             self.value.push((mime, content));
             return true;
         }
-        if let Some(start) = find(&self.held, BEGIN) {
+        let begin = find(&self.held, BEGIN);
+        // A mark of progress is at the beginning of a line.
+        let mark = match self.held.first() {
+            Some(1) if !self.is_inside_line => Some(0),
+            _ => self.held.windows(2).position(|pair| pair == b"\n\x01").map(|at| at + 1),
+        };
+        if let Some(mark) = mark.filter(|mark| begin.is_none_or(|begin| *mark < begin)) {
+            return if mark > 0 { self.release(mark, pieces) } else { self.step_marked(pieces) };
+        }
+        if let Some(start) = begin {
             let Some(length) = self.held[start..].iter().position(|byte| *byte == b'\n') else {
                 return self.release(start, pieces);
             };
@@ -98,27 +107,23 @@ impl Decoder {
             }
             return true;
         }
-        if self.held.first() == Some(&1) && !self.is_inside_line {
-            let Some(length) = self.held.iter().position(|byte| *byte == b'\n') else { return false };
-            let line = String::from_utf8_lossy(&self.held[..length]).into_owned();
-            if Transcript::line(&line).is_some() {
-                self.end_value(pieces);
-                self.held.drain(..length + 1);
-                pieces.push(Piece::Progress(line));
-            } else {
-                self.release(length + 1, pieces);
-            }
-            return !self.held.is_empty();
-        }
-        // A mark of progress is at the beginning of a line.
-        let mark = self.held.windows(2).position(|pair| pair == b"\n\x01").map(|at| at + 1);
-        if let Some(mark) = mark {
-            return self.release(mark, pieces);
-        }
         let begun = (1..BEGIN.len()).rev().find(|length| self.held.ends_with(&BEGIN[..*length])).unwrap_or(0);
         let kept = begun.max(unfinished(&self.held));
         self.release(self.held.len() - kept, pieces);
         false
+    }
+
+    /// Takes the line out of what is held that begins as one of progress.
+    fn step_marked(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        let Some(length) = self.held.iter().position(|byte| *byte == b'\n') else { return false };
+        let line = String::from_utf8_lossy(&self.held[..length]).into_owned();
+        if Transcript::line(&line).is_none() {
+            return self.release(length + 1, pieces);
+        }
+        self.end_value(pieces);
+        self.held.drain(..length + 1);
+        pieces.push(Piece::Progress(line));
+        true
     }
 
     /// Tells the first `length` bytes of what is held as text; whether there were any.
