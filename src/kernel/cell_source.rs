@@ -4,7 +4,7 @@
 //! cannot imitate. And a panic of a value that is dropped when the cell is over unwinds into the process that runs cells, where
 //! evcxr's code would abort it.
 
-use super::diagnostics::{Diagnostic, Span};
+use super::diagnostics::{Code, Diagnostic, Span};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -20,8 +20,30 @@ const RUNTIME: &str = "::lacuna::notebook::runtime";
 const FUNCTION: &str = "pub extern \"C\" fn run_user_code_";
 const UNWINDING: &str = "pub extern \"C-unwind\" fn run_user_code_";
 
+/// Begins the module of variables that evcxr writes into each cell.
+const STORE: &str = "mod evcxr_internal_runtime {";
+
 /// evcxr's error of a cell, to which `?` converts.
 const ERROR: &str = "struct EvcxrUserCodeError {}";
+
+/// The first code of a session, after which evcxr knows that cells use `?`.
+pub(super) const FIRST: &str = "Ok::<(), String>(())?;";
+
+/// What rustc would say of [`FIRST`] without the error type that evcxr adds when it hears it. Nothing else is learnt from compiling
+/// that, so rustc need not be asked.
+pub(super) fn first_failure(source: &str) -> Option<Diagnostic> {
+    if source.contains(ERROR) {
+        return None;
+    }
+    let line = source.lines().position(|line| line.trim() == FIRST)? + 1;
+    Some(Diagnostic {
+        message: "the `?` operator can only be used in a function that returns `Result`".to_owned(),
+        code: Some(Code { code: "E0277".to_owned() }),
+        level: "error".to_owned(),
+        spans: vec![Span::primary(line, FIRST.len() - 1, FIRST.len())],
+        children: Vec::new(),
+    })
+}
 
 /// Whether the line begins the function of a cell.
 pub(super) fn is_function(line: &str) -> bool {
@@ -32,17 +54,26 @@ pub(super) fn is_function(line: &str) -> bool {
 pub(super) fn changed(source: &str, links_library: bool) -> String {
     let types = error_types(source);
     let mut changed = String::with_capacity(source.len() + 1024);
-    let (mut in_error, mut before) = (false, "");
+    let (mut in_error, mut in_store, mut before) = (false, false, "");
     for line in source.split_inclusive('\n') {
         let text = line.trim();
         in_error = (in_error || text == ERROR) && !is_function(line);
         let new = match text {
             _ if line.starts_with(FUNCTION) => Some(line.trim_end().replacen(FUNCTION, UNWINDING, 1)),
             _ if !links_library => None,
+            STORE => {
+                in_store = true;
+                Some(format!("use {RUNTIME}::store as evcxr_internal_runtime;"))
+            }
+            // The module ends where the function begins, whose first line is an attribute.
+            "#[unsafe(no_mangle)]" if in_store => {
+                in_store = false;
+                None
+            }
+            _ if in_store => Some(String::new()),
             "println!(\"EVCXR_PANIC_NOTIFICATION\");" if matches!(before, "Err(_) => {" | "}).is_err() {") => {
                 Some(format!("{RUNTIME}::panicked();"))
             }
-            "println!(\"{VARIABLE_CHANGED_TYPE}{name}\");" => Some(format!("{RUNTIME}::retyped(name);")),
             "fn from(error: T) -> Self {" if in_error => Some(format!("#[track_caller] {text}")),
             "eprintln!(\"{}\", error);" if in_error => Some(format!("{RUNTIME}::failed(&error, &[{types}]);")),
             // What `:efmt` chooses.
@@ -151,6 +182,10 @@ impl std::error::Error for Generic<u8> {}
                     EvcxrUserCodeError {}
                 }
             }
+mod evcxr_internal_runtime {
+pub struct VariableStore {
+}
+}
 #[unsafe(no_mangle)]
 pub extern "C" fn run_user_code_3(
 eprintln!("{}", error);
@@ -173,10 +208,22 @@ println!("EVCXR_PANIC_NOTIFICATION");
                 "#[track_caller] fn from(error: T) -> Self {",
                 &format!("::lacuna::notebook::runtime::failed(&error, &[{types}]);"),
                 "",
+                "use ::lacuna::notebook::runtime::store as evcxr_internal_runtime;",
+                "",
+                "",
+                "",
                 "pub extern \"C-unwind\" fn run_user_code_3(",
                 "::lacuna::notebook::runtime::panicked();",
             ]
         );
+    }
+
+    #[test]
+    fn evcxr_is_told_at_once_that_cells_use_question_marks() {
+        let source = format!("use a;\nfn f() {{\n{FIRST}\n}}");
+        let failure = first_failure(&source).unwrap();
+        assert_eq!((failure.code.unwrap().code.as_str(), failure.spans[0].line_start), ("E0277", 3));
+        assert!(first_failure(&format!("{ERROR}\n{source}")).is_none() && first_failure("f()?").is_none());
     }
 
     #[test]

@@ -70,7 +70,9 @@ fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {
     }
     let mut command = Command::new(rustc);
     if invocation.crate_name.as_deref() == Some(OsStr::new(CELL)) {
-        command.args(link_real_library(args, &library));
+        command.args(link_real_library(&without_incremental(args), &library));
+        // The last of several counts. One unit is compiled sooner than sixteen are that hold a few lines each.
+        command.args(["-C", "codegen-units=1"]);
         if let Some(dependencies) = env::var_os(environment::DEPENDENCIES) {
             let mut search = OsString::from("dependency=");
             search.push(dependencies);
@@ -88,6 +90,11 @@ fn compile_cell(mut command: Command, args: &[OsString], invocation: &Invocation
     let path = path.context("a cell without a source file")?;
     let cannot = |what: &str| format!("cannot {what} {}", path.display());
     let generated = fs::read_to_string(path).with_context(|| cannot("read"))?;
+    if let Some(failure) = cell_source::first_failure(&generated) {
+        let line = serde_json::to_string(&failure)? + "\n";
+        std::io::stderr().write_all(line.as_bytes()).context("cannot write to standard error")?;
+        return Ok(1);
+    }
     let links_library = args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"lacuna="));
     let source = cell_source::changed(&generated, links_library);
     if source != generated {
@@ -114,6 +121,21 @@ fn compile_cell(mut command: Command, args: &[OsString], invocation: &Invocation
     }
     std::io::stderr().write_all(said.as_bytes()).context("cannot write to standard error")?;
     Ok(code)
+}
+
+/// `args` without incremental compilation: a cell is compiled once, and what is kept for a next time takes longer to write than to
+/// make again.
+fn without_incremental(args: &[OsString]) -> Vec<OsString> {
+    let is_it = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"incremental=");
+    let mut kept: Vec<OsString> = Vec::with_capacity(args.len());
+    for arg in args {
+        if is_it(arg) && kept.last().is_some_and(|before| before == "-C") {
+            kept.pop();
+        } else {
+            kept.push(arg.clone());
+        }
+    }
+    kept
 }
 
 /// `args` with the real library in the stub's place.
@@ -204,6 +226,12 @@ mod tests {
         );
         let expected = "--crate-name ctx --extern lacuna=/build/liblacuna.so --extern rand=/slot/librand.rlib";
         assert_eq!(real, args(expected));
+    }
+
+    #[test]
+    fn a_cell_is_not_compiled_incrementally() {
+        let kept = without_incremental(&args("--crate-name ctx -C incremental=/slot/inc -C opt-level=0 incremental=x"));
+        assert_eq!(kept, args("--crate-name ctx -C opt-level=0 incremental=x"));
     }
 
     #[test]

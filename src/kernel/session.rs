@@ -1,6 +1,6 @@
 //! One evcxr session without Jupyter: cells in, outputs and errors out.
 
-use super::cell_source::GUARD;
+use super::cell_source::{FIRST, GUARD};
 use super::diagnostics::{self, Compilation, Places};
 use super::environment::{self, Slot};
 use super::events::{Event, How, Message, Panic};
@@ -19,9 +19,6 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for what has been written already and only has to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
-
-/// The first code of a session: a `?` costs each session one vain compilation, until evcxr knows that cells use it.
-const FIRST: &str = "Ok::<(), String>(())?;";
 
 /// What a cell did.
 #[derive(Clone, Debug, Default)]
@@ -361,6 +358,7 @@ impl Session {
         self.clear_compilations();
         self.shared.runs.store(false, Ordering::Relaxed);
         let before = self.variables();
+        let process = self.process().lock().map(|process| process.id()).ok();
         let (result, guard_line, offset) = match self.clear(source) {
             Ok(offset) => {
                 let rest: String = source.split_inclusive('\n').skip(offset).collect();
@@ -378,6 +376,9 @@ impl Session {
                     evcxr::Error::SubprocessTerminated(_) => ErrorKind::Died,
                     _ => ErrorKind::Compile,
                 };
+                if kind == ErrorKind::Died {
+                    process.into_iter().for_each(super::watch::end_started);
+                }
                 Some(CellError { kind, message: self.describe(error, source, guard_line, offset) })
             }
         };
@@ -481,13 +482,15 @@ impl Session {
         };
         let mut told = self.shared.lock();
         let (mut panics, failed) = (std::mem::take(&mut told.panics), told.failed.take());
+        let mut backtrace = None;
         let error = match how {
             How::Panicked => {
                 let panic = panics.pop();
+                backtrace = panic.as_ref().and_then(|panic| panic.backtrace.clone());
                 let message = match &panic {
                     Some(panic) => {
                         let place = self.shared.place(&panic.file, panic.line, &told.source);
-                        format!("{}\n{place}{}", panic.message, panic.backtrace.as_deref().unwrap_or_default())
+                        format!("{}\n{place}", panic.message)
                     }
                     None => "panicked".to_owned(),
                 };
@@ -501,9 +504,10 @@ impl Session {
             How::Finished => None,
         };
         // Those that the cell has caught.
-        let caught: Vec<String> = panics.iter().map(|panic| self.shared.panic_text(panic, &told.source)).collect();
+        let mut texts: Vec<String> = panics.iter().map(|panic| self.shared.panic_text(panic, &told.source)).collect();
         drop(told);
-        for text in caught {
+        texts.extend(backtrace);
+        for text in texts {
             self.shared.text(Stream::Stderr, &text, &self.audience);
         }
         error

@@ -104,7 +104,7 @@ pub fn panicked() {
 }
 
 /// The variable `name` has another type than its value.
-pub fn retyped(name: &str) {
+fn retyped(name: &str) {
     if let Some(host) = host() {
         host.retyped(name);
     }
@@ -157,14 +157,20 @@ fn tell(chain: Vec<String>) {
 }
 
 fn chain<T: Display>(error: &T, types: &[ErrorType]) -> Vec<String> {
-    let message = error.to_string();
-    let id = id_of::<T>();
-    let at = std::ptr::from_ref(error).cast::<()>();
+    // SAFETY: the id is that of the type of what the pointer comes from, which lives as long as this function.
+    unsafe { chain_of(&error, id_of::<T>(), std::ptr::from_ref(error).cast(), types) }
+}
+
+/// The chain of `error`, whose type has the id `id`, and which is at `at`. Not generic, so that it is compiled once, in the library.
+///
+/// # Safety
+/// What is at `at` has the type whose id is `id`.
+unsafe fn chain_of(error: &dyn Display, id: TypeId, at: *const (), types: &[ErrorType]) -> Vec<String> {
     let mut source = None;
     macro_rules! known {
         ($($type:ty => $as_error:expr),+ $(,)?) => { $(
             if id == TypeId::of::<$type>() {
-                // SAFETY: the ids are equal, and the value lives as long as this function.
+                // SAFETY: the ids are equal, which the caller answers for.
                 let error: &$type = unsafe { &*at.cast::<$type>() };
                 let as_error: fn(&$type) -> &dyn StdError = $as_error;
                 source = as_error(error).source();
@@ -181,10 +187,10 @@ fn chain<T: Display>(error: &T, types: &[ErrorType]) -> Vec<String> {
         Box<dyn StdError + Send + Sync> => |error| error.as_ref(),
     );
     if let Some(known) = types.iter().find(|known| known.id == id) {
-        // SAFETY: the ids are equal, and the value lives as long as this function.
+        // SAFETY: the ids are equal, which the caller answers for.
         source = unsafe { (known.as_error)(at) }.source();
     }
-    let mut chain = vec![message];
+    let mut chain = vec![error.to_string()];
     if source.is_none() {
         // anyhow's and eyre's way to write all causes.
         let all = format!("{error:#}");
@@ -201,6 +207,80 @@ fn chain<T: Display>(error: &T, types: &[ErrorType]) -> Vec<String> {
         source = cause.source();
     }
     chain
+}
+
+/// evcxr's store of the variables between cells, compiled once in the library: it stands in the place of the module that evcxr
+/// writes into each cell.
+pub mod store {
+    use std::any::Any;
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    /// Variables by name.
+    #[derive(Default)]
+    pub struct VariableStore(HashMap<String, Box<dyn Any>>);
+
+    impl VariableStore {
+        fn put(&mut self, name: &str, value: Box<dyn Any>) {
+            self.0.insert(name.to_owned(), value);
+        }
+
+        fn get(&self, name: &str) -> Option<&dyn Any> {
+            self.0.get(name).map(Box::as_ref)
+        }
+
+        fn take(&mut self, name: &str) -> Box<dyn Any> {
+            self.0.remove(name).unwrap_or_else(|| panic!("the variable `{name}` is gone"))
+        }
+
+        /// Stores a variable.
+        pub fn put_variable<T: 'static>(&mut self, name: &str, value: T) {
+            self.put(name, Box::new(value));
+        }
+
+        /// Whether the variable, if there is one, is a `T`; otherwise it is lost, which the host is told.
+        pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
+            let is_same = self.get(name).is_none_or(|value| value.is::<T>());
+            if !is_same {
+                super::lost(name);
+            }
+            is_same
+        }
+
+        /// Takes a variable out, as a `T`.
+        ///
+        /// # Panics
+        /// When there is none, or it is no `T`; evcxr asks before.
+        pub fn take_variable<T: 'static>(&mut self, name: &str) -> T {
+            match self.take(name).downcast() {
+                Ok(value) => *value,
+                Err(_) => panic!("the variable `{name}` has another type"),
+            }
+        }
+
+        /// A value that is made when it is first asked for.
+        ///
+        /// # Panics
+        /// When the value of this name has another type.
+        pub fn lazy_arc<T: 'static, F: FnOnce() -> T>(&mut self, name: &str, create: F) -> Arc<T> {
+            let value = self.0.entry(name.to_owned()).or_insert_with(|| Box::new(Arc::new(create())));
+            match value.downcast_ref::<Arc<T>>() {
+                Some(value) => value.clone(),
+                None => panic!("`{name}` has another type"),
+            }
+        }
+    }
+
+    /// A store that lives as long as the process.
+    pub fn create_variable_store() -> *mut VariableStore {
+        Box::into_raw(Box::default())
+    }
+}
+
+/// Says that a variable is lost because its type was defined anew.
+fn lost(name: &str) {
+    let _ = writeln!(std::io::stderr(), "the type of the variable {name} was defined anew, so its value is lost");
+    retyped(name);
 }
 
 #[cfg(test)]
