@@ -10,8 +10,10 @@
 //! - evcxr runs cells in a child process, which is this binary again ([`child`]); `liblacuna` is already loaded there,
 //!   so all cells share one copy of its statics. What they print and show it tells as [`events`].
 //! - [`session`] is evcxr with its outputs in order; [`runner`] feeds it a notebook, [`jupyter`] what clients send.
+//! - A session keeps the build that it began with ([`built`]), whatever cargo does meanwhile.
 //! - evcxr's working directory is a *slot* ([`environment`]), kept between sessions and locked while in use.
 
+mod built;
 mod cell_source;
 mod child;
 mod compare;

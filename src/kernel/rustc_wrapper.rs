@@ -65,7 +65,8 @@ fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {
     let is_stub = stubs.zip(package).is_some_and(|(stubs, package)| package.starts_with(stubs));
     let library = PathBuf::from(env::var_os(environment::LIBRARY).unwrap_or_default());
     if is_stub && let Some(out) = &invocation.out_dir {
-        invocation.pretend(out, &library)?;
+        let witness = PathBuf::from(env::var_os(environment::WITNESS).unwrap_or_default());
+        invocation.pretend(out, &witness)?;
         return Ok(0);
     }
     let mut command = Command::new(rustc);
@@ -182,9 +183,9 @@ impl Invocation {
         invocation
     }
 
-    /// Writes what cargo expects of a compilation: empty files, and a note that they depend on the real library, so
-    /// that a rebuilt one makes the stubs, and the cell behind them, dirty.
-    fn pretend(&self, out: &Path, library: &Path) -> Result<()> {
+    /// Writes what cargo expects of a compilation: empty files, and a note that they depend on the slot's witness, so that
+    /// another library makes the stubs, and the cell behind them, dirty.
+    fn pretend(&self, out: &Path, witness: &Path) -> Result<()> {
         let name = format!("{}{}", self.crate_name.as_deref().unwrap_or_default().display(), self.extra_filename);
         let mut outputs = Vec::new();
         for emit in &self.emit {
@@ -198,15 +199,15 @@ impl Invocation {
             }
         }
         // A space would end a path in this format, as in make's.
-        let library = library.to_string_lossy().replace(' ', "\\ ");
+        let witness = witness.to_string_lossy().replace(' ', "\\ ");
         let mut depends = String::new();
         for output in outputs {
             let path = out.join(output);
             fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
-            depends.push_str(&format!("{}: {library}\n\n", path.to_string_lossy().replace(' ', "\\ ")));
+            depends.push_str(&format!("{}: {witness}\n\n", path.to_string_lossy().replace(' ', "\\ ")));
         }
         let path = out.join(format!("{name}.d"));
-        fs::write(&path, format!("{depends}{library}:\n")).with_context(|| format!("cannot write {}", path.display()))
+        fs::write(&path, format!("{depends}{witness}:\n")).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -240,11 +241,11 @@ mod tests {
         let call = args(
             "--crate-name half --crate-type lib --emit=dep-info,metadata,link -C metadata=1 -C extra-filename=-1f",
         );
-        Invocation::parse(&call).pretend(out.path(), Path::new("/build/lib lacuna.so")).unwrap();
+        Invocation::parse(&call).pretend(out.path(), Path::new("/slot 0/library")).unwrap();
         for name in ["libhalf-1f.rlib", "libhalf-1f.rmeta"] {
             assert!(out.path().join(name).is_file(), "{name}");
         }
         let depends = fs::read_to_string(out.path().join("half-1f.d")).unwrap();
-        assert!(depends.ends_with("/build/lib\\ lacuna.so:\n"), "{depends}");
+        assert!(depends.ends_with("/slot\\ 0/library:\n"), "{depends}");
     }
 }

@@ -6,13 +6,13 @@ use super::environment::{self, Slot};
 use super::events::{Event, How, Message, Panic};
 use super::output::{self, Bundle, Output, Printed, Stream};
 use anyhow::{Context, Result, anyhow};
-use evcxr::{CommandContext, CompilationError, EvalCallbacks};
+use evcxr::{CommandContext, CompilationError, EvalCallbacks, EvalContext};
 use lacuna::notebook::mime;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -276,8 +276,9 @@ impl Session {
     /// Changes this process's environment, so call it before other threads read that.
     pub(crate) fn start(audience: Audience) -> Result<Self> {
         let slot = environment::enter()?;
-        let (context, outputs) =
-            CommandContext::new().map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
+        let started = EvalContext::with_subprocess_command(Command::new(&slot.build.executable));
+        let (context, outputs) = started.map_err(|error| anyhow!("{error}")).context("cannot start evcxr")?;
+        let context = CommandContext::with_eval_context(context);
         let shared = Arc::new(Shared {
             told: Mutex::default(),
             changed: Condvar::new(),

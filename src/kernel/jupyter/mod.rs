@@ -4,6 +4,8 @@
 //! main thread runs them, and everything else that needs the session: evcxr's child is bound to the thread that made it.
 
 mod complete;
+mod cursor;
+mod documentation;
 mod message;
 mod wire;
 
