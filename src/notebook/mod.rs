@@ -14,9 +14,11 @@ mod frames;
 mod lab;
 mod masks;
 mod models;
+mod nested;
 mod scores;
 
 pub use cell::EvcxrDisplay;
+pub(crate) use nested::set_aside;
 
 use crate::Result;
 use std::io::{self, Write};
