@@ -124,7 +124,9 @@ pub struct Mask {
     words: Vec<u64>,
 }
 
-crate::debug::one_line!(rich Mask, |mask| format!("Mask({} × {}, {} pruned)", mask.rows, mask.cols, crate::debug::percent(mask.sparsity())));
+crate::debug::one_line!(rich Mask, |mask| {
+    format!("Mask({} × {}, {} pruned)", mask.rows, mask.cols, crate::debug::percent(mask.sparsity()))
+});
 
 impl Mask {
     /// A mask that prunes nothing.

@@ -296,6 +296,11 @@ const CHARACTERS: usize = 4_000;
 /// Longer structures are spread over lines.
 const LINE: usize = 120;
 
+/// A value as `{:?}` writes it, up to [`CHARACTERS`].
+pub(super) fn line(value: &dyn Debug) -> String {
+    Limited::of(format_args!("{value:?}")).with_rest()
+}
+
 /// A value as `{:?}` writes it, over several lines where one is too long, up to [`CHARACTERS`].
 pub(super) fn text(value: &dyn Debug) -> String {
     let short = Limited::of(format_args!("{value:?}"));

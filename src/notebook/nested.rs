@@ -6,7 +6,7 @@
 //! collections that `cell` lists, whose members [`Held`] names.
 
 use super::card::{column, table};
-use super::cell::text;
+use super::cell::{line, text};
 use super::{Bundle, Rich};
 use crate::evaluate::Evaluation;
 use crate::mask::Mask;
@@ -41,6 +41,26 @@ thread_local! {
 const BEGIN: char = '\u{fdd0}';
 const END: char = '\u{fdd1}';
 
+/// While it lives, values are put aside; also a `Debug` that panics ends it.
+struct Collecting;
+
+impl Collecting {
+    fn begin() -> Collecting {
+        ASIDE.set(Some(Vec::new()));
+        Collecting
+    }
+
+    fn end(self) -> Option<Vec<Result<Bundle>>> {
+        ASIDE.take()
+    }
+}
+
+impl Drop for Collecting {
+    fn drop(&mut self) {
+        ASIDE.set(None);
+    }
+}
+
 /// Where a value prints itself that a cell shows within another: a mark to print in its place.
 pub(crate) fn set_aside(value: &dyn Rich) -> Option<String> {
     // While it makes its representations, what it prints in turn is text.
@@ -55,9 +75,9 @@ pub(crate) fn set_aside(value: &dyn Rich) -> Option<String> {
 
 /// Pieces of a value of which nothing is known.
 pub(super) fn pieces(value: &dyn Debug) -> Vec<Piece> {
-    ASIDE.set(Some(Vec::new()));
-    let printed = text(value);
-    let Some(aside) = ASIDE.take().filter(|aside| !aside.is_empty()) else { return vec![Piece::Text(printed)] };
+    let collecting = Collecting::begin();
+    let printed = line(value);
+    let Some(aside) = collecting.end().filter(|aside| !aside.is_empty()) else { return vec![Piece::Text(text(value))] };
     let mut pieces = Vec::new();
     let mut rest = printed.as_str();
     for (i, bundle) in aside.into_iter().enumerate() {
@@ -362,6 +382,9 @@ mod tests {
             masks: [Mask; 1],
             n: u32,
         }
+        let long = "x".repeat(200);
+        let shown = lines(&Own { what: &long, plot: plot("first"), masks: [Mask::none(2, 4)], n: 3 });
+        assert_eq!(shown.iter().filter(|line| line.starts_with('<')).count(), 2, "each once: {shown:?}");
         let own = Own { what: "run", plot: plot("first"), masks: [Mask::none(2, 4)], n: 3 };
         let mask = "<Mask of 2 × 4 weights: 0.0% pruned>";
         assert_eq!(lines(&own), ["Own { what: \"run\", plot:", first, "masks:", mask, "n: 3"]);
@@ -435,6 +458,13 @@ mod tests {
     fn a_plot_that_cannot_be_drawn_says_so_in_its_place() {
         let pieces = shown(&(tabled("a"), Plot::curves("empty")));
         assert!(matches!(&pieces[..], [Piece::Rich(Ok(_)), Piece::Rich(Err(_))]));
+        struct Panics;
+        impl Debug for Panics {
+            fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                panic!("as it is printed")
+            }
+        }
+        assert!(std::panic::catch_unwind(|| shown(&(tabled("a"), Panics))).is_err());
         // Nothing of it is left for the next value.
         assert_eq!(format!("{:?}", tabled("a")), "Table(1 rows × 1 columns: a)");
     }
