@@ -15,12 +15,14 @@ mod input;
 mod lab;
 mod masks;
 mod models;
+mod nested;
 #[doc(hidden)]
 pub mod runtime;
 mod scores;
 
 pub use cell::{EvcxrDisplay, display};
 pub use input::{input, password};
+pub(crate) use nested::set_aside;
 
 use crate::Result;
 use std::io::{self, Write};
