@@ -372,7 +372,6 @@ mod tests {
             "x + | y",
             ":de|p rand",
             "!l|s",
-            "",
             "|",
             "\"ta|ble",
             "b\"ta|ble\"",
