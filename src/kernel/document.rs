@@ -1,6 +1,6 @@
 //! A notebook file: read with its format checked, cells filled with outputs, written in one piece.
 
-use super::output::Stream;
+use super::output::{Bundle, Output as Given};
 use super::session::{CellError, Outcome};
 use anyhow::{Context, Result, bail};
 use lacuna::notebook::mime;
@@ -234,16 +234,16 @@ fn language(metadata: &v4::Metadata) -> Option<String> {
 
 fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
     let mut outputs = Vec::new();
-    for (stream, text) in &outcome.text {
-        let name = match stream {
-            Stream::Stdout => "stdout",
-            Stream::Stderr => "stderr",
-        };
-        outputs.push(json!({"output_type": "stream", "name": name, "text": text}));
-    }
-    if !outcome.data.is_empty() {
-        let data: Map<String, Value> = outcome.data.iter().map(|(mime, text)| content(mime, text)).collect();
-        outputs.push(json!({"output_type": "execute_result", "execution_count": count, "data": data, "metadata": {}}));
+    for output in &outcome.outputs {
+        outputs.push(match output {
+            Given::Text(stream, text) => json!({"output_type": "stream", "name": stream.name(), "text": text}),
+            Given::Display(bundle) => {
+                json!({"output_type": "display_data", "data": contents(bundle), "metadata": {}})
+            }
+            Given::Result(bundle) => json!({
+                "output_type": "execute_result", "execution_count": count, "data": contents(bundle), "metadata": {},
+            }),
+        });
     }
     if let Some(CellError { kind, message }) = &outcome.error {
         let traceback: Vec<&str> = message.lines().collect();
@@ -255,11 +255,16 @@ fn outputs(count: i32, outcome: &Outcome) -> Result<Vec<Output>> {
         .collect()
 }
 
+/// A value as a notebook holds it.
+pub(super) fn contents(bundle: &Bundle) -> Map<String, Value> {
+    bundle.iter().map(|(mime, text)| content(mime, text)).collect()
+}
+
 /// A representation as a notebook holds it: JSON types are structured, others are text.
 ///
 /// JupyterLab shows `application/json` before anything else, as a tree; so a value's data go by a type that it leaves
 /// alone, and the table beside them is what is seen.
-pub(super) fn content(mime: &str, text: &str) -> (String, Value) {
+fn content(mime: &str, text: &str) -> (String, Value) {
     let structured = mime == mime::JSON || mime.ends_with("+json");
     let name = if mime == mime::JSON { DATA } else { mime };
     let value = if structured { serde_json::from_str(text).ok() } else { None };

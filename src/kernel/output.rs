@@ -1,7 +1,8 @@
-//! What a cell prints, up to a bound: a report that holds fifty megabytes of text is read by nobody.
+//! What a cell gives, in order. Of what it prints only so much: a report that holds fifty megabytes of text is read by
+//! nobody.
 
 use lacuna::report::thousands;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes kept of the beginning of each stream of a cell.
 pub(super) const HEAD: usize = 96 << 10;
@@ -13,6 +14,40 @@ pub(super) const TAIL: usize = 32 << 10;
 pub(crate) enum Stream {
     Stdout,
     Stderr,
+}
+
+impl Stream {
+    /// Its name in notebooks and messages.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
+/// Representations of one value by MIME type; binary content is base64.
+pub(crate) type Bundle = BTreeMap<String, String>;
+
+/// One of the things that a cell gives while it runs and at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// What it printed, up to the next output.
+    Text(Stream, String),
+    /// A value that it showed: `display_data` in a notebook.
+    Display(Bundle),
+    /// The value of its last expression: `execute_result` in a notebook.
+    Result(Bundle),
+}
+
+impl Output {
+    /// The value, if it is one.
+    pub(crate) fn bundle(&self) -> Option<&Bundle> {
+        match self {
+            Output::Text(..) => None,
+            Output::Display(bundle) | Output::Result(bundle) => Some(bundle),
+        }
+    }
 }
 
 /// Text of a cell in the order in which it came, the middle of long streams left out.

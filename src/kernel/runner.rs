@@ -294,7 +294,7 @@ impl<'a> Run<'a> {
     ) -> (Outcome, Verdict) {
         // It shows a value that is stored, and defines nothing that a later cell could need.
         if let Some(stored) = self.stored.get(&index)
-            && !stored.data.is_empty()
+            && stored.has_value()
             && is_name(source)
         {
             return (stored.clone(), Verdict::Fine);

@@ -2,12 +2,11 @@
 
 use super::child::{BEGIN_OF_CELL, END_OF_CELL, MARK_ENDS, PANICKED};
 use super::environment::{self, Slot};
-use super::output::{self, Printed, Stream};
+use super::output::{self, Bundle, Output, Printed, Stream};
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError};
 use lacuna::notebook::mime;
 use lacuna::progress::Transcript;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,14 +21,28 @@ const GUARD: &str = "lacuna_cell_started";
 /// What a cell did.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// What it printed, in order within each stream; text ends with a newline.
-    pub(crate) text: Vec<(Stream, String)>,
-    /// The value of its last expression, by MIME type.
-    pub(crate) data: BTreeMap<String, String>,
+    /// What it printed and showed, in order within each stream.
+    pub(crate) outputs: Vec<Output>,
     /// Why it failed.
     pub(crate) error: Option<CellError>,
     /// Time it took, its compilation included.
     pub(crate) seconds: f64,
+}
+
+impl Outcome {
+    /// All that it printed to a stream.
+    pub(crate) fn text(&self, stream: Stream) -> String {
+        let parts = self.outputs.iter().filter_map(|output| match output {
+            Output::Text(of, text) if *of == stream => Some(text.as_str()),
+            _ => None,
+        });
+        parts.collect()
+    }
+
+    /// Whether it has given a value.
+    pub(crate) fn has_value(&self) -> bool {
+        self.outputs.iter().any(|output| output.bundle().is_some())
+    }
 }
 
 /// Why a cell failed.
@@ -203,7 +216,7 @@ impl Session {
         let (text, panicked) = self.wait_for_text(before, patience);
         let (data, error) = match result {
             Ok(outputs) => {
-                let mut data: BTreeMap<String, String> = outputs.content_by_mime_type.into_iter().collect();
+                let mut data: Bundle = outputs.content_by_mime_type.into_iter().collect();
                 // A last expression like `println!(..)` has nothing to show.
                 data.retain(|mime, text| mime != mime::PLAIN || text != "()");
                 if let Some(plain) = data.get_mut(mime::PLAIN) {
@@ -216,10 +229,12 @@ impl Session {
                     evcxr::Error::SubprocessTerminated(_) => ErrorKind::Died,
                     _ => ErrorKind::Compile,
                 };
-                (BTreeMap::new(), Some(CellError { kind, message: describe(&error, source, guard_line) }))
+                (Bundle::new(), Some(CellError { kind, message: describe(&error, source, guard_line) }))
             }
         };
-        Outcome { text, data, error, seconds: started.elapsed().as_secs_f64() }
+        let text = text.into_iter().map(|(stream, text)| Output::Text(stream, text));
+        let value = (!data.is_empty()).then_some(Output::Result(data));
+        Outcome { outputs: text.chain(value).collect(), error, seconds: started.elapsed().as_secs_f64() }
     }
 
     fn wait_for_text(&self, before: [usize; 2], patience: Duration) -> (Vec<(Stream, String)>, bool) {

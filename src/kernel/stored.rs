@@ -1,7 +1,7 @@
 //! What an earlier run stored: outputs of an executed notebook, as if its cells had just run.
 
 use super::document::{DATA, Document, Kind, read_json};
-use super::output::Stream;
+use super::output::{Bundle, Output, Stream};
 use super::session::{CellError, ErrorKind, Outcome};
 use anyhow::{Result, bail};
 use lacuna::notebook::mime;
@@ -54,25 +54,30 @@ fn outcome(cell: &Value) -> Outcome {
         match output["output_type"].as_str().unwrap_or_default() {
             "stream" => {
                 let stream = if output["name"] == "stderr" { Stream::Stderr } else { Stream::Stdout };
-                outcome.text.push((stream, text(&output["text"])));
+                outcome.outputs.push(Output::Text(stream, text(&output["text"])));
             }
             "error" => {
                 let named = |kind: &ErrorKind| output["ename"] == kind.name();
                 let kind = ErrorKind::ALL.into_iter().find(named).unwrap_or(ErrorKind::Error);
                 outcome.error = Some(CellError { kind, message: text(&output["evalue"]) });
             }
-            _ => {
-                for (name, content) in output["data"].as_object().into_iter().flatten() {
-                    let is_structured = name.ends_with("json");
-                    let content = if is_structured { content.to_string() } else { text(content) };
-                    // As the cell gave it, before it was stored.
-                    let name = if name == DATA { mime::JSON } else { name };
-                    outcome.data.insert(name.to_owned(), content);
-                }
-            }
+            "execute_result" => outcome.outputs.push(Output::Result(bundle(&output["data"]))),
+            _ => outcome.outputs.push(Output::Display(bundle(&output["data"]))),
         }
     }
     outcome
+}
+
+/// A value as the cell gave it, before it was stored.
+fn bundle(data: &Value) -> Bundle {
+    let mut bundle = Bundle::new();
+    for (name, content) in data.as_object().into_iter().flatten() {
+        let is_structured = name.ends_with("json");
+        let content = if is_structured { content.to_string() } else { text(content) };
+        let name = if name == DATA { mime::JSON } else { name };
+        bundle.insert(name.to_owned(), content);
+    }
+    bundle
 }
 
 /// Text of a notebook: one string, or a list of lines.

@@ -7,15 +7,15 @@ mod complete;
 mod message;
 mod wire;
 
-use super::document::content;
-use super::output::{HEAD, Stream};
+use super::document::contents;
+use super::output::{HEAD, Output, Stream};
 use super::processes;
 use super::session::{CellError, ErrorKind, Outcome, Session};
 use super::watch::{Phase, Watch, end};
 use anyhow::Result;
 use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Child;
@@ -276,16 +276,25 @@ impl Kernel {
             Err(error) => Err(CellError { kind: ErrorKind::Died, message: error.clone() }),
         };
         if let Ok(outcome) = &outcome {
-            self.rest(&outcome.text);
+            self.rest(outcome);
         }
         self.send_text();
         let error = match outcome {
             Ok(outcome) => {
-                if !outcome.data.is_empty() && !silent {
-                    let data: Map<String, Value> =
-                        outcome.data.iter().map(|(mime, text)| content(mime, text)).collect();
-                    let result = json!({"execution_count": *count, "data": data, "metadata": {}});
-                    self.publish("execute_result", &request.header, &result);
+                for output in outcome.outputs.iter().filter(|_| !silent) {
+                    match output {
+                        // It was sent while the cell ran.
+                        Output::Text(..) => {}
+                        Output::Display(bundle) => {
+                            let display = json!({"data": contents(bundle), "metadata": {}});
+                            self.publish("display_data", &request.header, &display);
+                        }
+                        Output::Result(bundle) => {
+                            let data = contents(bundle);
+                            let result = json!({"execution_count": *count, "data": data, "metadata": {}});
+                            self.publish("execute_result", &request.header, &result);
+                        }
+                    }
                 }
                 outcome.error
             }
@@ -368,10 +377,10 @@ impl Kernel {
     }
 
     /// What was kept back of a long text while it was printed: its end, and a word on what is left out.
-    fn rest(&self, printed: &[(Stream, String)]) {
+    fn rest(&self, outcome: &Outcome) {
         let mut text = lock(&self.text);
         for stream in [Stream::Stdout, Stream::Stderr] {
-            let all: String = printed.iter().filter(|(of, _)| *of == stream).map(|(_, part)| part.as_str()).collect();
+            let all = outcome.text(stream);
             if let Some(rest) = all.get(text.shown[stream as usize]..).filter(|rest| !rest.is_empty()) {
                 text.parts.push((stream, rest.to_owned()));
             }
@@ -386,11 +395,7 @@ impl Kernel {
     fn send(&self, text: &mut Text) {
         text.bytes = 0;
         for (stream, part) in std::mem::take(&mut text.parts) {
-            let name = match stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
-            };
-            self.publish("stream", &text.parent, &json!({"name": name, "text": part}));
+            self.publish("stream", &text.parent, &json!({"name": stream.name(), "text": part}));
         }
     }
 }

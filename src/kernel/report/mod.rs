@@ -14,7 +14,7 @@ pub(crate) use html::is_ours as is_our_html;
 pub(crate) use text::without_ansi;
 
 use super::document::{Document, Kind};
-use super::output::Stream;
+use super::output::{Bundle, Output, Stream};
 use super::runner::SKIP;
 use super::session::Outcome;
 use anyhow::{Context, Result};
@@ -67,7 +67,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
             (Kind::Code, Some(outcome)) => {
                 report.source(&text, source.document.is_collapsed(index));
                 let mut cell = report.outcome(number, outcome).with_context(|| format!("cell {number}"))?;
-                let records = cell.data.as_mut().map(take_environments).unwrap_or_default();
+                let records = cell.take_environments();
                 environments.insert(number, model::CellEnvironment { seconds: milliseconds(outcome.seconds), records });
                 cells.push(cell);
             }
@@ -167,20 +167,56 @@ impl Report<'_> {
         }
     }
 
-    /// Adds one cell's outputs, and returns their JSON.
+    /// Adds one cell's outputs in their order, and returns their JSON.
     fn outcome(&mut self, number: usize, outcome: &Outcome) -> Result<model::Cell> {
+        let (mut parts, mut text) = (Vec::new(), String::new());
+        for output in &outcome.outputs {
+            match output {
+                Output::Text(Stream::Stdout, part) => text.push_str(part),
+                // Standard error is not in the report, and does not part what is.
+                Output::Text(Stream::Stderr, _) => {}
+                Output::Display(bundle) | Output::Result(bundle) => {
+                    parts.extend(self.printed(&std::mem::take(&mut text)));
+                    parts.push(self.value(bundle)?);
+                }
+            }
+        }
+        parts.extend(self.printed(&text));
         let mut cell = model::Cell { cell: number, ..model::Cell::default() };
-        let stdout: String =
-            outcome.text.iter().filter(|(s, _)| *s == Stream::Stdout).map(|(_, t)| t.as_str()).collect();
-        let stdout = without_ansi(&stdout);
-        self.fence("text", &stdout);
+        let stdout: String = parts.iter().filter_map(|part| part.stdout.as_deref()).collect();
         cell.stdout = Some(stdout).filter(|text| !text.is_empty());
         if let Some(error) = &outcome.error {
             let (kind, message) = (error.kind.name().to_owned(), without_ansi(&error.message));
             self.fence("text", &format!("{kind}: {message}"));
             cell.error = Some(model::Failure { kind, message });
         }
-        let get = |mime: &str| outcome.data.get(mime);
+        cell.files = parts.iter().flat_map(|part| part.files.iter().cloned()).collect();
+        let mut values = parts.iter().filter(|part| part.stdout.is_none());
+        match (values.next(), values.next()) {
+            (Some(value), None) => (cell.data, cell.text) = (value.data.clone(), value.text.clone()),
+            (Some(_), Some(_)) => {
+                // The last one is the cell's value.
+                if let Some(value) = parts.iter().rfind(|part| part.stdout.is_none()) {
+                    (cell.data, cell.text) = (value.data.clone(), value.text.clone());
+                }
+                cell.outputs = parts;
+            }
+            (None, _) => {}
+        }
+        Ok(cell)
+    }
+
+    /// Adds what a cell printed between two values; nothing for an empty text.
+    fn printed(&mut self, text: &str) -> Option<model::Output> {
+        let text = without_ansi(text);
+        self.fence("text", &text);
+        (!text.is_empty()).then(|| model::Output { stdout: Some(text), ..model::Output::default() })
+    }
+
+    /// Adds a value.
+    fn value(&mut self, bundle: &Bundle) -> Result<model::Output> {
+        let mut value = model::Output::default();
+        let get = |mime: &str| bundle.get(mime);
         let plain = get(mime::PLAIN).map(|text| without_ansi(text));
         let has_plot = get(mime::SVG).is_some() || get(mime::PNG).is_some();
         match get(mime::MARKDOWN) {
@@ -189,7 +225,7 @@ impl Report<'_> {
             None => self.fence("text", plain.as_deref().unwrap_or_default()),
         }
         if has_plot {
-            cell.files.extend(self.plot(plain.as_deref(), get(mime::SVG), get(mime::PNG))?);
+            value.files.extend(self.plot(plain.as_deref(), get(mime::SVG), get(mime::PNG))?);
         }
         if let Some(csv) = get(mime::CSV) {
             self.tables += 1;
@@ -199,13 +235,13 @@ impl Report<'_> {
             };
             let csv = format!("{}\n", csv.trim_end_matches('\n'));
             self.files.insert(name.clone(), csv.into_bytes());
-            cell.files.push(name);
+            value.files.push(name);
         }
         match get(mime::JSON) {
-            Some(text) => cell.data = Some(serde_json::from_str(text).context("application/json is not JSON")?),
-            None => cell.text = plain,
+            Some(text) => value.data = Some(serde_json::from_str(text).context("application/json is not JSON")?),
+            None => value.text = plain,
         }
-        Ok(cell)
+        Ok(value)
     }
 
     /// Saves a plot in the forms that there are, shows the best of them, and returns their names, that one first.
