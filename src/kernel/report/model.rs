@@ -25,6 +25,10 @@ pub(super) struct Report {
     pub(super) parameters: Map<String, Value>,
     /// Code cells, from the top.
     pub(super) cells: Vec<Cell>,
+    /// Files of pictures that were pasted into texts, as relative paths; absent when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub(super) attachments: Vec<String>,
     /// Whatever may differ between two runs with the same results. Comparisons leave it out.
     pub(super) environment: Environment,
 }
@@ -55,6 +59,11 @@ pub(super) struct Cell {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub(super) files: Vec<String>,
+    /// Forms of its value that have no other place, by MIME type: HTML that has no better form, and what reports do not
+    /// draw. JSON types are structured, others are text; absent when there are none.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schemars(default)]
+    pub(super) other: Map<String, Value>,
     /// Of a cell that showed several values: these and what it printed between them, in order; absent otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
@@ -77,6 +86,10 @@ pub(super) struct Output {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub(super) files: Vec<String>,
+    /// Forms of the value that have no other place, by MIME type.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schemars(default)]
+    pub(super) other: Map<String, Value>,
 }
 
 impl Cell {
