@@ -16,6 +16,16 @@ pub(crate) enum Stream {
     Stderr,
 }
 
+impl Stream {
+    /// Its name in notebooks and messages.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
 /// A value's representations by MIME type; binary content is base64.
 pub(crate) type Bundle = BTreeMap<String, String>;
 
@@ -27,6 +37,16 @@ pub(crate) enum Output {
     Display(Bundle),
     /// The value of the cell's last expression.
     Result(Bundle),
+}
+
+impl Output {
+    /// The value, if it is one.
+    pub(crate) fn bundle(&self) -> Option<&Bundle> {
+        match self {
+            Output::Text(..) => None,
+            Output::Display(bundle) | Output::Result(bundle) => Some(bundle),
+        }
+    }
 }
 
 /// All text of a stream.
@@ -81,10 +101,7 @@ impl Printed {
 
     /// The value at a place.
     pub(super) fn shown(&self, place: usize) -> Option<&Bundle> {
-        match self.outputs.get(place)? {
-            Output::Display(bundle) | Output::Result(bundle) => Some(bundle),
-            Output::Text(..) => None,
-        }
+        self.outputs.get(place)?.bundle()
     }
 
     /// Everything; what was left out is said in its place.

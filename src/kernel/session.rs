@@ -53,6 +53,11 @@ impl Outcome {
     pub(crate) fn text(&self, stream: Stream) -> String {
         output::text(&self.outputs, stream)
     }
+
+    /// Whether it has given a value.
+    pub(crate) fn has_value(&self) -> bool {
+        self.outputs.iter().any(|output| output.bundle().is_some())
+    }
 }
 
 /// Why a cell failed.

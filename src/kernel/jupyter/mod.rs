@@ -9,7 +9,7 @@ mod documentation;
 mod message;
 mod wire;
 
-use super::document::content;
+use super::document::contents;
 use super::output::{Bundle, Output, Stream};
 use super::processes;
 use super::session::{Audience, CellError, ErrorKind, Live, Outcome, Session};
@@ -309,7 +309,7 @@ impl Kernel {
                     if let Output::Result(bundle) = output
                         && !(silent || outcome.is_value_seen)
                     {
-                        let result = json!({"execution_count": *count, "data": data(bundle), "metadata": {}});
+                        let result = json!({"execution_count": *count, "data": contents(bundle), "metadata": {}});
                         self.publish("execute_result", &request.header, &result);
                     }
                 }
@@ -406,7 +406,7 @@ impl Kernel {
             }
             Live::Display(bundle) => {
                 self.send(&mut text);
-                let content = json!({"data": data(bundle), "metadata": {}, "transient": {}});
+                let content = json!({"data": contents(bundle), "metadata": {}, "transient": {}});
                 self.publish("display_data", &text.parent, &content);
             }
             Live::Text(stream, part) => {
@@ -442,18 +442,9 @@ impl Kernel {
     fn send(&self, text: &mut Text) {
         text.bytes = 0;
         for (stream, part) in std::mem::take(&mut text.parts) {
-            let name = match stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
-            };
-            self.publish("stream", &text.parent, &json!({"name": name, "text": part}));
+            self.publish("stream", &text.parent, &json!({"name": stream.name(), "text": part}));
         }
     }
-}
-
-/// A value as messages hold it.
-fn data(bundle: &Bundle) -> Map<String, Value> {
-    bundle.iter().map(|(mime, text)| content(mime, text)).collect()
 }
 
 /// What clients need to know of the language, to colour cells and to save notebooks.
