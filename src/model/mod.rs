@@ -50,7 +50,7 @@ use std::sync::Arc;
 use stream::{CHECKPOINT, Kept};
 
 /// A language model: its configuration and where its weights are.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Model {
     name: String,
     config: Arc<ModelConfig>,
@@ -66,6 +66,11 @@ pub struct Model {
     /// What a person should know of how the checkpoint was read.
     notes: Arc<[String]>,
 }
+
+crate::debug::one_line!(rich Model, |model| {
+    let changed = if model.changed { ", changed" } else { "" };
+    format!("Model({}: {:?}, {} blocks, {}{changed})", model.name, model.config.family, model.config.blocks, model.dtype.as_str())
+});
 
 #[derive(Clone, Debug)]
 enum Source {
