@@ -213,3 +213,23 @@ pub fn environment() -> BTreeMap<String, serde_json::Value> {
         ("threads".to_owned(), rayon::current_num_threads().into()),
     ])
 }
+
+/// Ascending numbers as ranges with both ends, as records write them: `0,3-5`.
+///
+/// ```
+/// assert_eq!(lacuna::record::ranges(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
+/// assert_eq!(lacuna::record::ranges(&[]), "");
+/// ```
+pub fn ranges(ascending: &[usize]) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for &number in ascending {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let range = |&(first, last): &(usize, usize)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    ranges.iter().map(range).collect::<Vec<_>>().join(",")
+}

@@ -48,6 +48,7 @@ pub use rewrite::{
     Copied, MANIFEST, MANIFEST_SCHEMA, Manifest, ManifestFile, ManifestTensor, OtherFile, OutputFile, OutputTensor,
     Rewrite, Seconds, Segment, SideFiles,
 };
+pub(crate) use source::same_bytes;
 pub use source::{Source, open_source};
 pub(crate) use sparse::pack_two_of_four_16;
 pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompress};

@@ -2,7 +2,6 @@
 //! that another name stands for.
 
 use super::{Checkpoint, TensorInfo};
-use crate::progress::check_interrupt;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -100,32 +99,6 @@ impl Checkpoint {
             let whole = if self.1.of.contains_key(&info.name) { None } else { Some(info) };
             whole.into_iter().chain(self.parts_of(&info.name))
         })
-    }
-
-    /// Whether two tensors have one type, one shape and the same bytes, which are read as far as they agree.
-    ///
-    /// # Errors
-    /// Those of [`Checkpoint::get`] and of reading.
-    pub(crate) fn same_bytes(&self, one: &str, other: &str) -> Result<bool> {
-        const PIECE: u64 = 1 << 20;
-        let (one, other) = (self.get(one)?, self.get(other)?);
-        if (one.dtype, &one.shape) != (other.dtype, &other.shape) {
-            return Ok(false);
-        }
-        let (mut ones, mut others, mut at) = (Vec::new(), Vec::new(), 0);
-        while at < one.bytes() {
-            check_interrupt()?;
-            let length = PIECE.min(one.bytes() - at) as usize;
-            ones.resize(length, 0);
-            others.resize(length, 0);
-            self.read_at(one, at, &mut ones)?;
-            self.read_at(other, at, &mut others)?;
-            if ones != others {
-                return Ok(false);
-            }
-            at += PIECE;
-        }
-        Ok(true)
     }
 
     /// The stored tensor that `name` is a part of, if it is one.

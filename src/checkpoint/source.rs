@@ -91,6 +91,36 @@ pub fn open_source(spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
     }
 }
 
+/// Whether two tensors of `source` have one type, one shape and the same bytes, which are read as far as they agree.
+///
+/// # Errors
+/// Those of [`Source::stream`].
+pub(crate) fn same_bytes(source: &dyn Source, one: &TensorInfo, other: &TensorInfo) -> Result<bool> {
+    // As much of both as is held at a time.
+    const PIECE: u64 = 1 << 20;
+    if (one.dtype, &one.shape) != (other.dtype, &other.shape) {
+        return Ok(false);
+    }
+    let read = |info: &TensorInfo, from: u64, into: &mut Vec<u8>| {
+        into.clear();
+        let start = info.range.start + from;
+        source.stream(info.shard, start..(start + PIECE).min(info.range.end), &mut |bytes| {
+            into.extend_from_slice(bytes);
+            Ok(())
+        })
+    };
+    let (mut ones, mut others, mut at) = (Vec::new(), Vec::new(), 0);
+    while at < one.bytes() {
+        read(one, at, &mut ones)?;
+        read(other, at, &mut others)?;
+        if ones != others {
+            return Ok(false);
+        }
+        at += PIECE;
+    }
+    Ok(true)
+}
+
 impl Source for Checkpoint {
     fn origin(&self) -> String {
         self.dir().display().to_string()

@@ -5,8 +5,11 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
-use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts};
+use lacuna::experts::{
+    self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts, SuperExpertsKept,
+};
 use lacuna::progress::Progress;
+use lacuna::record::ranges;
 #[cfg(feature = "report")]
 use lacuna::report::Table;
 use serde_json::{Map, Value, json};
@@ -111,6 +114,7 @@ impl Choice {
             _ => bail!("how many experts stay? give --keep FRACTION, --count N or --keep-list FILE"),
         };
         let mut by = Map::new();
+        let mut found = None;
         let mut name = |choice: &str| by.insert("choice".to_owned(), choice.into());
         let ranking = match self.by.unwrap_or(By::First) {
             By::First => {
@@ -143,10 +147,17 @@ impl Choice {
                     by.insert("calibration".to_owned(), serde_json::to_value(text)?);
                     by.insert("super_experts_protected".to_owned(), protect.into());
                 }
+                if scores.metrics.contains_key(&Metric::MaxActivation) {
+                    found = Some(scores.super_experts()?);
+                }
                 Ranking::by_score(layout, &scores, metric, supers)?
             }
         };
-        Ok(Selection { keep: ranking.keep(layout, count)?, by })
+        let selection = Selection { keep: ranking.keep(layout, count)?, by };
+        Ok(match found {
+            Some(found) => selection.with_super_experts(&found),
+            None => selection,
+        })
     }
 }
 
@@ -299,8 +310,7 @@ fn score(args: &Score) -> anyhow::Result<()> {
     eprintln!("note: this build has no tables (feature `report`); --json prints every score");
     let supers = scores.super_experts()?;
     if !supers.is_empty() {
-        let list: Vec<String> = supers.iter().map(|(layer, expert)| format!("{layer}/{expert}")).collect();
-        println!("super-experts (layer/expert): {}", list.join(", "));
+        println!("super-experts (layer/expert): {}", pairs(&supers));
     }
     println!("{} layers of {} experts -> {}", scores.layers.len(), scores.experts, args.out.display());
     Ok(())
@@ -316,7 +326,39 @@ fn plan(args: &Plan) -> anyhow::Result<()> {
         return show(&probe, args.json, Probe::to_markdown);
     }
     let plan = experts::plan(source, &layout, &selection.keep, args.max_shard_size, &args.out)?;
-    show(&plan, args.json, experts::Plan::to_markdown)
+    if args.json {
+        let mut json = serde_json::to_value(&plan)?;
+        json["by"] = selection.by.into();
+        return print_json(&json);
+    }
+    print!("{}", plan.to_markdown());
+    // A plan for just any experts says what it takes, not which ones.
+    if args.choice.decided().is_ok() {
+        println!("\nThe experts that would stay:\n");
+        let of = |(layer, kept): (usize, &[usize])| [layer.to_string(), ranges(kept)];
+        super::print_table(["layer", "experts"], &[1], selection.keep.layers().map(of));
+    }
+    if let Some(supers) = selection.super_experts() {
+        println!("\n{}", super_experts(&supers, ["would stay", "would go"]));
+    }
+    Ok(())
+}
+
+/// What becomes of super-experts, in words.
+fn super_experts(supers: &SuperExpertsKept, [stay, go]: [&str; 2]) -> String {
+    let SuperExpertsKept { kept, dropped } = supers;
+    if kept.is_empty() && dropped.is_empty() {
+        return "super-experts (layer/expert): none".into();
+    }
+    let of = |list: &[(usize, usize)], verb: &str| match pairs(list) {
+        list if list.is_empty() => format!("none {verb}"),
+        list => format!("{list} {verb}"),
+    };
+    format!("super-experts (layer/expert): {}; {}", of(kept, stay), of(dropped, go))
+}
+
+fn pairs(list: &[(usize, usize)]) -> String {
+    list.iter().map(|(layer, expert)| format!("{layer}/{expert}")).collect::<Vec<_>>().join(", ")
 }
 
 fn show<T: serde::Serialize>(value: &T, json: bool, markdown: impl Fn(&T) -> String) -> anyhow::Result<()> {
@@ -335,7 +377,7 @@ fn slice(args: &Slice) -> anyhow::Result<()> {
         selection.keep = selection.keep.only(layers)?;
     }
     let copied = resumable(experts::slice(&*source, &layout, &selection, &args.out, Progress::Stderr))?;
-    report(&copied, args.json)
+    report(&copied, &selection, args.json)
 }
 
 fn build(args: &Build) -> anyhow::Result<()> {
@@ -343,7 +385,7 @@ fn build(args: &Build) -> anyhow::Result<()> {
     let (source, layout) = open(&args.model)?;
     let selection = args.choice.select(&*source, &layout)?;
     let copied = experts::build(&*source, &layout, &selection, args.max_shard_size, &args.out, Progress::Stderr);
-    report(&resumable(copied)?, args.json)
+    report(&resumable(copied)?, &selection, args.json)
 }
 
 /// An interrupt leaves what was copied.
@@ -355,17 +397,21 @@ fn resumable<T>(result: lacuna::Result<T>) -> anyhow::Result<T> {
     }
 }
 
-fn report(copied: &lacuna::checkpoint::Copied, json: bool) -> anyhow::Result<()> {
+fn report(copied: &lacuna::checkpoint::Copied, selection: &Selection, json: bool) -> anyhow::Result<()> {
     let files: Vec<Value> =
         copied.manifest.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect();
     if json {
         return print_json(&json!({
             "files": files, "written_bytes": copied.written,
             "shared_bytes": copied.shared, "resumed_bytes": copied.resumed, "seconds": copied.seconds,
+            "super_experts": selection.super_experts(),
         }));
     }
     let bytes: u64 = copied.manifest.files.iter().map(|file| file.bytes).sum();
     println!("{} files, {}", files.len(), super::size(bytes));
+    if let Some(supers) = selection.super_experts() {
+        println!("{}", super_experts(&supers, ["stay", "go"]));
+    }
     if copied.resumed > 0 {
         println!("{} of that were there already", super::size(copied.resumed));
     }

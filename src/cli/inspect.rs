@@ -5,7 +5,7 @@ use super::{print_table, size};
 use anyhow::Result;
 use lacuna::checkpoint::{HeadersOnly, Source, SparseSummary, TensorInfo, TensorKind, open_source};
 use lacuna::experts::{LayerShards, Locality, PartSize, Parts};
-use lacuna::model::MoeFamily;
+use lacuna::model::{MoeFamily, head_differs};
 use lacuna::progress::Progress;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Describes a model: family, sizes, types, its parts, which shards hold which mixture of experts, and its tensors by
-/// kind. Reads headers only.
+/// kind. Reads headers only, and of a directory that has an output head beside a tied embedding, both of these.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Directory of a checkpoint or of saved headers, or `owner/name[@revision]` on a hub
@@ -39,7 +39,11 @@ struct Inspection {
     heads: Option<u64>,
     kv_heads: Option<u64>,
     vocab_size: Option<u64>,
-    tied_embeddings: bool,
+    /// Whether the output head is the embedding. Unknown where only headers are at hand, `config.json` says so, and a head is
+    /// stored all the same: it counts if it differs.
+    tied_embeddings: Option<bool>,
+    #[serde(skip)]
+    tied_by_config: bool,
     experts: Option<u64>,
     experts_per_token: Option<u64>,
     shards: usize,
@@ -55,7 +59,7 @@ struct Inspection {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let source = open_source(&args.model, Progress::Stderr)?;
-    let inspection = inspect(source.as_ref(), &source.config_json()?);
+    let inspection = inspect(source.as_ref(), &source.config_json()?)?;
     if let Some(dir) = &args.save_headers {
         HeadersOnly::save(source.as_ref(), dir)?;
     }
@@ -67,7 +71,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
+/// Whether the output head is the embedding, by `config.json` and by what is stored.
+fn tied(source: &dyn Source, config: &Map<String, Value>) -> Result<Option<bool>> {
+    let stored = source.index().iter().any(|tensor| tensor.name == "lm_head.weight");
+    Ok(match config.get("tie_word_embeddings").and_then(Value::as_bool) {
+        // Over a network, two matrices are more than a look is worth.
+        Some(true) if stored && !(source.has_weights() && source.worth_skipping() == 0) => None,
+        Some(true) => Some(head_differs(source)? != Some(true)),
+        said => Some(said.unwrap_or(!stored)),
+    })
+}
+
+fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Result<Inspection> {
     let model_type = config.get("model_type").and_then(Value::as_str);
     let (index, files, family) = (source.index(), source.files(), model_type.and_then(MoeFamily::find));
     let number = |names: &[&str]| names.iter().find_map(|name| config.get(*name)?.as_u64());
@@ -80,7 +95,7 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
     let layers = number(&["num_hidden_layers"]);
     let blocks = layers.and_then(|layers| usize::try_from(layers).ok());
     let heads = number(&["num_attention_heads"]);
-    Inspection {
+    Ok(Inspection {
         family: model_type.map(str::to_owned),
         parameters: index.iter().map(TensorInfo::elements).sum(),
         bytes: index.iter().map(TensorInfo::bytes).sum(),
@@ -90,10 +105,8 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
         heads,
         kv_heads: number(&["num_key_value_heads"]).or(heads),
         vocab_size: number(&["vocab_size"]),
-        tied_embeddings: config
-            .get("tie_word_embeddings")
-            .and_then(Value::as_bool)
-            .unwrap_or_else(|| !index.iter().any(|tensor| tensor.name == "lm_head.weight")),
+        tied_embeddings: tied(source, config)?,
+        tied_by_config: config.get("tie_word_embeddings").and_then(Value::as_bool) == Some(true),
         // Of a family that is not known, what is usual.
         experts: family.map_or_else(
             || number(&["num_local_experts", "num_experts", "n_routed_experts"]),
@@ -105,7 +118,7 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Inspection {
         parts: Parts::of(index, family),
         locality: family.zip(blocks).map(|(family, blocks)| Locality::of(index, &files, family, blocks)),
         tensors: TensorKind::of(source, stored.is_some()),
-    }
+    })
 }
 
 fn print(inspection: &Inspection) {
@@ -119,7 +132,15 @@ fn print(inspection: &Inspection) {
     println!("hidden size      {}", known(inspection.hidden_size));
     println!("heads            {}, {} of keys and values", known(inspection.heads), known(inspection.kv_heads));
     println!("vocabulary       {}", known(inspection.vocab_size));
-    println!("tied embeddings  {}", if inspection.tied_embeddings { "yes" } else { "no" });
+    let tied = match inspection.tied_embeddings {
+        Some(true) => "yes",
+        Some(false) if inspection.tied_by_config => {
+            "no: config.json says so, but lm_head.weight differs from the embedding, and it is used"
+        }
+        Some(false) => "no",
+        None => "if lm_head.weight, which is stored too, does not differ from the embedding; headers do not tell",
+    };
+    println!("tied embeddings  {tied}");
     if let Some(experts) = inspection.experts {
         println!("experts          {experts} a layer, {} for each token", known(inspection.experts_per_token));
         if let Some(locality) = &inspection.locality {

@@ -47,6 +47,7 @@ pub(crate) struct Args {
         "method", "sparsity", "pattern", "per", "propagate", "calib", "windows", "seqlen", "seed", "dtype", "device",
         "device_memory",
         "allocation", "rules", "rules_file", "refine", "reference_ties", "structure", "zero", "group_norm",
+        "at_least_one",
     ])]
     masks: Option<PathBuf>,
     #[command(flatten)]

@@ -21,6 +21,9 @@ pub(super) struct Structure {
     /// How the scores of a unit's weights join: sum or l2 [default: l2]
     #[arg(long, value_name = "NORM", requires = "structure")]
     group_norm: Option<GroupNorm>,
+    /// Where the sparsity rounds down to no unit of a module, take one all the same
+    #[arg(long, requires = "structure")]
+    at_least_one: bool,
 }
 
 impl Structure {
@@ -29,7 +32,8 @@ impl Structure {
         let Some(unit) = self.structure else { return Ok(None) };
         let base = StructuredConfig::new(unit, method, sparsity);
         let form = if self.zero { Form::Zero } else { Form::Remove };
-        let config = StructuredConfig { form, norm: self.group_norm.unwrap_or(base.norm), seed, ..base };
+        let (norm, at_least_one) = (self.group_norm.unwrap_or(base.norm), self.at_least_one);
+        let config = StructuredConfig { form, norm, seed, at_least_one, ..base };
         config.validate()?;
         Ok(Some(config))
     }

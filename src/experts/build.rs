@@ -7,7 +7,8 @@ use crate::checkpoint::{
 };
 use crate::progress::Progress;
 use crate::{Error, Result};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -22,7 +23,34 @@ pub struct Selection {
 
 crate::debug::one_line!(rich Selection, |selection| format!("Selection({:?})", selection.keep));
 
+/// What becomes of super-experts, as pairs of layer and expert.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuperExpertsKept {
+    /// Those that stay.
+    pub kept: Vec<(usize, usize)>,
+    /// Those that go.
+    pub dropped: Vec<(usize, usize)>,
+}
+
+/// The entry of [`Selection::by`] that tells what becomes of super-experts.
+const SUPER_EXPERTS: &str = "super_experts";
+
 impl Selection {
+    /// The same, which says what becomes of super-experts, the pairs of layer and expert in `found`
+    /// ([`ExpertScores::super_experts`](super::ExpertScores::super_experts)).
+    #[must_use]
+    pub fn with_super_experts(mut self, found: &[(usize, usize)]) -> Self {
+        let stays = |&(layer, expert): &(usize, usize)| self.keep.get(layer).is_some_and(|kept| kept.contains(&expert));
+        let (kept, dropped): (Vec<_>, Vec<_>) = found.iter().copied().partition(stays);
+        self.by.insert(SUPER_EXPERTS.to_owned(), json!({ "kept": kept, "dropped": dropped }));
+        self
+    }
+
+    /// What becomes of super-experts; `None` where it is not known which experts they are.
+    pub fn super_experts(&self) -> Option<SuperExpertsKept> {
+        serde_json::from_value(self.by.get(SUPER_EXPERTS)?.clone()).ok()
+    }
+
     /// What the manifest says of it.
     pub(super) fn about(&self, what: &str) -> Result<Map<String, Value>> {
         let keep = serde_json::to_value(&self.keep).map_err(|error| Error::file("manifest.json", error))?;

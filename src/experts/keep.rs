@@ -159,7 +159,8 @@ impl Keep {
             return Err(Error::argument("keep", format!("layer {layer}"), problem));
         }
         if kept < layout.top_k {
-            let problem = format!("each token needs {} (`{}`)", layout.top_k, layout.family.top_k_keys[0]);
+            let problem =
+                format!("each token needs {} (`{}`); keep at least that", layout.top_k, layout.family.top_k_keys[0]);
             return Err(Error::argument("keep", format!("{kept} experts"), problem));
         }
         if let Some(groups) = layout.groups {
@@ -172,11 +173,12 @@ impl Keep {
                     return Err(Error::argument("keep", format!("layer {layer}"), problem));
                 }
             }
-            let reached = groups.reachable * kept / groups.groups;
-            let best = layout.family.group_best;
-            if reached < layout.top_k || kept / groups.groups < best {
+            if !layout.routable(kept) {
+                let (reached, best) = (groups.reachable * kept / groups.groups, layout.family.group_best);
+                let least = (kept..=layout.experts).find(|&count| layout.routable(count)).unwrap_or(layout.experts);
                 let problem = format!(
-                    "a token reaches {} of {} groups, so {reached} experts, and needs {}; a group needs {best} to be judged by",
+                    "a token reaches {} of {} groups, so {reached} experts, and needs {}; a group needs {best} to be judged \
+                     by; keep at least {least}",
                     groups.reachable, groups.groups, layout.top_k
                 );
                 return Err(Error::argument("keep", format!("{kept} experts"), problem));

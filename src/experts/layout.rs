@@ -33,7 +33,7 @@ pub fn place(family: &MoeFamily, blocks: usize, name: &str) -> Option<(usize, Ro
     };
     let (block, rest) = rest.split_once('.')?;
     let block = first.checked_add(canonical(block)?)?;
-    let rest = rest.strip_prefix(family.module)?.strip_prefix('.')?;
+    let rest = family.modules().into_iter().find_map(|module| rest.strip_prefix(module)?.strip_prefix('.'))?;
     let (part, rest) = rest.split_once('.')?;
     let role = match part {
         "experts" => match rest.split('.').next().and_then(canonical) {
@@ -157,7 +157,7 @@ impl Layout {
         let mut seen = BTreeSet::new();
         for info in source.index() {
             if let Some((block, rest)) = info.name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
-                && [family.module, "mlp"].iter().any(|module| rest.split('.').next() == Some(module))
+                && family.modules().iter().chain(&["mlp"]).any(|module| rest.split('.').next() == Some(module))
             {
                 seen.extend(canonical(block));
             }
@@ -171,6 +171,16 @@ impl Layout {
                 Err(Error::tensor(source.origin(), name, problem))
             }
         }
+    }
+
+    /// Whether tokens can be routed when each mixture keeps `count` experts, as many of each group.
+    pub(super) fn routable(&self, count: usize) -> bool {
+        let enough = self.top_k <= count && count <= self.experts;
+        enough
+            && self.groups.is_none_or(|Groups { groups, reachable }| {
+                let size = count / groups;
+                count.is_multiple_of(groups) && size >= self.family.group_best && reachable * size >= self.top_k
+            })
     }
 
     fn check(&self, source: &dyn Source) -> Result<()> {
@@ -241,10 +251,10 @@ impl Layout {
         }
         for linear in self.family.linears {
             let separate = format!(".experts.0.{linear}.");
-            // Gate and up projection stand in one tensor there.
-            let joined = [linear, "gate_up_proj"].map(|linear| format!(".experts.{linear}"));
-            let is_gate_or_up = linear != self.family.linears[2];
-            let is_stacked = |name: &str| name.contains(&joined[0]) || is_gate_or_up && name.contains(&joined[1]);
+            // Of experts in one tensor, gate and up projection are in the same one, whatever the family calls them otherwise.
+            let fused = if linear == self.family.linears[2] { "down_proj" } else { "gate_up_proj" };
+            let joined = [linear, fused].map(|linear| format!(".experts.{linear}"));
+            let is_stacked = |name: &str| joined.iter().any(|joined| name.contains(joined));
             let found = kinds.keys().any(|name| name.contains(&separate) && !is_companion(name))
                 || stacked.iter().any(|name| is_stacked(name) && !is_companion(name));
             if !found {
@@ -307,6 +317,9 @@ mod tests {
             ("gpt_oss", "model.layers.3.self_attn.sinks", None),
             ("mixtral", "model.layers.0.block_sparse_moe.experts.7.w2.weight", Some((0, Role::Expert(7)))),
             ("mixtral", "model.layers.0.block_sparse_moe.gate.weight", Some((0, Role::Router))),
+            ("mixtral", "model.layers.0.mlp.experts.gate_up_proj", Some((0, Role::Stacked))),
+            ("mixtral", "model.layers.0.mlp.gate.weight", Some((0, Role::Router))),
+            ("olmoe", "model.layers.0.mlp.experts.down_proj", Some((0, Role::Stacked))),
             ("qwen2_moe", "model.layers.1.mlp.shared_expert.up_proj.weight", Some((1, Role::Shared))),
             ("qwen2_moe", "model.layers.1.mlp.shared_expert_gate.weight", Some((1, Role::Shared))),
             ("qwen3_moe", "model.layers.1.mlp.experts.12.down_proj.weight", Some((1, Role::Expert(12)))),

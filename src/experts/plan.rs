@@ -23,6 +23,8 @@ pub struct Plan {
     pub experts: usize,
     /// Experts per mixture that stay.
     pub kept: usize,
+    /// Which ones, by layer.
+    pub keep: Keep,
     /// Experts per token.
     pub top_k: usize,
     /// Bytes of one expert in one layer.
@@ -110,6 +112,7 @@ impl Plan {
             layers: layout.layers.len(),
             experts: layout.experts,
             kept: keep.uniform(layout)?,
+            keep: keep.clone(),
             top_k: layout.top_k,
             expert_bytes: layout.expert_bytes(source, first),
             source_bytes: source.index().iter().map(TensorInfo::bytes).sum(),

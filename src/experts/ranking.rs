@@ -88,12 +88,17 @@ impl Ranking {
     pub fn keep(&self, layout: &Layout, count: usize) -> Result<Keep> {
         let groups = layout.groups.map_or(1, |groups| groups.groups);
         if count == 0 || count > layout.experts {
-            let problem = format!("a layer has {} experts; keep at least 1 and at most all", layout.experts);
+            let least = (1..=layout.experts).find(|&count| layout.routable(count)).unwrap_or(layout.experts);
+            let problem = format!("a layer has {} experts; keep at least {least} and at most all", layout.experts);
             return Err(Error::argument("keep", format!("{count} experts"), problem));
         }
         if !count.is_multiple_of(groups) {
-            let (below, above) = (count / groups * groups, count.next_multiple_of(groups));
-            let problem = format!("the {groups} groups of experts must keep equally many; keep {below} or {above}");
+            // The nearest numbers that make a model, which all of them do.
+            let fits = |count: &usize| layout.routable(*count);
+            let below = (1..count).rev().find(fits);
+            let near: Vec<String> =
+                below.into_iter().chain((count..=layout.experts).find(fits)).map(|count| count.to_string()).collect();
+            let problem = format!("the {groups} groups of experts must keep equally many; keep {}", near.join(" or "));
             return Err(Error::argument("keep", format!("{count} experts"), problem));
         }
         let size = layout.experts / groups;
@@ -144,7 +149,7 @@ mod tests {
         assert_eq!(Ranking::random(&layout, 7), Ranking::random(&layout, 7));
         assert_ne!(Ranking::random(&layout, 7), Ranking::random(&layout, 8));
         assert_ne!(Ranking::random(&layout, 7).0[&0], Ranking::random(&layout, 7).0[&1]);
-        for (count, message) in [(0, "at least 1"), (9, "at most all"), (3, "keep 2 or 4")] {
+        for (count, message) in [(0, "at least 4"), (9, "at most all"), (3, "equally many; keep 4"), (5, "keep 4 or 6")] {
             assert!(Ranking::first(&layout).keep(&layout, count).unwrap_err().to_string().contains(message));
         }
     }

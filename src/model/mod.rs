@@ -22,6 +22,7 @@ pub use block::{Block, ExpertOutput, KvCache, Linear, Tap};
 pub use config::{ExpertStorage, Family, ModelConfig, MoeConfig, QkNorm};
 pub use moe::{MOE_FAMILIES, MoeFamily};
 pub use rope::{RopeConfig, RopeScaling};
+pub use stored::head_differs;
 pub use stream::Residency;
 
 pub(crate) use block::Wanted;

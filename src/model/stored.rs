@@ -4,7 +4,7 @@
 use super::config::{ExpertStorage, ModelConfig, MoeConfig};
 use super::layout::{EMBEDDING, HEAD};
 use super::rope;
-use crate::checkpoint::{Checkpoint, Part};
+use crate::checkpoint::{Checkpoint, Part, Source, same_bytes};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde_json::{Map, Value};
@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 pub(super) fn resolve(config: &mut ModelConfig, checkpoint: &Checkpoint, notes: &mut Vec<String>) -> Result<Checkpoint> {
     let mut parts = Vec::new();
     match (config.tie_word_embeddings, checkpoint.contains(EMBEDDING), checkpoint.contains(HEAD)) {
-        (true, true, true) if !checkpoint.same_bytes(EMBEDDING, HEAD)? => {
+        (true, true, true) if head_differs(checkpoint)? == Some(true) => {
             config.tie_word_embeddings = false;
             notes.push(format!(
                 "config.json says `tie_word_embeddings`, but `{HEAD}` differs from the embedding; it is used, as transformers 5 \
@@ -42,6 +42,19 @@ pub(super) fn resolve(config: &mut ModelConfig, checkpoint: &Checkpoint, notes: 
     let shape = |name: &str| checkpoint.get(name).ok().map(|info| info.shape.clone());
     parts.extend(experts(config, &shape).map_err(|(name, problem)| Error::tensor(checkpoint.dir(), name, problem))?);
     if parts.is_empty() { Ok(checkpoint.clone()) } else { checkpoint.with_parts(parts) }
+}
+
+/// Whether the output head in `source` is another matrix than the embedding; `None` where not both are there. Reads both as far as
+/// they agree.
+///
+/// # Errors
+/// Those of [`Source::stream`].
+pub fn head_differs(source: &dyn Source) -> Result<Option<bool>> {
+    let find = |name: &str| source.index().iter().find(|info| info.name == name);
+    match (find(EMBEDDING), find(HEAD)) {
+        (Some(embedding), Some(head)) => Ok(Some(!same_bytes(source, embedding, head)?)),
+        _ => Ok(None),
+    }
 }
 
 /// What of the checkpoint and of `config.json` takes no part, a sentence each.

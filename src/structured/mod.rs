@@ -19,10 +19,10 @@ use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
 use crate::progress::{Progress, check_interrupt};
-use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord};
+use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord, ranges};
 use crate::text::Windows;
 use crate::{Error, Result};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use cut::Cut;
 use score::Known;
 use std::collections::HashMap;
@@ -81,7 +81,8 @@ pub struct StructuredConfig {
     /// Importance metric of a single weight; any but SparseGPT. One that needs calibration sees the dense model.
     pub method: Method,
     /// Fraction of the units that goes, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or expert;
-    /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first.
+    /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first. Above 0 it is an
+    /// error if that is none in every module.
     pub sparsity: f64,
     /// How the scores of a unit's weights join.
     pub norm: GroupNorm,
@@ -89,13 +90,16 @@ pub struct StructuredConfig {
     pub form: Form,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
+    /// One unit goes of each module that has several, where `sparsity` rounds down to none. Else it is an error if nothing
+    /// goes at all.
+    pub at_least_one: bool,
 }
 
 impl StructuredConfig {
     /// Pruning with the L2 norm of the weights' scores and seed 0. Units are removed where they can be, else zeroed.
     pub fn new(unit: Unit, method: Method, sparsity: f64) -> Self {
         let form = if unit.is_removable() { Form::Remove } else { Form::Zero };
-        StructuredConfig { unit, method, sparsity, norm: GroupNorm::L2, form, seed: 0 }
+        StructuredConfig { unit, method, sparsity, norm: GroupNorm::L2, form, seed: 0, at_least_one: false }
     }
 
     /// Checks the settings on their own, before anything is read.
@@ -138,8 +142,36 @@ impl StructuredConfig {
 
     /// How many of `units` go.
     fn count(&self, units: usize) -> usize {
-        (units as f64 * self.sparsity) as usize
+        let least = usize::from(self.at_least_one && self.sparsity > 0.0 && units > 1);
+        ((units as f64 * self.sparsity) as usize).max(least)
     }
+
+    /// Fails when `modules`, of so many units each, would lose none although some should go.
+    fn check_rounding(&self, units: impl Iterator<Item = usize>) -> Result<()> {
+        let most = units.max().unwrap_or_default();
+        if self.sparsity == 0.0 || self.count(most) > 0 {
+            return Ok(());
+        }
+        let problem = if most > 1 {
+            format!(
+                "rounds down to none of {most} {}, so that nothing would go; give at least {}, or take one of each module with \
+                 `--at-least-one`",
+                self.unit,
+                least_fraction(most)
+            )
+        } else {
+            format!("takes nothing away: no module has more than one of the {}, and one must stay", self.unit)
+        };
+        Err(Error::argument("sparsity", self.sparsity, problem))
+    }
+}
+
+/// The least fraction in two digits of which one unit of `units` goes.
+fn least_fraction(units: usize) -> f64 {
+    let scale = 10f64.powi(2.max(units.ilog10() as i32 + 1));
+    let fraction = (scale / units as f64).ceil() / scale;
+    // A product just below one would round down again.
+    if (units as f64 * fraction) as usize == 0 { fraction + 1.0 / scale } else { fraction }
 }
 
 impl Unit {
@@ -248,17 +280,14 @@ pub fn prune_structured_to(
     let json = plan.config_json(checkpoint)?;
     let mut shards = vec![Vec::new(); checkpoint.shards().len()];
     for info in checkpoint.tensors() {
-        let shape = plan.cut(&info.name, &info.shape)?.map_or(info.shape.clone(), |cut| cut.shape(&info.shape));
-        shards[info.shard].push((info.name.clone(), info.dtype, shape));
+        shards[info.shard].push((info.name.clone(), info.dtype, plan.shape(checkpoint, info)?));
     }
     shards.retain(|shard| !shard.is_empty());
     let mut writer = CheckpointWriter::create(out, shards)?;
     let stage = progress.stage("write", checkpoint.tensors().count() as u64);
     let mut zeros = HashMap::new();
     for info in checkpoint.tensors() {
-        if let Some(count) = plan.write(checkpoint, info, &mut writer)? {
-            zeros.insert(info.name.clone(), count);
-        }
+        zeros.extend(plan.write(checkpoint, info, &mut writer)?);
         stage.inc(1)?;
     }
     let record = plan.record(calibration, &zeros, started)?;
@@ -282,6 +311,7 @@ impl<'a> Plan<'a> {
         progress: Progress,
     ) -> Result<Plan<'a>> {
         settings.validate_with(model, calibration)?;
+        settings.check_rounding(score::sizes(model.config(), settings.unit))?;
         let config = layout::resized(model.config(), settings)?;
         let statistics = match calibration.filter(|_| settings.method.needs_inputs()) {
             Some(windows) => Some(calibrate(model, windows, progress)?),
@@ -321,20 +351,60 @@ impl<'a> Plan<'a> {
         Ok(Some(cut).filter(Cut::has_units))
     }
 
-    /// Writes a tensor as it is to be. Returns how many zeros a matrix with such units has then, what was cut included.
-    fn write(&self, checkpoint: &Checkpoint, info: &TensorInfo, writer: &mut CheckpointWriter) -> Result<Option<u64>> {
+    /// The linears of single experts that the tensor `info` is made of, in the order of their bytes: each expert has units of
+    /// its own. None of a tensor that is cut as one.
+    fn linears<'c>(&self, checkpoint: &'c Checkpoint, info: &TensorInfo) -> Vec<&'c TensorInfo> {
+        match layout::place(self.model.config(), &info.name) {
+            Some(_) => Vec::new(),
+            None => checkpoint.parts_of(&info.name).collect(),
+        }
+    }
+
+    /// The shape of a stored tensor afterwards.
+    fn shape(&self, checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Vec<usize>> {
+        let cut = |info: &TensorInfo| -> Result<Vec<usize>> {
+            Ok(self.cut(&info.name, &info.shape)?.map_or(info.shape.clone(), |cut| cut.shape(&info.shape)))
+        };
+        let shapes: Vec<Vec<usize>> = self.linears(checkpoint, info).into_iter().map(cut).collect::<Result<_>>()?;
+        match (shapes.first().map(Vec::as_slice), info.shape.first()) {
+            // Each expert has lost equally many units.
+            (Some(&[_, cols]), Some(&experts)) if experts > 0 => {
+                let rows: usize = shapes.iter().map(|shape| shape[0]).sum();
+                Ok(vec![experts, rows / experts, cols])
+            }
+            _ => cut(info),
+        }
+    }
+
+    /// Writes a tensor as it is to be. Returns how many zeros each matrix with such units has then, what was cut included.
+    fn write(
+        &self,
+        checkpoint: &Checkpoint,
+        info: &TensorInfo,
+        writer: &mut CheckpointWriter,
+    ) -> Result<Vec<(String, u64)>> {
         let Some(dtype) = float_dtype(info.dtype) else {
             writer.write(&info.name, &checkpoint.read(&info.name)?)?;
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        let tensor = checkpoint.load_finite(&info.name, dtype, &Device::Cpu)?;
-        let Some(cut) = self.cut(&info.name, &info.shape)? else {
-            writer.write_tensor(&info.name, &tensor)?;
-            return Ok(None);
+        let mut zeros = Vec::new();
+        let mut cut = |info: &TensorInfo| -> Result<Tensor> {
+            let tensor = checkpoint.load_finite(&info.name, dtype, &Device::Cpu)?;
+            let Some(cut) = self.cut(&info.name, &info.shape)? else { return Ok(tensor) };
+            let tensor = cut.apply(&tensor)?;
+            zeros.push((info.name.clone(), cut::zeros(&tensor, &info.shape)?));
+            Ok(tensor)
         };
-        let tensor = cut.apply(&tensor)?;
+        let linears = self.linears(checkpoint, info);
+        let tensor = match linears.is_empty() {
+            true => cut(info)?,
+            false => {
+                let linears: Vec<Tensor> = linears.into_iter().map(cut).collect::<Result<_>>()?;
+                Tensor::cat(&linears, 0)?.reshape(self.shape(checkpoint, info)?)?
+            }
+        };
         writer.write_tensor(&info.name, &tensor)?;
-        Ok(Some(cut::zeros(&tensor, &info.shape)?))
+        Ok(zeros)
     }
 
     /// The new `config.json`; `None` where it stays as it is.
@@ -346,7 +416,10 @@ impl<'a> Plan<'a> {
         let path = checkpoint.dir().join("config.json");
         let mut json = checkpoint.config()?;
         json.extend(changes);
-        if ModelConfig::from_json(&path, &json)? != self.config {
+        let mut read = ModelConfig::from_json(&path, &json)?;
+        // An output head of its own may be in the file although this denies it.
+        read.tie_word_embeddings = self.config.tie_word_embeddings;
+        if read != self.config {
             return Err(Error::file(&path, "changing it for the smaller model would also change what else it means"));
         }
         let mut text = serde_json::to_vec_pretty(&json).map_err(|error| Error::file(&path, error))?;
@@ -356,7 +429,7 @@ impl<'a> Plan<'a> {
 
     /// `zeros` are those of every tensor that was cut, by name.
     fn record(&self, calibration: Option<&Windows>, zeros: &HashMap<String, u64>, started: Instant) -> Result<Record> {
-        let StructuredConfig { unit, method, sparsity, norm, form, seed } = *self.settings;
+        let StructuredConfig { unit, method, sparsity, norm, form, seed, .. } = *self.settings;
         let pruning = PruningRecord {
             method: method.to_string(),
             pattern: unit.to_string(),
@@ -397,18 +470,7 @@ impl<'a> Plan<'a> {
 
 impl Module {
     fn record(&self) -> UnitsRecord {
-        let mut ranges: Vec<(usize, usize)> = Vec::new();
-        for &unit in &self.gone {
-            match ranges.last_mut() {
-                Some((_, last)) if *last + 1 == unit => *last = unit,
-                _ => ranges.push((unit, unit)),
-            }
-        }
-        let range = |&(first, last): &(usize, usize)| {
-            if first == last { first.to_string() } else { format!("{first}-{last}") }
-        };
-        let units: Vec<_> = ranges.iter().map(range).collect();
-        UnitsRecord { module: self.name.clone(), of: self.units, count: self.gone.len(), units: units.join(",") }
+        UnitsRecord { module: self.name.clone(), of: self.units, count: self.gone.len(), units: ranges(&self.gone) }
     }
 }
 
@@ -417,8 +479,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_are_recorded_as_ranges() {
-        let units = |gone: &[usize]| Module { name: "m".into(), units: 9, gone: gone.to_vec() }.record().units;
-        assert_eq!([units(&[]), units(&[4]), units(&[0, 1, 2, 5, 7, 8])], ["", "4", "0-2,5,7-8"]);
+    fn what_rounds_to_nothing_is_refused_with_a_fraction_that_does_not() {
+        for units in [2, 3, 4, 7, 11, 64, 96, 100, 896, 1001, 4096, 13824, 151_936] {
+            let config = |sparsity| StructuredConfig::new(Unit::Neurons, Method::Magnitude, sparsity);
+            let least = least_fraction(units);
+            assert!(least < 1.0 && config(least).count(units) >= 1, "{units}: {least}");
+            config(least).check_rounding([1, units].into_iter()).unwrap();
+            config(0.0).check_rounding([units].into_iter()).unwrap();
+            let below = config(0.9 / units as f64);
+            let error = below.check_rounding([units].into_iter()).unwrap_err().to_string();
+            assert!(error.contains(&format!("give at least {least}, or")), "{error}");
+            let one = StructuredConfig { at_least_one: true, ..below };
+            assert_eq!([one.count(units), one.count(1), config(0.0).count(units)], [1, 0, 0]);
+        }
+        let one = StructuredConfig { at_least_one: true, ..StructuredConfig::new(Unit::Heads, Method::Magnitude, 0.5) };
+        let error = one.check_rounding([1].into_iter()).unwrap_err().to_string();
+        assert!(error.contains("more than one of the heads, and one must stay"), "{error}");
     }
 }

@@ -1,10 +1,11 @@
 //! The scores of units, from those of their weights, and the choice of those that go.
 
-use super::{GroupNorm, Module, StructuredConfig, Unit, layout};
+use super::layout::{self, Group};
+use super::{GroupNorm, Module, StructuredConfig, Unit};
 use crate::calibrate::Statistics;
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -18,6 +19,27 @@ pub(super) struct Known<'a> {
     pub(super) gradients: Option<&'a Gradients>,
 }
 
+/// A linear whose weights are scored: its name, its shape, and the units that each of its dimensions counts.
+type Scored = (String, (usize, usize), [Option<Group>; 2]);
+
+/// The linears that have such units, in model order.
+fn linears(config: &ModelConfig, unit: Unit) -> impl Iterator<Item = Scored> {
+    config.tensors().into_iter().filter_map(move |(name, shape)| {
+        let groups = layout::place(config, &name).filter(layout::Place::is_linear)?.groups(config, unit);
+        match shape[..] {
+            [rows, cols] if groups.iter().any(Option::is_some) => Some((name, (rows, cols), groups)),
+            _ => None,
+        }
+    })
+}
+
+/// How many of such units modules have, one number for each linear that has some.
+pub(super) fn sizes(config: &ModelConfig, unit: Unit) -> impl Iterator<Item = usize> {
+    linears(config, unit).flat_map(|(_, (rows, cols), groups)| {
+        groups.into_iter().zip([rows, cols]).filter_map(|(group, dim)| Some(dim / group?.span))
+    })
+}
+
 /// The modules that have such units, in model order, with the units that score lowest in each.
 pub(super) fn choose(
     model: &Model,
@@ -26,26 +48,18 @@ pub(super) fn choose(
     progress: Progress,
 ) -> Result<Vec<Module>> {
     let config = model.config();
-    let names = config.tensors();
-    let mut scored = Vec::new();
-    for (name, shape) in &names {
-        let Some(place) = layout::place(config, name).filter(layout::Place::is_linear) else { continue };
-        let groups = place.groups(config, settings.unit);
-        if let (&[rows, cols], true) = (shape.as_slice(), groups.iter().any(Option::is_some)) {
-            scored.push((name, (rows, cols), groups));
-        }
-    }
+    let scored: Vec<Scored> = linears(config, settings.unit).collect();
     let stage = progress.stage("score", scored.len() as u64);
     let mut modules: Vec<(String, Vec<f64>)> = Vec::new();
     let mut by_name: HashMap<String, usize> = HashMap::new();
     for (name, shape, groups) in scored {
         let weights: Vec<f32> =
-            model.tensor(name)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let evidence = Evidence::of(name, settings.method, known.statistics, known.gradients, settings.seed)?;
+            model.tensor(&name)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let evidence = Evidence::of(&name, settings.method, known.statistics, known.gradients, settings.seed)?;
         // Channels are those of the whole model, so that a linear must not be scored in other units than the rest.
         let scorer = match settings.unit {
-            Unit::Channels => evidence.scorer(name, &weights, shape)?,
-            _ => evidence.scorer_within(name, &weights, shape)?,
+            Unit::Channels => evidence.scorer(&name, &weights, shape)?,
+            _ => evidence.scorer_within(&name, &weights, shape)?,
         };
         let elements = scorer.scores();
         let (rows, cols) = sums(&elements, shape.1, settings.norm);
