@@ -249,7 +249,10 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             rms_norm_eps: fields
-                .f64_or("rms_norm_eps", if matches!(family, Family::Olmoe | Family::GptOss) { 1e-5 } else { 1e-6 })?,
+                .f64_or(
+                    "rms_norm_eps",
+                    if matches!(family, Family::Mixtral | Family::Olmoe | Family::GptOss) { 1e-5 } else { 1e-6 },
+                )?,
             rope: RopeConfig::from_fields(&fields, family, max_position_embeddings)?,
             max_position_embeddings,
             sliding_window: sliding_window(&fields, family, blocks)?,
@@ -281,7 +284,7 @@ impl ModelConfig {
 }
 
 /// The number of keys that a query sees in each block: by `layer_types` where the config has them, else by the family's
-/// rule.
+/// rule. Keys that are left out have the values that transformers 5's config classes give them.
 fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<Vec<Option<usize>>> {
     let used = match family {
         Family::Llama | Family::Olmoe => false,
@@ -290,10 +293,17 @@ fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<
         }
         Family::Mistral | Family::Mixtral | Family::GptOss => true,
     };
-    if !used || fields.present("sliding_window").is_none() {
-        return Ok(vec![None; blocks]);
-    }
-    let tokens = fields.usize("sliding_window")?;
+    let default = match family {
+        // `null` is no window, which is not the same as no key.
+        _ if fields.map.get("sliding_window").is_some_and(Value::is_null) => None,
+        Family::Mixtral => None,
+        Family::GptOss => Some(128),
+        _ => Some(4096),
+    };
+    let tokens = match fields.usize_or("sliding_window", default.unwrap_or(0))? {
+        tokens if used && tokens > 0 => tokens,
+        _ => return Ok(vec![None; blocks]),
+    };
     let by_types = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::GptOss);
     if let Some(value) = fields.present("layer_types").filter(|_| by_types) {
         let window = |kind: &Value| match kind.as_str() {
@@ -306,7 +316,7 @@ fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<
             fields.wrong("layer_types", value, &format!("a list of {blocks} times sliding_attention or full_attention"))
         });
     }
-    let layers = fields.count_or("max_window_layers", blocks)?;
+    let layers = fields.count_or("max_window_layers", 28)?;
     let slides = |block: usize| match family {
         Family::Qwen2 | Family::Qwen3 => block >= layers,
         Family::Qwen2Moe => block < layers && block.is_multiple_of(2),
@@ -412,6 +422,30 @@ mod tests {
         assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.qk_norm.is_none());
         let mistral = parse(&QWEN3.replace("qwen3", "mistral")).unwrap();
         assert_eq!(mistral.sliding_window, [Some(128); 2]);
+    }
+
+    #[test]
+    fn windows_that_are_left_out_are_those_of_transformers() {
+        let without = |family: &str, changes: &str| {
+            let text = QWEN3.replace("qwen3", family).replace("\"sliding_window\":128,", changes);
+            parse(&text.replace("\"num_hidden_layers\":2", "\"num_hidden_layers\":30")).unwrap().sliding_window
+        };
+        let all = |window: Option<usize>| vec![window; 30];
+        assert_eq!(without("mistral", ""), all(Some(4096)));
+        assert_eq!(without("mistral", "\"sliding_window\":null,"), all(None));
+        assert_eq!(without("llama", ""), all(None));
+        let used = |family: &str, changes: &str| {
+            let text = QWEN3.replace("qwen3", family).replace("\"sliding_window\":128,", changes);
+            let text = text.replace("\"use_sliding_window\":false", "\"use_sliding_window\":true");
+            parse(&text.replace("\"num_hidden_layers\":2", "\"num_hidden_layers\":30")).unwrap().sliding_window
+        };
+        for family in ["qwen2", "qwen3"] {
+            let mut last = all(None);
+            last[28..].fill(Some(4096));
+            assert_eq!(used(family, ""), last, "max_window_layers is 28, whatever the number of blocks");
+            assert_eq!(used(family, "\"max_window_layers\":0,"), all(Some(4096)));
+            assert_eq!(used(family, "\"sliding_window\":null,\"max_window_layers\":0,"), all(None));
+        }
     }
 
     const MOE: &str = r#"{"model_type":"qwen3_moe","vocab_size":10,"hidden_size":64,"intermediate_size":32,
