@@ -7,7 +7,7 @@ mod common;
 use common::file_of;
 use lacuna::checkpoint::{Checkpoint, Source, compress};
 use lacuna::evaluate::evaluate;
-use lacuna::experts::{Keep, Layout, Selection, build, verify};
+use lacuna::experts::{ExpertScores, Keep, Layout, Metric, Selection, build, verify};
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::importance::Method;
 use lacuna::mask::Mask;
@@ -201,7 +201,7 @@ fn every_row_scores_what_transformers_says_or_is_refused_in_plain_words() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    insta::assert_snapshot!("situations_refused", refused);
+    insta::assert_snapshot!("refused", refused);
 }
 
 /// An output head that config.json denies, beside the same weights of a config that does not.
@@ -238,9 +238,15 @@ fn a_head_that_the_config_denies_counts_in_every_command() {
         nll(&out, &row).unwrap()
     };
     assert_eq!(narrow(&denied, "narrow-denied"), narrow(&plain, "narrow-plain"));
+    let pruned = |model: &Model, out: &str| {
+        let out = dir.path().join(out);
+        prune_to(model, None, &PruneConfig::new(Method::Magnitude, 0.5), &out, Progress::Hidden).unwrap();
+        out
+    };
     let packed = dir.path().join("packed");
-    compress(&Checkpoint::open(&tied).unwrap(), &packed, None, Progress::Hidden).unwrap();
-    assert_eq!(nll(&packed, &row).unwrap(), nll(&untied, &row).unwrap());
+    let stored = Checkpoint::open(pruned(&denied, "pruned-denied")).unwrap();
+    assert!(compress(&stored, &packed, None, Progress::Hidden).unwrap().is_sparse());
+    assert_eq!(nll(&packed, &row).unwrap(), nll(&pruned(&plain, "pruned-plain"), &row).unwrap());
 
     let inspect = |dir: &Path, json: bool| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
@@ -264,6 +270,20 @@ fn experts_in_one_tensor_are_pruned_as_those_that_stand_alone() {
             write(&row(&format!("{family}: experts {experts}")), &dir)
         });
         let row = row(&format!("{family}: experts fused"));
+        let scores = |dir: &Path| {
+            let source = Checkpoint::open(dir).unwrap();
+            let layout = Layout::find(&source).unwrap();
+            let measured = ExpertScores::calibrated(&model(dir).unwrap(), &text, Progress::Hidden).unwrap();
+            let by_weights = [Metric::RouterNorm, Metric::WeightNorm].map(|metric| {
+                ExpertScores::data_free(&source, &layout, metric, Progress::Hidden).unwrap().metrics.remove(&metric)
+            });
+            (measured.metrics, by_weights, layout.expert_bytes(&source, 0))
+        };
+        let [(measured, by_weights, bytes), fused_scores] = [&separate, &fused].map(|dir| scores(dir));
+        assert_eq!((measured, bytes), (fused_scores.0, fused_scores.2), "{family}");
+        for (ours, theirs) in by_weights.iter().flatten().flatten().flatten().zip(fused_scores.1.iter().flatten().flatten().flatten()) {
+            assert!((ours - theirs).abs() < 1e-12 * ours, "{family}: sums in another order");
+        }
         for method in calibrated {
             let pruned = |from: &Path| -> (Vec<(String, Mask)>, f64) {
                 let model = model(from).unwrap();

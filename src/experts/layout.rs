@@ -157,7 +157,7 @@ impl Layout {
         let mut seen = BTreeSet::new();
         for info in source.index() {
             if let Some((block, rest)) = info.name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
-                && family.modules().iter().chain(&["mlp"]).any(|module| rest.split('.').next() == Some(module))
+                && family.modules().iter().chain(&["mlp"]).any(|module| rest.split('.').next() == Some(*module))
             {
                 seen.extend(canonical(block));
             }

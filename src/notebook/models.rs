@@ -72,6 +72,7 @@ impl Rich for Model {
             ("context", format!("{} tokens", count(config.max_position_embeddings))),
             ("weights", format!("{} as {dtype} on the {device}, {place}", size(bytes))),
         ]);
+        facts.extend(self.notes().iter().map(|note| ("note", note.clone())));
         let summary = format!(
             "Model {}: {}, {} blocks, {} parameters, {}",
             self.name(),

@@ -168,7 +168,7 @@ impl StructuredConfig {
 
 /// The least fraction in two digits of which one unit of `units` goes.
 fn least_fraction(units: usize) -> f64 {
-    let scale = 10f64.powi(2.max(units.ilog10() as i32 + 1));
+    let scale = 10f64.powi(2i32.max(units.ilog10() as i32 + 1));
     let fraction = (scale / units as f64).ceil() / scale;
     // A product just below one would round down again.
     if (units as f64 * fraction) as usize == 0 { fraction + 1.0 / scale } else { fraction }
