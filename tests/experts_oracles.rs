@@ -316,7 +316,24 @@ fn a_super_expert_stays_unless_told_otherwise() {
     scores.write(&dir.join("scores")).unwrap();
     for (option, stays) in [("", true), ("--ignore-super-experts", false)] {
         let out = if stays { "kept" } else { "dropped" };
-        succeeds(dir, &format!("build MODEL --count 4 --by reap --scores scores {option} --out {out}"));
+        let choice = format!("MODEL --count 4 --by reap --scores scores {option} --out {out}");
+        let [keep, go] = if stays { [json!([[1, worst]]), json!([])] } else { [json!([]), json!([[1, worst]])] };
+        let expected = json!({"kept": keep, "dropped": go});
+        let planned: Value = serde_json::from_str(&succeeds(dir, &format!("plan {choice} --json"))).unwrap();
+        assert_eq!(planned["by"]["super_experts"], expected);
+        let table = succeeds(dir, &format!("plan {choice}"));
+        let line = match stays {
+            true => format!("super-experts (layer/expert): 1/{worst} would stay; none would go"),
+            false => format!("super-experts (layer/expert): none would stay; 1/{worst} would go"),
+        };
+        assert_says(&table, &["The experts that would stay:", "layer  experts", &line]);
+        let built: Value = serde_json::from_str(&succeeds(dir, &format!("build {choice} --json"))).unwrap();
+        assert_eq!(built["super_experts"], expected);
+        let by_layer = Manifest::read(&dir.join(out)).unwrap().unwrap().about["keep"].clone();
+        assert_eq!(planned["keep"], by_layer, "what was planned is what was built");
+        std::fs::remove_dir_all(dir.join(out)).unwrap();
+        let said = succeeds(dir, &format!("build {choice}"));
+        assert_says(said, &[&line.replace("would ", "")]);
         assert_says(succeeds(dir, &format!("verify MODEL {out}")), &["mismatch_count 0"]);
         let about = Manifest::read(&dir.join(out)).unwrap().unwrap().about;
         assert_eq!(about["keep"]["1"].as_array().unwrap().contains(&worst.into()), stays, "{about:?}");

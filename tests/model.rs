@@ -456,7 +456,10 @@ fn mxfp4_tensors_that_make_no_weights_are_refused_by_name() {
 fn linears_of_mixtures_are_pruned_shared_experts_included() {
     let windows =
         Windows { name: "random".into(), seqlen: 32, ids: (0..4).map(|i| random::tokens(32, 128, i)).collect() };
-    for (config, linears) in [(qwen2_moe_config(), (4 + 3) + (4 + 8 * 3 + 3)), (olmoe_config(), 2 * (4 + 8 * 3))] {
+    let gpt_oss = (gpt_oss_config(), 2 * (4 + 8 * 2)); // gate and up are one linear there
+    for (config, linears) in
+        [(qwen2_moe_config(), (4 + 3) + (4 + 8 * 3 + 3)), (olmoe_config(), 2 * (4 + 8 * 3)), gpt_oss]
+    {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("model");
         random::write(&dir, &config, DType::F32, u64::MAX, 6);
@@ -468,10 +471,8 @@ fn linears_of_mixtures_are_pruned_shared_experts_included() {
         let shared = |(name, _): &&(String, _)| name.contains(".shared_expert.");
         assert_eq!(pruned.masks.iter().filter(shared).count(), if config["model_type"] == "qwen2_moe" { 3 } else { 0 });
     }
-    let parent = tempfile::tempdir().unwrap();
-    let dir = parent.path().join("model");
-    random::write(&dir, &gpt_oss_config(), DType::F32, u64::MAX, 6);
-    let error = prune(&random::open(&dir), Some(&windows), &PruneConfig::new(Method::Wanda, 0.5), Progress::Hidden);
+    let packed = damaged_mxfp4(|_| ()).unwrap();
+    let error = prune(&packed, Some(&windows), &PruneConfig::new(Method::Wanda, 0.5), Progress::Hidden);
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("stacked") && error.contains("prune whole experts"), "{error}");
+    assert!(error.contains("packed in MXFP4") && error.contains("prune whole experts"), "{error}");
 }

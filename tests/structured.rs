@@ -424,6 +424,14 @@ fn what_cannot_be_pruned_is_refused() {
     let scoreless = StructuredConfig::new(Unit::Heads, Method::SparseGpt, 0.5);
     assert_says(place_error(&scoreless), &["sparsegpt", "another method"]);
     let place = Place::new(&llama(), DType::F32);
+    // Two key/value heads, 96 neurons: a tenth of the one is none, of the other it is nine.
+    let tenth = StructuredConfig::new(Unit::Heads, Method::Magnitude, 0.1);
+    assert_says(place.refuses(&tenth), &["rounds down to none of 2 heads", "at least 0.5", "--at-least-one"]);
+    let refused = prune_structured(&place.model(), None, &zeroed(&tenth), Progress::Hidden).unwrap_err();
+    assert_says(refused, &["rounds down to none"]);
+    let one = place.prune(&StructuredConfig { at_least_one: true, ..tenth }, "one");
+    assert!(one.structure.unwrap().removed.iter().all(|units| (units.count, units.of) == (1, 2)));
+    std::fs::remove_dir_all(place.at("one")).unwrap();
     assert_says(place.refuses(&settings(1.0)), &["one unit must stay"]);
     let wanda = StructuredConfig::new(Unit::Heads, Method::Wanda, 0.5);
     assert_says(place.refuses(&wanda), &["wanda", "calibration text"]);

@@ -238,8 +238,9 @@ def rows():
         extra = small if family.endswith("moe") else {}
         yield dict(name=f"{family}: 30 blocks, no max_window_layers", config={**config, **deep, **extra, **qwen})
         yield dict(name=f"{family}: max_window_layers 1", config={**config, **qwen, "max_window_layers": 1})
-        yield dict(
-            name=f"{family}: sliding_window null", config={**config, **qwen, "sliding_window": None, "max_window_layers": 0})
+        if family != "qwen2_moe":  # Of which transformers makes a mask of no width, and fails.
+            changes = {**qwen, "sliding_window": None, "max_window_layers": 0}
+            yield dict(name=f"{family}: sliding_window null", config={**config, **changes})
     short = dict(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8192)
     for family in FAMILIES:
         config = {**BASE, "model_type": family, **FAMILIES[family], **short}
