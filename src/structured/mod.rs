@@ -397,7 +397,14 @@ impl<'a> Plan<'a> {
         };
         let linears = self.linears(checkpoint, info);
         let tensor = match linears.is_empty() {
-            true => cut(info)?,
+            true => {
+                let tensor = cut(info)?;
+                // The model may call it by another name.
+                let count = zeros.last().map(|(_, count)| *count);
+                let names = checkpoint.parts_of(&info.name).map(|part| part.name.clone());
+                zeros.extend(count.into_iter().flat_map(|count| std::iter::repeat(count).zip(names).map(|(count, name)| (name, count))));
+                tensor
+            }
             false => {
                 let linears: Vec<Tensor> = linears.into_iter().map(cut).collect::<Result<_>>()?;
                 Tensor::cat(&linears, 0)?.reshape(self.shape(checkpoint, info)?)?
