@@ -289,7 +289,7 @@ fn tree(directory: &Path) -> BTreeSet<PathBuf> {
     while let Some(next) = todo.pop() {
         for entry in fs::read_dir(next).unwrap().flatten() {
             found.insert(entry.path().strip_prefix(directory).unwrap().to_path_buf());
-            if entry.path().is_dir() {
+            if entry.file_type().unwrap().is_dir() {
                 todo.push(entry.path());
             }
         }
@@ -323,7 +323,7 @@ fn uninstall_removes_what_install_wrote() {
     let directory = kernels.join("lacuna");
     assert!(said(&installed).contains(directory.to_str().unwrap()), "{}", said(&installed));
     let files: Vec<String> = tree(&directory).iter().map(|path| path.display().to_string()).collect();
-    assert_eq!(files, ["kernel.json", "logo-32x32.png", "logo-64x64.png", "logo-svg.svg"]);
+    assert_eq!(files, ["doc", "kernel.json", "logo-32x32.png", "logo-64x64.png", "logo-svg.svg"]);
     let spec: Value = serde_json::from_slice(&fs::read(directory.join("kernel.json")).unwrap()).unwrap();
     assert_eq!(spec["argv"], json!([LACUNA, "kernel", "serve", "{connection_file}"]));
     assert_eq!(

@@ -65,7 +65,7 @@ fn a_session_outlives_its_build() {
     fs::remove_file(build.join("deps/liblacuna.so")).unwrap();
     fs::write(build.join("deps/liblacuna.so"), "half of another library").unwrap();
     assert_eq!(kernel.succeed("let table = df!(\"a\" => [1, 2])?;\ntable.height() + before").value(), "42");
-    kernel.fail("std::process::exit(3)", "KernelDied");
+    kernel.fail("std::process::abort()", "KernelDied");
     assert_eq!(kernel.succeed("df!(\"a\" => [1, 2])?.height()").value(), "2", "another process for the cells");
     // Another session begins with the same build, in a directory with another unusual name, and does not wait.
     let notebooks = directory.path().join("-note \"books\"\\ %41,é");
