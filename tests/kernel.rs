@@ -147,7 +147,7 @@ fn survives_the_end_of_its_cells(kernel: &mut Kernel) {
     assert_failed(&killed, "KernelDied");
     assert!(killed.reply["traceback"].to_string().contains("Run the cells again"), "{killed:?}");
     assert_eq!(kernel.succeed("1 + twice(1)").value(), "3");
-    let error = kernel.fail("std::process::exit(3)", "KernelDied");
+    let error = kernel.fail("std::process::abort()", "KernelDied");
     assert!(error["traceback"].to_string().contains("Variables of earlier cells are gone"), "{error}");
     assert_eq!(kernel.succeed("twice(1)").value(), "2");
 }
