@@ -156,7 +156,10 @@ fn survives_the_end_of_its_cells(kernel: &mut Kernel) {
 #[cfg(target_os = "linux")]
 fn slot(kernel: &Kernel) -> PathBuf {
     let open = fs::read_dir(format!("/proc/{}/fd", kernel.id())).unwrap().flatten();
-    let is_lock = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "lock");
+    let is_lock = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("slot-") && name.ends_with(".lock")
+    };
     let found = open.filter_map(|entry| fs::read_link(entry.path()).ok()).find(is_lock);
     found.expect("a kernel holds its slot's lock")
 }
