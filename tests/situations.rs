@@ -11,7 +11,7 @@ use lacuna::experts::{ExpertScores, Keep, Layout, Metric, Selection, build, veri
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::importance::Method;
 use lacuna::mask::Mask;
-use lacuna::model::{MoeFamily, Model, ModelConfig};
+use lacuna::model::{Model, ModelConfig, MoeFamily};
 use lacuna::progress::Progress;
 use lacuna::prune::{PruneConfig, prune, prune_to};
 use lacuna::structured::{StructuredConfig, Unit, prune_structured, prune_structured_to};
@@ -60,9 +60,9 @@ fn row(name: &str) -> Row {
 
 /// `count` numbers of [-1, 1) that follow from `name`, as the script draws them.
 fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |seed: u64, byte| {
-        (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |seed: u64, byte| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     (1..=count as u64).map(move |i| {
         let x = seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -226,9 +226,8 @@ fn a_head_that_the_config_denies_counts_in_every_command() {
     let loss = |model: &Model| gradients(model, &text, Accumulate::Sum, Progress::Hidden).unwrap().loss_nats;
     assert_eq!(loss(&denied), loss(&plain));
     for method in [Method::Gradient, Method::Taylor] {
-        let masks = |model: &Model| {
-            prune(model, Some(&text), &PruneConfig::new(method, 0.5), Progress::Hidden).unwrap().masks
-        };
+        let masks =
+            |model: &Model| prune(model, Some(&text), &PruneConfig::new(method, 0.5), Progress::Hidden).unwrap().masks;
         assert_eq!(masks(&denied), masks(&plain), "{method}");
     }
     let channels = StructuredConfig::new(Unit::Channels, Method::Magnitude, 0.25);
@@ -281,7 +280,9 @@ fn experts_in_one_tensor_are_pruned_as_those_that_stand_alone() {
         };
         let [(measured, by_weights, bytes), fused_scores] = [&separate, &fused].map(|dir| scores(dir));
         assert_eq!((measured, bytes), (fused_scores.0, fused_scores.2), "{family}");
-        for (ours, theirs) in by_weights.iter().flatten().flatten().flatten().zip(fused_scores.1.iter().flatten().flatten().flatten()) {
+        for (ours, theirs) in
+            by_weights.iter().flatten().flatten().flatten().zip(fused_scores.1.iter().flatten().flatten().flatten())
+        {
             assert!((ours - theirs).abs() < 1e-12 * ours, "{family}: sums in another order");
         }
         for method in calibrated {
@@ -289,7 +290,8 @@ fn experts_in_one_tensor_are_pruned_as_those_that_stand_alone() {
                 let model = model(from).unwrap();
                 let config = PruneConfig::new(method, 0.5);
                 let masks = prune(&model, Some(&text), &config, Progress::Hidden).unwrap().masks;
-                let out = dir.path().join(format!("{method}-{}", from.parent().unwrap().file_name().unwrap().display()));
+                let out =
+                    dir.path().join(format!("{method}-{}", from.parent().unwrap().file_name().unwrap().display()));
                 prune_to(&model, Some(&text), &config, &out, Progress::Hidden).unwrap();
                 let [before, after] = [from, &out].map(|dir| {
                     let checkpoint = Checkpoint::open(dir).unwrap();
@@ -321,7 +323,8 @@ fn experts_in_one_tensor_are_pruned_as_those_that_stand_alone() {
 fn what_takes_no_part_is_noted_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut row = row("llama: not tied, head own");
-    row.config.insert("rope_scaling".into(), serde_json::json!({"rope_type": "linear", "factor": 2.0, "beta_fast": 32.0}));
+    row.config
+        .insert("rope_scaling".into(), serde_json::json!({"rope_type": "linear", "factor": 2.0, "beta_fast": 32.0}));
     let at = write(&row, dir.path());
     let [extra, own] = ["model.layers.7.self_attn.q_proj.weight", "model.norm.weight"];
     let mut tensors = candle_core::safetensors::load(at.join("model.safetensors"), &candle_core::Device::Cpu).unwrap();

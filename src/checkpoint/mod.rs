@@ -261,9 +261,7 @@ impl Checkpoint {
         let mut bytes = vec![0; info.bytes() as usize];
         self.read_at(info, 0, &mut bytes)?;
         Ok(match self.part(name) {
-            Some(part) if part.transposed => {
-                parts::transpose(&bytes, part.stored_shape()[0], info.dtype.bitsize() / 8)
-            }
+            Some(part) if part.transposed => parts::transpose(&bytes, part.stored_shape()[0], info.dtype.bitsize() / 8),
             _ => bytes,
         })
     }

@@ -275,7 +275,8 @@ impl CheckpointWriter {
             let problem = format!("its shape is {:?}, planned was {:?}", tensor.dims(), part.shape);
             return Err(Error::tensor(self.dir.out(), name, problem));
         }
-        let turned = if part.transposed { tensor.t().and_then(|tensor| tensor.contiguous()) } else { Ok(tensor.clone()) };
+        let turned =
+            if part.transposed { tensor.t().and_then(|tensor| tensor.contiguous()) } else { Ok(tensor.clone()) };
         let turned = turned.map_err(Error::compute("turning a matrix"))?;
         let bytes = (tensor.elem_count() * slot.dtype.bitsize() / 8) as u64;
         convert::write(&self.shards[slot.shard], at, &turned, slot.dtype).map_err(|e| self.failure(name, e))?;

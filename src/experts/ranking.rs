@@ -149,7 +149,8 @@ mod tests {
         assert_eq!(Ranking::random(&layout, 7), Ranking::random(&layout, 7));
         assert_ne!(Ranking::random(&layout, 7), Ranking::random(&layout, 8));
         assert_ne!(Ranking::random(&layout, 7).0[&0], Ranking::random(&layout, 7).0[&1]);
-        for (count, message) in [(0, "at least 4"), (9, "at most all"), (3, "equally many; keep 4"), (5, "keep 4 or 6")] {
+        for (count, message) in [(0, "at least 4"), (9, "at most all"), (3, "equally many; keep 4"), (5, "keep 4 or 6")]
+        {
             assert!(Ranking::first(&layout).keep(&layout, count).unwrap_err().to_string().contains(message));
         }
     }

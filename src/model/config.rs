@@ -248,11 +248,10 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            rms_norm_eps: fields
-                .f64_or(
-                    "rms_norm_eps",
-                    if matches!(family, Family::Mixtral | Family::Olmoe | Family::GptOss) { 1e-5 } else { 1e-6 },
-                )?,
+            rms_norm_eps: fields.f64_or(
+                "rms_norm_eps",
+                if matches!(family, Family::Mixtral | Family::Olmoe | Family::GptOss) { 1e-5 } else { 1e-6 },
+            )?,
             rope: RopeConfig::from_fields(&fields, family, max_position_embeddings)?,
             max_position_embeddings,
             sliding_window: sliding_window(&fields, family, blocks)?,

@@ -158,7 +158,8 @@ pub(super) fn ignored(json: &Map<String, Value>, config: &ModelConfig) -> Vec<St
             "truncate",
         ],
     };
-    let read = |key: &str| ["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) || own.contains(&key);
+    let read =
+        |key: &str| ["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) || own.contains(&key);
     let keys = settings.into_iter().flatten().filter(|(key, value)| !value.is_null() && !read(key));
     keys.map(|(key, _)| format!("`{key}`")).collect()
 }

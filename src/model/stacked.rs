@@ -83,7 +83,13 @@ impl Stacked {
     }
 
     /// `x (tokens, hidden)` through one expert: `down((up + 1) * gate * sigmoid(alpha * gate))`.
-    pub(crate) fn forward(&self, expert: usize, x: &Tensor, tap: &mut dyn Tap, wanted: Wanted) -> Result<Option<Tensor>> {
+    pub(crate) fn forward(
+        &self,
+        expert: usize,
+        x: &Tensor,
+        tap: &mut dyn Tap,
+        wanted: Wanted,
+    ) -> Result<Option<Tensor>> {
         // What the down projection reads is wanted too, where a tap sees it.
         let inner = if self.down.linears().is_empty() { wanted } else { Wanted::Output };
         let Some(gate_up) = self.gate_up.forward(expert, x, tap, inner)? else { return Ok(None) };

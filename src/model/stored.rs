@@ -16,7 +16,11 @@ use std::collections::{HashMap, HashSet};
 /// # Errors
 /// [`Error::Tensor`] when a tensor of experts has another shape than `config` calls for, or there is no output head; those of
 /// reading.
-pub(super) fn resolve(config: &mut ModelConfig, checkpoint: &Checkpoint, notes: &mut Vec<String>) -> Result<Checkpoint> {
+pub(super) fn resolve(
+    config: &mut ModelConfig,
+    checkpoint: &Checkpoint,
+    notes: &mut Vec<String>,
+) -> Result<Checkpoint> {
     let mut parts = Vec::new();
     match (config.tie_word_embeddings, checkpoint.contains(EMBEDDING), checkpoint.contains(HEAD)) {
         (true, true, true) if head_differs(checkpoint)? == Some(true) => {
@@ -36,6 +40,13 @@ pub(super) fn resolve(config: &mut ModelConfig, checkpoint: &Checkpoint, notes: 
                            \"tie_word_embeddings\": true there if it is; if the model was saved without its head, save it with one \
                            (AutoModelForCausalLM)";
             return Err(Error::tensor(checkpoint.dir(), HEAD, problem));
+        }
+        (false, false, true) => {
+            let problem = format!(
+                "is missing, and config.json does not say that `{HEAD}`, which is here, is the embedding too. Set \
+                 \"tie_word_embeddings\": true there if it is"
+            );
+            return Err(Error::tensor(checkpoint.dir(), EMBEDDING, problem));
         }
         _ => {}
     }
@@ -64,15 +75,20 @@ pub(super) fn ignored(config: &ModelConfig, json: &Map<String, Value>, checkpoin
     let known = |name: &str| {
         name == HEAD || [".inv_freq", ".masked_bias", ".attn.bias", ".rope.freqs"].iter().any(|end| name.ends_with(end))
     };
-    let idle: Vec<&str> =
-        checkpoint.divided().map(|info| info.name.as_str()).filter(|name| !read.contains(*name) && !known(name)).collect();
+    let idle: Vec<&str> = checkpoint
+        .divided()
+        .map(|info| info.name.as_str())
+        .filter(|name| !read.contains(*name) && !known(name))
+        .collect();
     let mut notes = Vec::new();
     if let Some(first) = idle.first() {
         let others = match idle.len() - 1 {
             0 => String::new(),
             others => format!(" and {others} more"),
         };
-        notes.push(format!("`{first}`{others} in the weight files take no part in the computation; they are copied as they are"));
+        notes.push(format!(
+            "`{first}`{others} in the weight files take no part in the computation; they are copied as they are"
+        ));
     }
     let keys = rope::ignored(json, config);
     if !keys.is_empty() {
@@ -87,8 +103,7 @@ pub(super) fn ignored(config: &ModelConfig, json: &Map<String, Value>, checkpoin
 /// As [`resolve`].
 pub(super) fn divide(config: &ModelConfig, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
     let shape = |name: &str| tensors.get(name).map(|tensor| tensor.dims().to_vec());
-    let parts = experts(config, &shape)
-        .map_err(|(name, problem)| Error::tensor("tensors in memory", name, problem))?;
+    let parts = experts(config, &shape).map_err(|(name, problem)| Error::tensor("tensors in memory", name, problem))?;
     for part in parts {
         let Some(whole) = tensors.get(&part.of) else { continue };
         let elements = part.shape.iter().product();
@@ -104,10 +119,7 @@ pub(super) fn divide(config: &ModelConfig, tensors: &mut HashMap<String, Tensor>
 
 /// The parts of tensors that hold all experts of a block, where there are such instead of one for each expert, `shape` being that
 /// of the tensor of a name. The error is a tensor and what is wrong with it.
-fn experts(
-    config: &ModelConfig,
-    shape: &impl Fn(&str) -> Option<Vec<usize>>,
-) -> Result<Vec<Part>, (String, String)> {
+fn experts(config: &ModelConfig, shape: &impl Fn(&str) -> Option<Vec<usize>>) -> Result<Vec<Part>, (String, String)> {
     let mut parts = Vec::new();
     for block in 0..config.blocks {
         let Some(moe) = config.mixture(block) else { continue };
@@ -121,7 +133,8 @@ fn experts(
             continue;
         }
         let modules = [moe.names.module, moe.names.fused_module];
-        let stored = modules.map(prefix).into_iter().find(|module| shape(&format!("{module}.experts.down_proj")).is_some());
+        let stored =
+            modules.map(prefix).into_iter().find(|module| shape(&format!("{module}.experts.down_proj")).is_some());
         let Some(stored) = stored else { continue };
         let router = [&own, &stored].map(|module| format!("{module}.{}.weight", moe.names.router));
         if let (None, Some(shape)) = (shape(&router[0]), shape(&router[1])) {

@@ -400,9 +400,9 @@ impl<'a> Plan<'a> {
             true => {
                 let tensor = cut(info)?;
                 // The model may call it by another name.
-                let count = zeros.last().map(|(_, count)| *count);
-                let names = checkpoint.parts_of(&info.name).map(|part| part.name.clone());
-                zeros.extend(count.into_iter().flat_map(|count| std::iter::repeat(count).zip(names).map(|(count, name)| (name, count))));
+                if let Some(count) = zeros.last().map(|(_, count)| *count) {
+                    zeros.extend(checkpoint.parts_of(&info.name).map(|part| (part.name.clone(), count)));
+                }
                 tensor
             }
             false => {
