@@ -326,11 +326,11 @@ fn nothing_to_remove_is_a_copy() {
             same(&out);
         }
     }
-    // The only key head cannot go, whatever is asked for.
-    let record = place.prune(&StructuredConfig::new(Unit::Heads, Method::Magnitude, 0.99), "one");
-    let removed = record.structure.unwrap().removed;
-    assert!(removed.iter().all(|module| (module.of, module.count) == (1, 0)), "{removed:?}");
-    same("one");
+    // The only key head cannot go, whatever is asked for: that is said, and nothing is copied.
+    let all = StructuredConfig::new(Unit::Heads, Method::Magnitude, 0.99);
+    let refused = prune_structured_to(&place.model(), None, &all, &place.at("one"), Progress::Hidden).unwrap_err();
+    assert_says(refused, &["no module has more than one of the heads"]);
+    assert!(!place.at("one").exists());
 }
 
 #[test]
