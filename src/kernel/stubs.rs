@@ -303,9 +303,15 @@ mod tests {
             root
         };
         let (one, other) = (checkout(), checkout());
-        assert_eq!(key(one.path()).unwrap(), key(one.path()).unwrap());
-        assert_ne!(key(one.path()).unwrap(), key(other.path()).unwrap());
-        assert!(key(&one.path().join("gone")).unwrap_err().to_string().contains("source that this binary was built"));
+        let of = |path: &Path| short(key(path).unwrap());
+        assert_eq!(of(one.path()), of(one.path()));
+        assert_ne!(of(one.path()), of(other.path()));
+        fs::create_dir(one.path().join("src")).unwrap();
+        let told = of_source(one.path()).unwrap();
+        assert_eq!(of_source(one.path()).unwrap(), told);
+        fs::write(one.path().join("src/lib.rs"), "fn f() {}").unwrap();
+        assert_ne!(of_source(one.path()).unwrap(), told);
+        assert!(key(&one.path().join("gone")).err().unwrap().to_string().contains("source that this binary was built"));
     }
 
     #[test]
