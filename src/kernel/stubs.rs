@@ -101,9 +101,11 @@ fn key(root: &Path) -> Result<Sha256> {
 fn of_source(directory: &Path) -> Result<String> {
     let (mut told, mut todo) = (String::new(), vec![directory.to_path_buf()]);
     while let Some(next) = todo.pop() {
-        let cannot = || format!("cannot read {}: notebooks need the source that this binary was built from", next.display());
+        let cannot =
+            || format!("cannot read {}: notebooks need the source that this binary was built from", next.display());
         let entries = fs::read_dir(&next).with_context(cannot)?;
-        let mut entries: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>().with_context(cannot)?;
+        let mut entries: Vec<PathBuf> =
+            entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>().with_context(cannot)?;
         entries.sort();
         for path in entries {
             let metadata = fs::metadata(&path).with_context(cannot)?;
@@ -301,9 +303,15 @@ mod tests {
             root
         };
         let (one, other) = (checkout(), checkout());
-        assert_eq!(key(one.path()).unwrap(), key(one.path()).unwrap());
-        assert_ne!(key(one.path()).unwrap(), key(other.path()).unwrap());
-        assert!(key(&one.path().join("gone")).unwrap_err().to_string().contains("source that this binary was built"));
+        let of = |path: &Path| short(key(path).unwrap());
+        assert_eq!(of(one.path()), of(one.path()));
+        assert_ne!(of(one.path()), of(other.path()));
+        fs::create_dir(one.path().join("src")).unwrap();
+        let told = of_source(one.path()).unwrap();
+        assert_eq!(of_source(one.path()).unwrap(), told);
+        fs::write(one.path().join("src/lib.rs"), "fn f() {}").unwrap();
+        assert_ne!(of_source(one.path()).unwrap(), told);
+        assert!(key(&one.path().join("gone")).err().unwrap().to_string().contains("source that this binary was built"));
     }
 
     #[test]
