@@ -120,12 +120,16 @@ impl<'de> Deserialize<'de> for Metadata {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with strings")
             }
+            /// As if it were left out: other readers take it so.
+            fn visit_unit<E>(self) -> Result<Metadata, E> {
+                Ok(Metadata)
+            }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
                 while map.next_entry::<String, String>()?.is_some() {}
                 Ok(Metadata)
             }
         }
-        deserializer.deserialize_map(Check)
+        deserializer.deserialize_any(Check)
     }
 }
 
@@ -297,7 +301,10 @@ pub(super) fn join(
                 return Err(Error::tensor(path, tensor.name, problem));
             }
             if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
-                let problem = format!("it is also in {}; download both again", paths[tensors[other].shard].display());
+                let problem = format!(
+                    "it is also in {}, and which of the two is meant is not said; remove the file that does not belong here",
+                    paths[tensors[other].shard].display()
+                );
                 return Err(Error::tensor(path, tensor.name, problem));
             }
             tensors.push(tensor);
