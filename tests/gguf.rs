@@ -387,6 +387,23 @@ fn qwen2_and_qwen3_are_imported_as_themselves() {
         // Their rows are in Hugging Face's order already.
         let back = checkpoint.load("model.layers.0.self_attn.q_proj.weight", DType::F32, &Device::Cpu).unwrap();
         assert_eq!(back.to_vec2::<f32>().unwrap(), q.to_vec2::<f32>().unwrap());
+        if name == "qwen2" {
+            // llama.cpp does without them, Hugging Face's family never.
+            for i in 0..BLOCKS {
+                ["q", "k", "v"].iter().for_each(|part| drop(gguf.tensors.remove(&format!("blk.{i}.attn_{part}.bias"))));
+            }
+            let bare = tempfile::tempdir().unwrap();
+            let (result, out) = gguf.import(bare.path(), DType::F32);
+            result.unwrap();
+            assert!(
+                Checkpoint::open(&out)
+                    .unwrap()
+                    .read("model.layers.3.self_attn.v_proj.bias")
+                    .unwrap()
+                    .iter()
+                    .all(|&b| b == 0)
+            );
+        }
         let own = if name == "qwen2" { "q_proj.bias" } else { "q_norm.weight" };
         let loaded = checkpoint.load(&format!("model.layers.7.self_attn.{own}"), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(loaded.to_vec1::<f32>().unwrap(), ramp(loaded.elem_count(), 7).to_vec1::<f32>().unwrap());

@@ -22,8 +22,13 @@ const FORMATS: [MaskFormat; 4] = [MaskFormat::Safetensors, MaskFormat::Safetenso
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn metadata(sparsity: f64) -> MaskMetadata {
-    let model =
-        ModelRecord { name: "tiny \"é\"".into(), family: "llama".into(), parameters: 1 << 60, sha256: "aa".into() };
+    let model = ModelRecord {
+        name: "tiny \"é\"".into(),
+        revision: None,
+        family: "llama".into(),
+        parameters: 1 << 60,
+        sha256: "aa".into(),
+    };
     let pruning = PruningRecord {
         method: "wanda".into(),
         pattern: "unstructured".into(),

@@ -411,8 +411,43 @@ mod tests {
     }
 
     #[test]
+    fn the_environment_says_where_the_cache_is_or_an_error_says_what_to_set() {
+        let hub = |vars: &[(&str, &str)], home: Option<&str>| {
+            let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            Hub::from_vars(&var, home.map(PathBuf::from))
+        };
+        let cache = |vars: &[(&str, &str)], home| hub(vars, home).unwrap().cache.display().to_string();
+        assert_eq!(cache(&[], Some("/h")), "/h/.cache/huggingface/hub");
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")], Some("/h")), "/x/huggingface/hub");
+        assert_eq!(cache(&[("HF_HOME", "/hf")], Some("/h")), "/hf/hub");
+        assert_eq!(cache(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/hf")], None), "/c");
+        assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/c")], None), "/c");
+        for home in [None, Some("")] {
+            let error = hub(&[("HF_HUB_CACHE", " ")], home).unwrap_err().to_string();
+            assert!(error.contains("no home directory") && error.contains("set HF_HUB_CACHE"), "{error}");
+        }
+        for (value, offline) in [("1", true), ("true", true), ("YES", true), ("on", true), ("0", false), ("", false)] {
+            for name in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+                assert_eq!(hub(&[(name, value)], Some("/h")).unwrap().offline, offline, "{name}={value}");
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t");
+        std::fs::write(&file, "hf_stored\n").unwrap();
+        let at = file.to_str().unwrap();
+        let token = |vars: &[(&str, &str)]| hub(vars, Some("/no/such/home")).unwrap().token;
+        assert_eq!(token(&[("HF_TOKEN_PATH", at)]).as_deref(), Some("hf_stored"));
+        assert_eq!(token(&[("HF_TOKEN_PATH", at), ("HF_TOKEN", "hf_own")]).as_deref(), Some("hf_own"));
+        assert_eq!(token(&[]), None);
+    }
+
+    #[test]
     fn the_token_stays_out_of_debug_output() {
-        let hub = Hub { endpoint: "http://h".into(), token: Some("hf_secret".into()), ..Hub::from_env().unwrap() };
+        let hub = Hub {
+            endpoint: "http://h".into(),
+            token: Some("hf_secret".into()),
+            ..Hub::from_vars(&|_| None, Some("/h".into())).unwrap()
+        };
         assert!(!format!("{hub:?}").contains("secret"));
     }
 }

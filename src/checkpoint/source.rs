@@ -19,6 +19,12 @@ pub trait Source: Sync {
     /// The directory, or `owner/name@commit`, for messages and manifests.
     fn origin(&self) -> String;
 
+    /// What people call the model.
+    fn name(&self) -> String {
+        let origin = self.origin();
+        Path::new(&origin).file_name().map_or_else(|| origin.clone(), |name| name.to_string_lossy().into_owned())
+    }
+
     /// File names of the shards; [`TensorInfo::shard`] counts them.
     fn files(&self) -> Vec<String>;
 
@@ -107,6 +113,10 @@ pub fn open_source(spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
 impl Source for Checkpoint {
     fn origin(&self) -> String {
         self.dir().display().to_string()
+    }
+
+    fn name(&self) -> String {
+        Checkpoint::name(self).to_owned()
     }
 
     fn files(&self) -> Vec<String> {

@@ -51,6 +51,8 @@ pub(super) struct LlamaConfig {
     pub(super) tied_embeddings: bool,
     pub(super) qkv_bias: bool,
     pub(super) o_bias: bool,
+    /// Whether the file has no biases, where Hugging Face's family has them always.
+    pub(super) zero_bias: bool,
     context: usize,
     rms_norm_eps: f64,
     rope_theta: f64,
@@ -132,6 +134,7 @@ impl LlamaConfig {
             tied_embeddings: !has("output.weight"),
             qkv_bias,
             o_bias,
+            zero_bias: qwen2 && biases.is_empty(),
             context: size("context_length")?,
             rms_norm_eps: metadata.require(&eps, metadata.float(&eps)?)?,
             rope_theta,

@@ -45,6 +45,8 @@ struct Route {
     shape: Vec<usize>,
     /// Heads whose rows llama.cpp has interleaved.
     permuted_heads: Option<usize>,
+    /// Whether it is zero where the file does not have it.
+    zero: bool,
 }
 
 /// Makes a checkpoint at `out` (which must not exist) of the GGUF file `file`, with weights as `dtype`: f32, bf16 or
@@ -66,6 +68,11 @@ pub fn import_gguf(file: &Path, out: &Path, dtype: DType, progress: Progress) ->
     let stage = progress.stage("importing", routes.len() as u64);
     let mut source_dtypes = BTreeMap::new();
     for route in &routes {
+        if route.zero && gguf.info(&route.gguf).is_none() {
+            writer.write_tensor(&route.name, &Tensor::zeros(&route.shape[..], DType::F32, &Device::Cpu)?)?;
+            stage.inc(1)?;
+            continue;
+        }
         let quantised = gguf.load(&route.gguf)?;
         *source_dtypes.entry(format!("{:?}", quantised.dtype())).or_default() += 1;
         let mut weight = quantised
@@ -112,6 +119,7 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
         name,
         shape: shape.to_vec(),
         permuted_heads,
+        zero: false,
     };
     let mut routes =
         vec![route("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], None)];
@@ -137,7 +145,8 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
             };
             routes.push(route(format!("{gguf}.weight"), format!("{name}.weight"), shape, heads));
             if is_biased {
-                routes.push(route(format!("{gguf}.bias"), format!("{name}.bias"), &shape[..1], heads));
+                let bias = route(format!("{gguf}.bias"), format!("{name}.bias"), &shape[..1], heads);
+                routes.push(Route { zero: config.zero_bias, ..bias });
             }
         }
         if config.architecture == Architecture::Qwen3 {
@@ -160,6 +169,9 @@ fn check(gguf: &Gguf, routes: &[Route]) -> Result<()> {
     let mut left: BTreeSet<&str> = gguf.names().collect();
     for route in routes {
         let Some(dims) = gguf.dims(&route.gguf) else {
+            if route.zero {
+                continue;
+            }
             return Err(Error::tensor(gguf.file(), &route.gguf, "missing; download the file again"));
         };
         if dims != route.shape {
