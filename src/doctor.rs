@@ -9,7 +9,6 @@ use crate::{Error, Result};
 use candle_core::{DType, Device};
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::HashSet;
 use std::path::Path;
 
 /// How much a finding matters.
@@ -159,18 +158,7 @@ fn examine_model(found: &mut Examination, checkpoint: &Checkpoint) -> Result<Opt
             };
             found.add(Severity::Problem, "weights", stopped(error)? + &all);
         }
-        Ok(_) => {
-            let needed: HashSet<&str> = needed.iter().map(|(name, _)| name.as_str()).collect();
-            let spare: Vec<_> = checkpoint.tensors().filter(|info| !needed.contains(info.name.as_str())).collect();
-            if let Some(first) = spare.first() {
-                let number = match spare.len() {
-                    1 => "1 tensor is".to_owned(),
-                    number => format!("{number} tensors are"),
-                };
-                let text = format!("{number} not part of the model and not read, such as `{}`", first.name);
-                found.add(Severity::Note, "weights", text);
-            }
-        }
+        Ok(model) => model.notes().into_iter().for_each(|note| found.add(Severity::Note, "weights", note)),
     }
     Ok(Some(config))
 }

@@ -59,6 +59,7 @@ pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompres
 pub(crate) use arrays::Array;
 pub(crate) use hints::dangling;
 pub(crate) use index::shard_name;
+pub(crate) use names::family_names;
 pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
 pub(crate) use writer::deal_out;
 

@@ -12,7 +12,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 /// Parts that wrappers put anywhere into a name: a compiled, sharded or checkpointed block inside a model that is none.
-const INNER: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+const INNER: [&str; 5] =
+    ["_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"];
 /// What wrappers put before a name.
 const OUTER: [&str; 2] = ["module.", "base_model.model."];
 /// What families put before the names of all tensors but the head's.
@@ -34,23 +35,7 @@ impl Names {
     /// # Errors
     /// [`Error::Tensor`] when two of them would have one name.
     pub(super) fn settle(tensors: &mut [TensorInfo], paths: &[PathBuf]) -> Result<Names> {
-        let mut plain: Vec<String> = tensors.iter().map(|info| unwrapped(&info.name).into_owned()).collect();
-        let doubled = format!("{BASE}{BASE}layers.");
-        if plain.iter().any(|name| name.starts_with(&doubled)) {
-            // A module that holds the model as its own `model`, as training loops do.
-            for name in &mut plain {
-                if let Some(rest) = name.strip_prefix(BASE) {
-                    *name = rest.to_owned();
-                }
-            }
-        }
-        if !plain.iter().any(|name| name.starts_with(BASE)) {
-            for name in &mut plain {
-                if MODULES.contains(&name.split('.').next().unwrap_or_default()) {
-                    name.insert_str(0, BASE);
-                }
-            }
-        }
+        let plain = family_names(tensors.iter().map(|info| info.name.as_str()));
         let is_model = |name: &String| name.starts_with("model.layers.") || name.starts_with("model.embed_tokens.");
         let changed = tensors.iter().zip(&plain).filter(|(info, plain)| info.name != **plain).count();
         if changed == 0 || !plain.iter().any(is_model) {
@@ -106,6 +91,28 @@ impl Names {
     pub(super) fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
+}
+
+/// The names of their family of the tensors of a model or of a part of it.
+pub(crate) fn family_names<'a>(stored: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut plain: Vec<String> = stored.map(|name| unwrapped(name).into_owned()).collect();
+    let doubled = format!("{BASE}{BASE}layers.");
+    if plain.iter().any(|name| name.starts_with(&doubled)) {
+        // A module that holds the model as its own `model`, as training loops do.
+        for name in &mut plain {
+            if let Some(rest) = name.strip_prefix(BASE) {
+                *name = rest.to_owned();
+            }
+        }
+    }
+    if !plain.iter().any(|name| name.starts_with(BASE)) {
+        for name in &mut plain {
+            if MODULES.contains(&name.split('.').next().unwrap_or_default()) {
+                name.insert_str(0, BASE);
+            }
+        }
+    }
+    plain
 }
 
 /// A name without what wrappers have added.

@@ -38,6 +38,22 @@ pub(super) fn problem(name: &str, config: &Map<String, Value>, tensors: &[Tensor
              config.json belong to these weights?"
         );
     }
+    if let Some(weight) = name.strip_suffix("weight") {
+        if let Some(mask) = [format!("{name}_orig"), format!("{name}_mask")].into_iter().find(|part| has(part)) {
+            return format!(
+                "its weight is pruned by `torch.nn.utils.prune` and not put together yet (`{mask}`); call `prune.remove(module, \
+                 \"weight\")` on each pruned module, and save it again"
+            );
+        }
+        let parametrised = format!("{weight}parametrizations.weight.");
+        if let Some(part) = tensors.iter().find(|info| info.name.starts_with(&parametrised)) {
+            return format!(
+                "its weight is a parametrisation (`{}`); call `torch.nn.utils.parametrize.remove_parametrizations(module, \
+                 \"weight\")` on each such module, and save it again",
+                part.name
+            );
+        }
+    }
     if name == "lm_head.weight" {
         let class = config.get("architectures").and_then(|list| list.get(0)?.as_str());
         let class = class.filter(|class| !class.ends_with("ForCausalLM"));

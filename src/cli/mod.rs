@@ -155,6 +155,7 @@ impl Compute {
     fn open(&self, spec: &str) -> anyhow::Result<Model> {
         let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
         let model = Model::open(&checkpoint, self.dtype, &self.device.open()?)?;
+        Progress::Stderr.notes(&model.notes());
         Ok(match self.device_memory {
             Some(bytes) => model.within(bytes),
             None => model,

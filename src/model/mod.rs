@@ -12,6 +12,7 @@ mod layout;
 mod mixture;
 mod moe;
 pub(crate) mod mxfp4;
+mod notes;
 mod ops;
 mod rope;
 mod stacked;
@@ -167,7 +168,9 @@ impl Model {
     /// As [`Checkpoint::resolve`] and [`Model::open`].
     pub fn load(spec: &str) -> Result<Model> {
         let checkpoint = Checkpoint::resolve(spec, Progress::Stderr)?;
-        Model::open(&checkpoint, DType::F32, &Device::Cpu)?.resident()
+        let model = Model::open(&checkpoint, DType::F32, &Device::Cpu)?;
+        Progress::Stderr.notes(&model.notes());
+        model.resident()
     }
 
     /// The same model with all its tensors in memory.
