@@ -61,7 +61,7 @@ fn shows_what_cells_do(kernel: &mut Kernel) {
         kernel.succeed("println!(\"gone before\");\neprintln!(\"aside\");\nlet x = 20;\nprint!(\"no end\");\nx + 22");
     let kinds = cell.kinds();
     assert_eq!((kinds[0], kinds[1], kinds[kinds.len() - 1]), ("status", "execute_input", "status"), "{kinds:?}");
-    assert_eq!(cell.text("stdout"), "gone before\nno end\n");
+    assert_eq!(cell.text("stdout"), "gone before\nno end");
     assert_eq!(cell.text("stderr"), "aside\n");
     assert_eq!(cell.value(), "42");
     assert_eq!(
@@ -94,7 +94,10 @@ fn tells_failures(kernel: &mut Kernel) {
     let text = error["traceback"].to_string();
     assert!(text.contains("E0600") && text.contains("line 1 | let y: u8 = -1;"), "{text}");
     let error = kernel.fail("let z = 3;\npanic!(\"oh {z}\");", "Panic");
-    assert_eq!((&error["evalue"], &error["traceback"]), (&json!("oh 3"), &json!(["Panic: oh 3"])));
+    assert_eq!(
+        (&error["evalue"], &error["traceback"]),
+        (&json!("oh 3"), &json!(["Panic: oh 3", "  line 2 | panic!(\"oh {z}\");"]))
+    );
     let error = kernel.fail("Err::<(), _>(\"no luck\")?;", "Error");
     assert!(error["evalue"].as_str().unwrap().contains("no luck"), "{error}");
     // What earlier cells defined is still there.

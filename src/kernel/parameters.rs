@@ -78,7 +78,7 @@ impl Overrides {
                 bail!("cells {} and {} are both tagged `{TAG}`; one can be", first + 1, second + 1)
             }
         };
-        let bindings = rust_literal::bindings(&document.source(cell));
+        let bindings = rust_literal::bindings(document.source(cell));
         let mut source = String::from("// Parameters of this run, in place of those above.");
         for (name, given) in &self.values {
             let Some(binding) = bindings.iter().find(|binding| binding.name == *name) else {
@@ -113,7 +113,7 @@ impl Overrides {
             source.push_str(&format!("\nlet {}{name}{} = {literal};", binding.mutable(), binding.annotated()));
             json.insert(name.clone(), value);
         }
-        document.insert_code(cell + 1, INJECTED, INJECTED, &source)?;
+        document.insert_code(cell + 1, INJECTED, INJECTED, &source);
         Ok(json)
     }
 }

@@ -86,11 +86,15 @@ fn jsonl_documents(path: &Path, text: &str) -> Result<Vec<String>> {
 
 /// A tokenizer in Hugging Face's `tokenizer.json` format. It adds no token of its own accord (no BOS), here or in the
 /// windows; special tokens written in a text are recognised.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
     path: PathBuf,
 }
+
+crate::debug::one_line!(rich Tokenizer, |tokenizer| {
+    format!("Tokenizer({}: {} tokens)", tokenizer.path.display(), tokenizer.vocab_size())
+});
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of a model's directory; a path to the file itself will do too.

@@ -319,7 +319,7 @@ pub(crate) fn index_text(source: &dyn Source, files: &[OutputFile]) -> Option<(S
 }
 
 /// What an output was made of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`MANIFEST_SCHEMA`] of the writer.
     pub schema: u32,
@@ -337,6 +337,10 @@ pub struct Manifest {
     #[serde(default)]
     pub environment: Map<String, Value>,
 }
+
+crate::debug::one_line!(Manifest, |manifest| {
+    format!("Manifest({} files, {} others)", manifest.files.len(), manifest.others.len())
+});
 
 /// A weight file of an output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
