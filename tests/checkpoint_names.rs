@@ -159,6 +159,27 @@ impl Place {
     }
 }
 
+/// What people read in each of several situations, for a snapshot.
+#[derive(Default)]
+struct Refusals(String);
+
+impl Refusals {
+    fn add(&mut self, situation: &str, place: &Place) {
+        self.say(situation, &place.refusal(), place.path());
+    }
+
+    /// A message with `DIR` in place of the directory, whose name is another in every run.
+    fn say(&mut self, situation: &str, message: &str, dir: &Path) {
+        assert!(!message.contains("backtrace") && !message.contains('\n'), "{message}");
+        self.0 += &format!("# {situation}\n{}\n\n", message.replace(dir.to_str().unwrap(), "DIR"));
+    }
+
+    #[track_caller]
+    fn assert_are(self, name: &str) {
+        insta::with_settings!({omit_expression => true}, { insta::assert_snapshot!(name, self.0.trim_end()) });
+    }
+}
+
 fn windows() -> Windows {
     let id = |i: u32| (i * 37 + i * i % 101) % 128;
     let ids = (0..4).map(|window| (window * 64..(window + 1) * 64).map(id).collect()).collect();
@@ -268,17 +289,63 @@ fn what_is_written_has_the_names_of_the_input() {
 }
 
 #[test]
-fn two_models_in_one_file_are_refused() {
+fn names_of_no_model_and_of_two_are_refused() {
+    let mut refusals = Refusals::default();
     let mut both = tensors(0);
     both.extend(renamed(|name| format!("module.{name}")));
-    assert_says(
-        Checkpoint::open(Place::single(&both).path()).unwrap_err(),
-        &["`module.", "so is `model.", "leave one"],
+    refusals.add("two models in one file", &Place::single(&both));
+    refusals.add("a prefix that is not known", &Place::single(&renamed(|name| format!("teacher.{name}"))));
+    refusals.add(
+        "Mistral's own names",
+        &Place::single(&[
+            zeros("layers.0.attention.wq.weight".into(), "F32", &[4, 4], 32),
+            zeros("tok_embeddings.weight".into(), "F32", &[4, 4], 32),
+        ]),
     );
-    assert_says(
-        Place::single(&renamed(|name| format!("teacher.{name}"))).refusal(),
-        &["`teacher.", "none with `model.`"],
+    refusals.add(
+        "another family's names",
+        &Place::single(&[zeros("transformer.h.0.attn.c_attn.weight".into(), "F32", &[4, 4], 32)]),
     );
+    refusals.add(
+        "pruned by PyTorch, not made permanent",
+        &Place::single(&quantised(|base, shape| {
+            [".weight_orig", ".weight_mask"].map(|end| zeros(format!("{base}{end}"), "F32", shape, 32)).into()
+        })),
+    );
+    refusals.add(
+        "parametrised",
+        &Place::single(&quantised(|base, shape| {
+            vec![zeros(format!("{base}.parametrizations.weight.original0"), "F32", shape, 32)]
+        })),
+    );
+    let joined = |name: &str| name.replace("self_attn.q_proj", "self_attn.qkv_proj");
+    refusals.add("joined projections", &Place::single(&renamed(joined)));
+    let deeper = Place::single(&tensors(0)).configure(json!({"num_hidden_layers": 3}));
+    refusals.add("fewer blocks than config.json has", &deeper);
+    let biased = Place::single(&tensors(0)).configure(json!({"attention_bias": true}));
+    refusals.add("no biases, where config.json has some", &biased);
+    let wider = Place::single(&tensors(0)).configure(json!({"intermediate_size": 64}));
+    refusals.add("another width than config.json's", &wider);
+    let headless = |config: Value, head: Option<Tensor>| {
+        let mut left = tensors(0);
+        left.retain(|(known, ..)| known != "lm_head.weight");
+        left.extend(head);
+        Place::single(&left).configure(config)
+    };
+    refusals.add("no head", &headless(json!({}), None));
+    refusals.add("saved by the base class, without a head", &headless(json!({"architectures": ["LlamaModel"]}), None));
+    refusals.add(
+        "another head",
+        &headless(
+            json!({"architectures": ["LlamaForSequenceClassification"]}),
+            Some(zeros("score.weight".into(), "F32", &[2, 32], 32)),
+        ),
+    );
+    let mut lora = renamed(|name| format!("base_model.model.{name}"));
+    let added = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight";
+    lora.push(zeros(added.into(), "F32", &[8, 32], 32));
+    refusals.add("an adapter inside", &Place::single(&lora));
+    refusals.assert_are("names");
 }
 
 #[test]
@@ -314,13 +381,35 @@ fn indices_may_say_too_much_and_too_little() {
     let mut without = tensors(0);
     without.retain(|(name, ..)| name != "model.norm.weight");
     let lost = Place::sharded(&without, |map| drop(map.insert("model.norm.weight".into(), SHARDS[1].into())));
-    let error = lost.refusal();
-    assert_says(&error, &[SHARDS[1], "`model.norm.weight`", "header lacks it"]);
-    assert!(!error.contains("download it again"), "{error}");
+    let mut refusals = Refusals::default();
+    refusals.add("a tensor that is needed is in no shard", &lost);
+    let gone = Place::sharded(&tensors(0), |_| {});
+    fs::remove_file(gone.at(SHARDS[1])).unwrap();
+    refusals.add("a shard is missing", &gone);
+    symlink("../../blobs/0123", gone.at(SHARDS[1])).unwrap();
+    refusals.add("a shard is a link to nothing", &gone);
+    let doubled = Place::sharded(&tensors(0), |_| {});
+    doubled.write(SHARDS[1], file(&tensors(0)[9..]));
+    refusals.add("a tensor is in two shards", &doubled);
+    let text = format!("{{\"weight_map\": {{\"a\": {:?}, \"a\": {:?}}}}}", SHARDS[0], SHARDS[1]);
+    doubled.write(INDEX, text);
+    refusals.add("a tensor stands twice in the index", &doubled);
+    doubled.write(INDEX, "{\"weight_map\": {}}");
+    refusals.add("an empty index", &doubled);
+    doubled.write(INDEX, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n");
+    refusals.add("the index is a pointer", &doubled);
+    doubled.write(INDEX, "[1]");
+    refusals.add("the index is something else", &doubled);
+    for name in ["../other.safetensors", "/etc/passwd", "a/../../b.safetensors", "", "."] {
+        let place = Place::sharded(&tensors(0), |map| drop(map.insert("model.norm.weight".into(), name.into())));
+        refusals.add(&format!("the index leaves the directory by `{name}`"), &place);
+    }
+    assert!(!refusals.0.contains("download it again"), "the same bytes would come:\n{}", refusals.0);
+    refusals.assert_are("indices");
 }
 
 #[test]
-fn links_are_followed_and_names_that_leave_the_directory_are_not() {
+fn links_are_followed() {
     let place = Place::sharded(&tensors(0), |_| {});
     let blobs = tempfile::tempdir().unwrap();
     for name in [SHARDS[0], SHARDS[1], INDEX, "config.json"] {
@@ -336,11 +425,6 @@ fn links_are_followed_and_names_that_leave_the_directory_are_not() {
     symlink(SHARDS[0], twice.at(SHARDS[1])).unwrap();
     assert_reads(&twice, "plain");
     assert!(twice.notes().is_empty(), "{:?}", twice.notes());
-
-    for name in ["../other.safetensors", "/etc/passwd", "a/../../b.safetensors", "", "."] {
-        let place = Place::sharded(&tensors(0), |map| drop(map.insert("model.norm.weight".into(), name.into())));
-        assert_says(place.refusal(), &["`model.norm.weight`", "no file name inside its directory"]);
-    }
 }
 
 #[test]
@@ -407,39 +491,36 @@ fn quantised_checkpoints_are_named() {
     };
     let cast = |base: &str, shape: &[usize]| vec![zeros(format!("{base}.weight"), "F8_E5M2", shape, 8)];
     let mlx = |base: &str, shape: &[usize]| vec![zeros(format!("{base}.weight"), "U32", &[shape[0], shape[1] / 8], 32)];
-    let said = |fields: Value, tensors: Vec<Tensor>, parts: &[&str]| {
-        let error = Place::single(&tensors).configure(fields).refusal();
-        assert!(!error.contains("does config.json belong"), "{error}");
-        assert_says(error, &[parts, &["quantised", "take"]].concat());
+    let experts = |base: &str, shape: &[usize]| {
+        vec![
+            zeros(format!("{base}_blocks"), "U8", &[shape[0], shape[1] / 32, 16], 8),
+            zeros(format!("{base}_scales"), "U8", &[shape[0], shape[1] / 32], 8),
+        ]
+    };
+    let mut refusals = Refusals::default();
+    let mut add = |situation: &str, fields: Value, tensors: Vec<Tensor>| {
+        refusals.add(situation, &Place::single(&tensors).configure(fields));
     };
     let of = |config: Value| json!({"quantization_config": config});
-    said(
-        of(json!({"quant_method": "gptq", "bits": 4, "group_size": 128})),
-        quantised(packed),
-        &["GPTQ, 4 bits", "qweight"],
-    );
-    said(of(json!({"quant_method": "awq", "bits": 4})), quantised(packed), &["AWQ, 4 bits"]);
-    said(
-        of(json!({"quant_method": "bitsandbytes", "load_in_4bit": true})),
-        quantised(bytes),
-        &["bitsandbytes, 4 bits", "dequantize()"],
-    );
-    said(of(json!({"load_in_8bit": true})), quantised(int8), &["bitsandbytes, 8 bits"]);
-    said(
-        of(json!({"quant_method": "fp8", "weight_block_size": [128, 128]})),
-        quantised(fp8),
-        &["FP8 in blocks", "dequantize=True"],
-    );
-    said(of(json!({"quant_method": "compressed-tensors", "config_groups": {}})), quantised(ct), &["llm-compressor"]);
-    said(of(json!({"quant_method": "brandnew"})), quantised(packed), &["`brandnew`", "qweight"]);
-    said(json!({"quantization": {"bits": 4, "group_size": 64}}), quantised(mlx), &["MLX, 4 bits", "mlx_lm.convert"]);
+    add("GPTQ", of(json!({"quant_method": "gptq", "bits": 4, "group_size": 128})), quantised(packed));
+    add("AWQ", of(json!({"quant_method": "awq", "bits": 4})), quantised(packed));
+    add("bitsandbytes in 4 bits", of(json!({"quant_method": "bitsandbytes", "load_in_4bit": true})), quantised(bytes));
+    add("bitsandbytes in 8 bits", of(json!({"load_in_8bit": true})), quantised(int8));
+    add("FP8", of(json!({"quant_method": "fp8", "weight_block_size": [128, 128]})), quantised(fp8));
+    add("llm-compressor", of(json!({"quant_method": "compressed-tensors", "config_groups": {}})), quantised(ct));
+    add("MXFP4 of a Llama", of(json!({"quant_method": "mxfp4"})), quantised(experts));
+    add("a method that is not known", of(json!({"quant_method": "brandnew"})), quantised(packed));
+    add("MLX", json!({"quantization": {"bits": 4, "group_size": 64}}), quantised(mlx));
     // Where config.json says nothing, the names and types do.
-    said(json!({}), quantised(packed), &["GPTQ or AWQ", "config.json does not say"]);
-    said(json!({}), quantised(cast), &["FP8", "F8_E5M2"]);
-    said(json!({}), quantised(int8), &["bitsandbytes"]);
+    add("packed, config.json is silent", json!({}), quantised(packed));
+    add("cast to FP8, config.json is silent", json!({}), quantised(cast));
+    add("8 bits, config.json is silent", json!({}), quantised(int8));
     let told = Place::single(&quantised(packed));
     told.write("quantize_config.json", "{}");
-    assert_says(told.refusal(), &["quantised by GPTQ"]);
+    refusals.add("packed, and a file beside it says by what", &told);
+    assert!(!refusals.0.contains("does config.json belong"), "{}", refusals.0);
+    refusals.assert_are("quantised");
+
     // What was dequantised, and kept its settings, is plain.
     let undone = Place::single(&tensors(0)).configure(of(json!({"quant_method": "gptq", "bits": 4})));
     assert_reads(&undone, "plain");
@@ -447,71 +528,61 @@ fn quantised_checkpoints_are_named() {
 }
 
 #[test]
-fn adapters_inside_and_missing_heads_are_named() {
-    let mut lora = renamed(|name| format!("base_model.model.{name}"));
-    lora.push(zeros(
-        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight".into(),
-        "F32",
-        &[8, 32],
-        32,
-    ));
-    assert_says(Place::single(&lora).refusal(), &["adapter (PEFT)", "lora_A", "merge_and_unload"]);
-
-    let without = |name: &str| {
-        let mut left = tensors(0);
-        left.retain(|(known, ..)| known != name);
-        left
-    };
-    let headless = Place::single(&without("lm_head.weight"));
-    assert_says(headless.refusal(), &["`lm_head.weight`", "without its output head", "tie_word_embeddings"]);
-    let mut scored = without("lm_head.weight");
-    scored.push(zeros("score.weight".into(), "F32", &[2, 32], 32));
-    let classifier = Place::single(&scored).configure(json!({"architectures": ["LlamaForSequenceClassification"]}));
-    assert_says(classifier.refusal(), &["another head, `score.weight`", "`LlamaForSequenceClassification`"]);
-    let deeper = Place::single(&tensors(0)).configure(json!({"num_hidden_layers": 3}));
-    assert_says(deeper.refusal(), &["3 blocks", "block 2 has no tensor here"]);
-    let biased = Place::single(&tensors(0)).configure(json!({"attention_bias": true}));
-    assert_says(biased.refusal(), &["q_proj.bias", "has no bias"]);
-    let native = Place::single(&[
-        zeros("layers.0.attention.wq.weight".into(), "F32", &[4, 4], 32),
-        zeros("tok_embeddings.weight".into(), "F32", &[4, 4], 32),
-    ]);
-    assert_says(native.refusal(), &["Mistral's own format"]);
-    let other = Place::single(&[zeros("transformer.h.0.attn.c_attn.weight".into(), "F32", &[4, 4], 32)]);
-    assert_says(other.refusal(), &["GPT-2", "`llama`"]);
-}
-
-#[test]
 fn directories_with_something_else_are_told_apart() {
+    let mut refusals = Refusals::default();
     let adapter = Place::new();
     adapter.write("adapter_config.json", r#"{"peft_type": "LORA", "base_model_name_or_path": "acme/base", "r": 8}"#);
     adapter.write("adapter_model.safetensors", file(&[zeros("a.lora_A.weight".into(), "F32", &[8, 32], 32)]));
-    assert_says(adapter.refusal(), &["PEFT adapter (LORA) of `acme/base`", "merge_and_unload"]);
-
+    refusals.add("an adapter", &adapter);
     let dangling = Place::new();
     symlink("../../blobs/0123", dangling.at("model.safetensors")).unwrap();
-    assert_says(dangling.refusal(), &["model.safetensors is a link to ../../blobs/0123, which is not there"]);
-    let shard = Place::sharded(&tensors(0), |_| {});
-    fs::remove_file(shard.at(SHARDS[1])).unwrap();
-    symlink("gone", shard.at(SHARDS[1])).unwrap();
-    assert_says(shard.refusal(), &[SHARDS[1], "1 of 2 shards", "is a link to gone"]);
+    refusals.add("a link to nothing", &dangling);
     let config = Place::single(&tensors(0));
     fs::remove_file(config.at("config.json")).unwrap();
+    refusals.add("no config.json", &config);
     symlink("gone.json", config.at("config.json")).unwrap();
-    assert_says(config.refusal(), &["config.json is a link to gone.json"]);
-
-    for (file, says) in [
-        ("consolidated.safetensors", "Mistral's own format"),
-        ("model.fp16.safetensors", "ln -s model.fp16.safetensors model.safetensors"),
-        ("pytorch_model.bin", "convert its PyTorch weights"),
-        ("mine.safetensors", "mv mine.safetensors model.safetensors"),
-        ("tf_model.h5", "from_tf=True"),
-        ("checkpoint-500/model.safetensors", "`checkpoint-500` in it has weights"),
+    refusals.add("config.json is a link to nothing", &config);
+    refusals.add("config.json alone", &Place::new());
+    for file in [
+        "consolidated.safetensors",
+        "consolidated.00.pth",
+        "model.fp16.safetensors",
+        "model.safetensors.index.fp16.json",
+        "pytorch_model.bin",
+        "mine.safetensors",
+        SHARDS[0],
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "m-Q4_K_M.gguf",
+        "model.onnx",
+        "model_index.json",
+        "checkpoint-500/model.safetensors",
+        "global_step5/mp_rank_00_model_states.pt",
+        "mp_rank_00_model_states.pt",
     ] {
         let place = Place::new();
         place.write(file, "x");
-        assert_says(place.refusal(), &[says]);
+        refusals.add(file, &place);
     }
+    let place = Place::new();
+    for name in ["model.gguf", "model.safetensors", "pytorch_model.bin", "README.md", "gone"] {
+        if name != "gone" {
+            place.write(name, "x");
+        }
+        let error = Checkpoint::open(place.at(name)).unwrap_err().to_string();
+        refusals.say(&format!("not a directory, {name}"), &error, place.path());
+    }
+    for (what, bytes) in [
+        ("empty", &b""[..]),
+        ("a pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"),
+        ("a web page", b"<!DOCTYPE html><html></html>"),
+        ("cut off", &file(&tensors(0))[..4000]),
+        ("a pickle", b"\x80\x02}q\x00X\x01\0\0\0a"),
+    ] {
+        place.write("model.safetensors", bytes);
+        refusals.add(&format!("model.safetensors is {what}"), &place);
+    }
+    refusals.assert_are("directories");
 }
 
 /// A hub's cache with the model as `acme/tiny-model`.

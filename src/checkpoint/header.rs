@@ -3,6 +3,7 @@
 //! Every rule of the format is checked here, because the files come from elsewhere: the reader may then trust offsets.
 
 use super::TensorInfo;
+use crate::files::stranger;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -135,12 +136,35 @@ impl<'de> Deserialize<'de> for Metadata {
 
 /// Reads and checks the header of `file`, the checkpoint's shard number `shard`. The tensors come in offset order.
 pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Vec<TensorInfo>> {
+    /// Enough to tell what else a file may be.
+    const BEGINNING: u64 = 64;
     let size = file.metadata().map_err(Error::io("read", path))?.len();
-    let mut first = vec![0; LENGTH_BYTES.min(size) as usize];
+    let mut first = vec![0; BEGINNING.min(size) as usize];
     file.read_exact_at(&mut first, 0).map_err(Error::io("read", path))?;
+    // The length of a header may look like the first bytes of something else.
+    let is_header = first.get(LENGTH_BYTES as usize) == Some(&b'{');
+    if let Some(what) = stranger(&first).or_else(|| other_format(&first)).filter(|_| !is_header) {
+        return Err(Error::file(path, what));
+    }
+    first.truncate(LENGTH_BYTES as usize);
     let mut json = vec![0; length(path, size, &first)? as usize];
     file.read_exact_at(&mut json, LENGTH_BYTES).map_err(Error::io("read", path))?;
     parse(path, size, json, shard)
+}
+
+/// Weights in other formats, under a name of this one.
+fn other_format(first: &[u8]) -> Option<&'static str> {
+    let begins = |with: &[u8]| first.starts_with(with);
+    if begins(b"GGUF") {
+        Some("is a GGUF file by its first bytes; make a checkpoint of it with `lacuna import FILE DIR`")
+    } else if begins(b"PK\x03\x04") || begins(b"\x80\x02") {
+        Some(
+            "is a file of `torch.save` by its first bytes, not safetensors; name it pytorch_model.bin, and convert it with \
+             transformers' `save_pretrained`",
+        )
+    } else {
+        None
+    }
 }
 
 /// Bytes of the JSON that follows the length, which `first` holds: the first [`LENGTH_BYTES`] bytes, or all there are,

@@ -24,8 +24,19 @@ pub(super) fn parts(
         let problem = format!("{} scores for {} tokens; the file is damaged", scores.len(), tokens.len());
         return Err(metadata.error(problem));
     }
-    let charsmap = metadata.has("tokenizer.ggml.precompiled_charsmap");
-    if charsmap {
+    let mut normal = types.iter().zip(&scores).filter(|(kind, _)| **kind == NORMAL).map(|(_, score)| score);
+    if let Some(first) = normal.next()
+        && normal.clone().count() > 0
+        && normal.all(|score| score == first)
+    {
+        // Some conversions write -1000 for each.
+        let problem = format!(
+            "all pieces of its tokenizer have the score {first}, which does not tell which come first, so its tokens would be \
+             wrong; get the model as safetensors, or convert it to GGUF from its tokenizer.model"
+        );
+        return Err(metadata.error(problem));
+    }
+    if metadata.has("tokenizer.ggml.precompiled_charsmap") {
         let problem = "its tokenizer rewrites characters (`precompiled_charsmap`), which is not rebuilt here; get the model as \
                        safetensors";
         return Err(metadata.error(problem));
