@@ -349,7 +349,8 @@ impl Checkpoint {
             self.0.disagreements.absent.get(&*self.stored_name(name)).or(self.0.disagreements.absent.get(name))
         {
             let problem = format!(
-                "{INDEX} says it is in this shard, but the shard's header lacks it; index and shard are of different versions of the model, take both from one"
+                "{INDEX} says it is in this shard, but the shard's header lacks it; index and shard are of different \
+                 versions of the model, take both from one"
             );
             return Error::tensor(self.dir().join(shard), name, problem);
         }

@@ -56,7 +56,7 @@ impl Names {
         let note = first.map(|(info, plain)| {
             let of = tensors.len();
             format!(
-                "{changed} of {of} names are those of a wrapped model: `{}` is read as `{plain}`, and written as it is",
+                "{changed} of {of} names are those of a wrapped model or a base class: `{}` is read as `{plain}`, and written as it is",
                 info.name
             )
         });

@@ -46,7 +46,7 @@ const MXFP4: &str = "take the model in bf16, or write plain floats with transfor
                      quantization_config=Mxfp4Config(dequantize=True)).save_pretrained(OUT)`";
 
 /// Ends of names of tensors that stand in a weight's place or belong to it, and which tools write them.
-const PARTS: [(&str, &str); 22] = [
+const PARTS: [(&str, &str); 23] = [
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
     (".weight.absmax", "bitsandbytes"),
@@ -68,6 +68,7 @@ const PARTS: [(&str, &str); 22] = [
     (".q_scale", "ExLlamaV2"),
     (".trellis", "ExLlamaV3"),
     (".weight_blocks", "MXFP4"),
+    ("_proj_blocks", "MXFP4"),
     (".weight:_data", "torchao"),
 ];
 

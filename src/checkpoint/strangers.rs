@@ -27,7 +27,7 @@ pub(super) fn problem(name: &str, config: &Map<String, Value>, tensors: &[Tensor
         FORMATS.iter().find(|(beginning, _)| tensors.iter().any(|info| info.name.starts_with(beginning)))
     {
         return format!(
-            "its names (`{beginning}..`) are those of {whose}, and config.json is of `{family}`; take the model in Hugging \
+            "its names (`{beginning}*`) are those of {whose}, and config.json is of `{family}`; take the model in Hugging \
              Face's format, or the config.json of these weights"
         );
     }

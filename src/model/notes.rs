@@ -25,8 +25,8 @@ const ROPE_OF_TYPE: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
-/// Where rotary embeddings stand in `config.json`; the first one that is there is read.
-const ROPE_KEYS: [&str; 2] = ["rope_parameters", "rope_scaling"];
+/// Where rotary embeddings stand in `config.json`; the first one that is there and not empty is read.
+const ROPE_KEYS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 impl Model {
     /// What of its checkpoint it does not read, in sentences: tensors that are no part of it, and fields of the rotary embedding.
@@ -47,7 +47,8 @@ impl Model {
 
 /// The fields of rotary embeddings that have no effect, if there are any.
 fn ignored_rope(config: &Map<String, Value>) -> Option<String> {
-    let mut maps = ROPE_KEYS.iter().filter_map(|key| Some((*key, config.get(*key)?.as_object()?)));
+    let maps = ROPE_KEYS.iter().filter_map(|key| Some((*key, config.get(*key)?.as_object()?)));
+    let mut maps = maps.filter(|(_, map)| !map.is_empty());
     let (key, map) = maps.next()?;
     let kind = ["rope_type", "type"].iter().find_map(|key| map.get(*key)?.as_str()).unwrap_or("default");
     let own = ROPE_OF_TYPE.iter().find(|(known, _)| *known == kind).map_or(&[][..], |(_, own)| own);
@@ -84,10 +85,10 @@ mod tests {
         let said = ignored(json!({"rope_scaling": {"factor": 8.0, "rope_theta": 1e4}})).unwrap();
         assert!(said.starts_with("`rope_scaling.factor` in config.json is ignored") && said.contains("`default`"), "{said}");
         let said = ignored(json!({
-            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 1, "beta_slow": 1},
-            "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 1, "beta_slow": 1},
+            "rope_parameters": {"rope_type": "yarn", "factor": 2.0},
         }));
         let said = said.unwrap();
-        assert!(said.starts_with("`rope_parameters.beta_fast`, `rope_parameters.beta_slow`, all of `rope_scaling`"), "{said}");
+        assert!(said.starts_with("`rope_scaling.beta_fast`, `rope_scaling.beta_slow`, all of `rope_parameters`"), "{said}");
     }
 }
