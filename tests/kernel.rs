@@ -147,7 +147,7 @@ fn survives_the_end_of_its_cells(kernel: &mut Kernel) {
     assert_failed(&killed, "KernelDied");
     assert!(killed.reply["traceback"].to_string().contains("Run the cells again"), "{killed:?}");
     assert_eq!(kernel.succeed("1 + twice(1)").value(), "3");
-    let error = kernel.fail("std::process::exit(3)", "KernelDied");
+    let error = kernel.fail("std::process::abort()", "KernelDied");
     assert!(error["traceback"].to_string().contains("Variables of earlier cells are gone"), "{error}");
     assert_eq!(kernel.succeed("twice(1)").value(), "2");
 }
@@ -156,7 +156,10 @@ fn survives_the_end_of_its_cells(kernel: &mut Kernel) {
 #[cfg(target_os = "linux")]
 fn slot(kernel: &Kernel) -> PathBuf {
     let open = fs::read_dir(format!("/proc/{}/fd", kernel.id())).unwrap().flatten();
-    let is_lock = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "lock");
+    let is_lock = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("slot-") && name.ends_with(".lock")
+    };
     let found = open.filter_map(|entry| fs::read_link(entry.path()).ok()).find(is_lock);
     found.expect("a kernel holds its slot's lock")
 }
@@ -289,7 +292,7 @@ fn tree(directory: &Path) -> BTreeSet<PathBuf> {
     while let Some(next) = todo.pop() {
         for entry in fs::read_dir(next).unwrap().flatten() {
             found.insert(entry.path().strip_prefix(directory).unwrap().to_path_buf());
-            if entry.path().is_dir() {
+            if entry.file_type().unwrap().is_dir() {
                 todo.push(entry.path());
             }
         }
@@ -323,7 +326,7 @@ fn uninstall_removes_what_install_wrote() {
     let directory = kernels.join("lacuna");
     assert!(said(&installed).contains(directory.to_str().unwrap()), "{}", said(&installed));
     let files: Vec<String> = tree(&directory).iter().map(|path| path.display().to_string()).collect();
-    assert_eq!(files, ["kernel.json", "logo-32x32.png", "logo-64x64.png", "logo-svg.svg"]);
+    assert_eq!(files, ["doc", "kernel.json", "logo-32x32.png", "logo-64x64.png", "logo-svg.svg"]);
     let spec: Value = serde_json::from_slice(&fs::read(directory.join("kernel.json")).unwrap()).unwrap();
     assert_eq!(spec["argv"], json!([LACUNA, "kernel", "serve", "{connection_file}"]));
     assert_eq!(

@@ -326,7 +326,7 @@ pub(super) fn join(
             }
             if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
                 let problem = format!(
-                    "it is also in {}, and which of the two is meant is not said; remove the file that does not belong here",
+                    "it is also in {}; remove the file that does not belong here",
                     paths[tensors[other].shard].display()
                 );
                 return Err(Error::tensor(path, tensor.name, problem));

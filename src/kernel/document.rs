@@ -93,8 +93,11 @@ impl Document {
     /// Adds a cell, whose id is made one that fits: Jupyter takes any, and the format does not.
     fn push(&mut self, number: usize, mut cell: Cell, taken: &mut BTreeSet<String>) {
         let given = std::mem::take(&mut cell.id);
-        let fitting: String =
-            given.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).take(LONGEST_ID).collect();
+        let fitting: String = given
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' })
+            .take(LONGEST_ID)
+            .collect();
         let wanted = if given.is_empty() { format!("cell-{number}") } else { fitting };
         cell.id = free(&wanted, |id| taken.contains(id));
         if given != cell.id && !given.is_empty() {
@@ -454,7 +457,8 @@ mod tests {
                     document.set_outcome(index, count as i32, &super::super::stored::outcome(cell));
                 }
             }
-            let (new, old) = (String::from_utf8(document.executed().unwrap()).unwrap(), fs::read_to_string(&path).unwrap());
+            let (new, old) =
+                (String::from_utf8(document.executed().unwrap()).unwrap(), fs::read_to_string(&path).unwrap());
             let differs = new.lines().zip(old.lines()).find(|(new, old)| new != old);
             assert!(new == old, "{}: {differs:?}", path.display());
             seen += 1;
@@ -485,7 +489,10 @@ mod tests {
             let (x, y) = ("x".repeat(64), format!("{}-2", "x".repeat(62)));
             assert_eq!(ids, ["a", "a-2", "a-b", &x, &y, "cell-6", "--b", "cell-8"]);
             assert_eq!(document.repairs.len(), 5, "{:?}", document.repairs);
-            assert_eq!(document.repairs[0], "the id `a` of cell 2 is that of another cell, too; the cell is run as `a-2`");
+            assert_eq!(
+                document.repairs[0],
+                "the id `a` of cell 2 is that of another cell, too; the cell is run as `a-2`"
+            );
             assert!(document.repairs[1].starts_with("the id `a=b` of cell 3 is none in notebooks"));
             assert_eq!(document.source(1), "1\n2");
             let executed: Value = serde_json::from_slice(&document.executed().unwrap()).unwrap();
@@ -553,7 +560,12 @@ mod tests {
                 Output::Display(bundle(&[("text/html", "<p>\n</p>"), ("application/json", "{\"b\":1,\"a\":2}")])),
                 stdout("50%\r100%\n"),
                 Output::Display(bundle(&[("image/webp", "AAAA"), ("application/vnd.plotly.v1+json", "{\"data\":[]}")])),
-                Output::Result(bundle(&[("", "x"), ("no mime at all", "y"), ("audio/wav", "AAAA"), ("text/latex", "$x$")])),
+                Output::Result(bundle(&[
+                    ("", "x"),
+                    ("no mime at all", "y"),
+                    ("audio/wav", "AAAA"),
+                    ("text/latex", "$x$"),
+                ])),
             ],
             ..Outcome::default()
         };

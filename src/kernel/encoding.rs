@@ -7,7 +7,10 @@ use anyhow::{Result, bail};
 pub(super) enum Encoding {
     /// With or without a byte order mark.
     Utf8(bool),
-    Utf16 { is_big: bool, has_mark: bool },
+    Utf16 {
+        is_big: bool,
+        has_mark: bool,
+    },
 }
 
 impl Encoding {
@@ -23,7 +26,8 @@ impl Encoding {
         if bytes.starts_with(&[0xff, 0xfe, 0, 0]) || bytes.starts_with(&[0, 0, 0xfe, 0xff]) {
             bail!("it is in UTF-32; {SAVE}");
         }
-        for (start, what) in [(&b"\x1f\x8b"[..], "a gzip archive"), (b"PK\x03\x04", "a zip archive"), (b"%PDF", "a PDF")]
+        for (start, what) in
+            [(&b"\x1f\x8b"[..], "a gzip archive"), (b"PK\x03\x04", "a zip archive"), (b"%PDF", "a PDF")]
         {
             if bytes.starts_with(start) {
                 bail!("it is {what}");

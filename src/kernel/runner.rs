@@ -4,7 +4,7 @@ use super::compare;
 use super::document::{Document, Kind, write_file};
 use super::jobs;
 use super::lock::Lock;
-use super::output::{Output, bounded};
+use super::output::bounded;
 use super::parameters::Overrides;
 use super::report::{self, gallery};
 use super::rust_literal::is_name;

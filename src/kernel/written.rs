@@ -93,7 +93,8 @@ mod tests {
         for name in others.into_iter().chain(["value_1.rs", "mine_1.png", "attached_x.png"]) {
             put(&format!("n_files/{name}"), "x");
         }
-        let files: Vec<String> = others.iter().chain(&["value_1.rs", "mine_1.png"]).map(|name| format!("n_files/{name}")).collect();
+        let files: Vec<String> =
+            others.iter().chain(&["value_1.rs", "mine_1.png"]).map(|name| format!("n_files/{name}")).collect();
         let (last, files) = files.split_last().unwrap();
         let report = serde_json::json!({"notebook": "n.ipynb", "schema": 1, "cells": [{"files": files}], "attachments": [last, "n_files/attached_x.png", "n_files/attached_1.png"]});
         put("n.json", &report.to_string());
@@ -101,7 +102,10 @@ mod tests {
         for name in others {
             assert!(ours.contains(&format!("n_files/{name}")), "{name}");
         }
-        assert!(!ours.iter().any(|name| name.contains("mine_") || name.ends_with(".rs") || name.contains("_x")), "{ours:?}");
+        assert!(
+            !ours.iter().any(|name| name.contains("mine_") || name.ends_with(".rs") || name.contains("_x")),
+            "{ours:?}"
+        );
         put("n.json", r#"{"notebook": "n.ipynb", "schema": 1, "cells": [{"files": ["n_2.csv"]}]}"#);
         refuse_foreign(directory.path(), "n", &["n.md", "n_2.csv", "n_3.csv"]).unwrap();
         let refused = refuse_foreign(directory.path(), "n", &["n.md", "n.csv"]).unwrap_err().to_string();

@@ -10,14 +10,15 @@ mod message;
 mod wire;
 
 use super::document::contents;
-use super::output::{Bundle, Output, Stream};
+use super::install::documentation_link;
+use super::output::{Output, Stream};
 use super::processes;
 use super::session::{Audience, CellError, ErrorKind, Live, Outcome, Session};
 use super::watch::{Phase, Watch, end};
 use anyhow::Result;
 use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Child;
@@ -449,6 +450,16 @@ impl Kernel {
 
 /// What clients need to know of the language, to colour cells and to save notebooks.
 fn kernel_info() -> Value {
+    let mut links = Vec::new();
+    if let Some(url) = documentation_link() {
+        links.push(json!({"text": "Lacuna: API reference", "url": url}));
+    }
+    let others = [
+        ("Rust's standard library", "https://doc.rust-lang.org/std/"),
+        ("candle", "https://docs.rs/candle-core"),
+        ("polars", "https://docs.rs/polars"),
+    ];
+    links.extend(others.map(|(text, url)| json!({"text": text, "url": url})));
     json!({
         "status": "ok",
         "protocol_version": PROTOCOL,
@@ -464,10 +475,6 @@ fn kernel_info() -> Value {
         },
         "banner": concat!("lacuna ", env!("CARGO_PKG_VERSION"), ": pruning language models, in Rust"),
         "debugger": false,
-        "help_links": [
-            {"text": "Rust's standard library", "url": "https://doc.rust-lang.org/std/"},
-            {"text": "candle", "url": "https://docs.rs/candle-core"},
-            {"text": "polars", "url": "https://docs.rs/polars"},
-        ],
+        "help_links": links,
     })
 }

@@ -4,9 +4,8 @@ use super::links::OPTIONS;
 use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag};
 
 /// Elements that have no end.
-const VOID: [&str; 14] = [
-    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr",
-];
+const VOID: [&str; 14] =
+    ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"];
 
 /// The text with what it leaves open closed: a fence, a comment, elements of HTML.
 pub(super) fn closed(markdown: &str) -> String {

@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn what_is_no_formula_stays_text() {
-        for latex in ["\\foo{x", "{", "\\left( x", "\\begin{nothing}<b>\\end{nothing}", "x^", "\\", "\\frac", "\\\u{0}"] {
+        for latex in ["\\foo{x", "{", "\\left( x", "\\begin{nothing}<b>\\end{nothing}", "x^", "\\", "\\frac", "\\\u{0}"]
+        {
             let text = formula(latex, false);
             assert!(text.starts_with("<code class=\"math\">$") || text.starts_with("<math"), "{latex}: {text}");
             assert!(!text.contains("<b>"));

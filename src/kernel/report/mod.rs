@@ -258,7 +258,8 @@ impl Report<'_> {
     fn attachments(&mut self, pasted: &Map<String, Value>) -> links::Attached {
         let mut attached = links::Attached::new();
         for (name, data) in pasted {
-            let picture = shown::PICTURES.iter().find_map(|(mime, extension)| Some((*extension, mime, data.get(*mime)?)));
+            let picture =
+                shown::PICTURES.iter().find_map(|(mime, extension)| Some((*extension, mime, data.get(*mime)?)));
             let Some((extension, mime, content)) = picture else { continue };
             let content = super::stored::text(content);
             let bytes = match *mime == mime::SVG && content.trim_start().starts_with('<') {
@@ -329,7 +330,8 @@ impl Report<'_> {
         let get = |mime: &str| bundle.get(mime);
         let plain = get(mime::PLAIN).map(|text| text::on_terminal(text));
         let pictures = self.pictures(bundle, &mut value);
-        let html = shown::html(bundle);
+        let html =
+            shown::html(bundle).filter(|html| !plain.as_ref().is_some_and(|plain| shown::is_as_plain(html, plain)));
         match (get(mime::MARKDOWN), get(shown::LATEX)) {
             (Some(text), _) => self.paragraph(&closed::closed(text)),
             (None, _) if !pictures.is_empty() => {}
@@ -445,7 +447,9 @@ impl Report<'_> {
         if !names.is_empty() {
             let json = text::link(&format!("{}.json", self.stem));
             let names = names.join(", ");
-            self.paragraph(&format!("*The value is also {names}, which a report does not draw; it stands in [the JSON]({json}).*"));
+            self.paragraph(&format!(
+                "*The value is also {names}, which a report does not draw; it stands in [the JSON]({json}).*"
+            ));
         }
     }
 }

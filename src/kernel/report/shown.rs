@@ -62,10 +62,15 @@ pub(super) fn has_place(name: &str) -> bool {
 
 /// A value whose only form with structure is HTML, which Markdown cannot hold.
 pub(super) fn html(bundle: &Bundle) -> Option<&str> {
-    let has_better = bundle.keys().any(|name| {
-        [mime::MARKDOWN, LATEX].contains(&name.as_str()) || picture_extension(name).is_some()
-    });
+    let has_better =
+        bundle.keys().any(|name| [mime::MARKDOWN, LATEX].contains(&name.as_str()) || picture_extension(name).is_some());
     bundle.get(mime::HTML).filter(|_| !has_better).map(String::as_str)
+}
+
+/// Whether the plain text says all that the HTML does.
+pub(super) fn is_as_plain(html: &str, plain: &str) -> bool {
+    let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+    !html.contains("<script") && letters(&text_of_html(html)) == letters(plain)
 }
 
 /// The text in HTML: without tags, scripts and styles, a line for each block and row.
@@ -95,8 +100,7 @@ pub(super) fn text_of_html(html: &str) -> String {
             rest = &rest[1..];
             continue;
         }
-        let name: String =
-            rest[1..].trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
+        let name: String = rest[1..].trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
         let name = name.to_ascii_lowercase();
         let is_start = !rest.starts_with("</");
         // What is no text goes with its end; an end that is missing is that of everything.
@@ -110,8 +114,8 @@ pub(super) fn text_of_html(html: &str) -> String {
             _ => find_end(rest, ">"),
         };
         match name.as_str() {
-            "br" | "p" | "div" | "tr" | "li" | "ul" | "ol" | "table" | "pre" | "section" | "h1" | "h2" | "h3" | "h4" | "h5"
-            | "h6" | "hr" | "dt" | "dd"
+            "br" | "p" | "div" | "tr" | "li" | "ul" | "ol" | "table" | "pre" | "section" | "h1" | "h2" | "h3"
+            | "h4" | "h5" | "h6" | "hr" | "dt" | "dd"
                 if !text.is_empty() && !text.ends_with('\n') =>
             {
                 text.push('\n');
@@ -199,7 +203,10 @@ mod tests {
         for (html, expected) in [
             ("<p>a &lt; b &amp;&#x41;&#66; &unknown; &</p>", "a < b &AB &unknown; &"),
             ("<table><tr><th>x</th><th>y</th></tr>\n<tr><td>1</td><td>2</td></tr></table>", "x  y\n1  2"),
-            ("<style>p { }</style><div>one</div><div>two<br/>three</div><script>alert('<p>')</script>", "one\ntwo\nthree"),
+            (
+                "<style>p { }</style><div>one</div><div>two<br/>three</div><script>alert('<p>')</script>",
+                "one\ntwo\nthree",
+            ),
             ("<script>never closed", ""),
             ("<!-- > x --><b>bold</b> 1 < 2 <unclosed", "bold 1 < 2"),
             ("&#1114112;&#xd800;", "&#1114112;&#xd800;"),
