@@ -155,7 +155,9 @@ fn of_files(files: &BTreeSet<String>, read: &dyn Fn(&str) -> Option<Vec<u8>>) ->
         [file] if !file.contains("-of-") => {
             Some(format!("its only weights are {file}, a name that nothing looks for; rename it: `mv {file} {SINGLE}`"))
         }
-        [file, ..] => Some(format!("its safetensors files ({file} ..) need an index beside them; download {INDEX} too")),
+        [file, ..] => {
+            Some(format!("its safetensors files ({file} ..) need an index beside them; download {INDEX} too"))
+        }
     }
 }
 

@@ -43,7 +43,10 @@ impl Index {
     pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let broken = |problem: String| Error::file(path, format!("{problem}; its owner has to write it again"));
         let Text { weight_map: Entries(entries) } = serde_json::from_str(json::text(path, text)?).map_err(|e| {
-            Error::file(path, format!("not a valid index ({e}); is it cut off? Copy it again, or take another revision"))
+            Error::file(
+                path,
+                format!("not a valid index ({e}); is it cut off? Copy it again, or take another revision"),
+            )
         })?;
         let mut weight_map = HashMap::with_capacity(entries.len());
         for (tensor, shard) in entries {

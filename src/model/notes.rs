@@ -52,9 +52,9 @@ fn ignored_rope(config: &Map<String, Value>) -> Option<String> {
     let (key, map) = maps.next()?;
     let kind = ["rope_type", "type"].iter().find_map(|key| map.get(*key)?.as_str()).unwrap_or("default");
     let own = ROPE_OF_TYPE.iter().find(|(known, _)| *known == kind).map_or(&[][..], |(_, own)| own);
-    let spare = map.iter().filter(|(field, value)| {
-        !value.is_null() && !ROPE.contains(&field.as_str()) && !own.contains(&field.as_str())
-    });
+    let spare = map
+        .iter()
+        .filter(|(field, value)| !value.is_null() && !ROPE.contains(&field.as_str()) && !own.contains(&field.as_str()));
     let mut ignored: Vec<String> = spare.map(|(field, _)| format!("`{key}.{field}`")).collect();
     ignored.extend(maps.filter(|(_, other)| *other != map).map(|(other, _)| format!("all of `{other}`")));
     (!ignored.is_empty()).then(|| {
@@ -83,12 +83,18 @@ mod tests {
             assert_eq!(ignored(quiet.clone()), None, "{quiet}");
         }
         let said = ignored(json!({"rope_scaling": {"factor": 8.0, "rope_theta": 1e4}})).unwrap();
-        assert!(said.starts_with("`rope_scaling.factor` in config.json is ignored") && said.contains("`default`"), "{said}");
+        assert!(
+            said.starts_with("`rope_scaling.factor` in config.json is ignored") && said.contains("`default`"),
+            "{said}"
+        );
         let said = ignored(json!({
             "rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 1, "beta_slow": 1},
             "rope_parameters": {"rope_type": "yarn", "factor": 2.0},
         }));
         let said = said.unwrap();
-        assert!(said.starts_with("`rope_scaling.beta_fast`, `rope_scaling.beta_slow`, all of `rope_parameters`"), "{said}");
+        assert!(
+            said.starts_with("`rope_scaling.beta_fast`, `rope_scaling.beta_slow`, all of `rope_parameters`"),
+            "{said}"
+        );
     }
 }

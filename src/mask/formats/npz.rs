@@ -78,8 +78,7 @@ pub(super) fn read(path: &Path, file: File) -> Result<Found> {
     for (entry, name) in entries.iter().zip(names()) {
         let Some(weight) = convention.weight(name) else { continue };
         let bytes = archive.read(entry)?;
-        let problem =
-            |problem: String| Error::tensor(path, name, format!("{problem}; was the file written by NumPy?"));
+        let problem = |problem: String| Error::tensor(path, name, format!("{problem}; was the file written by NumPy?"));
         let Npy { descr, fortran, shape, data } = Npy::parse(&bytes).map_err(problem)?;
         let data = &bytes[data..];
         if name == METADATA && dtype_of(&descr) == Some(Dtype::U8) {

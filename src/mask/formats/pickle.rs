@@ -75,8 +75,7 @@ pub(super) fn legacy(bytes: &[u8]) -> Result<Legacy, String> {
         _ => return Err("it has another version of `torch.save`'s layout than any PyTorch wrote".into()),
     }
     let system = of_dict(next()?)?;
-    let is_big =
-        |(key, value): &(Value, Value)| matches!((key, value), (Value::Text(key), Value::Bool(false)) if &**key == "little_endian");
+    let is_big = |(key, value): &(Value, Value)| matches!((key, value), (Value::Text(key), Value::Bool(false)) if &**key == "little_endian");
     if system.iter().any(is_big) {
         return Err("its numbers are big-endian".into());
     }

@@ -65,7 +65,8 @@ fn read_legacy(path: &Path, bytes: &[u8]) -> Result<Found> {
         rest = after;
     }
     let convention = convention(&entries);
-    let part = |key: &str| parts.get(key).map(|part| part.to_vec()).ok_or_else(|| damaged(path, "a storage is missing"));
+    let part =
+        |key: &str| parts.get(key).map(|part| part.to_vec()).ok_or_else(|| damaged(path, "a storage is missing"));
     Ok(Found { metadata: None, masks: masks(path, entries, convention, part)? })
 }
 
