@@ -142,8 +142,8 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Vec<TensorI
     let mut first = vec![0; BEGINNING.min(size) as usize];
     file.read_exact_at(&mut first, 0).map_err(Error::io("read", path))?;
     // The length of a header may look like the first bytes of something else.
-    let is_header = first.get(LENGTH_BYTES as usize) == Some(&b'{');
-    if let Some(what) = stranger(&first).or_else(|| other_format(&first)).filter(|_| !is_header) {
+    let is_other = first.get(LENGTH_BYTES as usize).is_some_and(|&byte| byte != b'{');
+    if let Some(what) = stranger(&first).or_else(|| other_format(&first)).filter(|_| is_other) {
         return Err(Error::file(path, what));
     }
     first.truncate(LENGTH_BYTES as usize);
@@ -176,10 +176,7 @@ pub(super) fn length(path: &Path, size: u64, first: &[u8]) -> Result<u64> {
     };
     // What `git clone` leaves where the LFS extension is not installed.
     if &first == b"version " {
-        return Err(Error::file(
-            path,
-            "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory",
-        ));
+        return Err(Error::file(path, "is a Git LFS pointer, not the file; run `git lfs pull` in its directory"));
     }
     let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
         return Err(broken(path, format!("{size} bytes are too few for a safetensors file")));
