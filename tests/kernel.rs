@@ -25,6 +25,7 @@ fn kernels_serve_their_clients() {
     shows_what_cells_do(&mut kernel);
     tells_failures(&mut kernel);
     helps_with_unfinished_code(&mut kernel);
+    answers_vs_code(&mut kernel);
     survives_the_end_of_its_cells(&mut kernel);
     ends_compilations(&mut kernel);
     #[cfg(target_os = "linux")]
@@ -122,6 +123,20 @@ fn helps_with_unfinished_code(kernel: &mut Kernel) {
     let matches: Vec<&str> = found["matches"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert!(matches.iter().any(|name| name.starts_with("is_empty")), "{found}");
     assert_eq!((&found["cursor_start"], &found["cursor_end"]), (&json!(22), &json!(28)), "{found}");
+}
+
+/// Messages in the form of VS Code's: no user name, an older version of the protocol, metadata of its own, a word's end as the
+/// place of the mouse, and interrupts on the control channel, also while nothing runs.
+fn answers_vs_code(kernel: &mut Kernel) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/vscode.jsonl");
+    for line in fs::read_to_string(path).unwrap().lines() {
+        let message: Value = serde_json::from_str(line).unwrap();
+        let channel = message["channel"].as_str().unwrap();
+        let answer = kernel.replay(channel, &message["header"], &message["metadata"], &message["content"]).to_string();
+        assert!(answer.contains(message["reply"].as_str().unwrap()), "{line}\n{answer}");
+    }
+    // What it runs silently is published to nobody, and counts as nothing.
+    assert_eq!(kernel.succeed("édité.len()").value(), "2");
 }
 
 fn survives_the_end_of_its_cells(kernel: &mut Kernel) {

@@ -3,6 +3,7 @@
 #![cfg(all(feature = "notebook", target_os = "linux"))]
 
 mod common {
+    #[expect(dead_code, reason = "the tests of the kernel use the rest")]
     pub(crate) mod jupyter;
 }
 

@@ -88,9 +88,9 @@ fn read_frame(reader: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
 }
 
 /// Signed frames of a request, without addresses.
-fn signed(key: &str, header: &Value, content: &Value) -> Vec<Vec<u8>> {
+fn signed(key: &str, header: &Value, metadata: &Value, content: &Value) -> Vec<Vec<u8>> {
     let parts: Vec<Vec<u8>> =
-        [header, &json!({}), &json!({}), content].iter().map(|part| part.to_string().into_bytes()).collect();
+        [header, &json!({}), metadata, content].iter().map(|part| part.to_string().into_bytes()).collect();
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()), &parts.concat());
     let signature: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     [vec![b"<IDS|MSG>".to_vec(), signature.into_bytes()], parts].concat()
@@ -221,7 +221,18 @@ impl Kernel {
         self.count += 1;
         let id = format!("request {}", self.count);
         let header = json!({"msg_id": id, "session": "test", "username": "test", "msg_type": kind, "version": "5.3"});
-        (id, signed(key, &header, content))
+        (id, signed(key, &header, &json!({}), content))
+    }
+
+    /// Sends a request as another client has written it, and waits for the answer.
+    pub(crate) fn replay(&mut self, channel: &str, header: &Value, metadata: &Value, content: &Value) -> Value {
+        let frames = signed(&self.key, header, metadata, content);
+        let channel = if channel == "control" { &mut self.control } else { &mut self.shell };
+        channel.send(&frames);
+        let frames = channel.receive(PATIENCE).unwrap_or_else(|_| panic!("no answer to {header}"));
+        let message = Message::read(&frames, &self.key);
+        assert_eq!(message.parent, header["msg_id"].as_str().unwrap(), "{message:?}");
+        message.content
     }
 
     fn request(&mut self, kind: &str, content: &Value) -> (String, Vec<Vec<u8>>) {
