@@ -56,7 +56,7 @@ pub enum Error {
         problem: String,
     },
     /// A tensor operation failed: shapes, dtypes, or the device's memory.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {}", without_backtrace(source))]
     Compute {
         /// The operation, in words.
         doing: String,
@@ -146,7 +146,7 @@ impl Error {
             Error::Argument { name, value, problem } => with(format!("{name} = {value}"), problem),
             Error::Hub { repo, problem } => with(format!("hub repository `{repo}`"), problem),
             Error::Compute { doing, source } => {
-                Parts { what: doing.clone(), cause: Some(source.to_string()), remedy: None }
+                Parts { what: doing.clone(), cause: Some(without_backtrace(source)), remedy: None }
             }
             Error::Report { doing, problem } => with(doing.clone(), problem),
             Error::Interrupted => {
@@ -158,6 +158,16 @@ impl Error {
     /// An [`Error::Compute`], for `map_err`.
     pub fn compute(doing: impl Into<String>) -> impl FnOnce(candle_core::Error) -> Error {
         move |source| Error::Compute { doing: doing.into(), source }
+    }
+}
+
+/// candle's message, without the backtrace that `RUST_BACKTRACE` makes it end with: that is for whoever asks for the source.
+pub(crate) fn without_backtrace(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => without_backtrace(inner),
+        candle_core::Error::Context { inner, context } => format!("{context}: {}", without_backtrace(inner)),
+        candle_core::Error::WithPath { inner, path } => format!("{}: {}", path.display(), without_backtrace(inner)),
+        other => other.to_string(),
     }
 }
 

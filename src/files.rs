@@ -144,3 +144,21 @@ pub(crate) fn refuse_existing(out: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// What a file is whose first bytes are `bytes` if something was put in the place of what its name promises, and what to do.
+pub(crate) fn stranger(bytes: &[u8]) -> Option<&'static str> {
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+    let begins = |with: &str| text.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()));
+    if text.is_empty() {
+        Some("is empty; copy or download it again")
+    } else if begins("version https://git-lfs") {
+        // What `git clone` leaves where the LFS extension is not installed.
+        Some("is a Git LFS pointer, not the file; run `git lfs pull` in its directory")
+    } else if begins("<!doctype html") || begins("<html") {
+        Some("is a web page, not the file; download the file itself, on a hub by `resolve` in place of `blob`")
+    } else if bytes.starts_with(&[0x1f, 0x8b]) {
+        Some("is compressed (gzip); unpack it with `gunzip`")
+    } else {
+        None
+    }
+}

@@ -11,7 +11,8 @@ use rand_chacha::ChaCha8Rng;
 /// How to continue a text; the names are those of Hugging Face's `generate`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GenerateConfig {
-    /// Tokens to add at most; generation ends earlier at an `eos_token_id` of `config.json`.
+    /// Tokens to add at most; generation ends earlier at an `eos_token_id` of
+    /// `generation_config.json`, or of `config.json` where that has none.
     pub max_new_tokens: usize,
     /// 0 takes the most likely token; above, logits are divided by it and a token is drawn.
     pub temperature: f64,

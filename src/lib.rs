@@ -33,6 +33,7 @@ pub mod text;
 pub mod allocate;
 pub mod calibrate;
 pub mod cuda;
+pub mod doctor;
 pub mod dsnot;
 pub mod evaluate;
 pub mod experts;

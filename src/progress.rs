@@ -118,6 +118,14 @@ impl Transcript {
 }
 
 impl Progress {
+    /// Says what the user should know before the work begins, a line each.
+    pub fn notes(self, notes: &[String]) {
+        if self == Progress::Stderr {
+            // A closed stderr is no reason to lose the work.
+            notes.iter().for_each(|note| drop(writeln!(std::io::stderr(), "note: {note}")));
+        }
+    }
+
     /// Begins a stage of `total` steps, called `name` on screen.
     pub fn stage(self, name: &str, total: u64) -> Stage {
         let bar = match self {

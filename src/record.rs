@@ -40,6 +40,9 @@ crate::debug::one_line!(rich Record, |record| {
 pub struct ModelRecord {
     /// Directory name or hub id, as given.
     pub name: String,
+    /// Commit of a model from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// `model_type` of its config.
     pub family: String,
     /// Number of parameters.

@@ -151,12 +151,23 @@ fn index_and_shards_must_agree() {
 
     let error = refused(&good, &|dir| std::fs::remove_file(dir.join(shards[1])).unwrap());
     assert_says(error, &["index.json", shards[1], "not there", "1 of 2"]);
+    // What is not asked for does no harm, and is told of.
+    let noted = |index: &str, parts: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        two_shards(dir.path());
+        std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.tensors().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_says(checkpoint.notes().join("\n"), parts);
+        checkpoint
+    };
     let lost = index_of(&[("a", shards[0]), ("b", shards[0]), ("c", shards[1]), ("d", shards[1])]);
-    assert_says(refused(&lost, nothing), &[shards[1], "`d`", "header lacks it"]);
+    let lost = noted(&lost, &["lists 1 tensor that no shard has", "`d`", shards[1]]);
+    assert_says(lost.read("d").unwrap_err(), &[shards[1], "`d`", "header lacks it"]);
     let unknown = index_of(&[("a", shards[0]), ("c", shards[1])]);
-    assert_says(refused(&unknown, nothing), &[shards[0], "`b`", "does not know it"]);
+    noted(&unknown, &["does not list 1 tensor", "`b`", shards[0]]);
     let elsewhere = index_of(&[("a", shards[0]), ("b", shards[1]), ("c", shards[1])]);
-    assert_says(refused(&elsewhere, nothing), &["`b`", "says it is in model-00002"]);
+    noted(&elsewhere, &["wrong about where 1 tensor", "`b`", "and not in model-00002"]);
     let error = refused(&good, &|dir| std::fs::write(dir.join(shards[1]), file_of(&[("a", &[1], &[9.])])).unwrap());
     assert_says(error, &[shards[1], "`a`", "also in", shards[0]]);
     let escape = index_of(&[("a", "../secret.safetensors")]);

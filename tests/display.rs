@@ -182,8 +182,13 @@ fn scores() -> Result<()> {
 
 #[test]
 fn records_and_reports() -> Result<()> {
-    let model =
-        ModelRecord { name: "m<1>".into(), family: "llama".into(), parameters: 12_345, sha256: "cd".repeat(32) };
+    let model = ModelRecord {
+        name: "m<1>".into(),
+        revision: None,
+        family: "llama".into(),
+        parameters: 12_345,
+        sha256: "cd".repeat(32),
+    };
     let record = Record { environment: BTreeMap::new(), ..Record::dense(model) };
     insta::assert_snapshot!("record", shown(&record));
     let table = Table::from_records(std::slice::from_ref(&record))?.select(["model", "method"])?;

@@ -231,9 +231,13 @@ fn what_cannot_be_imported_is_refused_by_name_and_leaves_nothing() {
     };
     let string = |text: &str| Value::String(text.into());
     let llama = Gguf::llama;
-    refused(llama().with("general.architecture", string("qwen2")), &["model.gguf", "`qwen2`", "only `llama`"]);
+    refused(
+        llama().with("general.architecture", string("gemma")),
+        &["model.gguf", "`gemma`", "only `llama`", "`qwen3`"],
+    );
     refused(llama().with("llama.expert_count", Value::U32(8)), &["mixture of experts"]);
-    refused(llama().with("tokenizer.ggml.model", string("llama")), &["SentencePiece", "as safetensors"]);
+    refused(llama().with("tokenizer.ggml.model", string("llama")), &["`tokenizer.ggml.scores` is missing"]);
+    refused(llama().with("tokenizer.ggml.model", string("t5")), &["`t5`", "SentencePiece", "as safetensors"]);
     refused(llama().with("tokenizer.ggml.pre", string("tekken")), &["`tekken`", "tokens would be wrong"]);
     refused(llama().with("llama.rope.scaling.type", string("longrope")), &["`longrope`"]);
     refused(llama().with("llama.rope.dimension_count", Value::U32(8)), &["llama.rope.dimension_count", "16"]);
@@ -271,4 +275,183 @@ fn a_damaged_file_is_refused_and_leaves_nothing() {
     assert_eq!(names(&out), [""; 0]);
     let missing = import_gguf(&parent.path().join("none.gguf"), &parent.path().join("o"), DType::F32, Progress::Hidden);
     assert_says(missing.unwrap_err(), &["none.gguf", "No such file"]);
+}
+
+#[test]
+fn a_split_model_is_read_from_all_its_parts() {
+    let parent = tempfile::tempdir().unwrap();
+    let whole = Gguf::llama();
+    let (result, whole_out) = whole.import(parent.path(), DType::F32);
+    result.unwrap();
+    let part = |number: u16, count: u16| parent.path().join(format!("m-{:05}-of-{count:05}.gguf", number + 1));
+    let write = |number: u16, count: u16, file: &Path| {
+        let mut gguf = Gguf::llama();
+        let names: Vec<String> = gguf.tensors.keys().cloned().collect();
+        for (at, name) in names.iter().enumerate() {
+            if at % usize::from(count) != usize::from(number) {
+                gguf.tensors.remove(name);
+            }
+        }
+        if number > 0 {
+            gguf.metadata.clear();
+        }
+        gguf.metadata.insert("split.no".into(), Value::U16(number));
+        gguf.metadata.insert("split.count".into(), Value::U16(count));
+        gguf.write(file);
+    };
+    (0..3).for_each(|number| write(number, 3, &part(number, 3)));
+    // Whichever is given.
+    for number in 0..3 {
+        let out = parent.path().join(format!("out{number}"));
+        let summary = import_gguf(&part(number, 3), &out, DType::F32, Progress::Hidden).unwrap();
+        assert_eq!(summary.tensors, Checkpoint::open(&whole_out).unwrap().tensors().count());
+        let hash = |dir: &Path| Checkpoint::open(dir).unwrap().sha256().unwrap();
+        assert_eq!(hash(&out), hash(&whole_out));
+    }
+    let refused = |file: &Path| import_gguf(file, &parent.path().join("no"), DType::F32, Progress::Hidden).unwrap_err();
+    write(1, 4, &part(1, 3));
+    assert_says(refused(&part(0, 3)), &["m-00002-of-00003.gguf", "part 2 of 4", "should be part 2 of 3"]);
+    std::fs::remove_file(part(1, 3)).unwrap();
+    assert_says(refused(&part(2, 3)), &["part 3 of 3", "first m-00002-of-00003.gguf", "one directory"]);
+    let other = parent.path().join("renamed.gguf");
+    std::fs::rename(part(0, 3), &other).unwrap();
+    assert_says(refused(&other), &["part 1 of 3", "NAME-00001-of-00003.gguf", "llama-gguf-split --merge"]);
+}
+
+#[test]
+fn what_is_no_gguf_or_of_a_type_that_is_not_read_is_named() {
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join("model.gguf");
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        import_gguf(&file, &parent.path().join("out"), DType::F32, Progress::Hidden).unwrap_err().to_string()
+    };
+    assert_says(
+        refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        &["Git LFS pointer", "git lfs pull"],
+    );
+    assert_says(refused(b""), &["is empty"]);
+    assert_says(refused(b"<!DOCTYPE html><html>"), &["web page"]);
+    // The type of a tensor stands after its name and dimensions.
+    Gguf::llama().write(&file);
+    let bytes = std::fs::read(&file).unwrap();
+    for (name, kind, called) in [
+        ("blk.3.ffn_up.weight", 20u32, "IQ4_NL"),
+        ("blk.0.attn_norm.weight", 23, "IQ4_XS"),
+        ("token_embd.weight", 34, "TQ1_0"),
+        ("output_norm.weight", 39, "MXFP4"),
+        ("blk.9.attn_v.weight", 77, "number 77"),
+    ] {
+        let at = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap() + name.len();
+        let dims = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        let mut changed = bytes.clone();
+        changed[at + 4 + 8 * dims..][..4].copy_from_slice(&kind.to_le_bytes());
+        let error = refused(&changed);
+        assert_says(&error, &[&format!("`{name}`"), called, "1 of ", "llama-quantize"]);
+        assert!(!error.contains("backtrace") && !error.contains('\n'), "{error}");
+    }
+    // Cut anywhere, it is refused, and at once.
+    for cut in (0..bytes.len()).step_by(997) {
+        assert!(refused(&bytes[..cut]).contains("model.gguf"), "{cut}");
+    }
+}
+
+#[test]
+fn qwen2_and_qwen3_are_imported_as_themselves() {
+    for (name, class) in [("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")] {
+        let mut gguf = Gguf::llama();
+        let metadata = std::mem::take(&mut gguf.metadata);
+        gguf.metadata =
+            metadata.into_iter().map(|(key, value)| (key.replacen("llama.", &format!("{name}."), 1), value)).collect();
+        gguf.metadata.insert("general.architecture".into(), Value::String(name.into()));
+        gguf.metadata.insert("tokenizer.ggml.pre".into(), Value::String("qwen2".into()));
+        let ramp = |n: usize, seed: usize| weight(1, n, seed).squeeze(0).unwrap();
+        for i in 0..BLOCKS {
+            if name == "qwen2" {
+                for (part, rows) in [("q", HEADS * HEAD_DIM), ("k", KV_HEADS * HEAD_DIM), ("v", KV_HEADS * HEAD_DIM)] {
+                    gguf.set(&format!("blk.{i}.attn_{part}.bias"), &ramp(rows, i), GgmlDType::F32);
+                }
+            } else {
+                for part in ["q", "k"] {
+                    gguf.set(&format!("blk.{i}.attn_{part}_norm.weight"), &ramp(HEAD_DIM, i), GgmlDType::F32);
+                }
+            }
+        }
+        let q = gguf.tensors["blk.0.attn_q.weight"].dequantize(&Device::Cpu).unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        let (result, out) = gguf.import(parent.path(), DType::F32);
+        assert_eq!(result.unwrap().architecture, name);
+        let checkpoint = Checkpoint::open(&out).unwrap();
+        let config = checkpoint.config().unwrap();
+        assert_eq!((&config["model_type"], &config["architectures"][0]), (&name.into(), &class.into()));
+        // Their rows are in Hugging Face's order already.
+        let back = checkpoint.load("model.layers.0.self_attn.q_proj.weight", DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(back.to_vec2::<f32>().unwrap(), q.to_vec2::<f32>().unwrap());
+        if name == "qwen2" {
+            // llama.cpp does without them, Hugging Face's family never.
+            for i in 0..BLOCKS {
+                ["q", "k", "v"].iter().for_each(|part| drop(gguf.tensors.remove(&format!("blk.{i}.attn_{part}.bias"))));
+            }
+            let bare = tempfile::tempdir().unwrap();
+            let (result, out) = gguf.import(bare.path(), DType::F32);
+            result.unwrap();
+            assert!(
+                Checkpoint::open(&out)
+                    .unwrap()
+                    .read("model.layers.3.self_attn.v_proj.bias")
+                    .unwrap()
+                    .iter()
+                    .all(|&b| b == 0)
+            );
+        }
+        let own = if name == "qwen2" { "q_proj.bias" } else { "q_norm.weight" };
+        let loaded = checkpoint.load(&format!("model.layers.7.self_attn.{own}"), DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(loaded.to_vec1::<f32>().unwrap(), ramp(loaded.elem_count(), 7).to_vec1::<f32>().unwrap());
+        let model = lacuna::model::Model::open(&checkpoint, DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(model.tokenizer().unwrap().encode("the 12").unwrap().len(), 5, "digits one by one");
+        let tokenizer: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.join("tokenizer.json")).unwrap()).unwrap();
+        assert_eq!(tokenizer["normalizer"]["type"], "NFC");
+    }
+}
+
+/// A vocabulary that SentencePiece has trained, and what it makes of a page (`make_sentencepiece_fixture.py`).
+#[test]
+fn a_sentencepiece_vocabulary_becomes_the_same_tokenizer() {
+    let fixture: serde_json::Value = serde_json::from_str(include_str!("data/sentencepiece.json")).unwrap();
+    let list = |key: &str| fixture[key].as_array().unwrap();
+    let tokens: Vec<Value> = list("tokens").iter().map(|token| Value::String(token.as_str().unwrap().into())).collect();
+    let rows = tokens.len();
+    let mut gguf = Gguf::llama();
+    let numbers =
+        |key: &str, of: &dyn Fn(&serde_json::Value) -> Value| Value::Array(list(key).iter().map(of).collect());
+    gguf.metadata.extend([
+        ("tokenizer.ggml.model".to_owned(), Value::String("llama".into())),
+        ("tokenizer.ggml.pre".to_owned(), Value::String("default".into())),
+        ("tokenizer.ggml.tokens".to_owned(), Value::Array(tokens)),
+        ("tokenizer.ggml.scores".to_owned(), numbers("scores", &|score| Value::F32(score.as_f64().unwrap() as f32))),
+        ("tokenizer.ggml.token_type".to_owned(), numbers("types", &|kind| Value::I32(kind.as_i64().unwrap() as i32))),
+        ("tokenizer.ggml.bos_token_id".to_owned(), Value::U32(1)),
+        ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(2)),
+        ("tokenizer.ggml.unknown_token_id".to_owned(), Value::U32(0)),
+    ]);
+    gguf.metadata.remove("tokenizer.ggml.merges");
+    gguf.set("token_embd.weight", &weight(rows, HIDDEN, 1), GgmlDType::Q8_0);
+    let parent = tempfile::tempdir().unwrap();
+    let (result, out) = gguf.import(parent.path(), DType::F32);
+    result.unwrap();
+    let tokenizer = lacuna::text::Tokenizer::open(&out).unwrap();
+    let ids = |value: &serde_json::Value| {
+        value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect::<Vec<_>>()
+    };
+    let texts = list("texts");
+    assert!(texts.len() > 20 && texts.iter().map(|text| text["text"].as_str().unwrap().len()).sum::<usize>() > 3000);
+    for text in texts {
+        let (text, expected) = (text["text"].as_str().unwrap(), ids(&text["ids"]));
+        assert_eq!(tokenizer.encode(text).unwrap(), expected, "{text:?}");
+        assert_eq!(tokenizer.decode(&expected).unwrap(), text, "{text:?}");
+    }
+    let whole = tokenizers::Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
+    let with_bos = whole.encode("a", true).unwrap();
+    assert_eq!(with_bos.get_ids()[0], 1, "a text begins with <s>");
 }

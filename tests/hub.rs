@@ -147,7 +147,10 @@ fn what_the_hub_lacks_is_named() {
     assert_says(error, &["names shard", SHARDS[1], "lacks"]);
     assert_says(without_download, &["index.json", "names shard", SHARDS[1], "1 of 2"]);
     remove_weights(files.path());
-    says(download(&files, None, "owner/model"), &["no model.safetensors", "converted copy"]);
+    says(
+        download(&files, None, "owner/model"),
+        &["no model.safetensors", "pytorch_model.bin", "convert its PyTorch weights"],
+    );
     std::fs::write(files.path().join("model.Q4.gguf"), b"GGUF").unwrap();
     says(download(&files, None, "owner/model"), &["lacuna import"]);
 }

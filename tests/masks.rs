@@ -22,8 +22,13 @@ const FORMATS: [MaskFormat; 4] = [MaskFormat::Safetensors, MaskFormat::Safetenso
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn metadata(sparsity: f64) -> MaskMetadata {
-    let model =
-        ModelRecord { name: "tiny \"é\"".into(), family: "llama".into(), parameters: 1 << 60, sha256: "aa".into() };
+    let model = ModelRecord {
+        name: "tiny \"é\"".into(),
+        revision: None,
+        family: "llama".into(),
+        parameters: 1 << 60,
+        sha256: "aa".into(),
+    };
     let pruning = PruningRecord {
         method: "wanda".into(),
         pattern: "unstructured".into(),
@@ -659,4 +664,36 @@ fn numpy_reads_ours_and_we_read_theirs() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let back = MaskSet::load(&theirs).unwrap();
     assert_eq!((back.metadata, back.masks), (None, set.masks));
+}
+
+/// Files of PyTorch's own (`make_mask_fixtures.py`): its masks have ones where weights stay.
+#[test]
+fn masks_of_pytorch_and_its_older_files_are_read() {
+    let data = Path::new(ROOT).join("tests/data/masks");
+    let pruned = |rows, cols| Mask::from_fn(rows, cols, |row, col| (row * 7 + col * 3) % 5 == 0);
+    let name = |linear: &str| format!("model.layers.0.self_attn.{linear}.weight");
+    let expected = [(name("q_proj"), pruned(8, 6)), (name("k_proj"), pruned(4, 6))];
+    for file in ["prune.pt", "prune-legacy.pt", "prune.safetensors", "legacy.pt"] {
+        let mut read = MaskSet::load(data.join(file)).unwrap();
+        assert_eq!(read.metadata, None);
+        read.masks.sort_by_key(|(name, _)| std::cmp::Reverse(name.clone()));
+        assert_eq!(read.masks, expected, "{file}");
+    }
+    // Cut anywhere, an old file is refused: there is no checksum, but every length is known.
+    let whole = std::fs::read(data.join("legacy.pt")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let cut = dir.path().join("cut.pt");
+    for length in 0..whole.len() {
+        std::fs::write(&cut, &whole[..length]).unwrap();
+        assert!(MaskSet::load(&cut).is_err(), "{length}");
+    }
+    // A mask has nothing between 0 and 1.
+    let half = [0u8, 0, 0, 0x3f].repeat(4);
+    safetensors(
+        &dir.path().join("half.safetensors"),
+        r#"{"a.weight_mask":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#,
+        &half,
+    );
+    let error = MaskSet::load(dir.path().join("half.safetensors")).unwrap_err();
+    assert_says(error, &["`a.weight_mask`", "element 0 is neither 0 nor 1"]);
 }

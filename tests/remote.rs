@@ -469,7 +469,14 @@ fn damaged_files_are_refused_as_on_a_disk() {
     damage(&twice, &[SHARDS[2], "also in"]);
     let elsewhere = index_of(&[("a", SHARDS[0]), ("b", SHARDS[0]), ("c", SHARDS[1]), ("e", SHARDS[2])]);
     let index = |dir: &Path| dir.join("model.safetensors.index.json");
-    damage(&|dir| std::fs::write(index(dir), &elsewhere).unwrap(), &[SHARDS[2], "`d`", "does not know it"]);
+    // An index that leaves something out does no harm, and is told of.
+    let (dir, origin) = (model(), format!("owner/model@{COMMIT}"));
+    std::fs::write(index(dir.path()), &elsewhere).unwrap();
+    let (_server, hub) = serve(dir.path());
+    let (remote, local) = (headers(&hub).unwrap(), Checkpoint::open(dir.path()).unwrap());
+    assert_eq!((remote.index(), remote.notes()), (local.index(), local.notes()));
+    assert_says(&remote.notes()[0], &["does not list 1 tensor", "`d`", SHARDS[2]]);
+    assert_eq!(remote.origin(), origin);
     damage(&|dir| std::fs::write(index(dir), "{}").unwrap(), &["index.json", "not a valid index"]);
 }
 

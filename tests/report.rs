@@ -22,6 +22,7 @@ fn record(pruning: Option<(&str, &str, f64)>, zeros: u64, nll_nats: f64) -> Reco
         schema: SCHEMA_VERSION,
         model: ModelRecord {
             name: "tiny-llama".into(),
+            revision: None,
             family: "llama".into(),
             parameters: 3_412_992,
             sha256: "cd".repeat(32),
@@ -360,7 +361,7 @@ prop_compose! {
     ) -> Record {
         Record {
             schema: SCHEMA_VERSION,
-            model: ModelRecord { name, family: "llama".into(), parameters, sha256 },
+            model: ModelRecord { name, revision: None, family: "llama".into(), parameters, sha256 },
             pruning,
             structure: None,
             tensors: tensors.into_iter().map(|(name, out, inner, zeros)| TensorRecord { name, shape: [out, inner], zeros }).collect(),

@@ -3,6 +3,7 @@
 //! Every rule of the format is checked here, because the files come from elsewhere: the reader may then trust offsets.
 
 use super::TensorInfo;
+use crate::files::stranger;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -120,23 +121,50 @@ impl<'de> Deserialize<'de> for Metadata {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with strings")
             }
+            /// As if it were left out: other readers take it so.
+            fn visit_unit<E>(self) -> Result<Metadata, E> {
+                Ok(Metadata)
+            }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
                 while map.next_entry::<String, String>()?.is_some() {}
                 Ok(Metadata)
             }
         }
-        deserializer.deserialize_map(Check)
+        deserializer.deserialize_any(Check)
     }
 }
 
 /// Reads and checks the header of `file`, the checkpoint's shard number `shard`. The tensors come in offset order.
 pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Vec<TensorInfo>> {
+    /// Enough to tell what else a file may be.
+    const BEGINNING: u64 = 64;
     let size = file.metadata().map_err(Error::io("read", path))?.len();
-    let mut first = vec![0; LENGTH_BYTES.min(size) as usize];
+    let mut first = vec![0; BEGINNING.min(size) as usize];
     file.read_exact_at(&mut first, 0).map_err(Error::io("read", path))?;
+    // The length of a header may look like the first bytes of something else.
+    let is_other = first.get(LENGTH_BYTES as usize).is_some_and(|&byte| byte != b'{');
+    if let Some(what) = stranger(&first).or_else(|| other_format(&first)).filter(|_| is_other) {
+        return Err(Error::file(path, what));
+    }
+    first.truncate(LENGTH_BYTES as usize);
     let mut json = vec![0; length(path, size, &first)? as usize];
     file.read_exact_at(&mut json, LENGTH_BYTES).map_err(Error::io("read", path))?;
     parse(path, size, json, shard)
+}
+
+/// Weights in other formats, under a name of this one.
+fn other_format(first: &[u8]) -> Option<&'static str> {
+    let begins = |with: &[u8]| first.starts_with(with);
+    if begins(b"GGUF") {
+        Some("is a GGUF file by its first bytes; make a checkpoint of it with `lacuna import FILE DIR`")
+    } else if begins(b"PK\x03\x04") || begins(b"\x80\x02") {
+        Some(
+            "is a file of `torch.save` by its first bytes, not safetensors; name it pytorch_model.bin, and convert it with \
+             transformers' `save_pretrained`",
+        )
+    } else {
+        None
+    }
 }
 
 /// Bytes of the JSON that follows the length, which `first` holds: the first [`LENGTH_BYTES`] bytes, or all there are,
@@ -148,10 +176,7 @@ pub(super) fn length(path: &Path, size: u64, first: &[u8]) -> Result<u64> {
     };
     // What `git clone` leaves where the LFS extension is not installed.
     if &first == b"version " {
-        return Err(Error::file(
-            path,
-            "this is a Git LFS pointer, not the weights; run `git lfs pull` in its directory",
-        ));
+        return Err(Error::file(path, "is a Git LFS pointer, not the file; run `git lfs pull` in its directory"));
     }
     let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
         return Err(broken(path, format!("{size} bytes are too few for a safetensors file")));
@@ -297,7 +322,10 @@ pub(super) fn join(
                 return Err(Error::tensor(path, tensor.name, problem));
             }
             if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
-                let problem = format!("it is also in {}; download both again", paths[tensors[other].shard].display());
+                let problem = format!(
+                    "it is also in {}; remove the file that does not belong here",
+                    paths[tensors[other].shard].display()
+                );
                 return Err(Error::tensor(path, tensor.name, problem));
             }
             tensors.push(tensor);

@@ -8,13 +8,15 @@
 //! ```
 
 use super::header::{self, Entries, Entry, LENGTH_BYTES};
-use super::index::is_file_name;
+use super::index::inside;
+use super::names::Names;
 use super::source::Source;
 use super::{INDEX, SINGLE, TensorInfo};
 use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::{File, Permissions};
 use std::io;
@@ -33,6 +35,7 @@ pub struct HeadersOnly {
     dir: PathBuf,
     files: Vec<String>,
     tensors: Vec<TensorInfo>,
+    names: Names,
 }
 
 crate::debug::one_line!(rich HeadersOnly, |headers| {
@@ -77,7 +80,8 @@ impl HeadersOnly {
             return Err(Error::file(&path, problem));
         }
         let mut names = HashSet::new();
-        if let Some(shard) = shards.iter().find(|shard| !is_file_name(&shard.name) || !names.insert(&shard.name)) {
+        let is_plain = |name: &str| inside(name).as_deref() == Some(name);
+        if let Some(shard) = shards.iter().find(|shard| !is_plain(&shard.name) || !names.insert(&shard.name)) {
             let problem = format!("`{}` is no file name, or stands there twice; save the headers again", shard.name);
             return Err(Error::file(&path, problem));
         }
@@ -85,8 +89,9 @@ impl HeadersOnly {
         let paths: Vec<PathBuf> = files.iter().map(|name| dir.join(name)).collect();
         let headers = shards.into_iter().zip(&paths).enumerate();
         let headers = headers.map(|(number, (shard, path))| shard.tensors(path, number));
-        let (tensors, _) = header::join(&paths, headers)?;
-        Ok(Self { dir: dir.to_path_buf(), files, tensors })
+        let (mut tensors, _) = header::join(&paths, headers)?;
+        let names = Names::settle(&mut tensors, &paths)?;
+        Ok(Self { dir: dir.to_path_buf(), files, tensors, names })
     }
 
     /// Writes the headers and `config.json` of `source` to `out`, which must not exist and appears when both are whole.
@@ -154,7 +159,7 @@ fn text(source: &dyn Source) -> String {
         let bytes = tensors.iter().map(|tensor| tensor.range.end).max().unwrap_or(start);
         let entry = |tensor: &&TensorInfo| {
             let offsets = (tensor.range.start - start, tensor.range.end - start);
-            entry(&tensor.name, tensor.dtype, &tensor.shape, offsets)
+            entry(&source.stored_name(&tensor.name), tensor.dtype, &tensor.shape, offsets)
         };
         let (name, header_bytes) = (Value::from(name), start - LENGTH_BYTES);
         let entries = tensors.iter().map(entry).collect::<Vec<_>>().join(",\n");
@@ -175,6 +180,14 @@ impl Source for HeadersOnly {
 
     fn index(&self) -> &[TensorInfo] {
         &self.tensors
+    }
+
+    fn stored_name<'a>(&'a self, name: &'a str) -> Cow<'a, str> {
+        self.names.stored(name)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.names.note().map(str::to_owned).into_iter().collect()
     }
 
     fn config_json(&self) -> Result<Map<String, Value>> {

@@ -2,7 +2,7 @@
 
 use super::index::{INDEX, Index};
 use super::writer::is_beside_weights;
-use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory};
+use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory, hints};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::{Error, Result};
 use hf_hub::api::RepoInfo;
@@ -25,6 +25,8 @@ pub struct Hub {
     pub cache: PathBuf,
     /// How long the requests of [`Hub::headers`] are repeated when they fail.
     pub retry: Retry,
+    /// Whether only the cache is used, and nothing is asked of the hub.
+    pub offline: bool,
 }
 
 impl std::fmt::Debug for Hub {
@@ -36,6 +38,7 @@ impl std::fmt::Debug for Hub {
             .field("token", &token)
             .field("cache", &self.cache)
             .field("retry", &self.retry)
+            .field("offline", &self.offline)
             .finish()
     }
 }
@@ -87,29 +90,54 @@ struct Refusal {
 }
 
 impl Hub {
-    /// The hub that the environment describes, as for Hugging Face's libraries: `HF_ENDPOINT`, `HF_TOKEN` (else the
-    /// token that their login stored), `HF_HUB_CACHE` (else `HF_HOME/hub`, else `~/.cache/huggingface/hub`).
-    pub fn from_env() -> Self {
-        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let home = Cache::from_env();
-        Self {
+    /// The hub that the environment describes, as for Hugging Face's libraries: `HF_ENDPOINT`; `HF_TOKEN` (else the
+    /// token that their login stored, in `HF_TOKEN_PATH` or `HF_HOME`); `HF_HUB_CACHE` (else `HF_HOME/hub`, where `HF_HOME` is
+    /// `huggingface` in `XDG_CACHE_HOME` or `~/.cache` unless it is set); `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when none of these says where the cache is, and there is no home directory.
+    pub fn from_env() -> Result<Self> {
+        Self::from_vars(&|name| std::env::var(name).ok(), std::env::home_dir())
+    }
+
+    /// The same of any environment.
+    fn from_vars(var: &dyn Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
+        let var = |name: &str| var(name).filter(|value| !value.trim().is_empty());
+        let home = home.filter(|home| !home.as_os_str().is_empty());
+        let user = || var("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".cache")));
+        let hf_home = var("HF_HOME").map(PathBuf::from).or_else(|| Some(user()?.join("huggingface")));
+        let cache = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        let cache = cache.or_else(|| Some(hf_home.as_ref()?.join("hub"))).ok_or_else(|| {
+            let problem = "is not set, and there is no home directory, so that it is not known where models from a hub are kept; \
+                           set HF_HUB_CACHE (or HF_HOME, or HOME) to a directory";
+            Error::argument("HF_HUB_CACHE", "\"\"", problem)
+        })?;
+        let token_file = var("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home?.join("token")));
+        let stored =
+            || Some(std::fs::read_to_string(token_file?).ok()?.trim().to_owned()).filter(|token| !token.is_empty());
+        let yes = |name: &str| {
+            let value = var(name).map(|value| value.trim().to_ascii_uppercase());
+            value.is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.as_str()))
+        };
+        Ok(Self {
             endpoint: var("HF_ENDPOINT")
                 .unwrap_or_else(|| "https://huggingface.co".into())
                 .trim_end_matches('/')
                 .to_owned(),
-            token: var("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| home.token()),
-            cache: var("HF_HUB_CACHE").map_or_else(|| home.path().clone(), PathBuf::from),
+            token: var("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(stored),
+            cache,
             retry: Retry::default(),
-        }
+            offline: yes("HF_HUB_OFFLINE") || yes("TRANSFORMERS_OFFLINE"),
+        })
     }
 
     /// Downloads the safetensors weights and every file beside them that holds none (config, tokenizer, code) of `owner/name[@revision]`, whatever of it the cache lacks,
     /// and returns the directory. A model that is whole in the cache is not asked for again; one that was interrupted
-    /// goes on where it stopped.
+    /// goes on where it stopped. Offline, what the cache has must do.
     ///
     /// # Errors
     /// [`Error::Argument`] when `spec` has another form; [`Error::Hub`] when the hub refuses, does not know the model or
-    /// its revision, has no safetensors of it, or cannot be reached; [`Error::Interrupted`].
+    /// its revision, has no safetensors of it, or cannot be reached, or offline, the cache lacks weights; [`Error::Interrupted`].
     pub fn download(&self, spec: &str, progress: Progress) -> Result<PathBuf> {
         let spec = Spec::parse(spec)?;
         let cache = Cache::new(self.cache.clone());
@@ -117,6 +145,9 @@ impl Hub {
             return Ok(dir);
         }
         let cached = cached_snapshot(&cache, &spec);
+        if self.offline {
+            return cached.filter(|dir| is_complete(dir)).ok_or_else(|| self.offline_error(&spec));
+        }
         let api = ApiBuilder::from_cache(cache.clone())
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
@@ -159,6 +190,20 @@ impl Hub {
         Ok(dir)
     }
 
+    /// That the hub was not to be asked for what the cache lacks.
+    fn offline_error(&self, spec: &Spec) -> Error {
+        let what = match cached_snapshot(&Cache::new(self.cache.clone()), spec) {
+            Some(_) => "is not whole in",
+            None => "is not in",
+        };
+        let cache = self.cache.display();
+        spec.error(format!(
+            "{} {what} the cache {cache}, and HF_HUB_OFFLINE forbids to ask a hub for it; unset HF_HUB_OFFLINE \
+             (and TRANSFORMERS_OFFLINE), or set HF_HUB_CACHE to the cache that has it",
+            spec.listing()
+        ))
+    }
+
     /// Reads config, index and headers of `owner/name[@revision]`, all of one commit, and no weights.
     ///
     /// # Errors
@@ -166,15 +211,17 @@ impl Hub {
     /// its revision, has no safetensors of it, or cannot be reached; [`Error::File`] or [`Error::Tensor`] when its files
     /// break a rule of the format, as for [`Checkpoint::open`]; [`Error::Interrupted`].
     pub fn headers(&self, spec: &str, progress: Progress) -> Result<Remote> {
-        Remote::open(self, Spec::parse(spec)?, progress)
+        let spec = Spec::parse(spec)?;
+        if self.offline { Err(self.offline_error(&spec)) } else { Remote::open(self, spec, progress) }
     }
 
-    /// The cached download of `owner/name[@revision]` if it is whole, else its headers from the hub.
+    /// The cached download of `owner/name[@revision]` if it has config and weights, else its headers from the hub.
     ///
     /// # Errors
     /// Those of [`Hub::headers`] and of [`Checkpoint::open`].
     pub fn source(&self, spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
-        match whole_snapshot(&Cache::new(self.cache.clone()), &Spec::parse(spec)?) {
+        let cached = cached_snapshot(&Cache::new(self.cache.clone()), &Spec::parse(spec)?);
+        match cached.filter(|dir| is_complete(dir)) {
             Some(dir) => Ok(Box::new(Checkpoint::open(dir)?)),
             None => Ok(Box::new(self.headers(spec, progress)?)),
         }
@@ -301,9 +348,7 @@ fn whole_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
 
 /// There are no safetensors among `files`.
 pub(super) fn no_weights(spec: &Spec, files: &BTreeSet<String>) -> Error {
-    let gguf = files.iter().any(|file| file.ends_with(".gguf"));
-    let remedy = if gguf { "download its GGUF file and use `lacuna import`" } else { "look for a converted copy" };
-    spec.error(format!("it has no {SINGLE} and no {INDEX}; {remedy}"))
+    spec.error(format!("it has no {SINGLE} and no {INDEX}; {}", hints::of_listing(files)))
 }
 
 /// Whether config and all weights are there.
@@ -366,8 +411,43 @@ mod tests {
     }
 
     #[test]
+    fn the_environment_says_where_the_cache_is_or_an_error_says_what_to_set() {
+        let hub = |vars: &[(&str, &str)], home: Option<&str>| {
+            let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            Hub::from_vars(&var, home.map(PathBuf::from))
+        };
+        let cache = |vars: &[(&str, &str)], home| hub(vars, home).unwrap().cache.display().to_string();
+        assert_eq!(cache(&[], Some("/h")), "/h/.cache/huggingface/hub");
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")], Some("/h")), "/x/huggingface/hub");
+        assert_eq!(cache(&[("HF_HOME", "/hf")], Some("/h")), "/hf/hub");
+        assert_eq!(cache(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/hf")], None), "/c");
+        assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/c")], None), "/c");
+        for home in [None, Some("")] {
+            let error = hub(&[("HF_HUB_CACHE", " ")], home).unwrap_err().to_string();
+            assert!(error.contains("no home directory") && error.contains("set HF_HUB_CACHE"), "{error}");
+        }
+        for (value, offline) in [("1", true), ("true", true), ("YES", true), ("on", true), ("0", false), ("", false)] {
+            for name in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+                assert_eq!(hub(&[(name, value)], Some("/h")).unwrap().offline, offline, "{name}={value}");
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t");
+        std::fs::write(&file, "hf_stored\n").unwrap();
+        let at = file.to_str().unwrap();
+        let token = |vars: &[(&str, &str)]| hub(vars, Some("/no/such/home")).unwrap().token;
+        assert_eq!(token(&[("HF_TOKEN_PATH", at)]).as_deref(), Some("hf_stored"));
+        assert_eq!(token(&[("HF_TOKEN_PATH", at), ("HF_TOKEN", "hf_own")]).as_deref(), Some("hf_own"));
+        assert_eq!(token(&[]), None);
+    }
+
+    #[test]
     fn the_token_stays_out_of_debug_output() {
-        let hub = Hub { endpoint: "http://h".into(), token: Some("hf_secret".into()), ..Hub::from_env() };
+        let hub = Hub {
+            endpoint: "http://h".into(),
+            token: Some("hf_secret".into()),
+            ..Hub::from_vars(&|_| None, Some("/h".into())).unwrap()
+        };
         assert!(!format!("{hub:?}").contains("secret"));
     }
 }

@@ -2,10 +2,11 @@
 
 use super::TensorInfo;
 use super::header::Entries;
+use super::{hints, json};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeSet, HashMap, hash_map};
+use std::collections::{BTreeSet, HashMap, HashSet, hash_map};
 use std::path::{Component, Path, PathBuf};
 
 /// The file name that Hugging Face's libraries look for.
@@ -19,7 +20,17 @@ struct Text {
 /// A parsed index.
 pub(super) struct Index {
     path: PathBuf,
+    /// Tensor -> file, as a path inside the directory without `.` and `..`.
     weight_map: HashMap<String, String>,
+}
+
+/// Where an index and the headers of its shards disagree.
+#[derive(Debug, Default)]
+pub(super) struct Disagreements {
+    /// For people, a sentence each.
+    pub(super) notes: Vec<String>,
+    /// What is in no shard, and the shard that the index names. An error once it is asked for.
+    pub(super) absent: HashMap<String, String>,
 }
 
 impl Index {
@@ -30,14 +41,20 @@ impl Index {
 
     /// Checks the text of an index; `path` is for messages only.
     pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
-        let broken = |problem: String| Error::file(path, format!("{problem}; download it again"));
-        let Text { weight_map: Entries(entries) } =
-            serde_json::from_slice(text).map_err(|e| broken(format!("not a valid index ({e})")))?;
+        let broken = |problem: String| Error::file(path, format!("{problem}; its owner has to write it again"));
+        let Text { weight_map: Entries(entries) } = serde_json::from_str(json::text(path, text)?).map_err(|e| {
+            Error::file(
+                path,
+                format!("not a valid index ({e}); is it cut off? Copy it again, or take another revision"),
+            )
+        })?;
         let mut weight_map = HashMap::with_capacity(entries.len());
         for (tensor, shard) in entries {
-            if !is_file_name(&shard) {
-                return Err(broken(format!("it maps tensor `{tensor}` to `{shard}`, which is no file name")));
-            }
+            let Some(shard) = inside(&shard) else {
+                let problem =
+                    format!("it maps tensor `{tensor}` to `{shard}`, which is no file name inside its directory");
+                return Err(broken(problem));
+            };
             match weight_map.entry(tensor) {
                 hash_map::Entry::Occupied(tensor) => {
                     return Err(broken(format!("it names tensor `{}` twice", tensor.key())));
@@ -51,6 +68,11 @@ impl Index {
         Ok(Self { path: path.to_path_buf(), weight_map })
     }
 
+    /// Whether it lists a tensor that is not among `names`.
+    pub(super) fn lists_more_than(&self, names: &HashMap<String, usize>) -> bool {
+        self.weight_map.keys().any(|tensor| !names.contains_key(tensor))
+    }
+
     /// The shards' file names, sorted.
     pub(super) fn shards(&self) -> BTreeSet<&str> {
         self.weight_map.values().map(String::as_str).collect()
@@ -61,46 +83,66 @@ impl Index {
         let shards = self.shards();
         let missing: Vec<&str> = shards.iter().copied().filter(|shard| !there(shard)).collect();
         let Some(first) = missing.first() else { return Ok(()) };
-        let problem = format!(
-            "it names shard {first}, which is not there ({} of {} shards are missing); download what is missing",
-            missing.len(),
-            shards.len()
-        );
+        let of = format!("{} of {} shards are missing", missing.len(), shards.len());
+        let problem = match hints::dangling(&self.path.with_file_name(first)) {
+            Some(link) => format!("it names shard {first}, which is not there ({of}): {link}"),
+            None => format!("it names shard {first}, which is not there ({of}); download what is missing"),
+        };
         Err(Error::file(&self.path, problem))
     }
 
-    /// Fails if the shards' headers and the index disagree about which tensor is where.
-    pub(super) fn check_tensors(&self, tensors: &[TensorInfo], shards: &[PathBuf]) -> Result<()> {
-        let names: BTreeSet<(&str, &str)> = tensors
-            .iter()
-            .filter_map(|tensor| Some((shards[tensor.shard].file_name()?.to_str()?, tensor.name.as_str())))
-            .collect();
+    /// Compares it with the headers of `files`, which are named as in the index. What a header has is read from there, whatever
+    /// the index says; so it takes no part in which values a tensor has.
+    pub(super) fn compare(&self, tensors: &[TensorInfo], files: &[Vec<String>]) -> Disagreements {
+        let (mut unlisted, mut elsewhere) = (Vec::new(), Vec::new());
         for tensor in tensors {
-            let shard = &shards[tensor.shard];
             match self.weight_map.get(&tensor.name) {
-                None => {
-                    let problem = format!("{INDEX} does not know it; index and shards are of different models");
-                    return Err(Error::tensor(shard, &tensor.name, problem));
-                }
-                Some(told) if shard.file_name().and_then(|name| name.to_str()) != Some(told) => {
-                    let problem = format!("it stands here, but {INDEX} says it is in {told}; download them again");
-                    return Err(Error::tensor(shard, &tensor.name, problem));
-                }
+                None => unlisted.push(tensor),
+                Some(told) if !files[tensor.shard].contains(told) => elsewhere.push((tensor, told)),
                 Some(_) => {}
             }
         }
+        let there: HashSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let absent = self.weight_map.iter().filter(|(name, _)| !there.contains(name.as_str()));
+        let absent: HashMap<String, String> = absent.map(|(name, shard)| (name.clone(), shard.clone())).collect();
+        let mut notes = Vec::new();
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let of = |number: usize| if number == 1 { "1 tensor".to_owned() } else { format!("{number} tensors") };
+        if let Some(first) = unlisted.first() {
+            let (number, shard) = (of(unlisted.len()), &files[first.shard][0]);
+            notes.push(format!("{name} does not list {number} of the shards, such as `{}` in {shard}", first.name));
+        }
+        if let Some((first, told)) = elsewhere.first() {
+            let (number, shard) = (of(elsewhere.len()), &files[first.shard][0]);
+            notes.push(format!(
+                "{name} is wrong about where {number} are, such as `{}`, which is in {shard} and not in {told}",
+                first.name
+            ));
+        }
         // In name order, so that the message does not change from run to run.
-        let lost =
-            self.weight_map.iter().filter(|(name, shard)| !names.contains(&(shard.as_str(), name.as_str()))).min();
-        match lost {
-            None => Ok(()),
-            Some((name, shard)) => {
-                let problem =
-                    format!("{INDEX} says it is in this shard, but the shard's header lacks it; download it again");
-                Err(Error::tensor(self.path.with_file_name(shard), name, problem))
-            }
+        if let Some((first, shard)) = absent.iter().min() {
+            let number = of(absent.len());
+            notes.push(format!(
+                "{name} lists {number} that no shard has, such as `{first}`, which should be in {shard}"
+            ));
+        }
+        Disagreements { notes, absent }
+    }
+}
+
+/// A path inside a directory as an index may write it, without `.` and `..`; `None` for one that leads out of it, so that a
+/// name from a file or a server cannot.
+pub(super) fn inside(name: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for component in Path::new(name).components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(part) => parts.push(part.to_str()?),
+            Component::ParentDir => drop(parts.pop()?),
+            Component::RootDir | Component::Prefix(_) => return None,
         }
     }
+    (!parts.is_empty() && !name.contains('\0')).then(|| parts.join("/"))
 }
 
 /// One path component, so that a name from a file or a server cannot point outside its directory.
@@ -115,10 +157,36 @@ pub(crate) fn shard_name(shard: usize, of: usize) -> String {
 }
 
 /// The text of an index; `total_size` in bytes.
-pub(super) fn write<'a>(tensors: impl Iterator<Item = (&'a str, String)>, total_size: u64) -> Vec<u8> {
-    let weight_map: Map<String, Value> = tensors.map(|(name, shard)| (name.to_owned(), Value::String(shard))).collect();
+pub(super) fn write(tensors: impl Iterator<Item = (String, String)>, total_size: u64) -> Vec<u8> {
+    let weight_map: Map<String, Value> = tensors.map(|(name, shard)| (name, Value::String(shard))).collect();
     let mut text =
         format!("{:#}", json!({"metadata": {"total_size": total_size}, "weight_map": weight_map})).into_bytes();
     text.push(b'\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_inside_their_directory() {
+        for (name, expected) in [
+            ("model.safetensors", Some("model.safetensors")),
+            ("./model.safetensors", Some("model.safetensors")),
+            ("././a/./b.safetensors", Some("a/b.safetensors")),
+            ("a//b.safetensors", Some("a/b.safetensors")),
+            ("a/../b.safetensors", Some("b.safetensors")),
+            ("..", None),
+            ("../b.safetensors", None),
+            ("a/../../b.safetensors", None),
+            ("/etc/passwd", None),
+            ("", None),
+            (".", None),
+            ("a/..", None),
+            ("a\0b", None),
+        ] {
+            assert_eq!(inside(name).as_deref(), expected, "{name}");
+        }
+    }
 }

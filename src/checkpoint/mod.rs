@@ -27,15 +27,20 @@ mod convert;
 mod gguf;
 mod header;
 mod headers;
+mod hints;
 mod http;
 mod hub;
 mod index;
+mod json;
 mod kinds;
+mod names;
 mod parts;
+mod quantised;
 mod remote;
 mod rewrite;
 mod source;
 mod sparse;
+mod strangers;
 mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
@@ -54,7 +59,9 @@ pub(crate) use sparse::pack_two_of_four_16;
 pub use sparse::{Share, SparseFormat, SparseSummary, Stored, compress, decompress};
 
 pub(crate) use arrays::Array;
+pub(crate) use hints::dangling;
 pub(crate) use index::shard_name;
+pub(crate) use names::family_names;
 pub(crate) use parts::Part;
 pub(crate) use rewrite::{index_text, is_free_name, parent, sum_of, sum_of_file};
 pub(crate) use writer::deal_out;
@@ -65,18 +72,20 @@ use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use convert::Failure;
-use index::{INDEX, Index};
+use index::{Disagreements, INDEX, Index};
+use names::Names;
 use parts::Parts;
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use sparse::Storage;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -88,7 +97,8 @@ const EXPAND_BYTES: usize = 1 << 20;
 /// Where a tensor's bytes are, and what they mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Its name, as Hugging Face's libraries call it.
+    /// Its name, as Hugging Face's libraries call it: without the prefixes of wrappers that were around the model when it was
+    /// saved (`_orig_mod.`, `module.`, `base_model.model.`), and with the `model.` that a base class leaves out.
     pub name: String,
     /// Type of an element in the file.
     pub dtype: Dtype,
@@ -124,6 +134,9 @@ crate::debug::one_line!(rich Checkpoint, |checkpoint| {
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    name: String,
+    /// The commit, of a download.
+    revision: Option<String>,
     shards: Vec<PathBuf>,
     /// Open for as long as the checkpoint, so that what was checked is what is read.
     files: Vec<File>,
@@ -131,6 +144,8 @@ struct Inner {
     by_name: HashMap<String, usize>,
     /// What each tensor is stored as, if any is stored sparse; `tensors` then has the places that they had in a dense file.
     storage: Option<Vec<Storage>>,
+    names: Names,
+    disagreements: Disagreements,
     sha256: OnceLock<String>,
 }
 
@@ -141,9 +156,101 @@ impl Inner {
         let headers =
             shards.iter().zip(&files).enumerate().map(|(shard, (path, file))| header::read(path, file, shard));
         let (tensors, by_name) = header::join(&shards, headers)?;
-        let (dir, sha256) = (dir.to_path_buf(), OnceLock::new());
-        Ok(Self { dir, shards, files, tensors, by_name, storage: None, sha256 })
+        let (name, revision) = name_of(dir);
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            name,
+            revision,
+            shards,
+            files,
+            tensors,
+            by_name,
+            storage: None,
+            names: Names::default(),
+            disagreements: Disagreements::default(),
+            sha256: OnceLock::new(),
+        })
     }
+
+    /// Calls the tensors what their family calls them.
+    fn settle_names(mut self) -> Result<Self> {
+        self.names = Names::settle(&mut self.tensors, &self.shards)?;
+        self.by_name = self.tensors.iter().enumerate().map(|(at, info)| (info.name.clone(), at)).collect();
+        Ok(self)
+    }
+}
+
+/// What a directory of weights is opened as: an index with the names of each shard, or a single file.
+fn locate(dir: &Path, notes: &mut Vec<String>) -> Result<Option<(Index, Vec<Vec<String>>)>> {
+    let there = |shard: &str| dir.join(shard).is_file();
+    // transformers looks in this order too.
+    let single = there(SINGLE);
+    if single && !dir.join(INDEX).is_file() {
+        return Ok(None);
+    }
+    if !single && !dir.join(INDEX).is_file() {
+        let problem = format!("neither {SINGLE} nor {INDEX} is in this directory; {}", hints::of_directory(dir));
+        return Err(Error::file(dir, problem));
+    }
+    let index = Index::read(&dir.join(INDEX)).and_then(|index| index.check_shards(there).map(|()| index));
+    let index = match index {
+        Ok(index) => index,
+        Err(_) if single => {
+            notes.push(format!("{SINGLE} is read, and not {INDEX}, which does not fit the files that are here"));
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    if single && !index.shards().contains(SINGLE) {
+        let path = dir.join(SINGLE);
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let (_, by_name) = header::join(std::slice::from_ref(&path), std::iter::once(header::read(&path, &file, 0)))?;
+        if !index.lists_more_than(&by_name) {
+            notes.push(format!(
+                "both {SINGLE} and the shards of {INDEX} are here; the former is read, as transformers does"
+            ));
+            return Ok(None);
+        }
+        notes.push(format!("{SINGLE} is not read: it lacks tensors that the shards of {INDEX} have"));
+    }
+    // Two names may be links to one file.
+    let mut files: Vec<((u64, u64), Vec<String>)> = Vec::new();
+    for shard in index.shards() {
+        let path = dir.join(shard);
+        let metadata = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
+        let file = (metadata.dev(), metadata.ino());
+        match files.iter_mut().find(|(known, _)| *known == file) {
+            Some((_, names)) => names.push(shard.to_owned()),
+            None => files.push((file, vec![shard.to_owned()])),
+        }
+    }
+    Ok(Some((index, files.into_iter().map(|(_, names)| names).collect())))
+}
+
+/// What people call the model in `dir`, and its commit: of a folder of a hub's cache the repository and the folder's name, of
+/// any other its own.
+fn name_of(dir: &Path) -> (String, Option<String>) {
+    let text = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    // `.` and `..` have no name.
+    let full = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
+    let full = match full.components().any(|part| part == std::path::Component::ParentDir) {
+        true => full.canonicalize().unwrap_or(full),
+        false => full,
+    };
+    let Some(name) = text(&full) else { return ("model".into(), None) };
+    let repo =
+        full.parent().filter(|parent| parent.ends_with("snapshots")).and_then(|parent| hub_name(parent.parent()?));
+    match repo {
+        Some(repo) => (repo, Some(name)),
+        None => (name, None),
+    }
+}
+
+/// `owner/name` of a folder of a hub's cache, or of one inside it.
+fn hub_name(dir: &Path) -> Option<String> {
+    let folder = dir.ancestors().find_map(|dir| dir.file_name()?.to_str()?.strip_prefix("models--"))?;
+    let (owner, name) = folder.split_once("--")?;
+    (!owner.is_empty() && !name.is_empty()).then(|| format!("{owner}/{name}"))
 }
 
 impl Checkpoint {
@@ -156,32 +263,28 @@ impl Checkpoint {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         check_is_directory(dir)?;
-        // transformers looks in this order too.
-        let (index, shards) = if dir.join(SINGLE).is_file() {
-            (None, vec![dir.join(SINGLE)])
-        } else if dir.join(INDEX).is_file() {
-            let index = Index::read(&dir.join(INDEX))?;
-            index.check_shards(|shard| dir.join(shard).is_file())?;
-            let shards = index.shards().into_iter().map(|shard| dir.join(shard)).collect();
-            (Some(index), shards)
-        } else {
-            return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX} is in this directory; {}", hint(dir))));
+        let mut notes = Vec::new();
+        let located = locate(dir, &mut notes)?;
+        let shards = match &located {
+            Some((_, files)) => files.iter().map(|names| dir.join(&names[0])).collect(),
+            None => vec![dir.join(SINGLE)],
         };
         let mut inner = Inner::open(dir, shards)?;
-        if let Some(index) = index {
-            index.check_tensors(&inner.tensors, &inner.shards)?;
+        if let Some((index, files)) = located {
+            inner.disagreements = index.compare(&inner.tensors, &files);
         }
+        inner.disagreements.notes.splice(0..0, notes);
         if sparse::is_sparse(dir)? {
             let stored = std::mem::take(&mut inner.tensors);
             let (tensors, by_name, storage) = sparse::dense_view(&inner.shards, &inner.files, stored)?;
             (inner.tensors, inner.by_name, inner.storage) = (tensors, by_name, Some(storage));
         }
-        Ok(Self(Arc::new(inner), Arc::default()))
+        Ok(Self(Arc::new(inner.settle_names()?), Arc::default()))
     }
 
     /// Opens the weight files `shards` of `dir`, and checks every header.
     pub(crate) fn open_files(dir: &Path, shards: Vec<PathBuf>) -> Result<Self> {
-        Ok(Self(Arc::new(Inner::open(dir, shards)?), Arc::default()))
+        Ok(Self(Arc::new(Inner::open(dir, shards)?.settle_names()?), Arc::default()))
     }
 
     /// Opens the directory `spec` if there is one, else downloads `owner/name[@revision]` from a hub into its cache,
@@ -192,7 +295,73 @@ impl Checkpoint {
     /// [`Checkpoint::open`].
     pub fn resolve(spec: &str, progress: Progress) -> Result<Self> {
         let path = Path::new(spec);
-        if path.exists() { Self::open(path) } else { Self::open(Hub::from_env().download(spec, progress)?) }
+        let checkpoint = match path.exists() {
+            true => Self::open(path)?,
+            false => Self::open(Hub::from_env()?.download(spec, progress)?)?,
+        };
+        progress.notes(&checkpoint.notes());
+        Ok(checkpoint)
+    }
+
+    /// What people call it: the directory's name, or `owner/name` where the directory is a download of it.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The commit that it was downloaded of.
+    pub fn revision(&self) -> Option<&str> {
+        self.0.revision.as_deref()
+    }
+
+    /// What is odd about its files and does no harm, in sentences: names of a wrapped model, an index that lists what no shard
+    /// has, settings of a quantisation that was undone.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.0.disagreements.notes.clone();
+        notes.extend(self.0.names.note().map(str::to_owned));
+        notes.extend(self.config().ok().and_then(|config| quantised::note(&config, &self.0.tensors)));
+        notes
+    }
+
+    /// The name that the tensor called `name` has in the file.
+    pub fn stored_name<'a>(&'a self, name: &'a str) -> Cow<'a, str> {
+        self.0.names.stored(name)
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    /// Fails where the weights are not what the names and `config.json` make of them: quantised, or with an adapter beside them.
+    ///
+    /// # Errors
+    /// [`Error::File`] saying what they are and what to do.
+    pub(crate) fn check_plain(&self, config: &Map<String, Value>) -> Result<()> {
+        match self.no_plain_weights(config) {
+            Some(problem) => Err(Error::file(self.dir(), problem)),
+            None => Ok(()),
+        }
+    }
+
+    fn no_plain_weights(&self, config: &Map<String, Value>) -> Option<String> {
+        let has_file = |name: &str| self.dir().join(name).exists();
+        quantised::problem(config, &self.0.tensors, &has_file).or_else(|| quantised::adapter(&self.0.tensors))
+    }
+
+    /// That the tensor `name` is missing, and what that tells of the checkpoint.
+    fn missing(&self, name: &str) -> Error {
+        if let Some(shard) =
+            self.0.disagreements.absent.get(&*self.stored_name(name)).or(self.0.disagreements.absent.get(name))
+        {
+            let problem = format!(
+                "{INDEX} says it is in this shard, but the shard's header lacks it; index and shard are of different \
+                 versions of the model, take both from one"
+            );
+            return Error::tensor(self.dir().join(shard), name, problem);
+        }
+        let config = self.config().unwrap_or_default();
+        let problem =
+            self.no_plain_weights(&config).unwrap_or_else(|| strangers::problem(name, &config, &self.0.tensors));
+        Error::tensor(self.dir(), name, format!("not in this checkpoint: {problem}"))
     }
 
     /// The directory.
@@ -212,6 +381,18 @@ impl Checkpoint {
     pub fn config(&self) -> Result<Map<String, Value>> {
         let config = read_config(self.dir())?;
         Ok(if self.is_sparse() { sparse::without_marker(config) } else { config })
+    }
+
+    /// What `generation_config.json` holds, if it is there.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is not a JSON object, [`Error::Io`] when it cannot be read.
+    pub fn generation_config(&self) -> Result<Option<Map<String, Value>>> {
+        let path = self.dir().join("generation_config.json");
+        match std::fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            text => json::object(&path, &text.map_err(Error::io("read", &path))?).map(Some),
+        }
     }
 
     /// Whether it was opened as a sparse checkpoint, and its files therefore hold other tensors than it shows.
@@ -240,10 +421,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tensor`] when there is none.
     pub fn get(&self, name: &str) -> Result<&TensorInfo> {
-        let missing =
-            || Error::tensor(self.dir(), name, "not in this checkpoint; does config.json belong to these weights?");
         let stored = self.0.by_name.get(name).map(|&at| &self.0.tensors[at]);
-        stored.or_else(|| Some(&self.1.get(name)?.1)).ok_or_else(missing)
+        stored.or_else(|| Some(&self.1.get(name)?.1)).ok_or_else(|| self.missing(name))
     }
 
     /// Whether there is a tensor called `name`.
@@ -402,11 +581,13 @@ fn read_config(dir: &Path) -> Result<Map<String, Value>> {
     let path = dir.join("config.json");
     let text = match std::fs::read(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::file(&path, "missing; a checkpoint needs it beside its weights, download it too"));
+            let problem = hints::dangling(&path)
+                .unwrap_or_else(|| "missing; a checkpoint needs it beside its weights, download it too".into());
+            return Err(Error::file(&path, problem));
         }
         text => text.map_err(Error::io("read", &path))?,
     };
-    serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a JSON object ({e})")))
+    json::object(&path, &text)
 }
 
 /// `[row, column]` of a flat index.
@@ -420,37 +601,23 @@ fn place(mut at: usize, shape: &[usize]) -> String {
 }
 
 fn check_is_directory(dir: &Path) -> Result<()> {
+    if let Some(problem) = hints::dangling(dir) {
+        return Err(Error::file(dir, problem));
+    }
     let metadata = std::fs::metadata(dir).map_err(Error::io("open checkpoint", dir))?;
     if metadata.is_dir() {
         return Ok(());
     }
     let extension = dir.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let remedy = match extension {
+        "bin" | "pt" | "pth" | "ckpt" => {
+            "a file of PyTorch; give the directory that holds config.json and safetensors weights"
+        }
         "gguf" => "a GGUF file; make a checkpoint of it with `lacuna import FILE.gguf DIR`",
         "safetensors" => "a single file; give the directory that holds it, config.json and the tokenizer",
         _ => "not a directory; give the directory that holds config.json and model.safetensors",
     };
     Err(Error::file(dir, remedy))
-}
-
-/// What may be done about a directory without safetensors.
-fn hint(dir: &Path) -> &'static str {
-    let has = |extension: &str| {
-        std::fs::read_dir(dir).is_ok_and(|entries| {
-            entries.flatten().any(|entry| entry.path().extension().is_some_and(|found| found == extension))
-        })
-    };
-    if headers::HeadersOnly::is_at(dir) {
-        "only headers are here, which do for `lacuna inspect` and for plans; give the checkpoint itself"
-    } else if has("gguf") {
-        "make a checkpoint of its GGUF file with `lacuna import FILE.gguf DIR`"
-    } else if has("bin") || has("pt") || has("pth") {
-        "convert its PyTorch weights with transformers' `save_pretrained`"
-    } else if has("safetensors") {
-        "its safetensors files need an index beside them"
-    } else {
-        "is it the right one?"
-    }
 }
 
 /// The dtype to compute with that holds exactly what is stored as `dtype`; `None` for what is not floats of 16 bits or more.

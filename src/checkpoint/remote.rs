@@ -3,11 +3,13 @@
 use super::http::{Client, Target};
 use super::hub::{self, Hub, Spec};
 use super::index::{INDEX, Index};
-use super::{SINGLE, Source, TensorInfo, header, writer};
+use super::names::Names;
+use super::{SINGLE, Source, TensorInfo, header, json, writer};
 use crate::progress::Progress;
 use crate::{Error, Result};
 use hf_hub::api::RepoInfo;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -34,6 +36,8 @@ pub struct Remote {
     listed: BTreeSet<String>,
     shards: Vec<Shard>,
     tensors: Vec<TensorInfo>,
+    names: Names,
+    notes: Vec<String>,
     config: OnceLock<Map<String, Value>>,
 }
 
@@ -67,8 +71,16 @@ impl Remote {
             spec.error(problem)
         })?;
         let (commit, listed) = hub.listing(spec, info)?;
-        let mut remote =
-            Self { client, commit, listed, shards: Vec::new(), tensors: Vec::new(), config: OnceLock::new() };
+        let mut remote = Self {
+            client,
+            commit,
+            listed,
+            shards: Vec::new(),
+            tensors: Vec::new(),
+            names: Names::default(),
+            notes: Vec::new(),
+            config: OnceLock::new(),
+        };
 
         // In the order in which a local directory is looked at.
         let (index, names) = if remote.listed.contains(SINGLE) {
@@ -86,8 +98,11 @@ impl Remote {
         let (sizes, headers): (Vec<u64>, Vec<_>) = headers.into_iter().unzip();
         (remote.tensors, _) = header::join(&paths, headers.into_iter().map(Ok))?;
         if let Some(index) = index {
-            index.check_tensors(&remote.tensors, &paths)?;
+            let files: Vec<Vec<String>> = names.iter().map(|name| vec![name.clone()]).collect();
+            remote.notes = index.compare(&remote.tensors, &files).notes;
         }
+        remote.names = Names::settle(&mut remote.tensors, &paths)?;
+        remote.notes.extend(remote.names.note().map(str::to_owned));
         remote.shards = names.into_iter().zip(sizes).map(|(name, size)| Shard { name, size }).collect();
         Ok(remote)
     }
@@ -172,6 +187,14 @@ impl Source for Remote {
         &self.tensors
     }
 
+    fn stored_name<'a>(&'a self, name: &'a str) -> Cow<'a, str> {
+        self.names.stored(name)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
     fn config_json(&self) -> Result<Map<String, Value>> {
         const CONFIG: &str = "config.json";
         if let Some(config) = self.config.get() {
@@ -184,8 +207,7 @@ impl Source for Remote {
                 "missing; a checkpoint needs it beside its weights, use another revision or a local copy",
             ));
         }
-        let config = serde_json::from_slice(&self.small_file(CONFIG)?)
-            .map_err(|e| Error::file(path, format!("not a JSON object ({e})")))?;
+        let config = json::object(&path, &self.small_file(CONFIG)?)?;
         Ok(self.config.get_or_init(|| config).clone())
     }
 

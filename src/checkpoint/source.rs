@@ -4,6 +4,7 @@ use super::{Checkpoint, HeadersOnly, Hub, Stored, TensorInfo};
 use crate::progress::{Progress, check_interrupt};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -18,11 +19,27 @@ pub trait Source: Sync {
     /// The directory, or `owner/name@commit`, for messages and manifests.
     fn origin(&self) -> String;
 
+    /// What people call the model.
+    fn name(&self) -> String {
+        let origin = self.origin();
+        Path::new(&origin).file_name().map_or_else(|| origin.clone(), |name| name.to_string_lossy().into_owned())
+    }
+
     /// File names of the shards; [`TensorInfo::shard`] counts them.
     fn files(&self) -> Vec<String>;
 
     /// All tensors: shard by shard, in the order of their bytes.
     fn index(&self) -> &[TensorInfo];
+
+    /// The name that the tensor called `name` has in the file, where that is another one ([`TensorInfo::name`]).
+    fn stored_name<'a>(&'a self, name: &'a str) -> Cow<'a, str> {
+        Cow::Borrowed(name)
+    }
+
+    /// What is odd about the files and does no harm, in sentences.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// What `config.json` holds.
     ///
@@ -84,11 +101,13 @@ pub trait Source: Sync {
 /// [`Error::Argument`] when `spec` is neither; those of [`Checkpoint::open`], [`HeadersOnly::open`] and
 /// [`Hub::headers`].
 pub fn open_source(spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
-    match Path::new(spec) {
-        path if HeadersOnly::is_at(path) => Ok(Box::new(HeadersOnly::open(path)?)),
-        path if path.exists() => Ok(Box::new(Checkpoint::open(path)?)),
-        _ => Hub::from_env().source(spec, progress),
-    }
+    let source: Box<dyn Source> = match Path::new(spec) {
+        path if HeadersOnly::is_at(path) => Box::new(HeadersOnly::open(path)?),
+        path if path.exists() => Box::new(Checkpoint::open(path)?),
+        _ => Hub::from_env()?.source(spec, progress)?,
+    };
+    progress.notes(&source.notes());
+    Ok(source)
 }
 
 /// Whether two tensors of `source` have one type, one shape and the same bytes, which are read as far as they agree.
@@ -126,13 +145,27 @@ impl Source for Checkpoint {
         self.dir().display().to_string()
     }
 
+    fn name(&self) -> String {
+        Checkpoint::name(self).to_owned()
+    }
+
     fn files(&self) -> Vec<String> {
-        let name = |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // An index may name shards in folders.
+        let name =
+            |path: &std::path::PathBuf| path.strip_prefix(self.dir()).unwrap_or(path).to_string_lossy().into_owned();
         self.shards().iter().map(name).collect()
     }
 
     fn index(&self) -> &[TensorInfo] {
         &self.0.tensors
+    }
+
+    fn stored_name<'a>(&'a self, name: &'a str) -> Cow<'a, str> {
+        Checkpoint::stored_name(self, name)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        Checkpoint::notes(self)
     }
 
     fn config_json(&self) -> Result<Map<String, Value>> {

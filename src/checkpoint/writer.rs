@@ -2,6 +2,7 @@
 
 use super::convert::{self, Failure};
 use super::index::{self, INDEX, is_file_name, shard_name};
+use super::names::Names;
 use super::parts::{Parts, transpose};
 use super::{Checkpoint, header};
 pub(super) use crate::files::refuse_existing;
@@ -51,6 +52,8 @@ pub struct CheckpointWriter {
     slots: HashMap<String, Slot>,
     /// Tensor names in file order, for the index.
     order: Vec<String>,
+    /// What the tensors are called in the files.
+    names: Names,
     other_files: BTreeSet<String>,
     /// Parts of tensors that may be written one by one.
     parts: Arc<Parts>,
@@ -77,6 +80,18 @@ impl CheckpointWriter {
     /// [`Error::File`] when `out` exists, its file system is too small, or the plan is empty or names a tensor twice;
     /// [`Error::Io`] when its parent is missing or not writable.
     pub fn create(out: &Path, shards: Vec<Vec<TensorPlan>>) -> Result<Self> {
+        Self::create_named(out, shards, Names::default())
+    }
+
+    /// The same, for tensors of `source` or parts of them, which get the names in the files that they have there.
+    ///
+    /// # Errors
+    /// Those of [`CheckpointWriter::create`].
+    pub(crate) fn create_from(source: &Checkpoint, out: &Path, shards: Vec<Vec<TensorPlan>>) -> Result<Self> {
+        Self::create_named(out, shards, source.names().clone())
+    }
+
+    fn create_named(out: &Path, shards: Vec<Vec<TensorPlan>>, names: Names) -> Result<Self> {
         refuse_existing(out)?;
         if shards.is_empty() || shards.iter().any(Vec::is_empty) {
             return Err(Error::file(out, "a checkpoint needs at least one tensor in every shard"));
@@ -90,6 +105,7 @@ impl CheckpointWriter {
             shards: Vec::new(),
             slots: HashMap::new(),
             order: Vec::new(),
+            names,
             other_files: BTreeSet::new(),
             parts: Arc::default(),
         };
@@ -113,12 +129,14 @@ impl CheckpointWriter {
             shards[info.shard].push((info.name.clone(), dtype, info.shape.clone()));
         }
         shards.retain(|shard| !shard.is_empty());
-        Ok(Self { parts: source.1.clone(), ..Self::create(out, shards)? })
+        Ok(Self { parts: source.1.clone(), ..Self::create_from(source, out, shards)? })
     }
 
     fn add_shard(&mut self, shard: usize, of: usize, mut tensors: Vec<TensorPlan>) -> Result<()> {
         tensors.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.bitsize()));
-        let header = header::write(&tensors).map_err(|problem| Error::file(self.dir.out(), problem))?;
+        let stored = |(name, dtype, shape): &TensorPlan| (self.names.stored(name).into_owned(), *dtype, shape.clone());
+        let stored: Vec<TensorPlan> = tensors.iter().map(stored).collect();
+        let header = header::write(&stored).map_err(|problem| Error::file(self.dir.out(), problem))?;
         let mut start = header.len() as u64;
         for (name, dtype, shape) in tensors {
             // `header::write` has refused impossible sizes.
@@ -339,8 +357,9 @@ impl CheckpointWriter {
         }
         if self.shards.len() > 1 {
             let of = self.shards.len();
-            let placed =
-                self.order.iter().filter_map(|name| Some((name.as_str(), shard_name(self.slots.get(name)?.shard, of))));
+            let placed = self.order.iter().filter_map(|name| {
+                Some((self.names.stored(name).into_owned(), shard_name(self.slots.get(name)?.shard, of)))
+            });
             let text = index::write(placed, self.slots.values().map(|slot| slot.bytes).sum());
             std::fs::write(self.dir.path().join(INDEX), text).map_err(|e| self.write_error("write", e))?;
             self.other_files.insert(INDEX.to_owned());

@@ -4,6 +4,7 @@
 mod bench;
 mod cache;
 mod compress;
+mod doctor;
 mod evaluate;
 mod experts;
 mod generate;
@@ -41,6 +42,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Inspect(inspect::Args),
+    Doctor(doctor::Args),
     Import(import::Args),
     Prune(prune::Args),
     Masks(masks::Args),
@@ -93,6 +95,7 @@ pub(crate) fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Inspect(args) => inspect::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => doctor::run(args),
         Command::Import(args) => import::run(args).map(|()| ExitCode::SUCCESS),
         Command::Prune(args) => prune::run(args).map(|()| ExitCode::SUCCESS),
         Command::Masks(args) => masks::run(args).map(|()| ExitCode::SUCCESS),
@@ -123,7 +126,9 @@ pub(crate) fn main() -> ExitCode {
 
 /// An error with its causes; [`Error`] says them already, others do not.
 fn message(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |message, cause| match message {
+    // candle's may end with a backtrace, and are in the message of the error above them.
+    let causes = error.chain().filter(|cause| !cause.is::<candle_core::Error>() || error.is::<candle_core::Error>());
+    causes.map(ToString::to_string).fold(String::new(), |message, cause| match message {
         _ if message.is_empty() => cause,
         _ if message.contains(&cause) => message,
         _ => format!("{message}: {cause}"),
@@ -150,9 +155,7 @@ impl Compute {
     fn open(&self, spec: &str) -> anyhow::Result<Model> {
         let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
         let model = Model::open(&checkpoint, self.dtype, &self.device.open()?)?;
-        for note in model.notes() {
-            eprintln!("note: {note}");
-        }
+        Progress::Stderr.notes(&model.notes());
         Ok(match self.device_memory {
             Some(bytes) => model.within(bytes),
             None => model,

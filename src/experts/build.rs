@@ -155,7 +155,7 @@ pub fn build(
         .map_err(|error| Error::file(out.join("config.json"), error))?;
     config.push(b'\n');
     let mut generated = vec![("config.json".to_owned(), config)];
-    generated.extend(index_text(rewrite.files()));
+    generated.extend(index_text(source, rewrite.files()));
     rewrite.run(source, out, &selection.about(MODEL)?, &generated, SideFiles::Copied, progress)
 }
 

@@ -169,6 +169,7 @@ impl Lab {
         let sha256 = cache.sha256_of(checkpoint.shards(), progress, || checkpoint.sha256())?;
         checkpoint.assume_sha256(sha256);
         let model = open(&checkpoint)?;
+        progress.notes(&model.notes());
         // The files are open since before the hash was asked for; only one that was written to in place could differ.
         let identity = Identity::of(&model, &checkpoint)?;
         Ok(Lab { model, identity, calibration: None, cache, progress, memory: Mutex::default() })

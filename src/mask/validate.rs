@@ -184,7 +184,13 @@ mod tests {
     const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 
     fn set(mask: Mask, pattern: &str, per: &str, sparsity: f64) -> MaskSet {
-        let model = ModelRecord { name: "m".into(), family: "llama".into(), parameters: 1, sha256: "aa".into() };
+        let model = ModelRecord {
+            name: "m".into(),
+            revision: None,
+            family: "llama".into(),
+            parameters: 1,
+            sha256: "aa".into(),
+        };
         let pruning = serde_json::json!({
             "method": "wanda", "pattern": pattern, "per": per, "sparsity": sparsity, "propagate": "dense", "seed": 0,
             "dtype": "f32", "calibration": null,

@@ -531,6 +531,16 @@ mod tests {
         let new = parse(&QWEN3.replace("\"rope_theta\":1e6", "\"rope_parameters\":{\"rope_theta\":5e5,\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}")).unwrap();
         assert_eq!(old.rope, new.rope);
         assert_eq!(old.rope.scaling, RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 });
+        // As transformers 5.24 takes them.
+        let both = |scaling: &str| {
+            let both = format!(
+                "\"rope_parameters\":{{\"rope_theta\":5e5,\"rope_type\":\"linear\",\"factor\":2.0}},\"rope_scaling\":{scaling}"
+            );
+            parse(&QWEN3.replace("\"rope_theta\":1e6", &both)).unwrap().rope
+        };
+        assert_eq!(both("{}"), RopeConfig { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } });
+        let linear = both("{\"rope_type\":\"linear\",\"factor\":4.0}");
+        assert_eq!(linear, RopeConfig { theta: 1e4, scaling: RopeScaling::Linear { factor: 4.0 } });
     }
 
     #[test]

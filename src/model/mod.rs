@@ -12,6 +12,7 @@ mod layout;
 mod mixture;
 mod moe;
 pub(crate) mod mxfp4;
+mod notes;
 mod ops;
 mod rope;
 mod stacked;
@@ -95,6 +96,21 @@ fn misfit(needed: &Needed, shape: &[usize], bytes: bool) -> Option<String> {
     }
 }
 
+/// Token ids as a configuration gives them; `None` for anything else.
+fn one_or_several(ids: &serde_json::Value) -> Option<Vec<u32>> {
+    // -1 is what some configurations have for none.
+    let id = |value: &serde_json::Value| match value.as_i64() {
+        Some(-1) => Some(None),
+        id => u32::try_from(id?).ok().map(Some),
+    };
+    match ids {
+        serde_json::Value::Array(ids) => {
+            ids.iter().map(id).collect::<Option<Vec<_>>>().map(|ids| ids.into_iter().flatten().collect())
+        }
+        one => id(one).map(|id| id.into_iter().collect()),
+    }
+}
+
 impl Model {
     /// A model whose blocks are read from `checkpoint` as they are needed, in `dtype` on `device`.
     ///
@@ -104,14 +120,12 @@ impl Model {
     pub fn open(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Model> {
         let path = checkpoint.dir().join("config.json");
         let json = checkpoint.config()?;
+        checkpoint.check_plain(&json)?;
         let mut config = ModelConfig::from_json(&path, &json)?;
         let mut notes = Vec::new();
         let checkpoint = &stored::resolve(&mut config, checkpoint, &mut notes)?;
-        notes.extend(stored::ignored(&config, &json, checkpoint));
-        let name =
-            checkpoint.dir().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         let model = Model {
-            name,
+            name: checkpoint.name().to_owned(),
             config: Arc::new(config),
             source: Source::Checkpoint(checkpoint.clone()),
             checkpoint: Some(checkpoint.clone()),
@@ -166,7 +180,9 @@ impl Model {
     /// As [`Checkpoint::resolve`] and [`Model::open`].
     pub fn load(spec: &str) -> Result<Model> {
         let checkpoint = Checkpoint::resolve(spec, Progress::Stderr)?;
-        Model::open(&checkpoint, DType::F32, &Device::Cpu)?.resident()
+        let model = Model::open(&checkpoint, DType::F32, &Device::Cpu)?;
+        Progress::Stderr.notes(&model.notes());
+        model.resident()
     }
 
     /// The same model with all its tensors in memory.
@@ -225,17 +241,12 @@ impl Model {
         Ok(Model { name: self.name.clone(), checkpoint: self.checkpoint.clone(), changed: true, ..reshaped })
     }
 
-    /// What is unusual about the checkpoint and how it was read, a sentence each; empty for most.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// The directory's name.
+    /// The directory's name, or `owner/name` of a model from a hub.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -276,12 +287,19 @@ impl Model {
         }
     }
 
-    /// The tokens that end a text: `eos_token_id` of `config.json`, one id or several.
+    /// The tokens that end a text, one id or several: `eos_token_id` of `generation_config.json`, else of `config.json`.
     ///
     /// # Errors
-    /// [`Error::File`] when `config.json` cannot be read any more.
+    /// [`Error::File`] when either cannot be read, or holds something else there.
     pub fn end_tokens(&self) -> Result<Vec<u32>> {
-        self.token_ids("eos_token_id")
+        let generation = self.checkpoint.as_ref().map(Checkpoint::generation_config).transpose()?.flatten();
+        match generation.as_ref().and_then(|config| config.get("eos_token_id")).filter(|ids| !ids.is_null()) {
+            Some(ids) => one_or_several(ids).ok_or_else(|| {
+                let path = self.location().join("generation_config.json");
+                Error::file(path, format!("`eos_token_id` is {ids}, which is no token id and no list of them"))
+            }),
+            None => self.token_ids("eos_token_id"),
+        }
     }
 
     /// The token that stands before a text of which nothing is given: `bos_token_id` of `config.json`, else the first
@@ -291,17 +309,17 @@ impl Model {
     /// [`Error::File`] when `config.json` cannot be read any more.
     pub fn start_token(&self) -> Result<Option<u32>> {
         let start = self.token_ids("bos_token_id")?.first().copied();
-        Ok(start.or(self.end_tokens()?.first().copied()))
+        Ok(start.or(self.token_ids("eos_token_id")?.first().copied()))
     }
 
     /// The ids that `config.json` holds under `key`, one or several.
     fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(Vec::new()) };
-        let id = |value: &serde_json::Value| value.as_u64().map(|id| id as u32);
-        Ok(match checkpoint.config()?.get(key) {
-            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-            Some(one) => id(one).into_iter().collect(),
-            None => Vec::new(),
+        let config = checkpoint.config()?;
+        let Some(ids) = config.get(key).filter(|ids| !ids.is_null()) else { return Ok(Vec::new()) };
+        one_or_several(ids).ok_or_else(|| {
+            let path = checkpoint.dir().join("config.json");
+            Error::file(path, format!("`{key}` is {ids}, which is no token id and no list of them"))
         })
     }
 
@@ -312,7 +330,9 @@ impl Model {
     pub fn record(&self) -> Result<ModelRecord> {
         let parameters = self.config.parameters();
         let sha256 = self.checkpoint().map(Checkpoint::sha256).transpose()?.unwrap_or_default();
-        Ok(ModelRecord { name: self.name.clone(), family: self.config.family.name().into(), parameters, sha256 })
+        let revision = self.checkpoint.as_ref().and_then(Checkpoint::revision).map(str::to_owned);
+        let family = self.config.family.name().into();
+        Ok(ModelRecord { name: self.name.clone(), revision, family, parameters, sha256 })
     }
 
     fn location(&self) -> PathBuf {

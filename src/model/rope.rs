@@ -62,7 +62,8 @@ pub enum RopeScaling {
 }
 
 impl RopeConfig {
-    /// `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters` that holds both.
+    /// `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters` that holds both. Where both are there,
+    /// `rope_scaling` counts unless it is empty, as for transformers.
     pub(super) fn from_fields(top: &Fields<'_>, family: Family, max_positions: usize) -> Result<RopeConfig> {
         let default_theta = match family {
             Family::Mixtral => 1e6,
@@ -77,14 +78,19 @@ impl RopeConfig {
             default.insert("original_max_position_embeddings".into(), 4096.into());
             default.insert("truncate".into(), false.into());
         }
-        let nested = match top.present("rope_parameters").or_else(|| top.present("rope_scaling")) {
-            Some(Value::Object(map)) => map,
-            Some(other) => return Err(top.wrong("rope_scaling", other, "an object")),
+        let holder = |key: &'static str| {
+            let value = top.present(key).filter(|value| !matches!(value, Value::Object(map) if map.is_empty()));
+            value.map(|value| (key, value))
+        };
+        let nested = match holder("rope_scaling").or_else(|| holder("rope_parameters")) {
+            Some((_, Value::Object(map))) => map,
+            Some((key, other)) => return Err(top.wrong(key, other, "an object")),
             None => &default,
         };
         let fields = Fields { path: top.path, map: nested };
         let theta = fields.f64_or("rope_theta", top.f64_or("rope_theta", default_theta)?)?;
-        if let Some(partial) = top.present("partial_rotary_factor").filter(|value| value.as_f64() != Some(1.0)) {
+        let partial = top.present("partial_rotary_factor").or_else(|| fields.present("partial_rotary_factor"));
+        if let Some(partial) = partial.filter(|value| value.as_f64() != Some(1.0)) {
             return Err(top.wrong("partial_rotary_factor", partial, "1.0, the only supported value"));
         }
         let kind = fields.present("rope_type").or_else(|| fields.present("type")).and_then(Value::as_str);
@@ -136,32 +142,6 @@ impl RopeConfig {
         };
         Ok(RopeConfig { theta, scaling })
     }
-}
-
-/// The keys of the rope settings that the kind of rope does not read.
-pub(super) fn ignored(json: &Map<String, Value>, config: &ModelConfig) -> Vec<String> {
-    let settings = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| json.get(key)?.as_object());
-    let own: &[&str] = match config.rope.scaling {
-        RopeScaling::Default => &[],
-        RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => &["factor"],
-        RopeScaling::Llama3 { .. } => {
-            &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
-        }
-        RopeScaling::Yarn { .. } => &[
-            "factor",
-            "beta_fast",
-            "beta_slow",
-            "original_max_position_embeddings",
-            "attention_factor",
-            "mscale",
-            "mscale_all_dim",
-            "truncate",
-        ],
-    };
-    let read =
-        |key: &str| ["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) || own.contains(&key);
-    let keys = settings.into_iter().flatten().filter(|(key, value)| !value.is_null() && !read(key));
-    keys.map(|(key, _)| format!("`{key}`")).collect()
 }
 
 /// `cos` and `sin`, each `(positions, head_dim / 2)` row-major.

@@ -3,12 +3,10 @@
 
 use super::config::{ExpertStorage, ModelConfig, MoeConfig};
 use super::layout::{EMBEDDING, HEAD};
-use super::rope;
 use crate::checkpoint::{Checkpoint, Part, Source, same_bytes};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use serde_json::{Map, Value};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The checkpoint with every tensor of the model under its name. `config` learns whether there is an output head of its own, and
 /// `notes` what a person should know of all this.
@@ -35,12 +33,6 @@ pub(super) fn resolve(
             parts.push(Part { name: EMBEDDING.into(), of: HEAD.into(), start: 0, shape, transposed: false });
             notes.push(format!("`{EMBEDDING}` is not stored; `{HEAD}` is both, as `tie_word_embeddings` says"));
         }
-        (false, true, false) => {
-            let problem = "is missing, and config.json does not say that the embedding is the output head. Set \
-                           \"tie_word_embeddings\": true there if it is; if the model was saved without its head, save it with one \
-                           (AutoModelForCausalLM)";
-            return Err(Error::tensor(checkpoint.dir(), HEAD, problem));
-        }
         (false, false, true) => {
             let problem = format!(
                 "is missing, and config.json does not say that `{HEAD}`, which is here, is the embedding too. Set \
@@ -66,35 +58,6 @@ pub fn head_differs(source: &dyn Source) -> Result<Option<bool>> {
         (Some(embedding), Some(head)) => Ok(Some(!same_bytes(source, embedding, head)?)),
         _ => Ok(None),
     }
-}
-
-/// What of the checkpoint and of `config.json` takes no part, a sentence each.
-pub(super) fn ignored(config: &ModelConfig, json: &Map<String, Value>, checkpoint: &Checkpoint) -> Vec<String> {
-    let read: HashSet<String> = config.needed().into_iter().map(|needed| needed.name).collect();
-    // Buffers that older versions of transformers saved, and the copy of a tied embedding.
-    let known = |name: &str| {
-        name == HEAD || [".inv_freq", ".masked_bias", ".attn.bias", ".rope.freqs"].iter().any(|end| name.ends_with(end))
-    };
-    let idle: Vec<&str> = checkpoint
-        .divided()
-        .map(|info| info.name.as_str())
-        .filter(|name| !read.contains(*name) && !known(name))
-        .collect();
-    let mut notes = Vec::new();
-    if let Some(first) = idle.first() {
-        let others = match idle.len() - 1 {
-            0 => String::new(),
-            others => format!(" and {others} more"),
-        };
-        notes.push(format!(
-            "`{first}`{others} in the weight files take no part in the computation; they are copied as they are"
-        ));
-    }
-    let keys = rope::ignored(json, config);
-    if !keys.is_empty() {
-        notes.push(format!("of the rope settings in config.json these mean nothing here: {}", keys.join(", ")));
-    }
-    notes
 }
 
 /// Adds the tensors of single experts to those that hold all.

@@ -14,7 +14,6 @@ use crate::structured::Structured;
 use crate::text::{Tokenizer, Windows};
 use candle_core::Tensor;
 use serde_json::{Value, json};
-use std::path::Path;
 
 fn count(n: impl TryInto<i128>) -> String {
     n.try_into().map_or_else(|_| String::new(), thousands)
@@ -90,11 +89,9 @@ impl Rich for Model {
     }
 }
 
-/// What headers tell of a checkpoint, whose name is the last part of `origin`.
+/// What headers tell of a checkpoint.
 fn source_card(source: &dyn Source) -> Result<Card> {
-    let (origin, index, files) = (source.origin(), source.index(), source.files());
-    let name =
-        Path::new(&origin).file_name().map_or_else(|| origin.clone(), |name| name.to_string_lossy().into_owned());
+    let (name, index, files) = (source.name(), source.index(), source.files());
     let sum = |get: fn(&TensorInfo) -> u64| index.iter().map(get).sum::<u64>();
     let (parameters, bytes) = (sum(TensorInfo::elements), sum(TensorInfo::bytes));
     let files = format!("{} {}", files.len(), if files.len() == 1 { "file" } else { "files" });

@@ -283,7 +283,7 @@ pub fn prune_structured_to(
         shards[info.shard].push((info.name.clone(), info.dtype, plan.shape(checkpoint, info)?));
     }
     shards.retain(|shard| !shard.is_empty());
-    let mut writer = CheckpointWriter::create(out, shards)?;
+    let mut writer = CheckpointWriter::create_from(checkpoint, out, shards)?;
     let stage = progress.stage("write", checkpoint.tensors().count() as u64);
     let mut zeros = HashMap::new();
     for info in checkpoint.tensors() {

@@ -104,6 +104,9 @@ impl Tokenizer {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let path = if dir.is_file() { dir.to_path_buf() } else { dir.join("tokenizer.json") };
+        if let Some(problem) = crate::checkpoint::dangling(&path) {
+            return Err(Error::file(&path, problem));
+        }
         if !path.exists() {
             return Err(Error::file(
                 &path,
@@ -112,6 +115,9 @@ impl Tokenizer {
             ));
         }
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        if let Some(what) = crate::files::stranger(&bytes) {
+            return Err(Error::file(&path, what));
+        }
         let inner = Inner::from_bytes(bytes)
             .map_err(|error| Error::file(&path, format!("is no tokenizer.json ({error}); download it again")))?;
         Ok(Tokenizer { inner: plain(inner, &path)?, path })

@@ -123,7 +123,7 @@ impl Server {
     pub(crate) fn hub(&self, cache: &Path) -> Hub {
         let (delay, max_delay) = (Duration::from_millis(2), Duration::from_millis(20));
         let retry = Retry { attempts: 4, delay, max_delay, stall: Duration::from_secs(20) };
-        Hub { endpoint: self.endpoint.clone(), token: None, cache: cache.to_path_buf(), retry }
+        Hub { endpoint: self.endpoint.clone(), token: None, cache: cache.to_path_buf(), retry, offline: false }
     }
 
     pub(crate) fn access(&self) -> MutexGuard<'_, Access> {

@@ -138,7 +138,10 @@ fn a_log_axis_drops_what_is_not_positive_and_says_so() -> lacuna::Result<()> {
 fn plots_without_data_are_errors() {
     let message = |plot: Plot| plot.svg().unwrap_err().to_string();
     assert_eq!(message(Plot::curves("A")), "drawing a plot: \"A\" has no series; add one");
-    assert_eq!(message(Plot::curves("B").series("s", [])), "drawing a plot: series \"s\" of \"B\" has no points");
+    assert_eq!(
+        message(Plot::curves("B").series("s", Vec::<(f64, f64)>::new())),
+        "drawing a plot: series \"s\" of \"B\" has no points"
+    );
     assert!(message(Plot::curves("C").series("s", [(0.0, f64::NAN)])).contains("no point of \"C\" can be shown"));
     assert!(message(Plot::curves("D").size(1, 1).series("s", [(0.0, 1.0)])).contains("1 x 1 pixels"));
     assert!(message(Plot::bars("E", ["a"]).values("s", [1.0, 2.0])).contains("2 values for 1 categories"));

@@ -1,19 +1,46 @@
-//! A Llama's hyper-parameters, from GGUF metadata to `config.json`.
+//! A model's hyper-parameters, from GGUF metadata to `config.json`.
 
 use super::metadata::Metadata;
+use super::open::Gguf;
 use crate::{Error, Result};
-use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device};
-use serde_json::{Value, json};
-use std::fs::File;
-use std::io::BufReader;
+use serde_json::{Map, Value, json};
 
 /// Where llama.cpp puts the factors of Llama 3's RoPE scaling, as frequency divisors (head_dim / 2,).
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// Sizes and constants of a Llama.
+/// What is imported, by `general.architecture`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Architecture {
+    /// Llama, Mistral, SmolLM; llama.cpp has reordered the rows of Q and K.
+    Llama,
+    /// Qwen2 and Qwen2.5: biases on Q, K and V.
+    Qwen2,
+    /// Qwen3: a norm on each head of Q and K.
+    Qwen3,
+}
+
+impl Architecture {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Qwen2 => "qwen2",
+            Architecture::Qwen3 => "qwen3",
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Architecture::Llama => "LlamaForCausalLM",
+            Architecture::Qwen2 => "Qwen2ForCausalLM",
+            Architecture::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+}
+
+/// Sizes and constants of a model.
 pub(super) struct LlamaConfig {
-    pub(super) architecture: String,
+    pub(super) architecture: Architecture,
     pub(super) blocks: usize,
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
@@ -22,6 +49,10 @@ pub(super) struct LlamaConfig {
     pub(super) head_dim: usize,
     pub(super) vocab_size: usize,
     pub(super) tied_embeddings: bool,
+    pub(super) qkv_bias: bool,
+    pub(super) o_bias: bool,
+    /// Whether the file has no biases, where Hugging Face's family has them always.
+    pub(super) zero_bias: bool,
     context: usize,
     rms_norm_eps: f64,
     rope_theta: f64,
@@ -32,73 +63,97 @@ pub(super) struct LlamaConfig {
 }
 
 impl LlamaConfig {
-    pub(super) fn read(metadata: &Metadata<'_>, content: &Content, reader: &mut BufReader<File>) -> Result<Self> {
+    pub(super) fn read(gguf: &mut Gguf) -> Result<Self> {
+        let metadata = gguf.metadata();
         let key = "general.architecture";
-        let architecture = metadata.require(key, metadata.string(key)?)?.to_owned();
-        if architecture != "llama" {
-            let problem =
-                format!("its architecture is `{architecture}`; only `llama` (Llama, Mistral, SmolLM) can be imported");
+        let name = metadata.require(key, metadata.string(key)?)?;
+        let known = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
+        let Some(architecture) = known.into_iter().find(|known| known.name() == name) else {
+            let problem = format!(
+                "its architecture is `{name}`; only `llama` (Llama, Mistral, SmolLM), `qwen2` (Qwen2, Qwen2.5) and `qwen3` can be \
+                 imported; get the model as safetensors"
+            );
             return Err(metadata.error(problem));
-        }
-        if metadata.integer("llama.expert_count")?.is_some_and(|experts| experts > 0) {
+        };
+        let key = |key: &str| format!("{name}.{key}");
+        if metadata.integer(&key("expert_count"))?.is_some_and(|experts| experts > 0) {
             let problem = "it is a mixture of experts, and only dense models can be imported; get it as safetensors";
             return Err(metadata.error(problem));
         }
-        let size = |key: &str| metadata.require(key, metadata.size(key)?);
-        let hidden = size("llama.embedding_length")?;
-        let heads = size("llama.attention.head_count")?;
-        let kv_heads = metadata.size("llama.attention.head_count_kv")?.unwrap_or(heads);
-        let head_dim = metadata.size("llama.attention.key_length")?.unwrap_or(hidden / heads);
+        let size = |part: &str| metadata.require(&key(part), metadata.size(&key(part))?);
+        let hidden = size("embedding_length")?;
+        let heads = size("attention.head_count")?;
+        let kv_heads = metadata.size(&key("attention.head_count_kv"))?.unwrap_or(heads);
+        let head_dim = metadata.size(&key("attention.key_length"))?.unwrap_or(hidden / heads);
         if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
             let problem = format!(
                 "{heads} heads, {kv_heads} key-value heads of {head_dim} dimensions do not fit; the file is damaged"
             );
             return Err(metadata.error(problem));
         }
-        for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
-            if metadata.size(key)?.is_some_and(|dim| dim != head_dim) {
+        for key in [key("rope.dimension_count"), key("attention.value_length")] {
+            if metadata.size(&key)?.is_some_and(|dim| dim != head_dim) {
                 return Err(metadata
                     .error(format!("`{key}` differs from the head's {head_dim} dimensions; this cannot be imported")));
             }
         }
-        // The rows say how long the vocabulary is; `llama.vocab_size` is not always there.
-        let embedding = content.tensor_infos.get("token_embd.weight").map(|info| info.shape.dims());
-        let Some(&[vocab_size, _]) = embedding else {
+        if architecture == Architecture::Qwen2 && head_dim * heads != hidden {
+            let problem =
+                format!("{heads} heads of {head_dim} dimensions are not the {hidden} of a Qwen2; the file is damaged");
+            return Err(metadata.error(problem));
+        }
+        // The rows say how long the vocabulary is; `vocab_size` is not always there.
+        let Some(&[vocab_size, _]) = gguf.dims("token_embd.weight") else {
             return Err(Error::tensor(
                 metadata.file,
                 "token_embd.weight",
                 "missing or not a matrix; download the file again",
             ));
         };
-        let rope_theta = metadata.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
-        let eps = "llama.attention.layer_norm_rms_epsilon";
+        let has = |name: &str| gguf.info(name).is_some();
+        let biases: Vec<String> = ["q", "k", "v", "output"].map(|part| format!("blk.0.attn_{part}.bias")).into();
+        let biases: Vec<String> = biases.into_iter().filter(|name| has(name)).collect();
+        let qwen2 = architecture == Architecture::Qwen2;
+        let (qkv_bias, o_bias) = (qwen2 || biases.len() == 4, !qwen2 && biases.len() == 4);
+        if !qwen2 && let [first, _, _] | [first, _] | [first] = &biases[..] {
+            let problem = "it has biases on some of the projections of attention, and Hugging Face's format knows all or none; get \
+                           the model as safetensors";
+            return Err(Error::tensor(metadata.file, first, problem));
+        }
+        let rope_theta = metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+        let eps = key("attention.layer_norm_rms_epsilon");
         let mut config = Self {
             architecture,
-            blocks: size("llama.block_count")?,
+            blocks: size("block_count")?,
             hidden,
-            intermediate: size("llama.feed_forward_length")?,
+            intermediate: size("feed_forward_length")?,
             heads,
             kv_heads,
             head_dim,
             vocab_size,
-            tied_embeddings: !content.tensor_infos.contains_key("output.weight"),
-            context: size("llama.context_length")?,
-            rms_norm_eps: metadata.require(eps, metadata.float(eps)?)?,
+            tied_embeddings: !has("output.weight"),
+            qkv_bias,
+            o_bias,
+            zero_bias: qwen2 && biases.is_empty(),
+            context: size("context_length")?,
+            rms_norm_eps: metadata.require(&eps, metadata.float(&eps)?)?,
             rope_theta,
-            rope_scaling: rope_scaling(metadata)?,
+            rope_scaling: rope_scaling(&metadata, name)?,
             bos: metadata.integer("tokenizer.ggml.bos_token_id")?,
             eos: metadata.integer("tokenizer.ggml.eos_token_id")?,
             pad: metadata.integer("tokenizer.ggml.padding_token_id")?,
         };
-        if content.tensor_infos.contains_key(ROPE_FACTORS) {
-            let factors = content
-                .tensor(reader, ROPE_FACTORS, &Device::Cpu)
-                .and_then(|factors| factors.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>())
-                .map_err(|e| Error::tensor(metadata.file, ROPE_FACTORS, e))?;
+        if has(ROPE_FACTORS) {
+            let path = gguf.file_of(ROPE_FACTORS).to_path_buf();
+            let factors = gguf.load(ROPE_FACTORS)?;
+            let factors = factors
+                .dequantize(&Device::Cpu)
+                .and_then(|factors| factors.flatten_all()?.to_vec1::<f32>())
+                .map_err(Error::compute(format!("dequantising tensor `{ROPE_FACTORS}`")))?;
             let scaling = llama3_scaling(&factors, rope_theta, head_dim);
             let problem =
                 "these RoPE factors are not those of Llama 3; this model cannot be imported, get it as safetensors";
-            config.rope_scaling = Some(scaling.ok_or_else(|| Error::tensor(metadata.file, ROPE_FACTORS, problem))?);
+            config.rope_scaling = Some(scaling.ok_or_else(|| Error::tensor(path, ROPE_FACTORS, problem))?);
         }
         Ok(config)
     }
@@ -111,44 +166,57 @@ impl LlamaConfig {
             DType::F64 => "float64",
             _ => "float32",
         };
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": self.hidden,
-            "intermediate_size": self.intermediate,
-            "num_hidden_layers": self.blocks,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.context,
-            "tie_word_embeddings": self.tied_embeddings,
-            "bos_token_id": self.bos,
-            "eos_token_id": self.eos,
-            "pad_token_id": self.pad,
-            "torch_dtype": torch_dtype,
-        })
+        let mut json = Map::new();
+        let mut set = |key: &str, value: Value| drop(json.insert(key.to_owned(), value));
+        set("architectures", json!([self.architecture.class()]));
+        set("model_type", self.architecture.name().into());
+        set("hidden_size", self.hidden.into());
+        set("intermediate_size", self.intermediate.into());
+        set("num_hidden_layers", self.blocks.into());
+        set("num_attention_heads", self.heads.into());
+        set("num_key_value_heads", self.kv_heads.into());
+        if self.architecture != Architecture::Qwen2 {
+            set("head_dim", self.head_dim.into());
+        }
+        set("hidden_act", "silu".into());
+        match self.architecture {
+            Architecture::Llama => {
+                set("attention_bias", self.qkv_bias.into());
+                set("mlp_bias", false.into());
+            }
+            Architecture::Qwen2 => set("use_sliding_window", false.into()),
+            Architecture::Qwen3 => {
+                set("attention_bias", self.qkv_bias.into());
+                set("use_sliding_window", false.into());
+            }
+        }
+        set("rms_norm_eps", self.rms_norm_eps.into());
+        set("rope_theta", self.rope_theta.into());
+        set("rope_scaling", self.rope_scaling.clone().into());
+        set("vocab_size", self.vocab_size.into());
+        set("max_position_embeddings", self.context.into());
+        set("tie_word_embeddings", self.tied_embeddings.into());
+        set("bos_token_id", self.bos.into());
+        set("eos_token_id", self.eos.into());
+        set("pad_token_id", self.pad.into());
+        set("torch_dtype", torch_dtype.into());
+        Value::Object(json)
     }
 }
 
-fn rope_scaling(metadata: &Metadata<'_>) -> Result<Option<Value>> {
-    let Some(kind) = metadata.string("llama.rope.scaling.type")? else { return Ok(None) };
+fn rope_scaling(metadata: &Metadata<'_>, architecture: &str) -> Result<Option<Value>> {
+    let key = |part: &str| format!("{architecture}.rope.scaling.{part}");
+    let Some(kind) = metadata.string(&key("type"))? else { return Ok(None) };
     let factor = |key: &str| metadata.require(key, metadata.float(key)?);
     match kind {
         "none" => Ok(None),
-        "linear" => Ok(Some(json!({"rope_type": "linear", "factor": factor("llama.rope.scaling.factor")?}))),
+        "linear" => Ok(Some(json!({"rope_type": "linear", "factor": factor(&key("factor"))?}))),
         "yarn" => {
-            let original = "llama.rope.scaling.original_context_length";
+            let original = key("original_context_length");
             Ok(Some(json!({
                 "rope_type": "yarn",
-                "factor": factor("llama.rope.scaling.factor")?,
-                "original_max_position_embeddings": metadata.require(original, metadata.size(original)?)?,
+                "factor": factor(&key("factor"))?,
+                "original_max_position_embeddings": metadata.require(&original, metadata.size(&original)?)?,
             })))
         }
         other => {

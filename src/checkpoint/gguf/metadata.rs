@@ -82,6 +82,11 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// Whether there is an entry of any type.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
     fn array(&self, key: &str) -> Result<Option<&'a [Value]>> {
         match self.values.get(key) {
             None => Ok(None),
@@ -97,6 +102,15 @@ impl<'a> Metadata<'a> {
             _ => None,
         });
         strings.collect::<Option<_>>().map(Some).ok_or_else(|| self.wrong_type(key, "an array of strings"))
+    }
+
+    pub(super) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        let Some(array) = self.array(key)? else { return Ok(None) };
+        let floats = array.iter().map(|value| match *value {
+            Value::F32(v) if !v.is_nan() => Some(v),
+            _ => None,
+        });
+        floats.collect::<Option<_>>().map(Some).ok_or_else(|| self.wrong_type(key, "an array of numbers"))
     }
 
     pub(super) fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {

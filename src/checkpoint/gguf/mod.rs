@@ -1,20 +1,19 @@
-//! GGUF import for the Llama family: dequantised weights under Hugging Face's names, Q and K rows in its order, and
-//! `config.json` and `tokenizer.json` rebuilt from the metadata.
+//! GGUF import for Llama, Qwen2 and Qwen3: dequantised weights under Hugging Face's names, Q and K rows in its order, and
+//! `config.json` and `tokenizer.json` rebuilt from the metadata. A split model is read from all its parts.
 
 mod config;
 mod metadata;
+mod open;
+mod sentencepiece;
 mod tokenizer;
 
 use super::{CheckpointWriter, dtype_of, plan_shards};
 use crate::progress::Progress;
 use crate::{Error, Result};
-use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device, Tensor};
-use config::LlamaConfig;
-use metadata::Metadata;
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
+use config::{Architecture, LlamaConfig};
+use open::Gguf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Shards as large as transformers makes them.
@@ -46,34 +45,35 @@ struct Route {
     shape: Vec<usize>,
     /// Heads whose rows llama.cpp has interleaved.
     permuted_heads: Option<usize>,
+    /// Whether it is zero where the file does not have it.
+    zero: bool,
 }
 
 /// Makes a checkpoint at `out` (which must not exist) of the GGUF file `file`, with weights as `dtype`: f32, bf16 or
 /// f16. One tensor at a time is in memory.
 ///
 /// # Errors
-/// [`Error::File`] when the file is damaged, of another architecture than `llama`, or has a tokenizer or a tensor that
-/// has no counterpart; [`Error::Tensor`] when a tensor is missing or misshapen; those of [`CheckpointWriter`].
+/// [`Error::File`] when the file is damaged, a part of a model whose other parts are not beside it, of another architecture
+/// than `llama`, `qwen2` and `qwen3`, or has a tokenizer or a tensor that has no counterpart; [`Error::Tensor`] when a tensor is missing or misshapen; those of [`CheckpointWriter`].
 pub fn import_gguf(file: &Path, out: &Path, dtype: DType, progress: Progress) -> Result<ImportSummary> {
     let target = dtype_of(dtype)?;
-    let mut reader = BufReader::new(File::open(file).map_err(Error::io("open", file))?);
-    let content = Content::read(&mut reader).map_err(|e| {
-        Error::file(file, format!("not a GGUF file that can be read ({e}); download it again, or take one of type F32, F16, BF16, Q8_0 or Q2_K to Q6_K"))
-    })?;
-    let metadata = Metadata::new(file, &content.metadata);
-    let config = LlamaConfig::read(&metadata, &content, &mut reader)?;
-    let tokenizer = tokenizer::rebuild(&metadata, config.vocab_size)?;
+    let mut gguf = Gguf::open(file)?;
+    let config = LlamaConfig::read(&mut gguf)?;
+    let tokenizer = tokenizer::rebuild(&gguf.metadata(), config.vocab_size)?;
 
     let routes = routes(&config);
-    check(file, &content, &routes)?;
+    check(&gguf, &routes)?;
     let plan = routes.iter().map(|route| (route.name.clone(), target, route.shape.clone())).collect();
     let mut writer = CheckpointWriter::create(out, plan_shards(plan, SHARD_BYTES))?;
     let stage = progress.stage("importing", routes.len() as u64);
     let mut source_dtypes = BTreeMap::new();
     for route in &routes {
-        let quantised = content
-            .tensor(&mut reader, &route.gguf, &Device::Cpu)
-            .map_err(|e| Error::tensor(file, &route.gguf, format!("cannot be read ({e}); download the file again")))?;
+        if route.zero && gguf.info(&route.gguf).is_none() {
+            writer.write_tensor(&route.name, &Tensor::zeros(&route.shape[..], DType::F32, &Device::Cpu)?)?;
+            stage.inc(1)?;
+            continue;
+        }
+        let quantised = gguf.load(&route.gguf)?;
         *source_dtypes.entry(format!("{:?}", quantised.dtype())).or_default() += 1;
         let mut weight = quantised
             .dequantize(&Device::Cpu)
@@ -91,7 +91,7 @@ pub fn import_gguf(file: &Path, out: &Path, dtype: DType, progress: Progress) ->
     writer.add_file("tokenizer_config.json", &json_text(&tokenizer.tokenizer_config))?;
     writer.finish()?;
     Ok(ImportSummary {
-        architecture: config.architecture,
+        architecture: config.architecture.name().to_owned(),
         blocks: config.blocks,
         tensors: routes.len(),
         parameters: routes.iter().map(|route| route.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum(),
@@ -104,10 +104,11 @@ pub fn import_gguf(file: &Path, out: &Path, dtype: DType, progress: Progress) ->
 /// llama.cpp interleaves the two halves of a head's rows, Hugging Face keeps them one after the other:
 /// row `2 j + t` of a head there is row `t * head_dim / 2 + j` here.
 fn unpermute(weight: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, columns) = weight.dims2()?;
-    let half = rows / heads / 2;
+    // A bias is a column.
+    let rows = weight.dims().first().copied().unwrap_or_default();
+    let (half, columns) = (rows / heads / 2, weight.elem_count() / rows.max(1));
     let halves = weight.reshape((heads, half, 2, columns))?.transpose(1, 2)?; // (heads, 2, half, columns)
-    Ok(halves.contiguous()?.reshape((rows, columns))?)
+    Ok(halves.contiguous()?.reshape(weight.dims())?)
 }
 
 /// Every tensor of the model, in Hugging Face's order.
@@ -118,14 +119,16 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
         name,
         shape: shape.to_vec(),
         permuted_heads,
+        zero: false,
     };
     let mut routes =
         vec![route("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], None)];
+    let permuted = |heads: usize| Some(heads).filter(|_| config.architecture == Architecture::Llama);
     for i in 0..config.blocks {
         let parts: [(&str, &str, &[usize], Option<usize>); 9] = [
             ("attn_norm", "input_layernorm", &[hidden], None),
-            ("attn_q", "self_attn.q_proj", &[heads * head_dim, hidden], Some(heads)),
-            ("attn_k", "self_attn.k_proj", &[kv_heads * head_dim, hidden], Some(kv_heads)),
+            ("attn_q", "self_attn.q_proj", &[heads * head_dim, hidden], permuted(heads)),
+            ("attn_k", "self_attn.k_proj", &[kv_heads * head_dim, hidden], permuted(kv_heads)),
             ("attn_v", "self_attn.v_proj", &[kv_heads * head_dim, hidden], None),
             ("attn_output", "self_attn.o_proj", &[hidden, heads * head_dim], None),
             ("ffn_norm", "post_attention_layernorm", &[hidden], None),
@@ -134,12 +137,24 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
             ("ffn_down", "mlp.down_proj", &[hidden, intermediate], None),
         ];
         for (gguf, name, shape, heads) in parts {
-            routes.push(route(
-                format!("blk.{i}.{gguf}.weight"),
-                format!("model.layers.{i}.{name}.weight"),
-                shape,
-                heads,
-            ));
+            let (gguf, name) = (format!("blk.{i}.{gguf}"), format!("model.layers.{i}.{name}"));
+            let is_biased = match name.rsplit_once('.') {
+                Some((_, "q_proj" | "k_proj" | "v_proj")) => config.qkv_bias,
+                Some((_, "o_proj")) => config.o_bias,
+                _ => false,
+            };
+            routes.push(route(format!("{gguf}.weight"), format!("{name}.weight"), shape, heads));
+            if is_biased {
+                let bias = route(format!("{gguf}.bias"), format!("{name}.bias"), &shape[..1], heads);
+                routes.push(Route { zero: config.zero_bias, ..bias });
+            }
+        }
+        if config.architecture == Architecture::Qwen3 {
+            for part in ["q_norm", "k_norm"] {
+                let (gguf, name) =
+                    (format!("blk.{i}.attn_{part}.weight"), format!("model.layers.{i}.self_attn.{part}.weight"));
+                routes.push(route(gguf, name, &[head_dim], None));
+            }
         }
     }
     routes.push(route("output_norm.weight".into(), "model.norm.weight".into(), &[hidden], None));
@@ -150,15 +165,18 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
 }
 
 /// Before anything is written: every tensor is there in its shape, and none would be left behind.
-fn check(file: &Path, content: &Content, routes: &[Route]) -> Result<()> {
-    let mut left: std::collections::BTreeSet<&str> = content.tensor_infos.keys().map(String::as_str).collect();
+fn check(gguf: &Gguf, routes: &[Route]) -> Result<()> {
+    let mut left: BTreeSet<&str> = gguf.names().collect();
     for route in routes {
-        let Some(info) = content.tensor_infos.get(&route.gguf) else {
-            return Err(Error::tensor(file, &route.gguf, "missing; download the file again"));
+        let Some(dims) = gguf.dims(&route.gguf) else {
+            if route.zero {
+                continue;
+            }
+            return Err(Error::tensor(gguf.file(), &route.gguf, "missing; download the file again"));
         };
-        if info.shape.dims() != route.shape {
-            let problem = format!("its shape is {:?}, the metadata say {:?}", info.shape.dims(), route.shape);
-            return Err(Error::tensor(file, &route.gguf, problem));
+        if dims != route.shape {
+            let problem = format!("its shape is {dims:?}, the metadata say {:?}", route.shape);
+            return Err(Error::tensor(gguf.file_of(&route.gguf), &route.gguf, problem));
         }
         left.remove(route.gguf.as_str());
     }
@@ -167,8 +185,8 @@ fn check(file: &Path, content: &Content, routes: &[Route]) -> Result<()> {
     match left.first() {
         None => Ok(()),
         Some(name) => {
-            let problem = "no Llama tensor; this model has parts that cannot be imported, get it as safetensors";
-            Err(Error::tensor(file, *name, problem))
+            let problem = "no tensor of its architecture here; this model has parts that cannot be imported, get it as safetensors";
+            Err(Error::tensor(gguf.file_of(name), *name, problem))
         }
     }
 }

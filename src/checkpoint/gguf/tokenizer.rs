@@ -1,6 +1,7 @@
-//! `tokenizer.json` rebuilt from GGUF metadata, for byte-level BPE.
+//! `tokenizer.json` rebuilt from GGUF metadata: byte-level BPE and SentencePiece.
 
 use super::metadata::Metadata;
+use super::sentencepiece;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -19,14 +20,19 @@ const USER_DEFINED: i64 = 4;
 /// Llama 3's splitting into words.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Qwen2's, which takes digits one by one.
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// Rebuilds the tokenizer of a model with `vocab_size` embeddings.
 pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<TokenizerFiles> {
     let require = |key: &str| metadata.require(key, metadata.string(key)?);
     let model = require("tokenizer.ggml.model")?;
-    if model != "gpt2" {
-        let kind = if model == "llama" { " (SentencePiece)" } else { "" };
+    let pieces = model == "llama";
+    if !pieces && model != "gpt2" {
         let problem = format!(
-            "its tokenizer is `{model}`{kind}, and only byte-level BPE (`gpt2`) can be rebuilt; get the model as safetensors"
+            "its tokenizer is `{model}`, and only byte-level BPE (`gpt2`) and SentencePiece's BPE (`llama`) can be rebuilt; get the \
+             model as safetensors"
         );
         return Err(metadata.error(problem));
     }
@@ -34,15 +40,15 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
     let byte_level =
         |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
     let sequence = |first: Value, last: Value| json!({"type": "Sequence", "pretokenizers": [first, last]});
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     let pre_tokenizer = match pre {
+        _ if pieces => Value::Null,
         "smollm" | "starcoder" | "refact" => {
             sequence(json!({"type": "Digits", "individual_digits": true}), byte_level(true))
         }
         "gpt-2" => byte_level(true),
-        "llama-bpe" | "llama3" | "llama-v3" => {
-            let split = json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
-            sequence(split, byte_level(false))
-        }
+        "llama-bpe" | "llama3" | "llama-v3" => sequence(split(LLAMA3), byte_level(false)),
+        "qwen2" => sequence(split(QWEN2), byte_level(false)),
         other => {
             let problem = format!(
                 "its pre-tokenizer `{other}` is not known here, so its tokens would be wrong; get the model as safetensors"
@@ -52,7 +58,6 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
     };
 
     let tokens = metadata.require("tokenizer.ggml.tokens", metadata.strings("tokenizer.ggml.tokens")?)?;
-    let merges = metadata.require("tokenizer.ggml.merges", metadata.strings("tokenizer.ggml.merges")?)?;
     if tokens.is_empty() || tokens.len() > vocab_size {
         return Err(metadata.error(format!("{} tokens for {vocab_size} embeddings; the file is damaged", tokens.len())));
     }
@@ -86,29 +91,17 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
         Ok(Some((id, *tokens.get(id).ok_or_else(outside)?)))
     };
     let (bos, eos, unk, pad) = (token("bos")?, token("eos")?, token("unknown")?, token("padding")?);
-    let add_bos = metadata.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(false);
-    let post_processor = match bos.filter(|_| add_bos) {
-        None => Value::Null,
-        Some((id, bos)) => json!({
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}},
-        }),
-    };
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
-        "normalizer": null,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": post_processor,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "model": {
+    // SentencePiece models begin a text unless they say otherwise.
+    let add_bos = metadata.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(pieces);
+    let add_eos = metadata.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+    let post_processor = post_processor(bos.filter(|_| add_bos), eos.filter(|_| add_eos));
+    let (normalizer, decoder, model) = if pieces {
+        sentencepiece::parts(metadata, &tokens, &types, vocab)?
+    } else {
+        let merges = metadata.require("tokenizer.ggml.merges", metadata.strings("tokenizer.ggml.merges")?)?;
+        let normalizer = if pre == "qwen2" { json!({"type": "NFC"}) } else { Value::Null };
+        let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let model = json!({
             "type": "BPE",
             "dropout": null,
             "unk_token": null,
@@ -120,7 +113,19 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
             "ignore_merges": pre.starts_with("llama"),
             "vocab": vocab,
             "merges": merges,
-        },
+        });
+        (normalizer, decoder, model)
+    };
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": post_processor,
+        "decoder": decoder,
+        "model": model,
     });
     // The library that will read it is the judge of merges and vocabulary.
     tokenizers::Tokenizer::from_bytes(tokenizer.to_string())
@@ -133,11 +138,12 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
         tokenizer_config: json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": add_bos,
+            "add_eos_token": add_eos,
             "bos_token": name(bos),
             "eos_token": name(eos),
             "unk_token": name(unk),
             "pad_token": name(pad),
-            "model_max_length": metadata.integer("llama.context_length")?,
+            "model_max_length": metadata.integer(&format!("{}.context_length", require("general.architecture")?))?,
             "clean_up_tokenization_spaces": false,
             "chat_template": metadata.string("tokenizer.chat_template")?,
         }),
@@ -146,5 +152,30 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
             "eos_token_id": number(eos),
             "pad_token_id": number(pad),
         }),
+    })
+}
+
+/// What puts the tokens that begin and end a text around it.
+fn post_processor(bos: Option<(usize, &str)>, eos: Option<(usize, &str)>) -> Value {
+    if bos.is_none() && eos.is_none() {
+        return Value::Null;
+    }
+    let special = |token: Option<(usize, &str)>, part: u32| {
+        token.map(|(_, name)| json!({"SpecialToken": {"id": name, "type_id": part}}))
+    };
+    let around = |sequence: &str, part: u32| {
+        let text = json!({"Sequence": {"id": sequence, "type_id": part}});
+        special(bos, part).into_iter().chain([text]).chain(special(eos, part)).collect::<Vec<_>>()
+    };
+    let pair = [around("A", 0), around("B", 1)].concat();
+    let mut tokens = Map::new();
+    for (id, name) in [bos, eos].into_iter().flatten() {
+        tokens.insert(name.to_owned(), json!({"id": name, "ids": [id], "tokens": [name]}));
+    }
+    json!({
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": pair,
+        "special_tokens": tokens,
     })
 }

@@ -160,7 +160,9 @@ impl Rewrite {
                 return Err(wrong(&file.name, "two files have this name".into()));
             }
             file.tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
-            let described = |tensor: &OutputTensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
+            let described = |tensor: &OutputTensor| {
+                (source.stored_name(&tensor.name).into_owned(), tensor.dtype, tensor.shape.clone())
+            };
             let described: Vec<_> = file.tensors.iter().map(described).collect();
             let mut header = header::write(&described).map_err(|problem| wrong(&file.name, problem))?;
             if let Some(remainder) = clonable_remainder(&file.tensors, &header) {
@@ -305,9 +307,13 @@ impl Rewrite {
     }
 }
 
-/// The index of weight files, by its name; nothing for a single one, which needs none.
-pub(crate) fn index_text(files: &[OutputFile]) -> Option<(String, Vec<u8>)> {
-    let placed = files.iter().flat_map(|file| file.tensors.iter().map(|t| (t.name.as_str(), file.name.clone())));
+/// The index of weight files made of `source`, by its name; nothing for a single one, which needs none.
+pub(crate) fn index_text(source: &dyn Source, files: &[OutputFile]) -> Option<(String, Vec<u8>)> {
+    let placed = |file: &'_ OutputFile| {
+        let stored = |tensor: &OutputTensor| (source.stored_name(&tensor.name).into_owned(), file.name.clone());
+        file.tensors.iter().map(stored).collect::<Vec<_>>()
+    };
+    let placed = files.iter().flat_map(placed);
     let bytes = files.iter().flat_map(|file| &file.tensors).map(OutputTensor::bytes).sum();
     (files.len() > 1).then(|| (index::INDEX.to_owned(), index::write(placed, bytes)))
 }
@@ -361,7 +367,7 @@ pub struct OtherFile {
 /// A tensor of an output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ManifestTensor {
-    /// Its name.
+    /// Its name ([`TensorInfo::name`]).
     pub name: String,
     /// Type of an element, as safetensors writes it.
     pub dtype: String,

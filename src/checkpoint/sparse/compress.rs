@@ -65,7 +65,7 @@ pub fn compress(
         shards[info.shard].extend(plans);
     }
     shards.retain(|shard| !shard.is_empty());
-    let mut writer = CheckpointWriter::create(out, shards)?;
+    let mut writer = CheckpointWriter::create_from(checkpoint, out, shards)?;
     let stage = progress.stage("compress", checkpoint.bytes());
     let mut chosen = choices.iter().peekable();
     for info in checkpoint.tensors() {
@@ -74,8 +74,10 @@ pub fn compress(
             None => copy(checkpoint, &mut writer, info, &stage)?,
         }
     }
+    // As the file has the names, which is where others look.
+    let names: Vec<_> = choices.iter().map(|(info, ..)| checkpoint.stored_name(&info.name)).collect();
     let sparse: Vec<(&str, SparseFormat)> =
-        choices.iter().map(|(info, format, _)| (info.name.as_str(), *format)).collect();
+        names.iter().zip(&choices).map(|(name, (_, format, _))| (&**name, *format)).collect();
     let config = match sparse.is_empty() {
         true => config,
         false => with_marker(config, &sparse, zeros as f64 / checkpoint.parameters() as f64),

@@ -10,8 +10,10 @@ mod safetensors;
 
 use super::set::{sha256, strip};
 use super::{MASKS_SCHEMA, Mask, MaskMetadata, MaskSet};
+use crate::checkpoint::family_names;
 use crate::exact_json::exact_floats;
 use crate::{Error, Result, files};
+use ::safetensors::Dtype;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -67,9 +69,84 @@ struct Found {
     masks: Vec<(String, Mask)>,
 }
 
+/// What a file says by a one, and what it calls a mask.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Convention {
+    /// A weight that is pruned; a mask has its weight's name.
+    Pruned,
+    /// A weight that stays, as a parametrisation of `torch.nn.utils.prune` does: the mask is called as its weight and
+    /// [`KEPT`], is of its type, and stands among the other tensors of the model.
+    Kept,
+}
+
+/// What PyTorch adds to the name of a weight for that of its mask.
+const KEPT: &str = "_mask";
+
+impl Convention {
+    /// That of a file of other software with tensors of these names.
+    fn of<'a>(mut names: impl Iterator<Item = &'a str>) -> Convention {
+        let is_torch = |name: &str| name.strip_suffix(KEPT).is_some_and(|weight| weight.ends_with("weight"));
+        if names.any(is_torch) { Convention::Kept } else { Convention::Pruned }
+    }
+
+    /// The weight that the tensor `name` is a mask of; `None` if it is no mask.
+    fn weight(self, name: &str) -> Option<String> {
+        match self {
+            Convention::Pruned => Some(name.to_owned()),
+            Convention::Kept => name.strip_suffix(KEPT).filter(|weight| weight.ends_with("weight")).map(str::to_owned),
+        }
+    }
+
+    /// A mask of pruned weights of one that was read.
+    fn mask(self, read: Mask) -> Mask {
+        match self {
+            Convention::Pruned => read,
+            Convention::Kept => read.not(),
+        }
+    }
+}
+
+/// The bytes of a one in some type.
+#[derive(Clone, Copy)]
+struct One(&'static [u8]);
+
+/// A one of `dtype`, `None` for a type that no mask of this convention has.
+fn one(dtype: Dtype, convention: Convention) -> Option<One> {
+    Some(One(match dtype {
+        Dtype::BOOL | Dtype::U8 => &[1],
+        _ if convention == Convention::Pruned => return None,
+        Dtype::F16 => &[0, 0x3c],
+        Dtype::BF16 => &[0x80, 0x3f],
+        Dtype::F32 => &[0, 0, 0x80, 0x3f],
+        Dtype::F64 => &[0, 0, 0, 0, 0, 0, 0xf0, 0x3f],
+        _ => return None,
+    }))
+}
+
+impl One {
+    /// Bytes of an element.
+    fn width(self) -> usize {
+        self.0.len()
+    }
+
+    /// Elements as a byte each.
+    fn bytes(self, elements: Vec<u8>) -> Result<Vec<u8>, String> {
+        if self.width() == 1 {
+            return Ok(elements);
+        }
+        let byte = |(at, element): (usize, &[u8])| match element {
+            one if one == self.0 => Ok(1),
+            other if other.iter().all(|&byte| byte == 0) => Ok(0),
+            _ => Err(format!("its element {at} is neither 0 nor 1, and a mask has nothing else")),
+        };
+        elements.chunks_exact(self.width()).enumerate().map(byte).collect()
+    }
+}
+
 impl MaskSet {
     /// Reads masks in the format that the extension means. Metadata of ours are checked against the checksum; a file
-    /// without them is of other software, and its set bits are taken for pruned weights.
+    /// without them is of other software, and its set bits are taken for pruned weights, or where masks are called
+    /// `.weight_mask`, as PyTorch's `prune` does, for those that stay.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Tensor`] for an unknown extension, a damaged file, a wrong checksum, or a tensor that is
@@ -81,13 +158,18 @@ impl MaskSet {
         if file.metadata().map_err(Error::io("read", path))?.is_dir() {
             return Err(Error::file(path, "a directory; give a file of masks"));
         }
-        let Found { metadata, masks } = match format {
+        let Found { metadata, mut masks } = match format {
             MaskFormat::Safetensors | MaskFormat::SafetensorsU8 => safetensors::read(path, &file)?,
             MaskFormat::Npz => npz::read(path, file)?,
             MaskFormat::Pt => pt::read(path, file)?,
         };
         if masks.is_empty() {
             return Err(Error::file(path, "holds no mask"));
+        }
+        if metadata.is_none() {
+            // As the model's own are, where something was wrapped around it.
+            let names = family_names(masks.iter().map(|(name, _)| name.as_str()));
+            masks.iter_mut().zip(names).for_each(|((name, _), family)| *name = family);
         }
         check_names(path, &masks)?;
         let metadata = metadata.map(|text| check_metadata(path, &text, &masks)).transpose()?;

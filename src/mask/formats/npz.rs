@@ -1,9 +1,10 @@
 //! NumPy's `.npz`: a zip archive with one `.npy` file for each array.
 
 use super::archive::{Archive, ArchiveWriter};
-use super::{Found, matrix, no_matrix, wrong_type};
+use super::{Convention, Found, matrix, no_matrix, one, wrong_type};
 use crate::mask::Mask;
 use crate::{Error, Result};
+use safetensors::Dtype;
 use std::fs::File;
 use std::path::Path;
 
@@ -71,31 +72,43 @@ impl Npy {
 pub(super) fn read(path: &Path, file: File) -> Result<Found> {
     let mut archive = Archive::open(path, file)?;
     let (mut metadata, mut masks) = (None, Vec::new());
-    for entry in archive.names()? {
-        let name = entry.strip_suffix(".npy").unwrap_or(&entry).to_owned();
-        let bytes = archive.read(&entry)?;
-        let problem =
-            |problem: String| Error::tensor(path, &name, format!("{problem}; was the file written by NumPy?"));
+    let entries = archive.names()?;
+    let names = || entries.iter().map(|entry| entry.strip_suffix(".npy").unwrap_or(entry));
+    let convention = if names().any(|name| name == METADATA) { Convention::Pruned } else { Convention::of(names()) };
+    for (entry, name) in entries.iter().zip(names()) {
+        let Some(weight) = convention.weight(name) else { continue };
+        let bytes = archive.read(entry)?;
+        let problem = |problem: String| Error::tensor(path, name, format!("{problem}; was the file written by NumPy?"));
         let Npy { descr, fortran, shape, data } = Npy::parse(&bytes).map_err(problem)?;
         let data = &bytes[data..];
-        let one_byte = descr.trim_start_matches(['|', '<', '>', '=']);
-        if name == METADATA && one_byte == "u1" {
+        if name == METADATA && dtype_of(&descr) == Some(Dtype::U8) {
             let text = String::from_utf8(data.to_vec()).map_err(|_| problem("is no text".into()))?;
             metadata = Some(text);
             continue;
         }
-        if !matches!(one_byte, "b1" | "u1" | "?") {
-            return Err(wrong_type(path, &name, descr));
-        }
-        let (rows, cols) = matrix(&shape).ok_or_else(|| no_matrix(path, &name, &shape))?;
-        if rows.checked_mul(cols) != Some(data.len()) {
+        let one = dtype_of(&descr).and_then(|dtype| one(dtype, convention));
+        let one = one.ok_or_else(|| wrong_type(path, name, &descr))?;
+        let (rows, cols) = matrix(&shape).ok_or_else(|| no_matrix(path, name, &shape))?;
+        if rows.checked_mul(cols).and_then(|count| count.checked_mul(one.width())) != Some(data.len()) {
             return Err(problem(format!("has {} bytes, which are not those of {shape:?}", data.len())));
         }
         let strides = if fortran { [1, rows] } else { [cols, 1] };
-        let mask = Mask::from_bytes((rows, cols), data, 0, strides).map_err(|e| Error::tensor(path, &name, e))?;
-        masks.push((name, mask));
+        let mask = one.bytes(data.to_vec()).and_then(|data| Mask::from_bytes((rows, cols), &data, 0, strides));
+        masks.push((weight, convention.mask(mask.map_err(|e| Error::tensor(path, name, e))?)));
     }
     Ok(Found { metadata, masks })
+}
+
+/// What NumPy's name of a type means; `None` for types that no mask has, and for big-endian ones.
+fn dtype_of(descr: &str) -> Option<Dtype> {
+    Some(match descr.trim_start_matches(['|', '<', '=']) {
+        "b1" | "?" | ">b1" => Dtype::BOOL,
+        "u1" | ">u1" => Dtype::U8,
+        "f2" => Dtype::F16,
+        "f4" => Dtype::F32,
+        "f8" => Dtype::F64,
+        _ => return None,
+    })
 }
 
 pub(super) fn write(path: &Path, file: &mut File, metadata: Option<&str>, masks: &[(String, Mask)]) -> Result<()> {

@@ -1,16 +1,19 @@
 //! As much of Python's pickle as `torch.save` uses for a dict of tensors. Nothing is executed: a global is a name, and what
 //! is not known is an error.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
-/// A value of the pickle. What is not looked at is [`Value::Other`].
+/// A value of a pickle. What is not looked at is [`Value::Other`].
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Int(i64),
+    Bool(bool),
     Text(Rc<str>),
     Global(Rc<str>),
     Tuple(Rc<[Value]>),
     Dict(Vec<(Value, Value)>),
+    List(Vec<Value>),
     /// Storage of a tensor: type and key.
     Storage(Rc<(String, String)>),
     Tensor(Rc<TensorRef>),
@@ -22,7 +25,7 @@ pub(super) enum Value {
 pub(super) struct TensorRef {
     /// Such as `torch BoolStorage`.
     pub(super) storage: String,
-    /// Name of the storage's entry in the archive.
+    /// Name of the storage in the file.
     pub(super) key: String,
     /// Of the first element, in elements.
     pub(super) offset: usize,
@@ -31,9 +34,64 @@ pub(super) struct TensorRef {
     pub(super) stride: Vec<usize>,
 }
 
+/// What `torch.save` wrote before PyTorch 1.6, and writes where it is asked for: pickles one after the other, then the storages.
+pub(super) struct Legacy {
+    /// Of the dict.
+    pub(super) entries: Vec<(Value, Value)>,
+    /// Key and type of each storage, in the order of their bytes.
+    pub(super) storages: Vec<(String, String)>,
+    /// Where the first storage begins.
+    pub(super) data: usize,
+}
+
+/// The pickle of a number that such files begin with.
+const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+/// The version of the layout, which has never changed.
+const LEGACY_VERSION: i64 = 1001;
+
+/// Whether a file begins as what `torch.save` wrote before PyTorch 1.6.
+pub(super) fn is_legacy(bytes: &[u8]) -> bool {
+    bytes.starts_with(LEGACY)
+}
+
 /// Parses a pickle that holds a dict, and gives its entries.
 pub(super) fn entries(bytes: &[u8]) -> Result<Vec<(Value, Value)>, String> {
-    match (Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: Vec::new() }).run()? {
+    of_dict(Machine::at(bytes, 0).run()?)
+}
+
+/// Parses what stands before the storages of a file that [`is_legacy`].
+pub(super) fn legacy(bytes: &[u8]) -> Result<Legacy, String> {
+    let mut at = LEGACY.len();
+    let mut types = HashMap::new();
+    let mut next = || {
+        let mut machine = Machine::at(bytes, at);
+        let value = machine.run()?;
+        at = machine.at;
+        types.extend(machine.types);
+        Ok::<Value, String>(value)
+    };
+    match next()? {
+        Value::Int(LEGACY_VERSION) => {}
+        _ => return Err("it has another version of `torch.save`'s layout than any PyTorch wrote".into()),
+    }
+    let system = of_dict(next()?)?;
+    let is_big = |(key, value): &(Value, Value)| matches!((key, value), (Value::Text(key), Value::Bool(false)) if &**key == "little_endian");
+    if system.iter().any(is_big) {
+        return Err("its numbers are big-endian".into());
+    }
+    let entries = of_dict(next()?)?;
+    let Value::List(keys) = next()? else { return Err("it has no list of storages".into()) };
+    let storage = |key: &Value| match key {
+        Value::Text(key) => types.get(&**key).map(|kind| (key.to_string(), kind.clone())),
+        _ => None,
+    };
+    let storages = keys.iter().map(storage).collect::<Option<_>>();
+    let storages = storages.ok_or("it has storages that no tensor is a view of")?;
+    Ok(Legacy { entries, storages, data: at })
+}
+
+fn of_dict(value: Value) -> Result<Vec<(Value, Value)>, String> {
+    match value {
         Value::Dict(entries) => Ok(entries),
         _ => Err("it holds no dict of tensors".into()),
     }
@@ -46,13 +104,20 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: Vec<Value>,
+    /// The type of each storage, by its key.
+    types: HashMap<String, String>,
 }
 
 /// More values than any model has tensors; a memo index beyond is no index.
 const MAX_MEMO: usize = 1 << 24;
 
-impl Machine<'_> {
-    fn run(mut self) -> Result<Value, String> {
+impl<'a> Machine<'a> {
+    fn at(bytes: &'a [u8], at: usize) -> Self {
+        Machine { bytes, at, stack: Vec::new(), marks: Vec::new(), memo: Vec::new(), types: HashMap::new() }
+    }
+
+    /// Until the pickle's end, after which `at` stands.
+    fn run(&mut self) -> Result<Value, String> {
         loop {
             match self.byte()? {
                 0x80 => match self.byte()? {
@@ -63,7 +128,9 @@ impl Machine<'_> {
                 b'(' => self.marks.push(self.stack.len()),
                 b'}' => self.stack.push(Value::Dict(Vec::new())),
                 b')' => self.stack.push(Value::Tuple(Rc::new([]))),
-                b']' | b'N' | 0x88 | 0x89 => self.stack.push(Value::Other),
+                b']' => self.stack.push(Value::List(Vec::new())),
+                b'N' => self.stack.push(Value::Other),
+                0x88 | 0x89 => self.stack.push(Value::Bool(self.bytes[self.at - 1] == 0x88)),
                 b'K' => {
                     let int = self.byte()?;
                     self.stack.push(Value::Int(int.into()));
@@ -119,8 +186,14 @@ impl Machine<'_> {
                     let items = self.pop_to_mark()?;
                     self.set(items)?;
                 }
-                b'e' => drop(self.pop_to_mark()?),
-                b'a' => drop(self.pop()?),
+                b'e' => {
+                    let items = self.pop_to_mark()?;
+                    self.append(items);
+                }
+                b'a' => {
+                    let item = self.pop()?;
+                    self.append(vec![item]);
+                }
                 // The state of an object: state dicts carry versions of modules there.
                 b'b' => drop(self.pop()?),
                 b'Q' => self.storage()?,
@@ -197,7 +270,7 @@ impl Machine<'_> {
     fn put(&mut self, at: usize) -> Result<(), String> {
         let value = match self.stack.last() {
             // Its entries come later; nothing that is a mask fetches one.
-            Some(Value::Dict(_)) => Value::Other,
+            Some(Value::Dict(_) | Value::List(_)) => Value::Other,
             Some(value) => value.clone(),
             None => return Err("its pickle remembers a value that it did not give".into()),
         };
@@ -217,6 +290,13 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// Adds to the list on top of the stack; what is added to anything else is not looked at.
+    fn append(&mut self, items: Vec<Value>) {
+        if let Some(Value::List(list)) = self.stack.last_mut() {
+            list.extend(items);
+        }
+    }
+
     /// Puts keys and values, in turn, into the dict on top of the stack.
     fn set(&mut self, items: Vec<Value>) -> Result<(), String> {
         match self.stack.last_mut() {
@@ -233,12 +313,16 @@ impl Machine<'_> {
         }
     }
 
-    /// `("storage", type, key, location, elements)`.
+    /// `("storage", type, key, location, elements)`, and before PyTorch 1.6 what part of another one it is, which is none.
     fn storage(&mut self) -> Result<(), String> {
         let id = self.pop()?;
         let Value::Tuple(id) = &id else { return Err("a storage in its pickle has no id".into()) };
         match &id[..] {
-            [Value::Text(kind), Value::Global(dtype), Value::Text(key), _, _] if &**kind == "storage" => {
+            [Value::Text(kind), Value::Global(dtype), Value::Text(key), _, _]
+            | [Value::Text(kind), Value::Global(dtype), Value::Text(key), _, _, Value::Other]
+                if &**kind == "storage" =>
+            {
+                self.types.insert(key.to_string(), dtype.to_string());
                 self.stack.push(Value::Storage(Rc::new((dtype.to_string(), key.to_string()))));
                 Ok(())
             }

@@ -1,11 +1,15 @@
-//! PyTorch's `.pt`: a zip archive with a pickle of a dict, and the bytes of each tensor.
+//! PyTorch's `.pt`: a zip archive with a pickle of a dict, and the bytes of each tensor; or, before PyTorch 1.6, pickles and
+//! bytes one after the other, which are read only.
 
 use super::archive::{Archive, ArchiveWriter};
-use super::pickle::{self, TensorRef, Value};
-use super::{Found, damaged, matrix, no_matrix, wrong_type};
+use super::pickle::{self, Legacy, TensorRef, Value};
+use super::{Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
 use crate::mask::Mask;
 use crate::{Error, Result};
+use safetensors::Dtype;
+use std::collections::HashMap;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -14,13 +18,22 @@ const METADATA: &str = "lacuna.json";
 /// The folder in archives that we write; PyTorch takes any.
 const ROOT: &str = "archive";
 
-pub(super) fn read(path: &Path, file: File) -> Result<Found> {
+/// Bytes that tell the layouts apart.
+const BEGINNING: u64 = 64;
+
+pub(super) fn read(path: &Path, mut file: File) -> Result<Found> {
+    let mut bytes = Vec::new();
+    file.by_ref().take(BEGINNING).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if pickle::is_legacy(&bytes) {
+        file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+        return read_legacy(path, &bytes);
+    }
+    file.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
     let mut archive = Archive::open(path, file)?;
     let names = archive.names()?;
     let pickles: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix("/data.pkl")).collect();
     let [root] = pickles[..] else {
-        let problem =
-            "no file of `torch.save`: it has no data.pkl; save a dict of boolean tensors with PyTorch 1.6 or newer";
+        let problem = "no file of `torch.save`: it has no data.pkl; save a dict of boolean tensors";
         return Err(Error::file(path, problem));
     };
     let metadata = format!("{root}/{METADATA}");
@@ -30,9 +43,68 @@ pub(super) fn read(path: &Path, file: File) -> Result<Found> {
             Some(String::from_utf8(archive.read(&metadata)?).map_err(|_| damaged(path, "its metadata are no text"))?)
         }
     };
-    let entries = pickle::entries(&archive.read(&format!("{root}/data.pkl"))?);
-    let entries = entries
-        .map_err(|problem| Error::file(path, format!("{problem}; a file of masks is a dict of boolean tensors")))?;
+    let entries = pickle::entries(&archive.read(&format!("{root}/data.pkl"))?).map_err(no_dict(path))?;
+    let convention = if metadata.is_some() { Convention::Pruned } else { convention(&entries) };
+    let masks = masks(path, entries, convention, |key| archive.read(&format!("{root}/data/{key}")))?;
+    Ok(Found { metadata, masks })
+}
+
+fn read_legacy(path: &Path, bytes: &[u8]) -> Result<Found> {
+    let Legacy { entries, storages, data } = pickle::legacy(bytes).map_err(no_dict(path))?;
+    let cut = || damaged(path, "its storages are cut off");
+    let (mut rest, mut parts) = (&bytes[data..], HashMap::new());
+    for (key, storage) in storages {
+        let Some(width) = dtype_of(&storage).map(|dtype| dtype.bitsize() / 8) else {
+            let problem = format!("holds a `{storage}`, whose size is not known; save a dict of boolean tensors only");
+            return Err(Error::file(path, problem));
+        };
+        let (count, after) = rest.split_first_chunk().ok_or_else(cut)?;
+        let length = usize::try_from(u64::from_le_bytes(*count)).ok().and_then(|count| count.checked_mul(width));
+        let (storage, after) = length.and_then(|length| after.split_at_checked(length)).ok_or_else(cut)?;
+        parts.insert(key, storage);
+        rest = after;
+    }
+    let convention = convention(&entries);
+    let part =
+        |key: &str| parts.get(key).map(|part| part.to_vec()).ok_or_else(|| damaged(path, "a storage is missing"));
+    Ok(Found { metadata: None, masks: masks(path, entries, convention, part)? })
+}
+
+fn no_dict(path: &Path) -> impl Fn(String) -> Error {
+    move |problem| Error::file(path, format!("{problem}; a file of masks is a dict of boolean tensors"))
+}
+
+fn convention(entries: &[(Value, Value)]) -> Convention {
+    Convention::of(entries.iter().filter_map(|(key, _)| match key {
+        Value::Text(name) => Some(&**name),
+        _ => None,
+    }))
+}
+
+/// The type of the elements of a class of storages.
+fn dtype_of(storage: &str) -> Option<Dtype> {
+    Some(match storage.strip_prefix("torch ")?.strip_suffix("Storage")? {
+        "Bool" => Dtype::BOOL,
+        "Byte" => Dtype::U8,
+        "Char" => Dtype::I8,
+        "Short" => Dtype::I16,
+        "Int" => Dtype::I32,
+        "Long" => Dtype::I64,
+        "Half" => Dtype::F16,
+        "BFloat16" => Dtype::BF16,
+        "Float" => Dtype::F32,
+        "Double" => Dtype::F64,
+        _ => return None,
+    })
+}
+
+/// The masks among the entries of a dict; `storage_bytes` gives the bytes of one by its key.
+fn masks(
+    path: &Path,
+    entries: Vec<(Value, Value)>,
+    convention: Convention,
+    mut storage_bytes: impl FnMut(&str) -> Result<Vec<u8>>,
+) -> Result<Vec<(String, Mask)>> {
     let mut masks = Vec::with_capacity(entries.len());
     // Tensors may share a storage.
     let mut last: Option<(String, Rc<Vec<u8>>)> = None;
@@ -40,26 +112,27 @@ pub(super) fn read(path: &Path, file: File) -> Result<Found> {
         let Value::Text(name) = key else {
             return Err(Error::file(path, "a key of its dict is no text; masks go by the names of weights"));
         };
+        let Some(weight) = convention.weight(&name) else { continue };
         let Value::Tensor(tensor) = value else {
             return Err(Error::tensor(path, &*name, "is no tensor; save a flat dict of boolean tensors only"));
         };
         let TensorRef { storage, key, offset, shape, stride } = &*tensor;
-        if !matches!(storage.as_str(), "torch BoolStorage" | "torch ByteStorage") {
-            return Err(wrong_type(path, &name, storage));
-        }
+        let one = dtype_of(storage).and_then(|dtype| one(dtype, convention));
+        let one = one.ok_or_else(|| wrong_type(path, &name, storage))?;
         let (rows, cols) = matrix(shape).ok_or_else(|| no_matrix(path, &name, shape))?;
         let &[row, col] = &stride[..] else {
             return Err(Error::tensor(path, &*name, "has not as many strides as dimensions; save it again"));
         };
+        let problem = |problem: String| Error::tensor(path, &*name, problem);
         let bytes = match &last {
             Some((other, bytes)) if other == key => bytes.clone(),
-            _ => archive.read(&format!("{root}/data/{key}"))?.into(),
+            _ => Rc::new(one.bytes(storage_bytes(key)?).map_err(problem)?),
         };
-        let mask = Mask::from_bytes((rows, cols), &bytes, *offset, [row, col]);
-        masks.push((name.to_string(), mask.map_err(|problem| Error::tensor(path, &*name, problem))?));
+        let mask = Mask::from_bytes((rows, cols), &bytes, *offset, [row, col]).map_err(problem)?;
+        masks.push((weight, convention.mask(mask)));
         last = Some((key.clone(), bytes));
     }
-    Ok(Found { metadata, masks })
+    Ok(masks)
 }
 
 pub(super) fn write(path: &Path, file: &mut File, metadata: Option<&str>, masks: &[(String, Mask)]) -> Result<()> {

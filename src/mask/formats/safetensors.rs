@@ -1,6 +1,6 @@
 //! safetensors: packed bits with our metadata, or one byte a weight, with or without.
 
-use super::{Found, damaged, matrix, no_matrix, wrong_type};
+use super::{Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
 use crate::files::write_error;
 use crate::mask::Mask;
 use crate::{Error, Result};
@@ -96,16 +96,23 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Found> {
         }
         None => None,
     };
+    let convention = match metadata.contains_key(OURS) || columns.is_some() {
+        true => Convention::Pruned,
+        false => Convention::of(tensors.iter().map(|(name, _)| name.as_str())),
+    };
     let mut masks = Vec::with_capacity(tensors.len());
     let mut end = 0;
     for (name, Entry { dtype, shape, data_offsets: (start, stop) }) in tensors {
         let problem =
             |problem: String| Error::tensor(path, &name, format!("{problem}; the file is damaged, copy it again"));
-        if !matches!(dtype, Dtype::BOOL | Dtype::U8) {
-            return Err(wrong_type(path, &name, dtype));
-        }
+        let Some(weight) = convention.weight(&name) else {
+            // What else a module has.
+            end = stop;
+            continue;
+        };
+        let one = one(dtype, convention).ok_or_else(|| wrong_type(path, &name, dtype))?;
         let (rows, width) = matrix(&shape).ok_or_else(|| no_matrix(path, &name, &shape))?;
-        let bytes = rows.checked_mul(width).map(|bytes| bytes as u64);
+        let bytes = rows.checked_mul(width).and_then(|count| count.checked_mul(one.width())).map(|bytes| bytes as u64);
         if start != end || stop.checked_sub(start) != bytes || stop > rest - length {
             let problem_text = format!(
                 "its bytes {start}..{stop} of {} do not follow those before ({end}), or are not those of {shape:?}",
@@ -116,9 +123,10 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Found> {
         end = stop;
         let bytes = read_at(8 + length + start, stop - start)?;
         let mask = match &columns {
-            None => {
-                Mask::from_bytes((rows, width), &bytes, 0, [width, 1]).map_err(|e| Error::tensor(path, &name, e))?
-            }
+            None => one
+                .bytes(bytes)
+                .and_then(|bytes| Mask::from_bytes((rows, width), &bytes, 0, [width, 1]))
+                .map_err(|e| Error::tensor(path, &name, e))?,
             Some(columns) => {
                 let cols = *columns.get(&name).ok_or_else(|| problem(format!("`{COLUMNS}` lacks it")))?;
                 if cols.div_ceil(8) != width {
@@ -127,7 +135,7 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Found> {
                 Mask::from_packed(rows, cols, &bytes).map_err(problem)?
             }
         };
-        masks.push((name, mask));
+        masks.push((weight, convention.mask(mask)));
     }
     if end != rest - length {
         return Err(damaged(path, format!("its last {} bytes belong to no tensor", rest - length - end)));

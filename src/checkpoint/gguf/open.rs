@@ -1,0 +1,325 @@
+//! GGUF files: one, or all parts of a split model, and why one cannot be read.
+
+use super::metadata::Metadata;
+use crate::error::without_backtrace;
+use crate::files::stranger;
+use crate::{Error, Result};
+use candle_core::Device;
+use candle_core::quantized::QTensor;
+use candle_core::quantized::gguf_file::{Content, TensorInfo};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// The bytes that a file begins with.
+const MAGIC: &[u8] = b"GGUF";
+
+/// A model in one file or several.
+pub(super) struct Gguf {
+    parts: Vec<Part>,
+    /// Which part has which tensor.
+    places: BTreeMap<String, usize>,
+}
+
+struct Part {
+    path: PathBuf,
+    reader: BufReader<File>,
+    content: Content,
+}
+
+impl Gguf {
+    /// Opens `file`, and if it is one part of several, the others beside it.
+    pub(super) fn open(file: &Path) -> Result<Self> {
+        let first = Part::open(file)?;
+        let (number, count) = first.split()?;
+        let mut parts = Vec::with_capacity(count);
+        if count > 1 {
+            for path in siblings(file, number, count)? {
+                let part = Part::open(&path)?;
+                let (its, of) = part.split()?;
+                if (its, of) != (parts.len(), count) {
+                    let problem = format!(
+                        "says that it is part {} of {of}, and should be part {} of {count}; download the parts again, all of one model",
+                        its + 1,
+                        parts.len() + 1
+                    );
+                    return Err(Error::file(&path, problem));
+                }
+                parts.push(part);
+            }
+        } else {
+            parts.push(first);
+        }
+        let mut places = BTreeMap::new();
+        for (at, part) in parts.iter().enumerate() {
+            for name in part.content.tensor_infos.keys() {
+                if places.insert(name.clone(), at).is_some() {
+                    return Err(Error::tensor(
+                        &part.path,
+                        name,
+                        "is in two parts; download the parts again, all of one model",
+                    ));
+                }
+            }
+        }
+        Ok(Gguf { parts, places })
+    }
+
+    /// The first part, which has the metadata of all.
+    pub(super) fn file(&self) -> &Path {
+        &self.parts[0].path
+    }
+
+    pub(super) fn metadata(&self) -> Metadata<'_> {
+        Metadata::new(&self.parts[0].path, &self.parts[0].content.metadata)
+    }
+
+    /// Names of all tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    pub(super) fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.parts[*self.places.get(name)?].content.tensor_infos.get(name)
+    }
+
+    /// Dimensions of a tensor, the rows first.
+    pub(super) fn dims(&self, name: &str) -> Option<&[usize]> {
+        Some(self.info(name)?.shape.dims())
+    }
+
+    /// The file that has the tensor.
+    pub(super) fn file_of(&self, name: &str) -> &Path {
+        &self.parts[self.places.get(name).copied().unwrap_or_default()].path
+    }
+
+    /// Reads a tensor.
+    pub(super) fn load(&mut self, name: &str) -> Result<QTensor> {
+        let Some(&at) = self.places.get(name) else {
+            return Err(Error::tensor(self.file(), name, "missing; download the file again"));
+        };
+        let Part { path, reader, content } = &mut self.parts[at];
+        content.tensor(reader, name, &Device::Cpu).map_err(|e| {
+            Error::tensor(&*path, name, format!("cannot be read ({}); download the file again", without_backtrace(&e)))
+        })
+    }
+}
+
+impl Part {
+    fn open(path: &Path) -> Result<Part> {
+        let opened = File::open(path).map_err(|error| match crate::checkpoint::dangling(path) {
+            Some(problem) => Error::file(path, problem),
+            None => Error::io("open", path)(error),
+        })?;
+        if opened.metadata().map_err(Error::io("open", path))?.is_dir() {
+            return Err(Error::file(path, "is a directory; give the GGUF file in it"));
+        }
+        let mut reader = BufReader::new(opened);
+        let mut first = Vec::new();
+        reader.by_ref().take(64).read_to_end(&mut first).map_err(Error::io("read", path))?;
+        if let Some(what) = stranger(&first) {
+            return Err(Error::file(path, what));
+        }
+        if !first.starts_with(MAGIC) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+            let remedy = if name.contains("part") || name.contains("split") {
+                "if it is a piece of a file that was cut, join the pieces with `cat` in their order"
+            } else {
+                "give a GGUF file"
+            };
+            return Err(Error::file(
+                path,
+                format!("not a GGUF file that can be read, as it does not begin with `GGUF`; {remedy}"),
+            ));
+        }
+        reader.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
+        match Content::read(&mut reader) {
+            Ok(content) => Ok(Part { path: path.to_path_buf(), reader, content }),
+            Err(error) => Err(explain(path, &mut reader, &error)),
+        }
+    }
+
+    /// Which part of how many it is.
+    fn split(&self) -> Result<(usize, usize)> {
+        let metadata = Metadata::new(&self.path, &self.content.metadata);
+        let count = metadata.integer("split.count")?.unwrap_or(1).max(1);
+        let number = metadata.integer("split.no")?.unwrap_or(0);
+        if number >= count || count > 99_999 {
+            let problem = format!("says that it is part {} of {count}; download it again", number + 1);
+            return Err(Error::file(&self.path, problem));
+        }
+        Ok((number, count))
+    }
+}
+
+/// The paths of all `count` parts, of which `file` is number `number`, from 0: `NAME-00001-of-00002.gguf`.
+fn siblings(file: &Path, number: usize, count: usize) -> Result<Vec<PathBuf>> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let ending = |number: usize| format!("-{:05}-of-{count:05}.gguf", number + 1);
+    let Some(stem) = name.strip_suffix(&ending(number)) else {
+        let problem = format!(
+            "is part {} of {count} of a model, and the others are not known by its name; name them as they were (this one \
+             NAME{}), or join them with llama.cpp's `llama-gguf-split --merge FIRST.gguf OUT.gguf`",
+            number + 1,
+            ending(number)
+        );
+        return Err(Error::file(file, problem));
+    };
+    let paths: Vec<PathBuf> =
+        (0..count).map(|number| file.with_file_name(format!("{stem}{}", ending(number)))).collect();
+    let missing: Vec<&PathBuf> = paths.iter().filter(|path| !path.exists()).collect();
+    match missing.first() {
+        None => Ok(paths),
+        Some(first) => {
+            let first = first.file_name().unwrap_or_default().to_string_lossy();
+            let problem = format!(
+                "is part {} of {count} of a model, and {} of the others are missing here, first {first}; download all parts into one \
+                 directory",
+                number + 1,
+                missing.len()
+            );
+            Err(Error::file(file, problem))
+        }
+    }
+}
+
+/// Why `path`, whose reading failed with `error`, cannot be read: a tensor's type, if that is it.
+fn explain(path: &Path, reader: &mut BufReader<File>, error: &candle_core::Error) -> Error {
+    let types = reader.seek(SeekFrom::Start(0)).and_then(|_| tensor_types(reader)).unwrap_or_default();
+    let unknown: Vec<&(String, u32)> = types.iter().filter(|(_, kind)| !is_known(*kind)).collect();
+    if let Some((name, kind)) = unknown.first() {
+        let problem = format!(
+            "its type is {}, which is not read here ({} of {} tensors have such a type); take a file of type F32, F16, BF16, Q8_0 \
+             or Q2_K to Q6_K, or make one with llama.cpp's `llama-quantize --allow-requantize IN.gguf OUT.gguf F16`",
+            type_name(*kind),
+            unknown.len(),
+            types.len()
+        );
+        return Error::tensor(path, name, problem);
+    }
+    let problem = format!(
+        "not a GGUF file that can be read ({}); it may be cut off, download it again",
+        without_backtrace(error)
+    );
+    Error::file(path, problem)
+}
+
+/// Name and type of every tensor, until the file ends.
+fn tensor_types(reader: &mut BufReader<File>) -> io::Result<Vec<(String, u32)>> {
+    let mut bytes = [0; 8];
+    let mut number = |reader: &mut BufReader<File>, width: usize| -> io::Result<u64> {
+        bytes = [0; 8];
+        reader.read_exact(&mut bytes[..width])?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    number(reader, 4)?;
+    let width = if number(reader, 4)? == 1 { 4 } else { 8 };
+    let (tensors, entries) = (number(reader, width)?, number(reader, width)?);
+    let mut string = |reader: &mut BufReader<File>| -> io::Result<String> {
+        let length = number(reader, width)?;
+        let mut text = Vec::new();
+        // Whatever length is claimed, no more is held than is there.
+        if reader.by_ref().take(length).read_to_end(&mut text)? as u64 != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    for _ in 0..entries {
+        string(reader)?;
+        let mut kind = [0; 4];
+        reader.read_exact(&mut kind)?;
+        skip_values(reader, u32::from_le_bytes(kind), 1, width, 0)?;
+    }
+    let mut types = Vec::new();
+    for _ in 0..tensors {
+        let name = match string(reader) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            name => name?,
+        };
+        let mut word = [0; 4];
+        reader.read_exact(&mut word)?;
+        // Dimensions, of the width of lengths, then the type and the offset.
+        io::copy(&mut reader.by_ref().take(u64::from(u32::from_le_bytes(word)) * width as u64), &mut io::sink())?;
+        reader.read_exact(&mut word)?;
+        types.push((name, u32::from_le_bytes(word)));
+        reader.seek_relative(8)?;
+    }
+    Ok(types)
+}
+
+/// Passes `count` values of the type `kind` of metadata.
+fn skip_values(reader: &mut BufReader<File>, kind: u32, count: u64, width: usize, depth: usize) -> io::Result<()> {
+    let length = |reader: &mut BufReader<File>| -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        reader.read_exact(&mut bytes[..width])?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    let pass = |reader: &mut BufReader<File>, bytes: u64| match i64::try_from(bytes) {
+        Ok(bytes) => reader.seek_relative(bytes),
+        Err(_) => Err(io::ErrorKind::InvalidData.into()),
+    };
+    let size = match kind {
+        0 | 1 | 7 => 1,
+        2 | 3 => 2,
+        4..=6 => 4,
+        10..=12 => 8,
+        8 => {
+            for _ in 0..count {
+                let bytes = length(reader)?;
+                pass(reader, bytes)?;
+                // Beyond the end there is nothing to pass.
+                if reader.fill_buf()?.is_empty() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            return Ok(());
+        }
+        9 if depth < 8 => {
+            for _ in 0..count {
+                let mut kind = [0; 4];
+                reader.read_exact(&mut kind)?;
+                let count = length(reader)?;
+                skip_values(reader, u32::from_le_bytes(kind), count, width, depth + 1)?;
+            }
+            return Ok(());
+        }
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    pass(reader, count.saturating_mul(size))
+}
+
+/// ggml's numbers of the types that candle reads.
+fn is_known(kind: u32) -> bool {
+    matches!(kind, 0..=3 | 6..=15 | 30)
+}
+
+/// ggml's name of a type.
+fn type_name(kind: u32) -> String {
+    const NAMES: [(u32, &str); 20] = [
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (31, "Q4_0_4_4"),
+        (32, "Q4_0_4_8"),
+        (33, "Q4_0_8_8"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+    ];
+    NAMES
+        .iter()
+        .find(|(number, _)| *number == kind)
+        .map_or_else(|| format!("number {kind}"), |(_, name)| (*name).to_owned())
+}
