@@ -12,7 +12,7 @@ use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, PruneConfig, prune};
 use lacuna::stats::{Bootstrap, Score};
-use lacuna::text::{Tokenizer, Windows};
+use lacuna::text::{Bos, Tokenizer, Windows};
 use random::with;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -36,7 +36,8 @@ fn tiny_llama() -> &'static Model {
 }
 
 fn choose(model: &Model, path: &Path) -> ChoiceScores {
-    score_choices(model, &Task::choices(path, None).unwrap(), &Bootstrap::default(), Progress::Hidden).unwrap()
+    score_choices(model, &Task::choices(path, None).unwrap(), Bos::Auto, &Bootstrap::default(), Progress::Hidden)
+        .unwrap()
 }
 
 /// A task file in a directory of its own.
@@ -195,7 +196,7 @@ fn generated_answers_are_exact_contained_or_wrong() {
         score_generation(
             model,
             &task,
-            &GenerationConfig { max_new_tokens, stop },
+            &GenerationConfig { max_new_tokens, stop, bos: Bos::Auto },
             &Bootstrap::default(),
             Progress::Hidden,
         )
@@ -230,7 +231,7 @@ fn examples_that_cannot_be_scored_are_named() {
     let choose = |line: Value| {
         let (_dir, path) = file(&[json!({"context": "a", "choices": ["b", "c"], "answer": 0}), line]);
         let task = Task::choices(&path, None)?;
-        score_choices(tiny_llama(), &task, &Bootstrap::default(), Progress::Hidden)
+        score_choices(tiny_llama(), &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden)
     };
     let long =
         choose(json!({"context": "a", "choices": ["b", "whale ".repeat(300)], "answer": 0})).unwrap_err().to_string();
@@ -242,7 +243,7 @@ fn examples_that_cannot_be_scored_are_named() {
     let huge = (norm * 1e38).unwrap();
     let broken = tiny_llama().with_tensors([("model.norm.weight".to_owned(), huge)]).unwrap();
     let task = Task::choices(data("tasks/cloze.jsonl"), Some(2)).unwrap();
-    let error = score_choices(&broken, &task, &Bootstrap::default(), Progress::Hidden).unwrap_err();
+    let error = score_choices(&broken, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden).unwrap_err();
     assert!(matches!(&error, Error::Tensor { .. }) && error.to_string().contains("not finite"), "{error}");
 }
 
@@ -342,7 +343,7 @@ fn streamed_and_resident_models_agree() {
     random::write(&dir.path().join("model"), &config, DType::BF16, 64 << 10, 3);
     let streamed = random::open(&dir.path().join("model"));
     let task = Task::choices(data("tasks/cloze.jsonl"), Some(5)).unwrap();
-    let score = |model: &Model| score_choices(model, &task, &Bootstrap::default(), Progress::Hidden);
+    let score = |model: &Model| score_choices(model, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden);
     let error = score(&streamed).unwrap_err().to_string();
     assert!(error.contains("there is no tokenizer"), "{error}");
     Tokenizer::open(data("tiny-llama")).unwrap().save(dir.path().join("model/tokenizer.json")).unwrap();

@@ -2,10 +2,10 @@
 
 use super::task::{Choice, Task, TaskRecord};
 use super::{each, finite, target_losses};
-use crate::model::{Block, KvCache, Model, ModelConfig, Rope, Wanted};
+use crate::model::{Block, KvCache, Model, ModelConfig, Rope, RopeScaling, Wanted};
 use crate::progress::{Progress, Stage};
 use crate::stats::{Bootstrap, Score};
-use crate::text::Tokenizer;
+use crate::text::{Bos, BosRecord, Encoder};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 pub struct ChoiceScores {
     /// The task.
     pub task: TaskRecord,
+    /// What stood in front of each example. Older results lack it.
+    #[serde(default)]
+    pub bos: BosRecord,
     /// Share of examples whose answer has the highest log-likelihood: the harness's `acc`.
     pub acc: Score,
     /// The same with each log-likelihood divided by the number of characters of its choice: the harness's `acc_norm`. Long
@@ -60,11 +63,11 @@ impl ChoiceScores {
 /// part of a task.
 const TOKENS: usize = 32_768;
 
-/// Scores every choice of `task` by its log-likelihood after the context. White space at the end of a context is moved to
-/// the choice, a space is put between them unless the choice begins with white space of its own, and a choice's tokens are
-/// what `encode(context + choice)` has beyond the length of `encode(context)`. No token is added in front, except that an
-/// empty context becomes the model's token for the beginning of a text. A sequence longer than `max_position_embeddings`
-/// loses tokens at its beginning.
+/// Scores every choice of `task` by its log-likelihood after the context, as `HFLM.loglikelihood` of lm-evaluation-harness
+/// 0.4.13 does. White space at the end of a context is moved to the choice, a space is put between them ([`Choice::glue`]),
+/// and a choice's tokens are what `encode(context + choice)` has beyond the length of `encode(context)`. What stands in front
+/// of a text is `bos`; an empty context becomes the token for the beginning of a text. A sequence longer than
+/// `max_position_embeddings` loses tokens at its beginning. The score of an example depends on no other example.
 ///
 /// Blocks are used one at a time, as in [`super::evaluate`]; in each, a context passes once and its choices read its keys
 /// and values.
@@ -75,14 +78,16 @@ const TOKENS: usize = 32_768;
 pub fn score_choices(
     model: &Model,
     task: &Task<Choice>,
+    bos: Bos,
     bootstrap: &Bootstrap,
     progress: Progress,
 ) -> Result<ChoiceScores> {
     let tokenizer = model.tokenizer()?;
+    let encoder = Encoder::new(&tokenizer, bos, model.start_token()?)?;
     let mut truncated = 0;
     let mut runs = Vec::new();
     for (index, example) in task.examples.iter().enumerate() {
-        let parts = encode(model, &tokenizer, example).map_err(|problem| task.problem(example.line, problem))?;
+        let parts = encode(model, &encoder, example).map_err(|problem| task.problem(example.line, problem))?;
         truncated += usize::from(parts.iter().any(|run| run.dropped > 0));
         runs.extend(parts.into_iter().map(|run| Run { example: index, ..run }));
     }
@@ -101,6 +106,7 @@ pub fn score_choices(
     let chance = task.examples.iter().map(|e| 1.0 / e.choices.len() as f64).sum::<f64>() / task.examples.len() as f64;
     Ok(ChoiceScores {
         task: task.record(),
+        bos: encoder.record(),
         acc: bootstrap.score(&correct(&predictions, |p| p.predicted))?,
         acc_norm: bootstrap.score(&correct(&predictions, |p| p.predicted_norm))?,
         chance,
@@ -133,12 +139,14 @@ fn argmax(numbers: impl Iterator<Item = f64>) -> usize {
 }
 
 /// Choices of one example that see the very same context. These are all of them, unless the context had to be cut by a
-/// different length for each.
+/// different length for each, the choices are contexts themselves, or rotary tables depend on a sequence's length.
 struct Run {
     example: usize,
     /// Tokens that the context lost at its beginning.
     dropped: usize,
     context: Vec<u32>,
+    /// Length of the sequence that rotary tables are for, where they depend on it.
+    stretch: Option<usize>,
     /// Which choice, and its tokens.
     continuations: Vec<(usize, Vec<u32>)>,
 }
@@ -148,26 +156,38 @@ impl Run {
     fn tokens(&self) -> usize {
         self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).sum::<usize>()
     }
+
+    /// Positions of its longest sequence.
+    fn positions(&self) -> usize {
+        self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).max().unwrap_or(0)
+    }
 }
 
 /// Tokens of an example; what is wrong with it is an error without its line.
-fn encode(model: &Model, tokenizer: &Tokenizer, example: &Choice) -> Result<Vec<Run>, String> {
-    let encode = |text: &str| tokenizer.encode(text).map_err(|error| error.to_string());
-    let context = example.context.trim_end();
-    let space = &example.context[context.len()..];
-    let mut ids = encode(context)?;
-    let shared = ids.len();
-    if ids.is_empty() {
-        let start = model.start_token().map_err(|error| error.to_string())?;
-        let start = start.ok_or("has no context, and the model's config.json has no `bos_token_id` to begin with")?;
-        ids = vec![start];
-    }
+fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>, String> {
+    let said = |error: Error| error.to_string();
     let positions = model.config().max_position_embeddings;
-    let mut runs: BTreeMap<usize, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
-    for (i, choice) in example.choices.iter().enumerate() {
-        let delimiter = if choice.starts_with(char::is_whitespace) { "" } else { " " };
-        let whole = encode(&format!("{context}{space}{delimiter}{choice}"))?;
-        let continuation = whole.get(shared..).unwrap_or_default().to_vec();
+    let mut runs: BTreeMap<_, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
+    for (i, (context, continuation)) in example.requests().enumerate() {
+        let (context, continuation) = if context.is_empty() {
+            let start = encoder.start();
+            let start =
+                start.ok_or("has no context, and the model's config.json has no `bos_token_id` to begin with")?;
+            let mut ids = encoder.plain(&continuation).map_err(said)?;
+            if ids.first() == Some(&start) {
+                ids.remove(0);
+            }
+            (vec![start], ids)
+        } else {
+            let trimmed = context.trim_end();
+            let mut ids = encoder.encode(trimmed).map_err(said)?;
+            let whole = encoder.encode(&format!("{context}{continuation}")).map_err(said)?;
+            let continuation = whole.get(ids.len()..).unwrap_or_default().to_vec();
+            if ids.is_empty() {
+                ids.push(encoder.start().ok_or("has no context, and there is no token to begin with")?);
+            }
+            (ids, continuation)
+        };
         if continuation.is_empty() {
             return Err(format!("choice {i} adds no token to the context; its tokenizer joins them"));
         }
@@ -176,11 +196,19 @@ fn encode(model: &Model, tokenizer: &Tokenizer, example: &Choice) -> Result<Vec<
             return Err(format!("choice {i} has {tokens} tokens, more than the model's context of {positions}"));
         }
         // The last token is predicted, but predicts nothing, and takes no position.
-        let dropped = (ids.len() + continuation.len()).saturating_sub(positions + 1);
-        runs.entry(dropped).or_default().push((i, continuation));
+        let length = context.len() + continuation.len() - 1;
+        let dropped = length.saturating_sub(positions);
+        let stretch = Some(length - dropped).filter(|&length| stretches(model.config(), length));
+        runs.entry((dropped, stretch, context[dropped..].to_vec())).or_default().push((i, continuation));
     }
-    let run = |(dropped, continuations)| Run { example: 0, dropped, context: ids[dropped..].to_vec(), continuations };
+    let run =
+        |((dropped, stretch, context), continuations)| Run { example: 0, dropped, context, stretch, continuations };
     Ok(runs.into_iter().map(run).collect())
+}
+
+/// Whether rotary tables for `positions` tokens differ from those for fewer.
+fn stretches(config: &ModelConfig, positions: usize) -> bool {
+    matches!(config.rope.scaling, RopeScaling::Dynamic { original, .. } if positions > original)
 }
 
 /// Consecutive runs of at most [`TOKENS`] tokens, or of one run.
@@ -222,18 +250,21 @@ impl Hidden {
 
 /// Loss in nats of each continuation of each run, summed over its tokens.
 fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
-    let mut hidden = embed(model, runs)?;
-    let longest = |run: &Run| run.context.len() + run.continuations.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
-    let rope = model.rope(runs.iter().map(longest).max().unwrap_or(0));
+    // Tables that hold for any length are shared; of those that do not, a run has its own.
+    let longest = runs.iter().filter(|run| run.stretch.is_none()).map(Run::positions).max().unwrap_or(1);
+    let shared = model.rope(longest);
+    let ropes: Vec<Rope> =
+        runs.iter().map(|run| run.stretch.map_or_else(|| shared.clone(), |length| model.rope(length))).collect();
+    let mut hidden: Vec<(Hidden, Rope)> = embed(model, runs)?.into_iter().zip(ropes).collect();
     model.each_block(|_, block| {
-        each(model, &mut hidden, |hidden| {
-            hidden.pass(&block, model.config(), &rope)?;
+        each(model, &mut hidden, |(hidden, rope)| {
+            hidden.pass(&block, model.config(), rope)?;
             stage.inc(1)
         })
     })?;
     let head = model.head()?;
     let mut losses = Vec::with_capacity(runs.len());
-    for (run, hidden) in runs.iter().zip(hidden) {
+    for (run, (hidden, _)) in runs.iter().zip(hidden) {
         // The context's last token predicts the first token of every continuation.
         let last = hidden.context.narrow(1, run.context.len() - 1, 1)?;
         let rows: Vec<&Tensor> =
@@ -277,6 +308,7 @@ fn embed(model: &Model, runs: &[Run]) -> Result<Vec<Hidden>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::Glue;
 
     #[test]
     fn the_first_of_equal_choices_is_taken() {
@@ -291,6 +323,8 @@ mod tests {
             context: "x".into(),
             choices: vec!["ab".into(), "éééé".into(), "abcdef".into()],
             answer: 1,
+            glue: Glue::UnlessSpaced,
+            ending: None,
         };
         // Per character -2, -1 and -1.5; per byte the second would be -0.5, the last still -1.5.
         let prediction = predict(&example, vec![-4.0, -4.0, -9.0]);
@@ -305,6 +339,7 @@ mod tests {
             example,
             dropped: 0,
             context: vec![0; tokens],
+            stretch: None,
             continuations: vec![(0, vec![0])],
         };
         let runs = [run(0, 20_000), run(1, 12_768), run(2, 1), run(3, 40_000), run(4, 5)];

@@ -145,7 +145,8 @@ impl Lab {
         inputs: Value,
         compute: impl FnOnce(Option<&Tokenizer>) -> Result<Windows>,
     ) -> Result<Windows> {
-        let is_tokens = text.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let is_json = text.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let is_tokens = is_json && crate::text::TextFile::read(text, false)?.seqlen().is_some();
         let tokenizer = self.model.checkpoint().map(|checkpoint| checkpoint.dir().join("tokenizer.json"));
         let (false, Some(tokenizer)) = (is_tokens, tokenizer) else { return compute(None) };
         let sha256 = |path: &Path| -> Result<String> {

@@ -1,0 +1,173 @@
+//! Several tasks that belong to one table.
+
+use super::hub::Kind;
+use super::task::{Choice, Task};
+use super::{ChoiceScores, score_choices};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::stats::Bootstrap;
+use crate::text::Bos;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A named set of tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// The seven of the tables of Wanda (Sun et al. 2023): BoolQ, RTE, HellaSwag, WinoGrande, ARC-e, ARC-c, OBQA, by `acc`.
+    Wanda7,
+}
+
+impl FromStr for Suite {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "wanda7" => Ok(Suite::Wanda7),
+            other => Err(Error::argument("suite", other, "the one that is known is wanda7")),
+        }
+    }
+}
+
+/// A column of the table.
+struct Column {
+    name: &'static str,
+    kind: Kind,
+    /// What the file's path, in lower case, has one of; nothing where the kind says enough.
+    path: &'static [&'static str],
+    /// Names of the part that lm-evaluation-harness scores.
+    part: &'static [&'static str],
+}
+
+const VALIDATION: &[&str] = &["validation", "valid", "val", "dev"];
+const TEST: &[&str] = &["test"];
+const EASY: &[&str] = &["easy", "arc-e", "arc_e", "arce"];
+const CHALLENGE: &[&str] = &["challenge", "arc-c", "arc_c", "arcc"];
+const WANDA7: [Column; 7] = [
+    Column { name: "BoolQ", kind: Kind::BoolQ, path: &[], part: VALIDATION },
+    Column { name: "RTE", kind: Kind::Rte, path: &[], part: VALIDATION },
+    Column { name: "HellaSwag", kind: Kind::HellaSwag, path: &[], part: VALIDATION },
+    Column { name: "WinoGrande", kind: Kind::WinoGrande, path: &[], part: VALIDATION },
+    Column { name: "ARC-e", kind: Kind::Arc, path: EASY, part: TEST },
+    Column { name: "ARC-c", kind: Kind::Arc, path: CHALLENGE, part: TEST },
+    Column { name: "OBQA", kind: Kind::OpenBookQa, path: &[], part: TEST },
+];
+
+/// What a model scores on a suite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SuiteScores {
+    /// Name of the suite.
+    pub suite: String,
+    /// Mean of the tasks' `acc`.
+    pub mean: f64,
+    /// In the order of the papers.
+    pub rows: Vec<SuiteRow>,
+}
+
+/// A task of a suite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SuiteRow {
+    /// Its name in the table.
+    pub name: String,
+    /// Whether lm-evaluation-harness reports `acc_norm` for it.
+    pub normed: bool,
+    /// Its scores.
+    pub scores: ChoiceScores,
+}
+
+/// The tasks of `suite` with their names, out of the files under `dir`, the first `limit` examples of each or all. Which file is
+/// which task its rows say; ARC's two parts are told apart by the path, which says `easy` or `challenge`. Of several parts of a
+/// task the one is taken that lm-evaluation-harness scores.
+///
+/// # Errors
+/// [`Error::File`] for a task that is missing, or there twice; as [`Task::choices`] for an example that cannot be read.
+pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec<(&'static str, Task<Choice>)>> {
+    let Suite::Wanda7 = suite;
+    let mut files = Vec::new();
+    collect(dir, 4, &mut files)?;
+    files.sort();
+    let mut found = Vec::new();
+    for path in files {
+        let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().to_lowercase();
+        // The first row says what it is; a file of something else may lie beside the tasks.
+        if let Ok(Some(kind)) = Task::choices(&path, Some(1)).map(|task| task.kind) {
+            found.push((name, path, kind));
+        }
+    }
+    let mut tasks = Vec::new();
+    let mut missing = Vec::new();
+    for column in &WANDA7 {
+        let named = |name: &str, words: &[&str]| words.iter().any(|word| name.contains(word));
+        let fits = |(name, _, kind): &&(String, PathBuf, Kind)| {
+            *kind == column.kind && (column.path.is_empty() || named(name, column.path))
+        };
+        let mut files: Vec<_> = found.iter().filter(fits).collect();
+        if files.len() > 1 && files.iter().any(|(name, ..)| named(name, column.part)) {
+            files.retain(|(name, ..)| named(name, column.part));
+        }
+        match files[..] {
+            [] => missing.push(column.name),
+            [(_, path, _)] => tasks.push((column.name, Task::choices(path, limit)?)),
+            [(first, ..), (second, ..), ..] => {
+                let problem = format!("{} is there twice, in {first} and {second}; leave one of them", column.name);
+                return Err(Error::file(dir, problem));
+            }
+        }
+    }
+    if !missing.is_empty() {
+        let problem = format!(
+            "has no {}; wanted are JSON lines of each, as the hub or the authors have them (docs/record.md); ARC's files say \
+             `easy` or `challenge` in their path",
+            missing.join(", ")
+        );
+        return Err(Error::file(dir, problem));
+    }
+    Ok(tasks)
+}
+
+/// Scores the tasks of a suite.
+///
+/// # Errors
+/// As [`score_choices`].
+pub fn score_suite(
+    model: &Model,
+    suite: Suite,
+    tasks: &[(&'static str, Task<Choice>)],
+    bos: Bos,
+    bootstrap: &Bootstrap,
+    progress: Progress,
+) -> Result<SuiteScores> {
+    let Suite::Wanda7 = suite;
+    let row = |(name, task): &(&str, Task<Choice>)| -> Result<SuiteRow> {
+        let normed = task.kind.is_some_and(Kind::normed);
+        let scores = score_choices(model, task, bos, bootstrap, progress)?;
+        Ok(SuiteRow { name: (*name).to_owned(), normed, scores })
+    };
+    let rows = tasks.iter().map(row).collect::<Result<Vec<_>>>()?;
+    let mean = rows.iter().map(|row| row.scores.acc.value).sum::<f64>() / rows.len().max(1) as f64;
+    Ok(SuiteScores { suite: "wanda7".to_owned(), mean, rows })
+}
+
+/// Files that may be tasks, `depth` directories deep: JSON of any kind but for parts to train on.
+fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let path = entry.map_err(Error::io("read", dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        if path.is_dir() {
+            if depth > 1 {
+                collect(&path, depth - 1, files)?;
+            }
+            continue;
+        }
+        let plain = name.trim_end_matches(".gz").trim_end_matches(".zst");
+        let json = [".jsonl", ".json", ".ndjson"].iter().any(|ending| plain.ends_with(ending));
+        if json && !name.contains("train") {
+            files.push(path);
+        } else if name.ends_with(".parquet") && !name.contains("train") {
+            // Says how to convert it.
+            crate::text::read_text(&path)?;
+        }
+    }
+    Ok(())
+}
