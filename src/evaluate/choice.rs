@@ -2,7 +2,7 @@
 
 use super::task::{Choice, Task, TaskRecord};
 use super::{each, finite, target_losses};
-use crate::model::{Block, KvCache, Model, ModelConfig, Rope, RopeScaling, Wanted};
+use crate::model::{Block, KvCache, Model, ModelConfig, Rope, Wanted};
 use crate::progress::{Progress, Stage};
 use crate::stats::{Bootstrap, Score};
 use crate::text::{Bos, BosRecord, Encoder};
@@ -139,14 +139,12 @@ fn argmax(numbers: impl Iterator<Item = f64>) -> usize {
 }
 
 /// Choices of one example that see the very same context. These are all of them, unless the context had to be cut by a
-/// different length for each, the choices are contexts themselves, or rotary tables depend on a sequence's length.
+/// different length for each, or the choices are contexts themselves.
 struct Run {
     example: usize,
     /// Tokens that the context lost at its beginning.
     dropped: usize,
     context: Vec<u32>,
-    /// Length of the sequence that rotary tables are for, where they depend on it.
-    stretch: Option<usize>,
     /// Which choice, and its tokens.
     continuations: Vec<(usize, Vec<u32>)>,
 }
@@ -157,11 +155,14 @@ impl Run {
         self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).sum::<usize>()
     }
 
-    /// Positions of its longest sequence.
+    /// Positions of its longest sequence, at most those of the model's context.
     fn positions(&self) -> usize {
         self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).max().unwrap_or(0)
     }
 }
+
+const NO_START: &str = "has no context, and neither the tokenizer nor config.json has a token to begin with (`bos_token`); add \
+                        one, or a context";
 
 /// Tokens of an example; what is wrong with it is an error without its line.
 fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>, String> {
@@ -171,8 +172,7 @@ fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>
     for (i, (context, continuation)) in example.requests().enumerate() {
         let (context, continuation) = if context.is_empty() {
             let start = encoder.start();
-            let start =
-                start.ok_or("has no context, and the model's config.json has no `bos_token_id` to begin with")?;
+            let start = start.ok_or(NO_START)?;
             let mut ids = encoder.plain(&continuation).map_err(said)?;
             if ids.first() == Some(&start) {
                 ids.remove(0);
@@ -184,7 +184,7 @@ fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>
             let whole = encoder.encode(&format!("{context}{continuation}")).map_err(said)?;
             let continuation = whole.get(ids.len()..).unwrap_or_default().to_vec();
             if ids.is_empty() {
-                ids.push(encoder.start().ok_or("has no context, and there is no token to begin with")?);
+                ids.push(encoder.start().ok_or(NO_START)?);
             }
             (ids, continuation)
         };
@@ -198,17 +198,10 @@ fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>
         // The last token is predicted, but predicts nothing, and takes no position.
         let length = context.len() + continuation.len() - 1;
         let dropped = length.saturating_sub(positions);
-        let stretch = Some(length - dropped).filter(|&length| stretches(model.config(), length));
-        runs.entry((dropped, stretch, context[dropped..].to_vec())).or_default().push((i, continuation));
+        runs.entry((dropped, context[dropped..].to_vec())).or_default().push((i, continuation));
     }
-    let run =
-        |((dropped, stretch, context), continuations)| Run { example: 0, dropped, context, stretch, continuations };
+    let run = |((dropped, context), continuations)| Run { example: 0, dropped, context, continuations };
     Ok(runs.into_iter().map(run).collect())
-}
-
-/// Whether rotary tables for `positions` tokens differ from those for fewer.
-fn stretches(config: &ModelConfig, positions: usize) -> bool {
-    matches!(config.rope.scaling, RopeScaling::Dynamic { original, .. } if positions > original)
 }
 
 /// Consecutive runs of at most [`TOKENS`] tokens, or of one run.
@@ -250,21 +243,18 @@ impl Hidden {
 
 /// Loss in nats of each continuation of each run, summed over its tokens.
 fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
-    // Tables that hold for any length are shared; of those that do not, a run has its own.
-    let longest = runs.iter().filter(|run| run.stretch.is_none()).map(Run::positions).max().unwrap_or(1);
-    let shared = model.rope(longest);
-    let ropes: Vec<Rope> =
-        runs.iter().map(|run| run.stretch.map_or_else(|| shared.clone(), |length| model.rope(length))).collect();
-    let mut hidden: Vec<(Hidden, Rope)> = embed(model, runs)?.into_iter().zip(ropes).collect();
+    // Up to the model's context, tables hold for any length: those of the longest sequence are those of each, dynamic ones too.
+    let rope = model.rope(runs.iter().map(Run::positions).max().unwrap_or(1));
+    let mut hidden = embed(model, runs)?;
     model.each_block(|_, block| {
-        each(model, &mut hidden, |(hidden, rope)| {
-            hidden.pass(&block, model.config(), rope)?;
+        each(model, &mut hidden, |hidden| {
+            hidden.pass(&block, model.config(), &rope)?;
             stage.inc(1)
         })
     })?;
     let head = model.head()?;
     let mut losses = Vec::with_capacity(runs.len());
-    for (run, (hidden, _)) in runs.iter().zip(hidden) {
+    for (run, hidden) in runs.iter().zip(hidden) {
         // The context's last token predicts the first token of every continuation.
         let last = hidden.context.narrow(1, run.context.len() - 1, 1)?;
         let rows: Vec<&Tensor> =
@@ -339,7 +329,6 @@ mod tests {
             example,
             dropped: 0,
             context: vec![0; tokens],
-            stretch: None,
             continuations: vec![(0, vec![0])],
         };
         let runs = [run(0, 20_000), run(1, 12_768), run(2, 1), run(3, 40_000), run(4, 5)];

@@ -10,7 +10,6 @@ use crate::text::Bos;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// A named set of tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,16 +18,7 @@ pub enum Suite {
     Wanda7,
 }
 
-impl FromStr for Suite {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "wanda7" => Ok(Suite::Wanda7),
-            other => Err(Error::argument("suite", other, "the one that is known is wanda7")),
-        }
-    }
-}
+crate::error::named!(Suite, "suite", Wanda7 => "wanda7");
 
 /// A column of the table.
 struct Column {
@@ -117,7 +107,7 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
     }
     if !missing.is_empty() {
         let problem = format!(
-            "has no {}; wanted are JSON lines of each, as the hub or the authors have them (docs/record.md); ARC's files say \
+            "has no {}; wanted are JSON lines or parquet of each, as the hub or the authors have them (docs/record.md); ARC's files say \
              `easy` or `challenge` in their path",
             missing.join(", ")
         );
@@ -146,10 +136,10 @@ pub fn score_suite(
     };
     let rows = tasks.iter().map(row).collect::<Result<Vec<_>>>()?;
     let mean = rows.iter().map(|row| row.scores.acc.value).sum::<f64>() / rows.len().max(1) as f64;
-    Ok(SuiteScores { suite: "wanda7".to_owned(), mean, rows })
+    Ok(SuiteScores { suite: suite.to_string(), mean, rows })
 }
 
-/// Files that may be tasks, `depth` directories deep: JSON of any kind but for parts to train on.
+/// Files that may be tasks, `depth` directories deep: JSON and parquet, but for parts to train on.
 fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
         let path = entry.map_err(Error::io("read", dir))?.path();
@@ -161,12 +151,9 @@ fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
             continue;
         }
         let plain = name.trim_end_matches(".gz").trim_end_matches(".zst");
-        let json = [".jsonl", ".json", ".ndjson"].iter().any(|ending| plain.ends_with(ending));
-        if json && !name.contains("train") {
+        let rows = [".jsonl", ".json", ".ndjson", ".parquet"].iter().any(|ending| plain.ends_with(ending));
+        if rows && !name.contains("train") {
             files.push(path);
-        } else if name.ends_with(".parquet") && !name.contains("train") {
-            // Says how to convert it.
-            crate::text::read_text(&path)?;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Tasks: files with one example a row, in the shapes that public data sets have.
 
 use super::hub::{self, Kind};
-use crate::text::{read_text, rows};
+use crate::text::{Input, Rows, read as read_input};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -20,6 +20,8 @@ pub struct Task<E> {
     /// The data set whose shape all examples have.
     pub kind: Option<Kind>,
     path: PathBuf,
+    /// What an example's number counts.
+    unit: &'static str,
 }
 
 /// A task's identity and how much of it was scored.
@@ -39,7 +41,7 @@ pub struct TaskRecord {
 /// A text and what may follow it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Its line in the file, from 1.
+    /// Its line in the file, or its row in a list or table, from 1.
     pub line: usize,
     /// What stands before each choice.
     pub context: String,
@@ -79,7 +81,7 @@ impl Choice {
 /// A text and what its continuation should say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// Its line in the file, from 1.
+    /// Its line in the file, or its row in a list or table, from 1.
     pub line: usize,
     /// What the model continues.
     pub prompt: String,
@@ -104,7 +106,7 @@ impl Task<Choice> {
     ///   text. Texts are taken as they stand;
     /// - a row of a data set in [`Kind`], as its authors or the hub have it, with the prompt of lm-evaluation-harness.
     ///
-    /// The rows are JSON lines or a JSON list, which may be compressed.
+    /// The rows are JSON lines, a JSON list or a parquet table, which may be compressed.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read; [`Error::File`] with the line and the field of an example that has none
@@ -151,12 +153,8 @@ impl<E> Task<E> {
 
     /// An error about an example.
     pub(super) fn problem(&self, line: usize, problem: Problem) -> Error {
-        at_line(&self.path, line, &problem)
+        Error::file(&self.path, format!("{} {line}: {problem}", self.unit))
     }
-}
-
-fn at_line(path: &Path, line: usize, problem: &str) -> Error {
-    Error::file(path, format!("line {line}: {problem}"))
 }
 
 fn read<E>(
@@ -167,29 +165,27 @@ fn read<E>(
     if limit == Some(0) {
         return Err(Error::argument("limit", 0, "at least one example is needed"));
     }
-    let content = read_text(path)?;
-    let rows = match rows(path, &content)? {
-        Some(rows) => rows,
+    let Rows { unit, rows } = match read_input(path, None)? {
+        Input::Rows(rows) => rows,
         // What is called neither is read as lines.
-        None => content
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| !line.trim().is_empty())
-            .map(|(i, line)| (i + 1, serde_json::from_str(line).map_err(|_| "is not JSON".to_owned())))
-            .collect(),
+        Input::Text(text) => {
+            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+            let row = |(i, line)| (i + 1, serde_json::from_str(line).map_err(|_| "is not JSON".to_owned()));
+            Rows { unit: "line", rows: lines.map(row).collect() }
+        }
     };
     let examples = rows
         .into_iter()
         .take(limit.unwrap_or(usize::MAX))
         .map(|(line, row)| {
-            let parse = || example(line, row?.as_object().ok_or("is no JSON object; each line is one example")?);
-            parse().map_err(|problem: Problem| at_line(path, line, &problem))
+            let parse = || example(line, row?.as_object().ok_or_else(|| format!("is no JSON object; each {unit} is one example"))?);
+            parse().map_err(|problem: Problem| Error::file(path, format!("{unit} {line}: {problem}")))
         })
         .collect::<Result<Vec<(E, Option<Kind>)>>>()?;
     let Some(&(_, first)) = examples.first() else {
         return Err(Error::file(
             path,
-            "holds no example; a task is JSON lines, one example a line, or a JSON list of them",
+            "holds no example; a task is JSON lines, one example a line, a JSON list or a parquet table of them",
         ));
     };
     let kind = first.filter(|_| examples.iter().all(|(_, kind)| *kind == first));
@@ -199,6 +195,7 @@ fn read<E>(
         examples: examples.into_iter().map(|(example, _)| example).collect(),
         kind,
         path: path.to_path_buf(),
+        unit,
     })
 }
 

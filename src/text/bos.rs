@@ -3,8 +3,6 @@
 use super::Tokenizer;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
 
 /// Whether the texts of tasks and prompts get a token for their beginning (BOS). Perplexity windows never do: the papers'
 /// codes cut them out of one stream of tokens.
@@ -21,28 +19,7 @@ pub enum Bos {
     No,
 }
 
-impl fmt::Display for Bos {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Bos::Auto => "auto",
-            Bos::Yes => "yes",
-            Bos::No => "no",
-        })
-    }
-}
-
-impl FromStr for Bos {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Bos::Auto),
-            "yes" => Ok(Bos::Yes),
-            "no" => Ok(Bos::No),
-            other => Err(Error::argument("bos", other, "wanted is auto, yes or no")),
-        }
-    }
-}
+crate::error::named!(Bos, "bos", Auto => "auto", Yes => "yes", No => "no");
 
 /// What was asked for, and what that came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What a text file holds, by its content and not by its name.
 
-use super::{END_OF_TEXT, extension};
+use super::{END_OF_TEXT, extension, parquet};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::io::{Cursor, Read};
@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 pub struct TextFile {
     pub(super) path: PathBuf,
     pub(super) content: Content,
-    /// Lines that could not be read and were left out, from 1; rows of a list count as lines.
+    /// Lines that could not be read and were left out, from 1.
     pub skipped: Vec<usize>,
+    /// What `skipped` counts: a `line`, or a `row` of a list or table.
+    pub unit: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -31,21 +33,22 @@ impl TextFile {
     /// When the file cannot be read, holds no text, or has a bad line.
     pub fn read(path: impl AsRef<Path>, skip_bad_lines: bool) -> Result<Self> {
         let path = path.as_ref();
-        let text = read_text(path)?;
-        let (content, skipped) = match rows(path, &text)? {
-            None => (Content::Documents(plain_documents(&text)), Vec::new()),
-            Some(rows) => content(path, rows, skip_bad_lines)?,
+        let input = read(path, Some(&["text", "input_ids"]))?;
+        let unit = if let Input::Rows(rows) = &input { rows.unit } else { "line" };
+        let (content, skipped) = match input {
+            Input::Text(text) => (Content::Documents(plain_documents(&text)), Vec::new()),
+            Input::Rows(rows) => content(path, rows, skip_bad_lines)?,
         };
         let empty = match &content {
             Content::Documents(documents) => documents.is_empty(),
             Content::Windows(windows) => windows.is_empty(),
         };
         if empty {
-            let skipped = if skipped.is_empty() { String::new() } else { format!(" ({} bad lines)", skipped.len()) };
+            let skipped = if skipped.is_empty() { String::new() } else { format!(" ({} bad {unit}s)", skipped.len()) };
             let problem = format!("holds no text and no window{skipped}; give a file with at least one window of it");
             return Err(Error::file(path, problem));
         }
-        Ok(TextFile { path: path.to_path_buf(), content, skipped })
+        Ok(TextFile { path: path.to_path_buf(), content, skipped, unit })
     }
 
     /// Tokens of a window, where the file holds windows of token ids; text has windows of any length.
@@ -57,14 +60,62 @@ impl TextFile {
     }
 }
 
-/// One row of a file: its line, or its place in a list, from 1; a row that cannot be read says why.
+/// What a file is.
+pub(crate) enum Input {
+    /// JSON or a table.
+    Rows(Rows),
+    /// Anything else.
+    Text(String),
+}
+
+/// The rows of a file.
+pub(crate) struct Rows {
+    /// What a row's number counts: a `line`, or a `row` of a list or table.
+    pub(crate) unit: &'static str,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// One row: its number from 1; a row that cannot be read says why.
 pub(crate) type Row = (usize, std::result::Result<Value, String>);
+
+/// Reads a file for what it is; of a table only `columns`, of which it must have one.
+///
+/// # Errors
+/// When the file cannot be read; formats that are not known are named.
+pub(crate) fn read(path: &Path, columns: Option<&[&str]>) -> Result<Input> {
+    let bytes = unpacked(path)?;
+    if bytes.starts_with(parquet::MAGIC) {
+        let problem = |problem| match problem {
+            parquet::Problem::Damaged => "is a parquet file that is cut short or damaged; fetch it again".to_owned(),
+            parquet::Problem::Missing(problem) => {
+                format!("is a parquet file that {problem}; rename the one that is meant, or give another file")
+            }
+            parquet::Problem::Unread(problem) => format!(
+                "is a parquet file that {problem}; make JSON lines of it: python3 -c \"import pandas, sys; \
+                 pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True, \
+                 force_ascii=False)\" FILE.parquet FILE.jsonl"
+            ),
+        };
+        let rows = parquet::rows(&bytes, columns).map_err(|found| Error::file(path, problem(found)))?;
+        return Ok(Input::Rows(Rows { unit: "row", rows: counted(rows) }));
+    }
+    let text = utf8(path, bytes)?;
+    Ok(match rows(path, &text)? {
+        Some(rows) => Input::Rows(rows),
+        None => Input::Text(text),
+    })
+}
 
 /// The text of a file, decompressed, without a byte order mark.
 ///
 /// # Errors
 /// When the file cannot be read or is not UTF-8; formats that hold no plain text are named.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
+    utf8(path, unpacked(path)?)
+}
+
+/// The bytes of a file, decompressed.
+fn unpacked(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     // A compressed file may have been compressed twice; more would be a trap.
     for _ in 0..2 {
@@ -82,6 +133,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         }
         bytes = plain;
     }
+    Ok(bytes)
+}
+
+fn utf8(path: &Path, mut bytes: Vec<u8>) -> Result<String> {
     if let Some(problem) = no_text(&bytes) {
         return Err(Error::file(path, problem));
     }
@@ -117,12 +172,6 @@ fn no_text(bytes: &[u8]) -> Option<String> {
     match bytes {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => utf16("UTF-32", "utf-32"),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => utf16("UTF-16", "utf-16"),
-        [b'P', b'A', b'R', b'1', ..] => Some(
-            "is a parquet file, which is not read here; make JSON lines of it: python3 -c \"import pandas, sys; \
-             pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True, force_ascii=False)\" \
-             FILE.parquet FILE.jsonl"
-                .into(),
-        ),
         [b'A', b'R', b'R', b'O', b'W', b'1', ..] => {
             Some("is an Arrow file, which is not read here; save the data set as JSON lines (`Dataset.to_json`)".into())
         }
@@ -151,7 +200,7 @@ fn ending(path: &Path) -> String {
 ///
 /// # Errors
 /// When the file is called JSON and is none as a whole.
-pub(crate) fn rows(path: &Path, text: &str) -> Result<Option<Vec<Row>>> {
+fn rows(path: &Path, text: &str) -> Result<Option<Rows>> {
     let ending = ending(path);
     let called_lines = ["jsonl", "ndjson", "jsonlines"].contains(&ending.as_str());
     let called_json = called_lines || ending == "json";
@@ -159,8 +208,13 @@ pub(crate) fn rows(path: &Path, text: &str) -> Result<Option<Vec<Row>>> {
     if !called_json && !start.starts_with(['{', '[']) {
         return Ok(None);
     }
+    let parsed = |line: &str| serde_json::from_str::<Value>(line);
+    let lines = || text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    // A bad line at the beginning does not make something else of the others.
+    let beginning = || lines().take(8).filter_map(|(_, line)| parsed(line).ok());
     let first = start.lines().next().unwrap_or_default().trim();
     let closed = (first.starts_with('{') && first.ends_with('}')) || (first.starts_with('[') && first.ends_with(']'));
+    let by_line = || closed || (first.starts_with('{') && beginning().any(|value| value.is_object()));
     let whole: std::result::Result<Value, _> = serde_json::from_str(text);
     let ours = |value: &Value| match value {
         Value::Object(fields) => ["text", "input_ids", "rows"].iter().any(|&field| fields.contains_key(field)),
@@ -171,16 +225,13 @@ pub(crate) fn rows(path: &Path, text: &str) -> Result<Option<Vec<Row>>> {
         // Text that happens to be JSON, such as a number in brackets.
         Ok(value) if !called_json && !ours(&value) => Ok(None),
         Ok(value) => Ok(Some(list(value))),
-        Err(_) if called_lines || closed => {
-            let parsed = |line: &str| serde_json::from_str::<Value>(line);
-            if !called_json && !parsed(first).is_ok_and(|value| ours(&value)) {
-                return Ok(None);
-            }
-            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-            Ok(Some(lines.map(|(i, line)| (i + 1, parsed(line).map_err(|error| not_json(line, &error)))).collect()))
+        Err(_) if !called_json && !beginning().any(|value| ours(&value)) => Ok(None),
+        Err(_) if called_lines || by_line() => {
+            let row = |(i, line): (usize, &str)| (i + 1, parsed(line).map_err(|error| not_json(line, &error)));
+            Ok(Some(Rows { unit: "line", rows: lines().map(row).collect() }))
         }
         Err(_) if !called_json => Ok(None),
-        Err(_) if text.trim().is_empty() => Ok(Some(Vec::new())),
+        Err(_) if text.trim().is_empty() => Ok(Some(Rows { unit: "line", rows: Vec::new() })),
         Err(error) => {
             let problem = "is no JSON: neither a list, nor an object, nor one of them on each line";
             let place = format!("line {}, column {}", error.line(), error.column());
@@ -190,7 +241,7 @@ pub(crate) fn rows(path: &Path, text: &str) -> Result<Option<Vec<Row>>> {
 }
 
 /// The rows of a list; of `{"rows": [{"row": ...}, ...]}`, as the hub's viewer gives them; or the one value.
-fn list(value: Value) -> Vec<Row> {
+fn list(value: Value) -> Rows {
     let rows = match value {
         // A row of numbers is a window, not a list of rows.
         Value::Array(list) if !list.iter().all(Value::is_number) => list,
@@ -203,28 +254,32 @@ fn list(value: Value) -> Vec<Row> {
         },
         other => vec![other],
     };
+    Rows { unit: "row", rows: counted(rows) }
+}
+
+fn counted(rows: Vec<Value>) -> Vec<Row> {
     rows.into_iter().enumerate().map(|(i, row)| (i + 1, Ok(row))).collect()
 }
 
 /// What is wrong with a line that is no JSON, in words.
 fn not_json(line: &str, error: &serde_json::Error) -> String {
-    let (at, message) = (error.column(), error.to_string());
+    let (at, message) = (error.column().max(1), error.to_string());
     let what = if error.is_eof() {
         "it ends in the middle"
     } else if message.contains("surrogate") || message.contains("hex escape") {
         "a `\\u` escape is half a character, as when a text is cut inside an emoji"
     } else if message.contains("control character") {
         "a control character stands in a text"
-    } else if line.contains("NaN") || line.contains("Infinity") {
+    } else if ["NaN", "Infinity", "-Infinity"].iter().any(|name| line.get(at - 1..).unwrap_or("").starts_with(name)) {
         "NaN and Infinity are no JSON"
     } else {
-        "something else stands there"
+        "something is missing there, or stands where it cannot"
     };
     format!("is not JSON (column {at}: {what})")
 }
 
 /// Documents or windows out of rows, and the lines that were skipped.
-fn content(path: &Path, rows: Vec<Row>, skip: bool) -> Result<(Content, Vec<usize>)> {
+fn content(path: &Path, Rows { unit, rows }: Rows, skip: bool) -> Result<(Content, Vec<usize>)> {
     let count = rows.len();
     let (mut documents, mut windows, mut bad) = (Vec::new(), Vec::new(), Vec::new());
     for (line, row) in rows {
@@ -239,7 +294,7 @@ fn content(path: &Path, rows: Vec<Row>, skip: bool) -> Result<(Content, Vec<usiz
             1 => format!("the only one of {count} that is bad"),
             n => format!("{n} of {count} are bad"),
         };
-        let problem = format!("line {line}: {problem}; {more}: mend it, or leave such lines out with --skip-bad-lines");
+        let problem = format!("{unit} {line}: {problem} ({more}); mend it, or leave such {unit}s out with --skip-bad-lines");
         return Err(Error::file(path, problem));
     }
     let lines = bad.into_iter().map(|(line, _)| line).collect();

@@ -1,9 +1,9 @@
 //! Text to token windows: documents, tokenizers, calibration and evaluation windows, n-gram baselines.
 //!
 //! What a text argument is, its content says and not its name; it may be compressed with gzip or zstd:
-//! - JSON lines, as C4 has them, or a JSON list: documents, each an object with its text in the field `text`;
-//! - a JSON list, JSON lines or `{"input_ids": [[...], ...]}` of token ids, a row a window, `[[1, 2, ...], ...]`; two programs
-//!   given this file see the very same tokens;
+//! - JSON lines, as C4 has them, a JSON list, or a parquet table: documents, each a row with its text in the field `text`;
+//! - the same, or `{"input_ids": [[...], ...]}`, of token ids, a row a window, `[[1, 2, ...], ...]` or in the field `input_ids`;
+//!   two programs given this file see the very same tokens;
 //! - anything else: documents with a line of their own, `<|endoftext|>`, between them; without such a line the whole file is
 //!   one document.
 //!
@@ -12,12 +12,13 @@
 mod bos;
 mod input;
 mod ngram;
+mod parquet;
 mod windows;
 
 pub(crate) use bos::Encoder;
 pub use bos::{Bos, BosRecord};
 pub use input::TextFile;
-pub(crate) use input::{read_text, rows};
+pub(crate) use input::{Input, Rows, read, read_text};
 pub use ngram::{NgramPerplexity, ngram_perplexity};
 pub use windows::Windows;
 pub(crate) use windows::below;
