@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 /// Score a model: perplexity on a text, accuracy on tasks, with bootstrap intervals
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("what").args(["text", "task", "suite"]).required(true).multiple(true)))]
+#[command(group(clap::ArgGroup::new("examples").args(["task", "suite"]).multiple(true)))]
 pub(crate) struct Args {
     /// Directory or hub id
     model: String,
-    /// Text: plain, JSON lines or a list (field `text`), or windows of token ids; .gz and .zst too
+    /// Text: plain, or JSON or parquet with the field `text` or `input_ids` (token ids); .gz and .zst too
     #[arg(long)]
     text: Option<PathBuf>,
     /// Windows to score, from the beginning [default: all]
@@ -31,11 +32,11 @@ pub(crate) struct Args {
     /// Leave out lines of the text that cannot be read
     #[arg(long, requires = "text")]
     skip_bad_lines: bool,
-    /// Multiple choice, one JSON example a line: `question`, `choices`, `answer`, or as HellaSwag, PIQA and ARC have it;
-    /// may be repeated
+    /// Multiple choice, JSON or parquet: `question`, `choices`, `answer`, or rows of BoolQ, RTE, HellaSwag, WinoGrande, ARC,
+    /// OpenBookQA or PIQA as the hub has them; may be repeated
     #[arg(long, value_name = "FILE.jsonl")]
     task: Vec<PathBuf>,
-    /// A table of papers: `wanda7` and a folder with BoolQ, RTE, HellaSwag, WinoGrande, ARC-e, ARC-c and OpenBookQA as JSON lines
+    /// The table of a paper: `wanda7` and a folder with BoolQ, RTE, HellaSwag, WinoGrande, ARC-e, ARC-c and OpenBookQA
     #[arg(long, num_args = 2, value_names = ["NAME", "DIR"])]
     suite: Vec<String>,
     /// Let the model generate answers to the tasks (`prompt`, `answer`, which may be a list) instead of choosing them
@@ -49,10 +50,10 @@ pub(crate) struct Args {
     stop: Vec<String>,
     /// Whether a token for the beginning of a text stands in front of an example: auto (as the tokenizer does, and
     /// lm-evaluation-harness), yes or no
-    #[arg(long, default_value_t = Bos::Auto)]
+    #[arg(long, default_value_t = Bos::Auto, requires = "examples")]
     bos: Bos,
     /// Examples of each task, from the beginning [default: all]
-    #[arg(long)]
+    #[arg(long, requires = "examples")]
     limit: Option<usize>,
     /// Seed of the bootstrap intervals
     #[arg(long, default_value_t = 0)]

@@ -173,7 +173,8 @@ fn read_text(path: &Path, skip_bad_lines: bool) -> lacuna::Result<TextFile> {
     let text = TextFile::read(path, skip_bad_lines)?;
     if let [first, ..] = text.skipped[..] {
         let n = text.skipped.len();
-        eprintln!("note: {}: {n} bad lines were skipped, the first is line {first}", path.display());
+        let unit = text.unit;
+        eprintln!("note: {}: {n} bad {unit}s were skipped, the first is {unit} {first}", path.display());
     }
     Ok(text)
 }

@@ -1,12 +1,12 @@
 //! Several tasks that belong to one table.
 
-use super::hub::Kind;
+use super::hub::{self, Kind};
 use super::task::{Choice, Task};
 use super::{ChoiceScores, score_choices};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::Bootstrap;
-use crate::text::Bos;
+use crate::text::{Bos, Input, read};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -77,24 +77,25 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
     let mut files = Vec::new();
     collect(dir, 4, &mut files)?;
     files.sort();
-    let mut found = Vec::new();
+    let (mut found, mut unread) = (Vec::new(), None);
     for path in files {
         let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().to_lowercase();
-        // The first row says what it is; a file of something else may lie beside the tasks.
-        if let Ok(Some(kind)) = Task::choices(&path, Some(1)).map(|task| task.kind) {
-            found.push((name, path, kind));
+        match kind(&path) {
+            Ok(Some(kind)) => found.push((name, path, kind)),
+            // A file of something else may lie beside the tasks.
+            Ok(None) => {}
+            Err(error) => unread = unread.or(Some(error)),
         }
     }
     let mut tasks = Vec::new();
     let mut missing = Vec::new();
     for column in &WANDA7 {
-        let named = |name: &str, words: &[&str]| words.iter().any(|word| name.contains(word));
         let fits = |(name, _, kind): &&(String, PathBuf, Kind)| {
-            *kind == column.kind && (column.path.is_empty() || named(name, column.path))
+            *kind == column.kind && (column.path.is_empty() || column.path.iter().any(|part| name.contains(part)))
         };
         let mut files: Vec<_> = found.iter().filter(fits).collect();
-        if files.len() > 1 && files.iter().any(|(name, ..)| named(name, column.part)) {
-            files.retain(|(name, ..)| named(name, column.part));
+        if files.len() > 1 && files.iter().any(|(name, ..)| says(name, column.part)) {
+            files.retain(|(name, ..)| says(name, column.part));
         }
         match files[..] {
             [] => missing.push(column.name),
@@ -105,15 +106,31 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
             }
         }
     }
-    if !missing.is_empty() {
-        let problem = format!(
-            "has no {}; wanted are JSON lines or parquet of each, as the hub or the authors have them (docs/record.md); ARC's files say \
-             `easy` or `challenge` in their path",
-            missing.join(", ")
-        );
-        return Err(Error::file(dir, problem));
+    if missing.is_empty() {
+        return Ok(tasks);
     }
-    Ok(tasks)
+    // It may be the one that is missing.
+    if let Some(error) = unread {
+        return Err(error);
+    }
+    let problem = format!(
+        "has no {}; wanted are JSON lines or parquet of each, as the hub or the authors have them (docs/record.md); ARC's files \
+         say `easy` or `challenge` in their path",
+        missing.join(", ")
+    );
+    Err(Error::file(dir, problem))
+}
+
+/// What the first row of a file is a row of.
+fn kind(path: &Path) -> Result<Option<Kind>> {
+    let Input::Rows(rows) = read(path, None)? else { return Ok(None) };
+    let first = rows.rows.into_iter().find_map(|(_, row)| row.ok());
+    Ok(first.as_ref().and_then(serde_json::Value::as_object).and_then(hub::recognised))
+}
+
+/// Whether one of the words of a path is one of `words`.
+fn says(path: &str, words: &[&str]) -> bool {
+    path.split(|c: char| !c.is_alphanumeric()).any(|word| words.contains(&word))
 }
 
 /// Scores the tasks of a suite.
@@ -144,6 +161,9 @@ fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
         let path = entry.map_err(Error::io("read", dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        if says(&name, &["train"]) {
+            continue;
+        }
         if path.is_dir() {
             if depth > 1 {
                 collect(&path, depth - 1, files)?;
@@ -152,7 +172,7 @@ fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
         }
         let plain = name.trim_end_matches(".gz").trim_end_matches(".zst");
         let rows = [".jsonl", ".json", ".ndjson", ".parquet"].iter().any(|ending| plain.ends_with(ending));
-        if rows && !name.contains("train") {
+        if rows {
             files.push(path);
         }
     }

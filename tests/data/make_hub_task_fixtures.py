@@ -3,35 +3,38 @@
     python make_hub_task_fixtures.py data/tiny-llama tests/data/tasks/hub > tests/data/tasks/hub/scores.json
 
 needs lm-eval 0.4.13, torch and transformers, on a CPU; no network. The rows are our own, in the form that the hub has. The
-harness's own tasks run on them with every default, once with the model as it is and once with a copy whose tokenizer has the
-post-processor of Llama's (a BOS in front), which is written beside the rows for the time of the run.
+harness's own tasks run on them with every default, once with the model as it is and once with a copy whose tokenizer puts a
+BOS in front. The rows are written as parquet, too, under the names that the hub gives them: tests/data/tasks/hub-parquet.
 """
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 import lm_eval
+import pyarrow.json
+import pyarrow.parquet
 from lm_eval.models.huggingface import HFLM
+from make_task_fixtures import with_bos
 
 TASKS = ["boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
 
 
-def with_bos(model, to):
-    shutil.copytree(model, to)
-    path = os.path.join(to, "tokenizer.json")
-    tokenizer = json.load(open(path, encoding="utf-8"))
-    bos, a, b = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, \
-        {"Sequence": {"id": "B", "type_id": 1}}
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing", "single": [bos, a], "pair": [bos, a, b],
-        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
-    }
-    json.dump(tokenizer, open(path, "w", encoding="utf-8"))
-    return to
+# The part of each that the harness scores.
+FILES = {
+    "boolq": "boolq/validation", "rte": "glue/rte/validation", "hellaswag": "hellaswag/validation",
+    "winogrande": "winogrande/validation", "arc_easy": "ai2_arc/ARC-Easy/test", "arc_challenge": "ai2_arc/ARC-Challenge/test",
+    "openbookqa": "openbookqa/test",
+}
+
+
+def as_parquet(rows, to):
+    for name, path in FILES.items():
+        file = os.path.join(to, path + "-00000-of-00001.parquet")
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.json.read_json(os.path.join(rows, name + ".jsonl")), file)
 
 
 def scores(model, rows):
@@ -56,6 +59,7 @@ def scores(model, rows):
 
 if __name__ == "__main__":
     model, rows = sys.argv[1:]
+    as_parquet(rows, rows.rstrip("/") + "-parquet")
     with tempfile.TemporaryDirectory() as folder:
         json.dump({"plain": scores(model, rows), "bos": scores(with_bos(model, os.path.join(folder, "bos")), rows)},
                   sys.stdout, indent=1, ensure_ascii=False)
