@@ -235,6 +235,7 @@ fn capitalised(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::Task;
 
     #[test]
     fn brackets_of_hellaswag_go() {
@@ -242,5 +243,17 @@ mod tests {
         assert_eq!(hellaswag("x [title] y"), "x. y");
         assert_eq!(capitalised("tHE End"), "The end");
         assert_eq!(capitalised(""), "");
+    }
+
+    /// What is given and what is scored, text by text, as the harness's own tasks ask it.
+    #[test]
+    fn prompts_are_those_of_lm_evaluation_harness() {
+        let folder = format!("{}/tests/data/tasks/hub", env!("CARGO_MANIFEST_DIR"));
+        let theirs: Value = serde_json::from_slice(&std::fs::read(format!("{folder}/scores.json")).unwrap()).unwrap();
+        for name in ["boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"] {
+            let task = Task::choices(format!("{folder}/{name}.jsonl"), None).unwrap();
+            let ours: Vec<Vec<(String, String)>> = task.examples.iter().map(|row| row.requests().collect()).collect();
+            assert_eq!(serde_json::to_value(ours).unwrap(), theirs["plain"][name]["requests"], "{name}");
+        }
     }
 }
