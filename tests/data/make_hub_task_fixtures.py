@@ -17,8 +17,11 @@ import lm_eval
 import pyarrow.json
 import pyarrow.parquet
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from make_task_fixtures import with_bos
 
+MANAGER = TaskManager()
 TASKS = ["boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
 
 
@@ -43,8 +46,12 @@ def scores(model, rows):
     for name in TASKS:
         path = os.path.abspath(os.path.join(rows, name + ".jsonl"))
         files = {split: path for split in ("train", "validation", "test")}
-        task = {"task": name, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
-        result = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0, log_samples=True)
+        # The harness's own task, but for where its rows are.
+        config = load_yaml(MANAGER.task_index[name].yaml_path, resolve_func=True)
+        config.update(dataset_path="json", dataset_name=None, dataset_kwargs={"data_files": files})
+        config.pop("tag", None)
+        result = lm_eval.simple_evaluate(
+            model=lm, tasks=[config], task_manager=MANAGER, bootstrap_iters=0, log_samples=True)
         samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
         metrics = {key.split(",")[0]: value for key, value in result["results"][name].items()
                    if key in ("acc,none", "acc_norm,none")}
