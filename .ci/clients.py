@@ -114,6 +114,10 @@ def browser(notebook, artifacts):
         shutil.copytree(notebook.parent.parent / "data", root / "data")
         (root / "notebooks").mkdir()
         shutil.copy(notebook, root / "notebooks")
+        nbformat.write(nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in INTERACTION],
+            metadata={"kernelspec": {"name": "lacuna", "display_name": "Lacuna (Rust)", "language": "rust"}}),
+            root / "notebooks" / "interaction.ipynb")
         cells = nbformat.read(notebook, 4).cells
         code = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
         port, debug, token = free_port(), free_port(), secrets.token_hex(16)
@@ -139,14 +143,9 @@ def browser(notebook, artifacts):
         page.send("Page.enable")
         # A page without the focus has no current notebook.
         page.send("Emulation.setFocusEmulationEnabled", enabled=True)
-        page.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/notebooks/{notebook.name}?token={token}&reset")
-        step("JupyterLab is open")
+        address = f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}?token={token}&reset"
         try:
-            wait_for("the kernel in JupyterLab", lambda: page.value(f"['idle', 'busy'].includes({KERNEL}?.status)"), 90)
-            name = page.value(f"{KERNEL}.name")
-            assert name == "lacuna", f"the notebook opened with the kernel {name}"
-            # As a click on its tab does: commands are for the notebook in front.
-            page.value(f"window.jupyterapp.shell.activateById({PANEL}.id)")
+            open_notebook(page, address.format(notebook.name))
             # Not awaited: the answer comes when all cells have run.
             page.value("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
             wait_for("run all cells", lambda: finished(page, code), STEP_SECONDS)
@@ -165,6 +164,81 @@ def browser(notebook, artifacts):
         numbers = [int(prompt) for prompt in prompts if prompt]
         assert numbers == list(range(1, code + 1)), f"cells are counted {numbers}"
         step(f"JupyterLab shows {found['tables']} tables and {found['plots']} plots")
+        try:
+            open_notebook(page, address.format("interaction.ipynb"))
+            interact(page, artifacts)
+        finally:
+            page.screenshot(artifacts / "jupyterlab-interaction.png")
+
+
+def open_notebook(page, url):
+    page.send("Page.navigate", url=url)
+    wait_for("the kernel in JupyterLab", lambda: page.value(f"['idle', 'busy'].includes({KERNEL}?.status)"), 90)
+    name = page.value(f"{KERNEL}.name")
+    assert name == "lacuna", f"the notebook opened with the kernel {name}"
+    # As a click on its tab does: commands are for the notebook in front.
+    page.value(f"window.jupyterapp.shell.activateById({PANEL}.id)")
+    step(f"JupyterLab has opened {url.split('?')[0].rsplit('/', 1)[1]}")
+
+
+# Several values of one cell; a question; a word to look up; a cell that does not end.
+INTERACTION = [
+    'for i in 0..2 {\n    println!("table {i}");\n    display(&df!("a" => [i])?);\n}\ndf!("b" => [1.5])?',
+    'let name = input("Your name? ")?;\nname.len()',
+    "loop {\n    std::thread::sleep(std::time::Duration::from_millis(50));\n}",
+    "6 * 7",
+]
+
+
+def interact(page, artifacts):
+    command = "window.jupyterapp.commands.execute"
+
+    def run(cell):
+        page.value(f"{PANEL}.content.activeCellIndex = {cell}")
+        page.value(f"void {command}('notebook:run-cell')")
+
+    def outputs(cell):
+        return page.value(f"{PANEL}.content.model.toJSON().cells[{cell}].outputs")
+
+    def has_run(cell):
+        return page.value(f"{PANEL}.content.model.toJSON().cells[{cell}].execution_count != null && {KERNEL}.status == 'idle'")
+
+    run(0)
+    wait_for("a cell of three tables", lambda: has_run(0), STEP_SECONDS)
+    kinds = [output["output_type"] for output in outputs(0)]
+    assert kinds == ["stream", "display_data", "stream", "display_data", "execute_result"], kinds
+    tables = page.value("document.querySelector('.jp-CodeCell').querySelectorAll('.jp-OutputArea-output table').length")
+    assert tables == 3, f"{tables} tables"
+    step("JupyterLab shows three tables of one cell")
+
+    run(1)
+    wait_for("a question", lambda: page.value("!!document.querySelector('.jp-Stdin-input')"))
+    page.value("document.querySelector('.jp-Stdin-input').focus()")
+    page.send("Input.insertText", text="Ada")
+    for kind in ("keyDown", "keyUp"):
+        page.send("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    wait_for("the cell that asks", lambda: has_run(1))
+    assert outputs(1)[-1]["data"]["text/plain"] == "3", outputs(1)
+    step("JupyterLab asks for a text")
+
+    page.value(f"{PANEL}.content.activeCellIndex = 1")
+    page.value(f"(() => {{ const e = {PANEL}.content.activeCell.editor; e.focus(); e.setCursorPosition({{line: 1, column: 2}}) }})()")
+    page.value(f"void {command}('tooltip:launch-notebook')")
+    tooltip = "document.querySelector('.jp-Tooltip-content')?.textContent ?? ''"
+    wait_for("Shift+Tab inside a word", lambda: "String" in page.value(tooltip))
+    page.screenshot(artifacts / "jupyterlab-inspection.png")
+    page.value(f"void {command}('tooltip:dismiss')")
+    step("JupyterLab shows what a variable is")
+
+    run(2)
+    wait_for("the endless cell", lambda: page.value(f"{KERNEL}.status == 'busy'"))
+    time.sleep(2)
+    page.value(f"void {command}('notebook:interrupt-kernel')")
+    wait_for("the interrupted cell", lambda: any(output["output_type"] == "error" for output in outputs(2)))
+    run(3)
+    wait_for("a cell after the interrupt", lambda: has_run(3))
+    assert outputs(3)[-1]["data"]["text/plain"] == "42", outputs(3)
+    step("JupyterLab interrupts a cell")
 
 
 def finished(page, code):
@@ -208,7 +282,26 @@ def papermill(notebook, directory):
     subprocess.run([BIN / "papermill", notebook, out, "--kernel", "lacuna", "--cwd", notebook.parent, "--no-progress-bar"],
                    check=True, timeout=STEP_SECONDS)
     check(nbformat.read(out, 4), "papermill")
+    # Values take the types of the notebook's own cell; what does not fit is refused before anything runs.
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(SHOWN)]
+    kernel = {"name": "lacuna", "display_name": "Lacuna (Rust)", "language": "rust"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), directory / "parameters.ipynb")
+    run = [BIN / "papermill", "parameters.ipynb", "set.ipynb", "--no-progress-bar"]
+    values = ["-p", "steps", "8", "-p", "sparsity", "1", "-p", "mark", "x", "-p", "name", 'a "b"', "-y", "levels: []"]
+    subprocess.run(run + values, check=True, timeout=STEP_SECONDS, cwd=directory)
+    shown = nbformat.read(directory / "set.ipynb", 4).cells[-1].outputs[-1].data["text/plain"]
+    assert shown == '"8 1 x a \\"b\\" 0 true"', shown
+    for name, value, expected in [("steps", "-1", "an integer, usize, and `-1` is not"), ("stepz", "1", "no parameter `stepz`")]:
+        refused = subprocess.run(run + ["-p", name, value], capture_output=True, text=True, timeout=STEP_SECONDS, cwd=directory)
+        assert refused.returncode != 0 and expected in refused.stderr, refused.stderr
+    told = subprocess.run([BIN / "papermill", "--help-notebook", "parameters.ipynb"], capture_output=True, text=True, cwd=directory)
+    assert "steps: an integer, usize" in told.stdout, told
     step("papermill")
+
+
+PARAMETERS = ('let steps: usize = 4;\nlet sparsity = 0.5;\nlet mark = \',\';\nlet name = "tiny";\nlet levels = vec![0.1, 0.5];\n'
+              "let fast = true;")
+SHOWN = 'let half: f64 = sparsity;\nformat!("{} {half} {mark} {name} {} {fast}", steps, levels.len())'
 
 
 def console():

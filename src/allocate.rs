@@ -225,8 +225,10 @@ impl FromStr for Rule {
 }
 
 /// What rules say of linears; of those that match one, the last counts.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Ruled(HashMap<String, Target>);
+
+crate::debug::one_line!(Ruled, |ruled| format!("Ruled({} linears)", ruled.0.len()));
 
 impl Ruled {
     /// Applies `rules` to the linears of a model, by name.

@@ -25,12 +25,16 @@ pub struct Gather {
 }
 
 /// Statistics of each linear's input, by the weight's name. Linears that share an input share its statistics.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Statistics {
     inputs: BTreeMap<String, Arc<Input>>,
     /// Windows that pass.
     windows: usize,
 }
+
+crate::debug::one_line!(rich Statistics, |statistics| {
+    format!("Statistics({} linears, {} windows)", statistics.inputs.len(), statistics.windows)
+});
 
 /// Sums over the tokens that entered a linear.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -169,9 +169,28 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// Gives an enum of choices the names that users write, for printing and parsing.
+/// Gives an enum of choices a list of them.
+macro_rules! listed {
+    ($type:ident, $($variant:ident),+ $(,)?) => {
+        impl $type {
+            #[doc = concat!("Every one, in the order of the documentation: `for one in ", stringify!($type), "::all()`.")]
+            pub fn all() -> [$type; [$(stringify!($variant)),+].len()] {
+                // A variant that is missing here is an error of the compiler.
+                let listed = |one: &$type| match one { $($type::$variant => ()),+ };
+                let all = [$($type::$variant),+];
+                all.iter().for_each(listed);
+                all
+            }
+        }
+    };
+}
+pub(crate) use listed;
+
+/// Gives an enum of choices the names that users write, for printing and parsing, and a list of them.
 macro_rules! named {
     ($type:ident, $what:literal, $($variant:ident => $name:literal),+ $(,)?) => {
+        $crate::error::listed!($type, $($variant),+);
+
         impl std::fmt::Display for $type {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(match self { $($type::$variant => $name),+ })

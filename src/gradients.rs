@@ -28,6 +28,8 @@ pub enum Accumulate {
     Max,
 }
 
+crate::error::listed!(Accumulate, Sum, Max);
+
 impl Accumulate {
     /// Takes one window's gradient into `total`.
     fn add(self, total: &mut [f32], window: &[f32]) {
@@ -45,7 +47,7 @@ impl Accumulate {
 
 /// Gradients of every prunable linear. They lie in a temporary file, which is gone with the last clone, or in the files that
 /// they were saved to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Gradients {
     /// Mean cross entropy of each window's `seqlen - 1` predicted tokens in nats, `(windows,)`.
     pub losses: Vec<f64>,
@@ -53,6 +55,11 @@ pub struct Gradients {
     pub loss_nats: f64,
     stored: Arc<Stored>,
 }
+
+crate::debug::one_line!(rich Gradients, |gradients| {
+    let (linears, windows) = (gradients.names().count(), gradients.losses.len());
+    format!("Gradients({linears} linears, {windows} windows, loss {:.4} nats)", gradients.loss_nats)
+});
 
 #[derive(Debug)]
 struct Stored {

@@ -51,7 +51,7 @@ crate::error::named!(Method, "method",
     Random => "random", SparseGpt => "sparsegpt");
 
 /// What a metric may look at besides the weights.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Inputs<'a> {
     /// Column norms of the linear's input, `(in,)`: [`crate::calibrate::Statistics::column_norms`].
     pub norms: Option<&'a [f32]>,
@@ -61,17 +61,27 @@ pub struct Inputs<'a> {
     pub seed: u64,
 }
 
+crate::debug::one_line!(Inputs<'_>, |inputs| {
+    let count = |values: Option<&[f32]>| values.map_or("no".into(), |values| values.len().to_string());
+    format!("Inputs({} norms, {} gradients, seed {})", count(inputs.norms), count(inputs.gradient), inputs.seed)
+});
+
 /// Power of the norms in [`Method::Ria`], as the paper chose it.
 const RIA_POWER: f32 = 0.5;
 
 /// A metric together with what it needs for one linear.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Scorer<'a> {
     method: Method,
     weights: &'a [f32],
     width: usize,
     kind: Kind<'a>,
 }
+
+crate::debug::one_line!(rich Scorer<'_>, |scorer| {
+    let (rows, cols) = scorer.shape();
+    format!("Scorer({}, {rows} × {cols} weights)", scorer.method)
+});
 
 #[derive(Clone, Debug)]
 enum Kind<'a> {

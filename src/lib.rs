@@ -19,6 +19,7 @@
 
 pub mod cache;
 pub mod checkpoint;
+mod debug;
 pub mod error;
 mod exact_json;
 mod files;
@@ -44,6 +45,8 @@ pub mod sparsegpt;
 pub mod structured;
 pub mod train;
 
+#[cfg(feature = "report")]
+pub mod frames;
 pub mod lab;
 #[cfg(feature = "report")]
 pub mod notebook;
@@ -64,13 +67,15 @@ pub mod prelude {
     pub use crate::experts::{
         self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
     };
+    #[cfg(feature = "report")]
+    pub use crate::frames::{Aggregate, Frames as _, Join, Order};
     pub use crate::generate::{GenerateConfig, generate};
     pub use crate::gradients::{Accumulate, Gradients, gradients};
     pub use crate::lab::Lab;
     pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
     pub use crate::model::Model;
     #[cfg(feature = "report")]
-    pub use crate::notebook::EvcxrDisplay as _;
+    pub use crate::notebook::{EvcxrDisplay as _, display, input, password};
     pub use crate::progress::Progress;
     pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
     pub use crate::record::Record;
@@ -80,8 +85,12 @@ pub mod prelude {
     pub use crate::stats::{Bootstrap, Interval, Score};
     pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};
     pub use crate::text::{Bos, Tokenizer, Windows};
+    pub use candle_core::{DType, Device, Tensor};
     #[cfg(feature = "report")]
-    pub use polars::df;
+    pub use polars::{
+        df,
+        prelude::{DataFrame, Series},
+    };
 }
 
 /// The tensor library of the notebooks: cells share the crate's own copy.

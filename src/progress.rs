@@ -55,7 +55,7 @@ const MARKED: Pace =
 impl Pace {
     /// Of the process that runs cells the variable tells that somebody reads marks.
     fn of_process() -> Pace {
-        if std::env::var_os("LACUNA_MARK_ENDS").is_some() { MARKED } else { LINES }
+        if std::env::var_os("LACUNA_MARK_PROGRESS").is_some() { MARKED } else { LINES }
     }
 
     /// When a line is due after one at `elapsed`.

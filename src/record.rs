@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// One run: which model, what was done to it, what came out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     /// [`SCHEMA_VERSION`] of the writer.
     pub schema: u32,
@@ -28,6 +28,12 @@ pub struct Record {
     #[serde(default)]
     pub environment: BTreeMap<String, serde_json::Value>,
 }
+
+crate::debug::one_line!(rich Record, |record| {
+    let how = record.pruning.as_ref().map_or("dense".into(), |p| format!("{} {} at {}", p.method, p.pattern, p.sparsity));
+    let perplexity = record.perplexity().map_or(String::new(), |value| format!(", perplexity {value:.4}"));
+    format!("Record({}: {how}{perplexity})", record.model.name)
+});
 
 /// A model's identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

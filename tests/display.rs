@@ -235,6 +235,145 @@ fn tensors_are_shown_as_candle_prints_them() {
     assert_eq!(tensor.dtype(), DType::F32);
 }
 
+/// `Debug` is for `dbg!`, error messages and values beside others: a line, however large the value.
+#[test]
+fn debug_of_what_is_large_is_one_line() -> Result<()> {
+    use lacuna::prelude::*;
+    fn one(value: &dyn std::fmt::Debug) -> String {
+        let text = format!("{value:?}");
+        assert!(!text.contains('\n') && (1..=300).contains(&text.chars().count()), "{text}");
+        assert_eq!(format!("{value:#?}"), text);
+        text
+    }
+    let root = format!("{}/data", env!("CARGO_MANIFEST_DIR"));
+    let spec = format!("{root}/tiny-llama");
+    let checkpoint = Checkpoint::open(&spec)?;
+    let model = Model::open(&checkpoint, DType::F32, &Device::Cpu)?;
+    let tokenizer = model.tokenizer()?;
+    let windows = Windows::calibration(format!("{root}/corpus/train.txt"), Some(&tokenizer), 2, 32, 0)?;
+    assert!(one(&model).starts_with("Model(tiny-llama: Llama, "));
+    let cache = tempfile::tempdir().unwrap();
+    let lab = Lab::open_on(&spec, DType::F32, &Device::Cpu, Cache::at(cache.path(), 1 << 30))?;
+    let lab = lab.with_progress(Progress::Hidden).with_calibration(windows.clone());
+    let evaluation = evaluate(&model, &windows, Progress::Hidden)?;
+    let statistics = calibrate(&model, &windows, Progress::Hidden)?;
+    let slopes = gradients(&model, &windows, Accumulate::Sum, Progress::Hidden)?;
+    let pruned = prune(&model, None, &PruneConfig::new(Method::Magnitude, 0.5), Progress::Hidden)?;
+    let heads = StructuredConfig::new(Unit::Neurons, Method::Magnitude, 0.25);
+    let structured = prune_structured(&model, None, &heads, Progress::Hidden)?;
+    let set = masks(&model, None, &MasksConfig::new(&[Method::Magnitude], &[0.5]), Progress::Hidden)?.remove(0);
+    assert_eq!(one(&set.masks[0].1), "Mask(192 × 192, 50.0% pruned)");
+    let task = Task::choices(format!("{root}/tasks/cloze.jsonl"), Some(2))?;
+    let scores = score_choices(&model, &task, &Bootstrap::default(), Progress::Hidden)?;
+    let headers = HeadersOnly::open(format!("{root}/gpt-oss-120b-headers"))?;
+    let mixture = Checkpoint::open(format!("{DATA}/tiny-mixtral"))?;
+    let layout = Layout::find(&mixture)?;
+    let experts = ExpertScores::data_free(&mixture, &layout, Metric::RouterNorm, Progress::Hidden)?;
+    let ranking = Ranking::first(&layout);
+    let keep = ranking.keep(&layout, 2)?;
+    let tensors: Vec<_> = mixture.tensors().cloned().collect();
+    let parts = Parts::of(&tensors, Some(layout.family));
+    let files: Vec<String> = vec!["model.safetensors".into()];
+    let locality = Locality::of(&tensors, &files, layout.family, layout.blocks);
+    let weights = vec![1.0f32; 64];
+    let scorer = Scorer::new(Method::Magnitude, "w", &weights, (8, 8), Inputs::default())?;
+    let table = Table::tensors(&pruned.record)?;
+    let plot = Plot::histogram("t".repeat(1_000), "x", &weights);
+    let map = HeatMap::new("m", vec![vec![1.0; 500]; 500]);
+    let report = Report::new("Title").records(std::slice::from_ref(&pruned.record)).table("t", table.clone());
+    let metadata = set.metadata.clone().unwrap();
+    let all: [&dyn std::fmt::Debug; 45] = [
+        &checkpoint,
+        &model,
+        &model.resident()?,
+        &tokenizer,
+        &windows,
+        &lab,
+        &lab.cache(),
+        &Cache::none(),
+        &evaluation,
+        &statistics,
+        &lab.statistics()?,
+        &slopes,
+        &pruned,
+        &pruned.record,
+        &structured,
+        &set,
+        &metadata,
+        &set.statistics(),
+        &set.compare(&set.not())?,
+        &task,
+        &scores,
+        &headers,
+        &mixture,
+        &layout,
+        &experts,
+        &ranking,
+        &keep,
+        &Selection { keep: keep.clone(), by: serde_json::Map::new() },
+        &parts,
+        &locality,
+        &scorer,
+        &table,
+        &plot,
+        &map,
+        &report,
+        &MaskMap::new("m", &set.masks[0].1),
+        &lacuna::report::Figure::from(plot.clone()),
+        &Bootstrap::default(),
+        &heads,
+        &Allocation::Owl(Owl::default()),
+        &"*.down_proj=0.3".parse::<Rule>()?,
+        &SuperExperts::Protect,
+        &GenerateConfig { max_new_tokens: 1, temperature: 0.0, top_p: 1.0, seed: 0 },
+        &Inputs::default(),
+        &Progress::Hidden,
+    ];
+    for value in all {
+        one(value);
+    }
+    Ok(())
+}
+
+#[test]
+fn enums_of_choices_can_be_listed() {
+    use lacuna::prelude::*;
+    assert_eq!(Method::all().len(), 7);
+    for method in Method::all() {
+        assert_eq!(method.to_string().parse::<Method>().unwrap(), method);
+    }
+    for format in MaskFormat::all() {
+        assert_eq!(format.to_string().parse::<MaskFormat>().unwrap(), format);
+    }
+    assert_eq!(Per::all().map(|per| per.to_string()), ["row", "layer", "alpha"]);
+    assert!(Metric::CALIBRATED.iter().all(|metric| Metric::all().contains(metric)));
+    assert_eq!(Unit::all().len() + GroupNorm::all().len() + Propagate::all().len() + Accumulate::all().len(), 11);
+    assert_eq!(Format::all(), [Format::Text, Format::Count, Format::Number, Format::Percent]);
+    assert_eq!(SuperExperts::all().len() + lacuna::structured::Form::all().len() + Join::all().len(), 6);
+}
+
+#[test]
+fn frames_of_any_size_are_shown() {
+    let frame = df!["tensor" => ["a"], "size_bytes" => [1u64], "ok" => [Some(true)]].unwrap();
+    insta::assert_snapshot!("frame_of_no_rows", shown(&frame.head(Some(0))));
+    let of = bundle(&frame.head(Some(0)));
+    assert_eq!(of[mime::CSV], "tensor,size_bytes,ok\n");
+    let none = lacuna::polars::prelude::DataFrame::empty();
+    let of = bundle(&none);
+    assert_eq!(of[mime::PLAIN].trim(), "0 rows × 0 columns");
+    assert!(!of.contains_key(mime::CSV) && of[mime::JSON] == r#"{"columns":[],"rows":[]}"#);
+    let odd = df!["x" => [Some(f64::NAN), None, Some(f64::INFINITY)], "b" => [Some(true), None, Some(false)]].unwrap();
+    let of = bundle(&odd);
+    assert!(of[mime::PLAIN].contains("NaN") && of[mime::PLAIN].contains('∞'), "{}", of[mime::PLAIN]);
+    assert_eq!(of[mime::CSV], "x,b\nNaN,true\n,\ninf,false\n");
+    // A list in every row has no place in CSV.
+    let inner = Series::new("".into(), [1, 2]);
+    let nested = lacuna::polars::prelude::DataFrame::new_infer_height(vec![Series::new("l".into(), [inner]).into()]);
+    let of = bundle(&nested.unwrap());
+    assert!(!of.contains_key(mime::CSV) && of[mime::PLAIN].contains("[1, 2]"), "{}", of[mime::PLAIN]);
+    assert_eq!(bundle(&frame.column("ok").unwrap().clone())[mime::CSV], "ok\ntrue\n");
+}
+
 /// Cells of the real evcxr: the prelude gives polars' types a method, lacuna's own have theirs, and a failed `?` says what
 /// failed and why.
 #[cfg(feature = "notebook")]

@@ -61,7 +61,7 @@ fn shows_what_cells_do(kernel: &mut Kernel) {
         kernel.succeed("println!(\"gone before\");\neprintln!(\"aside\");\nlet x = 20;\nprint!(\"no end\");\nx + 22");
     let kinds = cell.kinds();
     assert_eq!((kinds[0], kinds[1], kinds[kinds.len() - 1]), ("status", "execute_input", "status"), "{kinds:?}");
-    assert_eq!(cell.text("stdout"), "gone before\nno end\n");
+    assert_eq!(cell.text("stdout"), "gone before\nno end");
     assert_eq!(cell.text("stderr"), "aside\n");
     assert_eq!(cell.value(), "42");
     assert_eq!(
@@ -94,7 +94,10 @@ fn tells_failures(kernel: &mut Kernel) {
     let text = error["traceback"].to_string();
     assert!(text.contains("E0600") && text.contains("line 1 | let y: u8 = -1;"), "{text}");
     let error = kernel.fail("let z = 3;\npanic!(\"oh {z}\");", "Panic");
-    assert_eq!((&error["evalue"], &error["traceback"]), (&json!("oh 3"), &json!(["Panic: oh 3"])));
+    assert_eq!(
+        (&error["evalue"], &error["traceback"]),
+        (&json!("oh 3"), &json!(["Panic: oh 3", "  line 2 | panic!(\"oh {z}\");"]))
+    );
     let error = kernel.fail("Err::<(), _>(\"no luck\")?;", "Error");
     assert!(error["evalue"].as_str().unwrap().contains("no luck"), "{error}");
     // What earlier cells defined is still there.
@@ -286,7 +289,7 @@ fn tree(directory: &Path) -> BTreeSet<PathBuf> {
     while let Some(next) = todo.pop() {
         for entry in fs::read_dir(next).unwrap().flatten() {
             found.insert(entry.path().strip_prefix(directory).unwrap().to_path_buf());
-            if entry.path().is_dir() {
+            if entry.file_type().unwrap().is_dir() {
                 todo.push(entry.path());
             }
         }
@@ -320,7 +323,7 @@ fn uninstall_removes_what_install_wrote() {
     let directory = kernels.join("lacuna");
     assert!(said(&installed).contains(directory.to_str().unwrap()), "{}", said(&installed));
     let files: Vec<String> = tree(&directory).iter().map(|path| path.display().to_string()).collect();
-    assert_eq!(files, ["kernel.json", "logo-32x32.png", "logo-64x64.png", "logo-svg.svg"]);
+    assert_eq!(files, ["doc", "kernel.json", "logo-32x32.png", "logo-64x64.png", "logo-svg.svg"]);
     let spec: Value = serde_json::from_slice(&fs::read(directory.join("kernel.json")).unwrap()).unwrap();
     assert_eq!(spec["argv"], json!([LACUNA, "kernel", "serve", "{connection_file}"]));
     assert_eq!(

@@ -51,9 +51,9 @@ fn parameters_tags_and_long_output() {
         "let name = \"b \\\"c\\\"\";\nlet levels = [1.0, 2.5, 3.0];\nlet count: usize = 5;\n```",
         "```text\nb \"c\" 5 [1.0, 2.5, 3.0]\n```",
         "panic!(\"skipped\");\n```\n\n*This cell was not run: it is tagged `skip`.*",
-        "```text\nPanic: exercise 5\n```",
+        "```text\nPanic: exercise 5\n  line ",
         "```text\nCompileError: error[E0308]: mismatched types",
-        "```text\nError: no such luck\n```",
+        "```text\nError: no such luck\n  line ",
         "<details>\n<summary>Code</summary>\n\n```rust\nprintln!(\"still {count}\");\n```\n\n</details>\n\n```text\nstill 5\n```",
         "[lacuna: 50,36",
         "```text\nÄpfel 🍎 漢字\nno newline\n```",
@@ -68,7 +68,10 @@ fn parameters_tags_and_long_output() {
     let report = read_json(&out.join("options.json"));
     assert_eq!(report["parameters"], json!({"name": "b \"c\"", "levels": [1, 2.5, 3], "count": 5}));
     assert_eq!(report["cells"][3], json!({"cell": 5, "skipped": true}));
-    assert_eq!(report["cells"][4], json!({"cell": 6, "error": {"kind": "Panic", "message": "exercise 5"}}));
+    assert_eq!(
+        report["cells"][4],
+        json!({"cell": 6, "error": {"kind": "Panic", "message": "exercise 5\n  line 1 | panic!(\"exercise {}\", count);"}})
+    );
     let html = read(out.join("options.html"));
     assert!(html.contains("<h1>Options</h1>") && html.contains("<img src=\"data:image/png;base64,Zm9v\""));
     let gallery = read(out.join("README.md"));

@@ -51,8 +51,13 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
 }
 
 /// A directory of kept results, bounded in size. Cloning is cheap, and clones count together.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Cache(Arc<Inner>);
+
+crate::debug::one_line!(Cache, |cache| {
+    let place = cache.0.dir.as_ref().map_or("in memory only".into(), |dir| dir.display().to_string());
+    format!("Cache({place}, at most {} bytes)", cache.0.max_bytes)
+});
 
 #[derive(Debug)]
 struct Inner {

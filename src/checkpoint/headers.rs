@@ -28,12 +28,17 @@ const CONFIG: &str = "config.json";
 const SCHEMA: u64 = 1;
 
 /// A checkpoint's headers, checked like those of a [`Checkpoint`](super::Checkpoint), without its weights.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HeadersOnly {
     dir: PathBuf,
     files: Vec<String>,
     tensors: Vec<TensorInfo>,
 }
+
+crate::debug::one_line!(rich HeadersOnly, |headers| {
+    let (tensors, files) = (headers.tensors.len(), headers.files.len());
+    format!("HeadersOnly({}: {tensors} tensors of {files} files)", headers.dir.display())
+});
 
 #[derive(Deserialize)]
 struct Document {

@@ -109,8 +109,13 @@ impl TensorInfo {
 }
 
 /// A checkpoint whose headers were read and checked; tensors are read when asked for. Cloning is cheap.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Checkpoint(Arc<Inner>);
+
+crate::debug::one_line!(rich Checkpoint, |checkpoint| {
+    let (tensors, files) = (checkpoint.0.tensors.len(), checkpoint.0.shards.len());
+    format!("Checkpoint({}: {tensors} tensors in {files} files)", checkpoint.0.dir.display())
+});
 
 #[derive(Debug)]
 struct Inner {

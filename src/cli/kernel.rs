@@ -20,6 +20,9 @@ pub(crate) enum Command {
     Uninstall(PlaceArgs),
     /// Be the kernel: what the kernelspec starts
     Serve(ServeArgs),
+    /// Write the cell of parameters that papermill puts into a notebook: what clients/papermill asks, JSON to JSON
+    #[command(hide = true)]
+    Parameters,
 }
 
 #[derive(Debug, clap::Args)]
@@ -85,6 +88,10 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
             None => println!("no lacuna kernel is installed there"),
         },
         Command::Serve(ServeArgs { connection_file }) => crate::kernel::serve(&connection_file)?,
+        Command::Parameters => {
+            let question = std::io::read_to_string(std::io::stdin()).context("cannot read the question")?;
+            println!("{}", crate::kernel::parameters::answer(&question)?);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,8 +10,10 @@ use std::time::Duration;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Run notebooks from top to bottom and write their reports
-    #[command(after_help = "Tags of cells: `parameters` (what -p can set: `let name = literal;`), `skip` (not run), \
-                      `raises-exception` (may fail).\n\nExit codes: 0 done; 1 a cell failed; 2 nothing was run (a \
+    #[command(after_help = "Tags of cells: `parameters` (what -p can set: `let name = literal;`), `skip` or \
+                      `skip-execution` (not run), `raises-exception` (may fail), `no-check` (--check runs it, and does \
+                      not compare its outputs). In .md and .html `hide-input`, `hide-output` and `hide-cell` fold a part \
+                      away, `remove-input`, `remove-output` and `remove-cell` leave it out.\n\nExit codes: 0 done; 1 a cell failed; 2 nothing was run (a \
                       notebook cannot be read, a parameter does not fit, the report cannot be written); 3 the process \
                       that runs cells died; 4 a report differs (--check); 5 a cell took too long (--timeout); 6 no \
                       session could be started, or a file could not be written; 130 interrupted")]
@@ -60,6 +62,9 @@ pub(crate) struct RunArgs {
     /// Write the report as one HTML file too, pictures inside
     #[arg(long)]
     html: bool,
+    /// Leave the code of cells out of the reports that people read (.md, .html)
+    #[arg(long)]
+    no_input: bool,
     /// Notebooks at a time, each in a process of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
@@ -78,6 +83,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
                 from_cell: args.from_cell,
                 allow_errors: args.allow_errors,
                 html: args.html,
+                no_input: args.no_input,
                 jobs: args.jobs.into(),
             };
             let status = runner::run(&args.notebooks, &options).unwrap_or_else(|error| {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What a model scores on a multiple-choice task.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChoiceScores {
     /// The task.
     pub task: TaskRecord,
@@ -31,6 +31,11 @@ pub struct ChoiceScores {
     /// One entry per example, in the order of the file.
     pub predictions: Vec<ChoicePrediction>,
 }
+
+crate::debug::one_line!(rich ChoiceScores, |scores| {
+    let (acc, norm, of) = (scores.acc.value, scores.acc_norm.value, scores.predictions.len());
+    format!("ChoiceScores({}: acc {acc:.4}, acc_norm {norm:.4}, {of} examples)", scores.task.name)
+});
 
 /// What a model makes of one example.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ impl Default for GenerationConfig {
 
 /// What a model scores on a task for generation. White space is trimmed at both ends and counts as one space elsewhere;
 /// letters and punctuation count as they are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationScores {
     /// The task.
     pub task: TaskRecord,
@@ -46,6 +46,11 @@ pub struct GenerationScores {
     /// One entry per example, in the order of the file.
     pub predictions: Vec<GenerationPrediction>,
 }
+
+crate::debug::one_line!(rich GenerationScores, |scores| {
+    let (exact, contains, of) = (scores.exact_match.value, scores.contains.value, scores.predictions.len());
+    format!("GenerationScores({}: exact match {exact:.4}, contains {contains:.4}, {of} examples)", scores.task.name)
+});
 
 /// What a model makes of one example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 /// What a model scores on a text.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Evaluation {
     /// The text and its windows.
     pub text: TextRecord,
@@ -37,6 +37,10 @@ pub struct Evaluation {
     /// Bootstrap interval of `nll_nats`, over windows; `None` for a single window.
     pub nll_interval: Option<Interval>,
 }
+
+crate::debug::one_line!(rich Evaluation, |evaluation| {
+    format!("Evaluation({}: perplexity {:.4}, {} tokens)", evaluation.text.name, evaluation.perplexity, evaluation.tokens())
+});
 
 impl Evaluation {
     /// What follows from the losses of each predicted token in nats, `(windows, seqlen - 1)`, with the default bootstrap.

@@ -45,7 +45,7 @@ const WANDA7: [Column; 7] = [
 ];
 
 /// What a model scores on a suite.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct SuiteScores {
     /// Name of the suite.
     pub suite: String,
@@ -54,6 +54,10 @@ pub struct SuiteScores {
     /// In the order of the papers.
     pub rows: Vec<SuiteRow>,
 }
+
+crate::debug::one_line!(SuiteScores, |scores| {
+    format!("SuiteScores({}: mean acc {:.4} of {} tasks)", scores.suite, scores.mean, scores.rows.len())
+});
 
 /// A task of a suite.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// Examples of one kind, from one file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Task<E> {
     /// File name, without its folder.
     pub name: String,
@@ -22,6 +22,12 @@ pub struct Task<E> {
     path: PathBuf,
     /// What an example's number counts.
     unit: &'static str,
+}
+
+impl<E> std::fmt::Debug for Task<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&crate::debug::short(&format!("Task({}: {} examples)", self.name, self.examples.len())))
+    }
 }
 
 /// A task's identity and how much of it was scored.

@@ -12,13 +12,15 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Which experts stay, and how that was decided, for the manifest.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Selection {
     /// The experts that stay.
     pub keep: Keep,
     /// How they were chosen: a metric's name and what belongs to it.
     pub by: Map<String, Value>,
 }
+
+crate::debug::one_line!(rich Selection, |selection| format!("Selection({:?})", selection.keep));
 
 impl Selection {
     /// What the manifest says of it.

@@ -10,9 +10,14 @@ use std::path::Path;
 
 /// The experts that stay, by layer, in ascending order. The order of experts does not change what a mixture computes, so
 /// lists are sorted; an expert named twice is an error.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Keep(BTreeMap<usize, Vec<usize>>);
+
+crate::debug::one_line!(rich Keep, |keep| {
+    let kept: usize = keep.0.values().map(Vec::len).sum();
+    format!("Keep({kept} experts of {} layers)", keep.0.len())
+});
 
 /// A JSON object from layer to list, which names no layer twice.
 struct Once(BTreeMap<usize, Vec<usize>>);

@@ -76,7 +76,7 @@ pub struct Groups {
 }
 
 /// The mixtures of a checkpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Layout {
     /// The family's names and keys.
     pub family: &'static MoeFamily,
@@ -91,6 +91,11 @@ pub struct Layout {
     /// Blocks with a mixture, and their tensors: role, and position in [`Source::index`].
     pub layers: BTreeMap<usize, Vec<(Role, usize)>>,
 }
+
+crate::debug::one_line!(Layout, |layout| {
+    let (family, layers) = (layout.family.model_type, layout.layers.len());
+    format!("Layout({family}: {} experts in each of {layers} layers, {} for a token)", layout.experts, layout.top_k)
+});
 
 impl Layout {
     /// Finds the mixtures of `source`, and checks that every one has a router and all its experts.

@@ -79,9 +79,14 @@ pub struct PartSize {
 }
 
 /// The parts of a model, in the order of [`Part`]; those that it does not have are left out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Parts(pub Vec<PartSize>);
+
+crate::debug::one_line!(Parts, |parts| {
+    let bytes: u64 = parts.0.iter().map(|size| size.bytes).sum();
+    format!("Parts({} parts, {bytes} bytes)", parts.0.len())
+});
 
 impl Parts {
     /// Adds up `tensors`; without a `family`, mixtures are not recognised.
@@ -102,13 +107,17 @@ impl Parts {
 }
 
 /// Which shards hold the mixture of which layer. Only what expert pruning reads counts: routed experts and routers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize)]
 pub struct Locality {
     /// File names of all shards of the checkpoint.
     pub files: Vec<String>,
     /// Layers that have a mixture, ascending.
     pub layers: Vec<LayerShards>,
 }
+
+crate::debug::one_line!(Locality, |locality| {
+    format!("Locality({} layers in {} files)", locality.layers.len(), locality.files.len())
+});
 
 /// The shards of one layer's mixture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

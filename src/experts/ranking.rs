@@ -10,8 +10,13 @@ use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 
 /// The experts of each layer, those that are kept longest first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Ranking(BTreeMap<usize, Vec<usize>>);
+
+crate::debug::one_line!(rich Ranking, |ranking| {
+    let experts = ranking.0.values().map(Vec::len).max().unwrap_or(0);
+    format!("Ranking({experts} experts in {} layers)", ranking.0.len())
+});
 
 /// What becomes of super-experts, whose loss breaks a model whatever their score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub enum SuperExperts {
     /// They are treated as any other.
     Ignore,
 }
+
+crate::error::listed!(SuperExperts, Protect, Ignore);
 
 impl Ranking {
     fn of(layout: &Layout, mut order: impl FnMut(usize) -> Vec<usize>) -> Self {

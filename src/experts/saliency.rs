@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 /// What the experts of one mixture did with the calibration tokens; the lists have one element an expert. An expert that
 /// was never chosen has zeros.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct ExpertSaliency {
     /// The block.
     pub layer: usize,
@@ -27,6 +27,15 @@ pub struct ExpertSaliency {
     /// Largest absolute element of `f(x)`.
     pub max_activation: Vec<f64>,
 }
+
+crate::debug::one_line!(ExpertSaliency, |saliency| {
+    format!(
+        "ExpertSaliency(layer {}: {} experts, {} tokens)",
+        saliency.layer,
+        saliency.frequency.len(),
+        saliency.tokens
+    )
+});
 
 /// Scores the experts of every mixture, block by block: one forward pass through the dense model. Memory is one block and
 /// the activations of all windows. Sums are in f64 and in the order of the windows, whatever the number of threads.

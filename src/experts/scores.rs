@@ -61,7 +61,7 @@ const SCHEMA: u32 = 1;
 const DESCRIPTION: &str = "scores.json";
 
 /// Scores of every expert of a model, by one or more metrics.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, PartialEq, Serialize)]
 pub struct ExpertScores {
     /// Directory name or hub id of the model.
     pub model: String,
@@ -78,6 +78,11 @@ pub struct ExpertScores {
     /// `(layers, experts)` each.
     pub metrics: BTreeMap<Metric, Vec<Vec<f64>>>,
 }
+
+crate::debug::one_line!(rich ExpertScores, |scores| {
+    let by: Vec<_> = scores.metrics.keys().map(Metric::to_string).collect();
+    format!("ExpertScores({}: {} experts in {} layers by {})", scores.model, scores.experts, scores.layers.len(), by.join(", "))
+});
 
 /// `scores.json`: everything but the numbers, which are tensors `(layers, experts)` in f64 in `model.safetensors` beside it.
 #[derive(Serialize, Deserialize)]

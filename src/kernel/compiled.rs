@@ -2,11 +2,14 @@
 //!
 //! A session holds a shared lock on its build's directory, and an exclusive one on its slot there.
 
+use super::built::{self, Built};
 use super::environment;
 use super::lock::is_at;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -70,14 +73,27 @@ fn is_ours(path: &Path) -> bool {
     name.len() == 12 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) && path.is_dir()
 }
 
-/// Bytes of the files below a directory, which may be disappearing. Links are not followed.
+/// Bytes that would be free without a directory, which may be disappearing: a file that has another name elsewhere counts
+/// nothing. Links are not followed.
 fn bytes(directory: &Path) -> u64 {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let sizes = entries.filter_map(|entry| {
-        let kind = entry.file_type().ok()?;
-        if kind.is_dir() { Some(bytes(&entry.path())) } else { entry.metadata().ok().map(|file| file.len()) }
-    });
-    sizes.sum()
+    let (mut todo, mut bytes) = (vec![directory.to_path_buf()], 0);
+    // Names of files that have several, still to be found.
+    let mut names: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+    while let Some(next) = todo.pop() {
+        for entry in fs::read_dir(next).into_iter().flatten().flatten() {
+            let Ok(file) = entry.metadata() else { continue };
+            if file.is_dir() {
+                todo.push(entry.path());
+                continue;
+            }
+            let left = names.entry((file.dev(), file.ino())).or_insert(file.nlink());
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                bytes += file.len();
+            }
+        }
+    }
+    bytes
 }
 
 /// Notes that a session uses `directory`, which is made, for the build in `dependencies`. Nothing in it is removed while
@@ -135,6 +151,7 @@ pub(crate) fn remove(compiled: &Compiled) -> Result<u64> {
         }
         return Ok(compiled.bytes);
     }
+    built::remove_unused(directory, None)?;
     for number in 0..environment::SLOTS {
         let slot = directory.join(format!("slot-{number}"));
         let Ok(lock) = File::open(directory.join(format!("slot-{number}.lock"))) else { continue };
@@ -145,7 +162,8 @@ pub(crate) fn remove(compiled: &Compiled) -> Result<u64> {
     Ok(compiled.bytes.saturating_sub(bytes(directory)))
 }
 
-/// Removes what sessions before the last one needed: stubs of other dependencies, the library of another toolchain.
+/// Removes what sessions before the last one needed: stubs of other dependencies, the library of another toolchain, other
+/// builds.
 /// Returns the bytes that it freed; none while a session runs.
 ///
 /// # Errors
@@ -154,14 +172,26 @@ pub(crate) fn trim(compiled: &Compiled) -> Result<u64> {
     let directory = compiled.path.as_path();
     let Some(_held) = take(directory)? else { return Ok(0) };
     let cannot = || format!("cannot remove {}", directory.display());
-    for prefix in ["stubs-", "library-"] {
+    let named = |prefix: &str| -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(directory).with_context(cannot)?.flatten();
         let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
-        let modified = |path: &PathBuf| path.metadata().and_then(|file| file.modified()).ok();
-        let mut paths: Vec<PathBuf> = named.map(|entry| entry.path()).collect();
-        paths.sort_by_key(modified);
+        let mut paths: Vec<PathBuf> = named.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        paths.sort_by_key(|path| path.metadata().and_then(|file| file.modified()).ok());
+        Ok(paths)
+    };
+    for prefix in ["stubs-", "library-"] {
+        let mut paths = named(prefix)?;
         paths.pop();
         for path in paths {
+            fs::remove_dir_all(path).with_context(cannot)?;
+        }
+    }
+    let last = named(built::PREFIX)?.pop();
+    let name = last.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    built::remove_unused(directory, name.and_then(|name| name.strip_prefix(built::PREFIX)))?;
+    // Left by sessions that were killed while they wrote.
+    for prefix in [".build-", ".gone-", ".library-"] {
+        for path in named(prefix)? {
             fs::remove_dir_all(path).with_context(cannot)?;
         }
     }
@@ -174,7 +204,7 @@ pub(super) fn of(executable: &Path, cache_home: Option<PathBuf>) -> Vec<Compiled
     let beside = executable.parent().map(|directory| directory.join("deps"));
     // A copy of this program uses the libraries where it was built.
     let own = std::env::current_exe().is_ok_and(|own| own == executable);
-    let built = own.then(|| environment::Built::find().ok()).flatten().map(|built| built.dependencies);
+    let built = own.then(|| Built::find().ok()).flatten().map(|built| built.dependencies);
     let mut paths: Vec<PathBuf> =
         beside.into_iter().chain(built).map(|dependencies| environment::directory(&user, &dependencies)).collect();
     paths.dedup();

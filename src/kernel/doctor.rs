@@ -1,15 +1,20 @@
 //! `lacuna kernel doctor`: what cells need, whether it is there, and what to type where it is not.
 
-use super::environment::{self, Built};
+use super::built::Built;
+use super::environment;
 use super::install::{self, Installed};
+use super::output::Output;
 use super::rust_source;
+use super::session::{Audience, Session};
 use lacuna::checkpoint::available_bytes;
+use lacuna::notebook::mime;
 use serde::Serialize;
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 /// Slots, stubs and what cells compile to take some 50 MB a notebook that runs.
 const BYTES_NEEDED: u64 = 200 << 20;
@@ -53,7 +58,8 @@ impl Check {
     }
 }
 
-/// Looks at everything; all that it leaves is the kernel's empty cache directory.
+/// Looks at everything, and runs a cell if nothing is known that would keep it from running. What that compiles stays in the
+/// kernel's cache.
 pub(crate) fn checks() -> Vec<Check> {
     let toolchain = toolchain();
     let mut checks = vec![match &toolchain {
@@ -73,7 +79,40 @@ pub(crate) fn checks() -> Vec<Check> {
     checks.push(disk());
     checks.push(jupyter());
     checks.push(cuda());
+    if checks.iter().all(|check| check.status != Status::Failure) {
+        checks.push(session());
+    }
     checks
+}
+
+/// What all the other checks are for.
+fn session() -> Check {
+    let started = Instant::now();
+    let ran = Session::start(Audience::looking(|_| {})).map_err(|error| format!("no session starts: {error:#}"));
+    let start = started.elapsed().as_secs_f64();
+    let ran = ran.and_then(|mut session| {
+        let outcome = session.run("let six: usize = 6;\nsix * 7");
+        if let Some(error) = outcome.error {
+            return Err(format!("a session starts, but its first cell failed: {}", error.message));
+        }
+        let is_right = |output: &Output| matches!(output, Output::Result(value) if value.get(mime::PLAIN).is_some_and(|text| text == "42"));
+        if !outcome.outputs.iter().any(is_right) {
+            return Err(format!("a session starts, but its first cell shows {:?} for 6 * 7", outcome.outputs));
+        }
+        Ok(outcome.times.seconds())
+    });
+    match ran {
+        Ok(cell) => Check::ok("session", format!("starts in {start:.1} s and runs a cell in {cell:.1} s")),
+        Err(problem) => {
+            let cache = Built::find().and_then(|built| environment::cache(&built));
+            let place = cache.map_or_else(|_| "the kernel's cache".into(), |cache| cache.display().to_string());
+            let remedy = format!(
+                "lacuna cache gc --older-than 0s, which removes what was compiled in {place}, or set XDG_CACHE_HOME to a \
+                 directory elsewhere; then look again"
+            );
+            Check::failure("session", problem, remedy)
+        }
+    }
 }
 
 struct Toolchain {

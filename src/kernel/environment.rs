@@ -1,11 +1,14 @@
 //! What a session needs around it: the built library, a slot to compile cells in, evcxr's settings.
 
-use super::{child, compiled, rust_source, stubs};
+use super::built::{self, Built, Kept};
+use super::{compiled, diagnostics, rust_source, stubs};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,6 +22,10 @@ pub(super) const STUBS: &str = "LACUNA_STUBS";
 pub(super) const LIBRARY: &str = "LACUNA_LIBRARY";
 /// Where the library's own dependencies are.
 pub(super) const DEPENDENCIES: &str = "LACUNA_DEPENDENCIES";
+/// The file in which the wrapper keeps what rustc said of the cell.
+pub(super) const COMPILATIONS: &str = "LACUNA_COMPILATIONS";
+/// A file that is written anew whenever a slot gets another library: what the slot has compiled follows from that.
+pub(super) const WITNESS: &str = "LACUNA_WITNESS";
 /// The toolchain's directory, in the environment of an installed kernel: Jupyter may be started from a menu, where no
 /// shell has put cargo on the PATH, or in a directory that rustup gives another toolchain.
 pub(super) const TOOLCHAIN: &str = "LACUNA_TOOLCHAIN";
@@ -29,12 +36,14 @@ pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
 pub(super) const PRELUDE: &str = "use lacuna::prelude::*;";
 
 /// What the process that runs cells must not hand on to what it starts.
-pub(super) const PRIVATE: [&str; 11] = [
+pub(super) const PRIVATE: [&str; 13] = [
     WRAPPER,
     SESSION,
     STUBS,
     LIBRARY,
     DEPENDENCIES,
+    COMPILATIONS,
+    WITNESS,
     BACKTRACE,
     "RUSTC",
     "RUST_SRC_PATH",
@@ -52,6 +61,10 @@ pub(super) struct Slot {
     /// evcxr's commands that make lacuna known to cells, and its prelude, without whose `EvcxrDisplay` in scope rustc's advice
     /// to import it would keep evcxr from trying `{:?}`.
     pub(super) preamble: String,
+    /// The directory.
+    pub(super) path: PathBuf,
+    /// The build that cells link, whose program runs them.
+    pub(super) build: Kept,
     _locks: [File; 2],
 }
 
@@ -75,15 +88,16 @@ pub(super) fn enter() -> Result<Slot> {
     let cache = cache(&built)?;
     // Before anything is put there.
     let held = compiled::hold(&cache, &built.dependencies)?;
+    let build = built::keep(&cache, &built)?;
     let source = rust_source::lean(&rust_source::provide(&sysroot)?, &cache)?;
     let stubs = stubs::write(&cache)?;
     let (slot, lock) = take_slot(&cache)?;
-    let executable = env::current_exe().context("cannot find this program's own path")?;
+    let witness = slot.join("library");
+    write_if_new(&witness, &build.key)?;
     let preamble = format!(
-        ":env RUST_SRC_PATH={}\n:env {}=1\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}\n{PRELUDE}",
+        ":env RUST_SRC_PATH={}\n:build_env RUSTC_WRAPPER={}\n:dep lacuna = {{ path = {} }}\n{PRELUDE}",
         source.display(),
-        child::MARK_ENDS_SET,
-        executable.display(),
+        build.executable.display(),
         stubs::toml_string(&stubs.join("lacuna").to_string_lossy()),
     );
     let settings = write_settings(&cache)?;
@@ -94,21 +108,20 @@ pub(super) fn enter() -> Result<Slot> {
     set(SESSION, std::process::id().to_string().into());
     set("RUST_SRC_PATH", rust_source::nothing(&cache)?.into());
     set(STUBS, stubs.into());
-    set(LIBRARY, built.library.into());
-    set(DEPENDENCIES, built.dependencies.into());
-    set("EVCXR_TMPDIR", slot.into());
+    set(LIBRARY, build.library.clone().into());
+    set(DEPENDENCIES, build.dependencies.clone().into());
+    set(WITNESS, witness.into());
+    set(COMPILATIONS, slot.join(diagnostics::FILE).into());
+    set("EVCXR_TMPDIR", slot.clone().into());
     set("EVCXR_CONFIG_DIR", settings.into());
-    // Left by an earlier session, or by the one whose cell started this process.
-    // SAFETY: as above.
-    unsafe { env::remove_var(child::MARK_ENDS_SET) };
-    Ok(Slot { preamble, _locks: [held, lock] })
+    Ok(Slot { preamble, path: slot, build, _locks: [held, lock] })
 }
 
 /// The toolchain's directory.
 pub(super) fn sysroot() -> Result<PathBuf> {
     let pinned = env::var_os(TOOLCHAIN).map(PathBuf::from);
     if let Some(toolchain) = pinned.filter(|toolchain| toolchain.join("bin/rustc").is_file()) {
-        return Ok(toolchain);
+        return usable_toolchain(toolchain);
     }
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(&rustc).args(["--print", "sysroot"]).output();
@@ -116,7 +129,28 @@ pub(super) fn sysroot() -> Result<PathBuf> {
     if !output.status.success() {
         bail!("{} --print sysroot: {}", rustc.display(), String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+    usable_toolchain(PathBuf::from(OsStr::from_bytes(output.stdout.trim_ascii())))
+}
+
+/// cargo puts the toolchain's libraries into a search path, and the linker into a run path.
+fn usable_toolchain(sysroot: PathBuf) -> Result<PathBuf> {
+    if let Some(problem) = not_for_cargo(&sysroot) {
+        bail!(
+            "the Rust toolchain in {} cannot compile notebook cells: its path {problem}. RUSTUP_HOME names another place",
+            sysroot.display()
+        );
+    }
+    Ok(sysroot)
+}
+
+/// What of a path is too much for the tools that compile cells; most that a person types is not.
+///
+/// evcxr and rust-analyzer want text, cargo joins paths with `:` and reads lists of files in which `\` escapes, evcxr looks
+/// for a path between quotes, the linker splits its arguments at commas, and gcc puts something in for `%` in what it writes.
+fn not_for_cargo(path: &Path) -> Option<String> {
+    let Some(text) = path.to_str() else { return Some("is not UTF-8".into()) };
+    let found = text.chars().find(|c| c.is_control() || matches!(c, ':' | ',' | '"' | '\\' | '%'))?;
+    Some(if found.is_control() { format!("has a control character ({found:?})") } else { format!("has a `{found}`") })
 }
 
 /// PATH with the toolchain's programs in front; `None` if there is no cargo among them, or they stand there already.
@@ -131,49 +165,66 @@ fn path_with(sysroot: &Path) -> Option<OsString> {
     env::join_paths(directories).ok()
 }
 
-/// What `cargo build` left.
-pub(super) struct Built {
-    pub(super) library: PathBuf,
-    pub(super) dependencies: PathBuf,
-}
-
-impl Built {
-    pub(super) fn find() -> Result<Self> {
-        let name = format!("{}lacuna{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
-        let executable = env::current_exe().context("cannot find this program's own path")?;
-        // A copy of the binary still knows where it was built.
-        let beside = executable.parent().map(Path::to_path_buf);
-        let candidates = beside.into_iter().chain([PathBuf::from(env!("LACUNA_BUILD_DIR"))]);
-        for directory in candidates {
-            let library = directory.join("deps").join(&name);
-            if library.is_file() {
-                return Ok(Built { library, dependencies: directory.join("deps") });
-            }
-        }
-        bail!(
-            "notebook cells link {name}, which `cargo build` leaves in {}: it is gone. Build again, and run lacuna from there",
-            Path::new(env!("LACUNA_BUILD_DIR")).join("deps").display()
-        )
-    }
-}
-
 /// A directory of our own in the user's cache, one per build directory: two checkouts do not share slots.
 pub(super) fn cache(built: &Built) -> Result<PathBuf> {
     let cache = directory(&user_cache(None)?, &built.dependencies);
     fs::create_dir_all(&cache)
         .with_context(|| format!("cannot create {}; XDG_CACHE_HOME names another place", cache.display()))?;
-    Ok(cache)
+    Ok(resolved(&cache))
 }
 
-/// Where all builds compile cells: in the user's cache, which is `home` if that is given.
+/// Where all builds compile cells: in the user's cache, which is `home` if that is given. Where its path is none that cargo
+/// can work in, a directory for temporary files takes its place.
 pub(super) fn user_cache(home: Option<PathBuf>) -> Result<PathBuf> {
     let user = home.or_else(|| env::var_os("XDG_CACHE_HOME").map(PathBuf::from)).filter(|path| path.is_absolute());
     let user = user.or_else(|| {
         let below = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
         env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(below))
     });
-    let user = user.context("no directory for compiled cells: set HOME or XDG_CACHE_HOME")?;
-    Ok(user.join("lacuna").join("kernel"))
+    let user = resolved(&user.context("no directory for compiled cells: set HOME or XDG_CACHE_HOME")?);
+    let Some(problem) = not_for_cargo(&user) else { return Ok(user.join("lacuna").join("kernel")) };
+    let cannot = || {
+        format!(
+            "notebook cells cannot be compiled below {}: the path {problem}; XDG_CACHE_HOME names another place",
+            user.display()
+        )
+    };
+    stand_in(&user, &env::temp_dir()).with_context(cannot)
+}
+
+/// The path without links and `..`, as cargo sees its working directory; what of it is not there yet stays as it is.
+fn resolved(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let (Ok(there), Ok(rest)) = (fs::canonicalize(above), path.strip_prefix(above)) {
+            return if rest.as_os_str().is_empty() { there } else { there.join(rest) };
+        }
+    }
+    path.to_path_buf()
+}
+
+/// A directory below `temporary` that only this user can write, in the place of `user`.
+fn stand_in(user: &Path, temporary: &Path) -> Result<PathBuf> {
+    let temporary = &resolved(temporary);
+    if let Some(problem) = not_for_cargo(temporary) {
+        bail!("{}, which could take its place, {problem}, too; TMPDIR names another place", temporary.display());
+    }
+    // SAFETY: geteuid has no preconditions.
+    let own = unsafe { libc::geteuid() };
+    let ours = temporary.join(format!("lacuna-{own}"));
+    match fs::DirBuilder::new().mode(0o700).create(&ours) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("cannot create {}", ours.display()));
+        }
+        _ => {}
+    }
+    // What compiles and runs there must not be somebody else's.
+    let there = fs::symlink_metadata(&ours).with_context(|| format!("cannot read {}", ours.display()))?;
+    if !there.is_dir() || there.uid() != own || there.mode() & 0o022 != 0 {
+        bail!("{} is not a directory that only you can write; TMPDIR names another place", ours.display());
+    }
+    let key: String =
+        Sha256::digest(user.as_os_str().as_bytes())[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(ours.join(key).join("kernel"))
 }
 
 /// Below `user`, where the build whose libraries are in `dependencies` compiles cells.
@@ -243,4 +294,59 @@ pub(super) fn write_if_new(path: &Path, text: &str) -> Result<()> {
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_people_have_stay() {
+        for name in ["a b", "it's", "Äpfel", "🍎", "$HOME", "#1", "a;b", "-x", "(a)", "a=b", "a&b", "*", " a "] {
+            assert_eq!(not_for_cargo(&Path::new("/home").join(name)), None, "{name}");
+        }
+        for (name, expected) in [
+            (&b"a\nb"[..], "has a control character ('\\n')"),
+            (b"a:b", "has a `:`"),
+            (b"a\"b", "has a `\"`"),
+            (b"a\\b", "has a `\\`"),
+            (b"a,b", "has a `,`"),
+            (b"100%", "has a `%`"),
+            (b"caf\xe9", "is not UTF-8"),
+        ] {
+            let problem = not_for_cargo(&Path::new("/home").join(OsStr::from_bytes(name)));
+            assert_eq!(problem.as_deref(), Some(expected), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_cache_that_cargo_cannot_use_has_a_stand_in() {
+        let temporary = tempfile::tempdir().unwrap();
+        let temporary = fs::canonicalize(temporary.path()).unwrap();
+        let place = |user: &[u8]| stand_in(Path::new(OsStr::from_bytes(user)), &temporary);
+        let (one, other) = (place(b"/a:b").unwrap(), place(b"/caf\xe9").unwrap());
+        assert!(one != other && one.starts_with(&temporary) && not_for_cargo(&other).is_none(), "{}", one.display());
+        assert_eq!(place(b"/a:b").unwrap(), one, "the same again");
+        // Not in what others can write, and not where it would be no better.
+        let ours = one.parent().and_then(Path::parent).unwrap();
+        fs::set_permissions(ours, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(place(b"/a:b").unwrap_err().to_string().contains("only you can write"));
+        fs::remove_dir_all(ours).unwrap();
+        std::os::unix::fs::symlink("/", ours).unwrap();
+        assert!(place(b"/a:b").unwrap_err().to_string().contains("TMPDIR"));
+        let refused = stand_in(Path::new("/a:b"), Path::new("/tmp/a:b")).unwrap_err().to_string();
+        assert!(refused.contains("TMPDIR names another place"), "{refused}");
+    }
+
+    #[test]
+    fn links_and_parents_are_resolved() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(directory.path()).unwrap();
+        fs::create_dir(real.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", real.join("link")).unwrap();
+        for path in ["link/a/b", "real/../link/a/b", "real/a/b"] {
+            assert_eq!(resolved(&real.join(path)), real.join("real/a/b"), "{path}");
+        }
+        assert_eq!(resolved(&real), real);
+    }
 }

@@ -2,17 +2,20 @@
 
 use super::compiled::{self, Compiled};
 use super::environment::{self, TOOLCHAIN};
-use super::session::Session;
+use super::session::{Audience, Session};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// The kernel's name for Jupyter, and its directory's.
 const NAME: &str = "lacuna";
+
+/// The API reference's directory, beside a kernelspec and in cargo's target directory.
+const DOCUMENTATION: &str = "doc";
 
 const LOGOS: [(&str, &[u8]); 3] = [
     ("logo-32x32.png", include_bytes!("logo/logo-32x32.png")),
@@ -73,6 +76,8 @@ pub(crate) fn install(place: &Place) -> Result<PathBuf> {
     for (name, bytes) in LOGOS.into_iter().chain([("kernel.json", spec.as_bytes())]) {
         fs::write(staged.path().join(name), bytes).with_context(cannot)?;
     }
+    // Jupyter serves what lies beside a kernelspec, and so the API reference, once `cargo doc` has made it.
+    symlink(documentation()?, staged.path().join(DOCUMENTATION)).with_context(cannot)?;
     // A temporary directory is private; Jupyter may run as another user.
     fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o755)).with_context(cannot)?;
     warm(1)?;
@@ -81,6 +86,19 @@ pub(crate) fn install(place: &Place) -> Result<PathBuf> {
     }
     fs::rename(staged.path(), &directory).with_context(cannot)?;
     Ok(directory)
+}
+
+/// Where `cargo doc` leaves the API reference of this build.
+fn documentation() -> Result<PathBuf> {
+    let executable = env::current_exe().context("cannot find this program's own path")?;
+    let target = executable.parent().and_then(Path::parent).context("this program lies in no target directory")?;
+    Ok(target.join(DOCUMENTATION))
+}
+
+/// The API reference's address within a Jupyter server, if it has been made.
+pub(super) fn documentation_link() -> Option<String> {
+    let is_there = documentation().ok()?.join(NAME).join("index.html").is_file();
+    is_there.then(|| format!("/kernelspecs/{NAME}/{DOCUMENTATION}/{NAME}/index.html"))
 }
 
 fn kernelspec() -> Result<Value> {
@@ -115,7 +133,7 @@ fn text(value: &OsStr) -> Result<Value> {
 pub(crate) fn warm(slots: usize) -> Result<()> {
     let mut held = Vec::new();
     for _ in 0..slots {
-        let mut session = Session::start(Box::new(|_, _| {}))?;
+        let mut session = Session::start(Audience::looking(|_| {}))?;
         // A table, because its type is what takes rust-analyzer longest.
         let outcome = session.run("let warm = df!(\"a\" => [1])?;\nwarm.height()");
         if let Some(error) = outcome.error {

@@ -5,24 +5,33 @@
 //! - evcxr gets one dependency, a *stub* of lacuna ([`stubs`]): a package without code that cargo must compile, whose
 //!   library path is the real source, so that rust-analyzer (which finds the types of `let`) reads that.
 //! - cargo compiles cells with this binary as `RUSTC_WRAPPER` ([`rustc_wrapper`]): stubs are not compiled at all, and
-//!   the cell's own crate gets the real shared library in the stub's place.
+//!   the cell's own crate gets the real shared library in the stub's place; its source is changed a little
+//!   ([`cell_source`]), and what rustc says of it is kept ([`diagnostics`]).
 //! - evcxr runs cells in a child process, which is this binary again ([`child`]); `liblacuna` is already loaded there,
-//!   so all cells share one copy of its statics.
+//!   so all cells share one copy of its statics. What they print and show it tells as [`events`].
 //! - [`session`] is evcxr with its outputs in order; [`runner`] feeds it a notebook, [`jupyter`] what clients send.
+//! - A session keeps the build that it began with ([`built`]), whatever cargo does meanwhile.
 //! - evcxr's working directory is a *slot* ([`environment`]), kept between sessions and locked while in use.
 
+mod built;
+mod cell_source;
 mod child;
 mod compare;
 pub(crate) mod compiled;
+mod diagnostics;
 pub(crate) mod doctor;
 pub(crate) mod document;
+mod encoding;
 mod environment;
+mod events;
 pub(crate) mod install;
 mod jobs;
+mod json_text;
 mod jupyter;
 mod lock;
 mod output;
 pub(crate) mod parameters;
+mod printed;
 mod processes;
 mod report;
 pub(crate) mod runner;
@@ -44,11 +53,10 @@ use std::path::Path;
 /// child that runs cells, or the wrapper around rustc) and not a command that a person typed.
 pub(crate) fn hook() {
     if child::is_child() {
-        child::prepare();
+        child::run();
     } else if rustc_wrapper::is_wrapper() {
         rustc_wrapper::run();
     }
-    evcxr::runtime_hook();
 }
 
 /// Serves Jupyter's clients until one of them ends the kernel.

@@ -4,6 +4,7 @@
 use super::document::Document;
 use super::rust_literal::{self, Binding};
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
@@ -65,9 +66,8 @@ impl Overrides {
     /// # Errors
     /// When the notebook has no such parameter, or a value is not of its type.
     pub(crate) fn apply(&self, document: &mut Document) -> Result<Map<String, Value>> {
-        let mut json = Map::new();
         if self.is_empty() {
-            return Ok(json);
+            return Ok(Map::new());
         }
         // What an earlier run put there would win over ours.
         document.remove_tagged(INJECTED);
@@ -78,21 +78,29 @@ impl Overrides {
                 bail!("cells {} and {} are both tagged `{TAG}`; one can be", first + 1, second + 1)
             }
         };
-        let bindings = rust_literal::bindings(&document.source(cell));
+        let (source, json) = self.injected(document.source(cell), &format!("cell {}", cell + 1))?;
+        document.insert_code(cell + 1, INJECTED, INJECTED, &source);
+        Ok(json)
+    }
+
+    /// The cell that sets the values, given the one that declares the parameters, which messages call `place`; and the values
+    /// as JSON.
+    fn injected(&self, declared: &str, place: &str) -> Result<(String, Map<String, Value>)> {
+        let bindings = rust_literal::bindings(declared);
+        let mut json = Map::new();
         let mut source = String::from("// Parameters of this run, in place of those above.");
         for (name, given) in &self.values {
             let Some(binding) = bindings.iter().find(|binding| binding.name == *name) else {
                 let known: Vec<String> = bindings.iter().filter_map(Parameter::of).map(|p| p.to_string()).collect();
                 match known.is_empty() {
-                    true => bail!("the notebook has no parameter `{name}`: cell {} sets none to a literal", cell + 1),
+                    true => bail!("the notebook has no parameter `{name}`: {place} sets none to a literal"),
                     false => bail!("the notebook has no parameter `{name}`; it has {}", known.join(", ")),
                 }
             };
             let Some(parameter) = Parameter::of(binding) else {
                 bail!(
-                    "parameter `{name}` cannot be set from outside: cell {} sets it to `{}`, which is no number, text, \
-                     true or false, nor a list of such",
-                    cell + 1,
+                    "parameter `{name}` cannot be set from outside: {place} sets it to `{}`, which is no number, text, \
+                     character, true or false, nor a list of such",
                     binding.value
                 );
             };
@@ -101,21 +109,61 @@ impl Overrides {
                 Given::Json(value) => Some(value.clone()),
             };
             let Some((value, literal)) = value.and_then(|value| {
-                let literal = parameter.kind.literal(&value)?;
+                let literal = parameter.kind.literal(&value, binding.annotation.is_some())?;
                 Some((value, literal))
             }) else {
                 let shown = match given {
                     Given::Text(text) => text.clone(),
                     Given::Json(value) => value.to_string(),
                 };
-                bail!("parameter `{name}` is {}, and `{shown}` is not; cell {} sets it", parameter.kind, cell + 1);
+                bail!("parameter `{name}` is {}, and `{shown}` is not; {place} sets it", parameter.kind);
             };
             source.push_str(&format!("\nlet {}{name}{} = {literal};", binding.mutable(), binding.annotated()));
             json.insert(name.clone(), value);
         }
-        document.insert_code(cell + 1, INJECTED, INJECTED, &source)?;
-        Ok(json)
+        Ok((source, json))
     }
+}
+
+/// What papermill asks its translator: the cell that is tagged `parameters`, and the values for a run.
+#[derive(Deserialize)]
+struct Question {
+    source: String,
+    values: Map<String, Value>,
+}
+
+/// One of the parameters that a notebook declares.
+#[derive(Serialize)]
+struct Declared {
+    name: String,
+    /// What it may be, in words.
+    kind: String,
+    /// Its value in the notebook, as Rust.
+    value: String,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    parameters: Vec<Declared>,
+    /// The cell to put behind the one of the question.
+    source: String,
+}
+
+/// Answers a question in JSON, as `clients/papermill` asks it.
+///
+/// # Errors
+/// When it is none, the cell has no such parameter, or a value is not of its type.
+pub(crate) fn answer(question: &str) -> Result<String> {
+    let question: Question = serde_json::from_str(question).context("no JSON with `source` and `values`")?;
+    let values = question.values.into_iter().map(|(name, value)| (name, Given::Json(value))).collect();
+    let (source, _) = Overrides { values }.injected(&question.source, "the cell that is tagged `parameters`")?;
+    let bindings = rust_literal::bindings(&question.source);
+    let declared = |binding: &Binding| {
+        let kind = Parameter::of(binding)?.kind.to_string();
+        Some(Declared { name: binding.name.clone(), kind, value: binding.value.clone() })
+    };
+    let answer = Answer { parameters: bindings.iter().filter_map(declared).collect(), source };
+    Ok(serde_json::to_string(&answer)?)
 }
 
 /// A binding whose type can be set from outside.
@@ -150,6 +198,8 @@ enum Kind {
     /// `&str`.
     Text,
     String,
+    Char,
+    Option(Box<Kind>),
     List(Box<Kind>, Form),
 }
 
@@ -175,6 +225,9 @@ impl Kind {
         if let Some(name) = FLOATS.into_iter().find(|name| *name == text) {
             return Some(Kind::Float(name, false));
         }
+        if let Some(item) = text.strip_prefix("Option<").and_then(|rest| rest.strip_suffix('>')) {
+            return Some(Kind::Option(Box::new(Kind::of_type(item)?)));
+        }
         if let Some(item) = text.strip_prefix("Vec<").and_then(|rest| rest.strip_suffix('>')) {
             return list(item, Form::Vec);
         }
@@ -194,6 +247,7 @@ impl Kind {
         match text {
             "bool" => Some(Kind::Bool),
             "String" => Some(Kind::String),
+            "char" => Some(Kind::Char),
             _ => None,
         }
     }
@@ -216,8 +270,11 @@ impl Kind {
         if let Some(inner) = inside(text, "[") {
             return list(&inner, Form::Array(None));
         }
+        if let Some(inner) = text.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')')) {
+            return Some(Kind::Option(Box::new(Kind::of_literal(inner)?)));
+        }
         if rust_literal::is_text(text) {
-            return Some(Kind::Text);
+            return Some(if text.starts_with('\'') { Kind::Char } else { Kind::Text });
         }
         let owned = [".to_owned()", ".to_string()", ".into()"].iter().find_map(|end| text.strip_suffix(end));
         let owned = owned.or_else(|| text.strip_prefix("String::from(").and_then(|rest| rest.strip_suffix(')')));
@@ -246,20 +303,40 @@ impl Kind {
     }
 
     fn scalar(self) -> Option<Kind> {
-        (!matches!(self, Kind::List(..))).then_some(self)
+        (!matches!(self, Kind::List(..) | Kind::Option(..))).then_some(self)
     }
 
     /// The value that `text` on the command line stands for.
     fn parse(&self, text: &str) -> Option<Value> {
         match self {
             Kind::Text | Kind::String => Some(Value::from(text)),
+            // A blank is a character too; what stands in quotes is meant without them.
+            Kind::Char if text.chars().count() == 1 => Some(Value::from(text)),
+            Kind::Char => Some(Value::from(text.strip_prefix('\'')?.strip_suffix('\'')?)),
+            Kind::Option(_) if matches!(text.trim(), "null" | "None") => Some(Value::Null),
+            Kind::Option(some) => some.parse(text),
             Kind::Float(..) => text.trim().parse::<f64>().ok().map(Value::from),
             Kind::Bool | Kind::Integer(..) | Kind::List(..) => serde_json::from_str(text.trim()).ok(),
         }
     }
 
-    /// The value in Rust, if it is of this type.
-    fn literal(&self, value: &Value) -> Option<String> {
+    /// The type in Rust.
+    fn rust(&self) -> String {
+        match self {
+            Kind::Bool => "bool".into(),
+            Kind::Integer(name, _) | Kind::Float(name, _) => (*name).into(),
+            Kind::Text => "&str".into(),
+            Kind::String => "String".into(),
+            Kind::Char => "char".into(),
+            Kind::Option(some) => format!("Option<{}>", some.rust()),
+            Kind::List(item, Form::Vec) => format!("Vec<{}>", item.rust()),
+            Kind::List(item, Form::Slice) => format!("&[{}]", item.rust()),
+            Kind::List(item, Form::Array(length)) => format!("[{}; {}]", item.rust(), length.unwrap_or_default()),
+        }
+    }
+
+    /// The value in Rust, if it is of this type. What is empty tells its type itself, unless the binding does.
+    fn literal(&self, value: &Value, is_annotated: bool) -> Option<String> {
         match self {
             Kind::Bool => value.as_bool().map(|value| value.to_string()),
             Kind::Integer(name, suffix) => {
@@ -277,18 +354,27 @@ impl Kind {
             // Rust's `Debug` of a text is a literal of it.
             Kind::Text => value.as_str().map(|text| format!("{text:?}")),
             Kind::String => value.as_str().map(|text| format!("String::from({text:?})")),
+            Kind::Char => {
+                let mut chars = value.as_str()?.chars();
+                chars.next().filter(|_| chars.next().is_none()).map(|c| format!("{c:?}"))
+            }
+            Kind::Option(some) => match value {
+                Value::Null if is_annotated => Some("None".into()),
+                Value::Null => Some(format!("None::<{}>", some.rust())),
+                value => Some(format!("Some({})", some.literal(value, is_annotated)?)),
+            },
             Kind::List(item, form) => {
                 let values = value.as_array()?;
-                let items: Vec<String> = values.iter().map(|value| item.literal(value)).collect::<Option<_>>()?;
-                let items = items.join(", ");
-                match form {
-                    Form::Array(Some(length)) if *length != values.len() => None,
-                    // Without items there is no type.
-                    Form::Array(None) if values.is_empty() => None,
-                    Form::Array(_) => Some(format!("[{items}]")),
-                    Form::Slice => Some(format!("&[{items}]")),
-                    Form::Vec => Some(format!("vec![{items}]")),
-                }
+                let items: Vec<String> =
+                    values.iter().map(|value| item.literal(value, is_annotated)).collect::<Option<_>>()?;
+                let list = match form {
+                    Form::Array(Some(length)) if *length != values.len() => return None,
+                    Form::Array(_) => format!("[{}]", items.join(", ")),
+                    Form::Slice => format!("&[{}]", items.join(", ")),
+                    Form::Vec if items.is_empty() => "Vec::new()".into(),
+                    Form::Vec => format!("vec![{}]", items.join(", ")),
+                };
+                Some(if items.is_empty() && !is_annotated { format!("{list} as {}", self.rust()) } else { list })
             }
         }
     }
@@ -317,8 +403,9 @@ impl fmt::Display for Kind {
             Kind::Integer(name, _) => write!(f, "an integer, {name}"),
             Kind::Float(name, _) => write!(f, "a number, {name}"),
             Kind::Text | Kind::String => f.write_str("text"),
+            Kind::Char => f.write_str("a character"),
+            Kind::Option(some) => write!(f, "{some}, or null"),
             Kind::List(item, Form::Array(Some(length))) => write!(f, "a JSON list of {length} items ({item})"),
-            Kind::List(item, Form::Array(None)) => write!(f, "a JSON list of at least one item (each item {item})"),
             Kind::List(item, _) => write!(f, "a JSON list (each item {item})"),
         }
     }
@@ -347,7 +434,9 @@ mod tests {
 
     const CELL: &str = "// Which model.\nlet model = \"tiny\"; // a name\nlet sparsity = 0.5;\nlet steps: usize = 4;\n\
                         let seed = 7u64;\nlet fast = false;\nlet levels = [0.1,\n    0.5];\nlet names: Vec<String> = vec![];\n\
-                        let title = \"a;b // c\".to_owned();\nlet method = Method::Wanda;\nlet pair: [i32; 2] = [1, 2];";
+                        let title = \"a;b // c\".to_owned();\nlet method = Method::Wanda;\nlet pair: [i32; 2] = [1, 2];\n\
+                        let comma = ',';\nlet most: Option<usize> = None;\nlet least = Some(1.5);\nlet given = vec![\"a\"];\n\
+                        let slice = &[1u8];";
 
     fn applied(arguments: &[&str]) -> Result<String> {
         let mut document = document(&[("use a;", &[]), (CELL, &[TAG]), ("x", &[])]);
@@ -378,6 +467,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_empty_keeps_its_type() {
+        let source =
+            applied(&["comma=\u{1F34E}", "most=3", "least=null", "given=[]", "slice=[]", "levels=[]", "names=[]"]);
+        let expected = "let comma = '\u{1F34E}';\nlet most: Option<usize> = Some(3);\nlet least = None::<f64>;\n\
+                        let given = Vec::new() as Vec<&str>;\nlet slice = &[] as &[u8];\nlet levels = [] as [f64; 0];\n\
+                        let names: Vec<String> = Vec::new();";
+        assert_eq!(source.unwrap(), expected);
+        for (value, literal) in [("'", r"'\''"), ("'''", r"'\''"), (" ", "' '"), ("'\t'", r"'\t'")] {
+            assert_eq!(applied(&[&format!("comma={value}")]).unwrap(), format!("let comma = {literal};"));
+        }
+        assert_eq!(applied(&["most=None"]).unwrap(), "let most: Option<usize> = None;");
+    }
+
+    #[test]
+    fn papermill_gets_the_same_cell() {
+        let ask = |values: Value| answer(&json!({"source": CELL, "values": values}).to_string());
+        let told: Value = serde_json::from_str(&ask(json!({"steps": 8, "sparsity": 1})).unwrap()).unwrap();
+        let source = told["source"].as_str().unwrap();
+        assert!(source.ends_with("\nlet steps: usize = 8;\nlet sparsity = 1.0;"), "{source}");
+        let first = json!({"name": "model", "kind": "text", "value": "\"tiny\""});
+        assert_eq!(told["parameters"][0], first);
+        let refused = ask(json!({"steps": -1})).unwrap_err().to_string();
+        assert!(refused.contains("`-1` is not; the cell that is tagged `parameters` sets it"), "{refused}");
+        assert!(answer("[]").is_err());
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         for (argument, expected) in [
             ("sparsity=abc", "parameter `sparsity` is a number, f64, and `abc` is not; cell 2 sets it"),
@@ -385,8 +501,10 @@ mod tests {
             ("steps=-1", "parameter `steps` is an integer, usize, and `-1` is not"),
             ("steps=1.5", "`1.5` is not"),
             ("fast=1", "true or false"),
-            ("levels=[\"a\"]", "a JSON list of at least one item (each item a number, f64)"),
-            ("levels=[]", "`[]` is not"),
+            ("levels=[\"a\"]", "a JSON list (each item a number, f64)"),
+            ("comma=ab", "parameter `comma` is a character, and `ab` is not"),
+            ("comma=", "`` is not"),
+            ("most=many", "an integer, usize, or null, and `many` is not"),
             ("pair=[1]", "a JSON list of 2 items"),
             ("sparsty=0.5", "no parameter `sparsty`; it has `model` (text), `sparsity` (a number, f64), `steps`"),
             ("method=magnitude", "cell 2 sets it to `Method::Wanda`"),

@@ -1,5 +1,6 @@
 //! The processes that this one has started, to end a compilation: evcxr starts cargo, and does not say which it is.
 
+use super::built::PROGRAM;
 use std::collections::BTreeSet;
 
 /// A process of this machine.
@@ -32,7 +33,8 @@ fn started(own: u32, all: &[Process]) -> Vec<u32> {
     let Some(name) = all.iter().find(|process| process.id == own).map(|process| process.name.as_str()) else {
         return Vec::new();
     };
-    let children = all.iter().filter(|process| process.parent == own && process.name != name);
+    let children =
+        all.iter().filter(|process| process.parent == own && process.name != name && process.name != PROGRAM);
     let mut found: Vec<u32> = children.map(|process| process.id).collect();
     let mut seen: BTreeSet<u32> = found.iter().copied().collect();
     let mut next = 0;

@@ -9,7 +9,7 @@ use super::parameters::Overrides;
 use super::report::{self, gallery};
 use super::rust_literal::is_name;
 use super::screen::{Name, Names, Screen, say};
-use super::session::{CellError, ErrorKind, Outcome, Session};
+use super::session::{Audience, CellError, ErrorKind, Outcome, Session};
 use super::stored;
 use super::watch::{Phase, Watch};
 use super::written::refuse_foreign;
@@ -24,8 +24,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The tag of a cell that is not run.
-pub(super) const SKIP: &str = "skip";
+/// The tags of a cell that is not run; the second is nbclient's.
+pub(super) const SKIP: [&str; 2] = ["skip", "skip-execution"];
+/// The tag of a cell whose outputs may differ: `--check` runs it, and compares none of them.
+const NO_CHECK: &str = "no-check";
 /// The tag of a cell that may fail, as nbclient has it: an exercise, until somebody solves it.
 pub(super) const RAISES: &str = "raises-exception";
 
@@ -77,6 +79,8 @@ pub(crate) struct Options {
     pub(crate) allow_errors: bool,
     /// Write an HTML report too.
     pub(crate) html: bool,
+    /// Leave the code of cells out of the reports that people read.
+    pub(crate) no_input: bool,
     /// Notebooks at a time.
     pub(crate) jobs: usize,
 }
@@ -101,7 +105,12 @@ impl Options {
         if let Some(from) = self.from_cell {
             option("--from-cell", from.to_string().into());
         }
-        let flags = [("--check", self.check), ("--allow-errors", self.allow_errors), ("--html", self.html)];
+        let flags = [
+            ("--check", self.check),
+            ("--allow-errors", self.allow_errors),
+            ("--html", self.html),
+            ("--no-input", self.no_input),
+        ];
         arguments.extend(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.into()));
         arguments
     }
@@ -209,6 +218,7 @@ impl<'a> Run<'a> {
         }
         let stored = match options.from_cell {
             Some(from) => stored::outcomes(&executed, &document, from).with_context(|| shown.clone())?,
+            None if options.check => stored::outcomes_of_tagged(&executed, &document, NO_CHECK),
             None => BTreeMap::new(),
         };
         Ok(Run { path, shown, document, parameters, out, options, stored, outcomes: BTreeMap::new() })
@@ -218,13 +228,16 @@ impl<'a> Run<'a> {
         // Paths in a notebook are relative to it, as under Jupyter.
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         std::env::set_current_dir(directory).with_context(|| format!("cannot enter {}", directory.display()))?;
+        for repair in &self.document.repairs {
+            say(&format!("{}: {repair}", self.shown));
+        }
         let code = self.code();
         let screen = Arc::new(Screen::new(&self.shown, code.len()));
         let started = Instant::now();
         screen.starting();
-        let session = Session::start(Box::new({
+        let session = Session::start(Audience::looking({
             let screen = screen.clone();
-            move |stream, line| screen.line(stream, line)
+            move |live| screen.live(live)
         }));
         if check_interrupt().is_err() {
             return Ok(Status::Interrupted);
@@ -237,11 +250,11 @@ impl<'a> Run<'a> {
             screen.begin(count, name);
             let (outcome, verdict) = self.cell(*index, name, source, &mut session, &watch, &screen);
             let how = match self.stored.get(index) {
-                Some(_) => "output of the last run".to_owned(),
-                None => format!("{:.1} s", outcome.seconds),
+                Some(_) if !self.options.check => "output of the last run".to_owned(),
+                _ => format!("{:.1} s", outcome.times.seconds()),
             };
             screen.end(count, name, &how);
-            self.document.set_outcome(*index, count as i32, &outcome)?;
+            self.document.set_outcome(*index, count as i32, &outcome);
             self.outcomes.insert(*index, outcome);
             if !self.options.check {
                 let executed = self.out.join(format!("{}.ipynb", self.document.stem));
@@ -272,9 +285,9 @@ impl<'a> Run<'a> {
         let (mut names, mut code) = (Names::new(), Vec::new());
         for (index, (kind, source)) in self.document.cells().enumerate() {
             match kind {
-                Kind::Markdown => names.pass(&source),
-                Kind::Code if !self.document.has_tag(index, SKIP) => {
-                    code.push((index, names.of(index + 1, &source), source));
+                Kind::Markdown => names.pass(source),
+                Kind::Code if self.document.tag_of(index, &SKIP).is_none() => {
+                    code.push((index, names.of(index + 1, source), source.to_owned()));
                 }
                 Kind::Code | Kind::Raw => {}
             }
@@ -294,7 +307,8 @@ impl<'a> Run<'a> {
     ) -> (Outcome, Verdict) {
         // It shows a value that is stored, and defines nothing that a later cell could need.
         if let Some(stored) = self.stored.get(&index)
-            && !stored.data.is_empty()
+            && !self.options.check
+            && stored.has_value()
             && is_name(source)
         {
             return (stored.clone(), Verdict::Fine);
@@ -373,6 +387,7 @@ impl<'a> Run<'a> {
             directory: self.path.parent().unwrap_or(Path::new("/")),
             out: &self.out,
             html: self.options.html,
+            no_input: self.options.no_input,
         };
         let mut files = report::render(&source).with_context(|| self.shown.clone())?;
         if self.options.check {

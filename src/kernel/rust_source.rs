@@ -1,6 +1,7 @@
 //! The standard library's source: without it rust-analyzer knows no type of a `let`, and evcxr wants each spelled out.
 
 use anyhow::{Context, Result, bail};
+use ra_ap_syntax::{AstNode, Edition, SourceFile, ast};
 use sha2::{Digest, Sha256};
 use std::env;
 use std::fs;
@@ -48,8 +49,8 @@ pub(super) fn provide(sysroot: &Path) -> Result<PathBuf> {
     bail!("notebook cells need the standard library's source for the types of `let`: {REMEDY}")
 }
 
-/// A copy of the source in `cache` without what no type depends on: comments, and vendors' intrinsics, which are half of
-/// all there is. rust-analyzer reads the source at each start, and takes two thirds of the time for the copy.
+/// A copy of the source in `cache` without what no type depends on: comments, bodies of functions, and vendors' intrinsics, which are
+/// half of all there is. rust-analyzer reads the source at each start.
 pub(super) fn lean(library: &Path, cache: &Path) -> Result<PathBuf> {
     // Set by an earlier session of this process.
     if library.parent() == Some(cache) {
@@ -58,7 +59,7 @@ pub(super) fn lean(library: &Path, cache: &Path) -> Result<PathBuf> {
     let core = library.join("core/src/lib.rs");
     let of_core = fs::metadata(&core).with_context(|| format!("cannot read {}", core.display()))?;
     let mut key = Sha256::new_with_prefix(library.as_os_str().as_encoded_bytes());
-    key.update(format!("{:?} {} {LEFT_OUT:?}", of_core.modified().ok(), of_core.len()));
+    key.update(format!("{:?} {} {LEFT_OUT:?} {LEAN}", of_core.modified().ok(), of_core.len()));
     let key: String = key.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
     let lean = cache.join(format!("library-{key}"));
     if lean.is_dir() {
@@ -66,7 +67,7 @@ pub(super) fn lean(library: &Path, cache: &Path) -> Result<PathBuf> {
     }
     let copy = || -> io::Result<()> {
         let staged = tempfile::Builder::new().prefix(".library-").tempdir_in(cache)?;
-        copy_lean(library, staged.path(), Path::new(""))?;
+        copy(library, staged.path(), Path::new(""), &|source| without_comments(&without_bodies(source)))?;
         match fs::rename(staged.path(), &lean) {
             // Another session was faster.
             Err(_) if lean.is_dir() => Ok(()),
@@ -77,10 +78,18 @@ pub(super) fn lean(library: &Path, cache: &Path) -> Result<PathBuf> {
     Ok(lean)
 }
 
+/// Counts what copies leave out, so that those of an earlier version are not taken.
+pub(super) const LEAN: u32 = 2;
+
 /// Folders of which only an empty `mod.rs` stays.
 const LEFT_OUT: [&str; 2] = ["stdarch/crates/core_arch/src", "portable-simd/crates/core_simd/src"];
 
-fn copy_lean(from: &Path, to: &Path, inside: &Path) -> io::Result<()> {
+/// Copies the source files of a package, without the bodies of its functions.
+pub(super) fn copy_without_bodies(from: &Path, to: &Path) -> io::Result<()> {
+    copy(from, to, Path::new(""), &without_bodies)
+}
+
+fn copy(from: &Path, to: &Path, inside: &Path, change: &dyn Fn(&str) -> String) -> io::Result<()> {
     if LEFT_OUT.iter().any(|left_out| inside == Path::new(left_out)) {
         return fs::write(to.join("mod.rs"), "");
     }
@@ -91,14 +100,43 @@ fn copy_lean(from: &Path, to: &Path, inside: &Path) -> io::Result<()> {
         let extension = source.extension().and_then(|extension| extension.to_str());
         if kind.is_dir() {
             fs::create_dir(&target)?;
-            copy_lean(&source, &target, &inside.join(&name))?;
+            copy(&source, &target, &inside.join(&name), change)?;
         } else if extension == Some("rs") {
-            fs::write(target, without_comments(&fs::read_to_string(source)?))?;
+            // What is no text no compiler reads either.
+            fs::write(target, change(&String::from_utf8_lossy(&fs::read(source)?)))?;
         } else if matches!(extension, Some("toml" | "lock")) {
             fs::copy(source, target)?;
         }
     }
     Ok(())
+}
+
+/// Without the bodies of functions, as far as no type depends on them: an `impl` or a future that a function returns has the type
+/// of its body, a constant may be the length of an array, and a body may hold items. A file with errors stays as it is.
+fn without_bodies(source: &str) -> String {
+    let parsed = SourceFile::parse(source, Edition::CURRENT);
+    if !parsed.errors().is_empty() {
+        return source.to_owned();
+    }
+    let mut lean = String::with_capacity(source.len());
+    let mut done = 0;
+    for function in parsed.tree().syntax().descendants().filter_map(ast::Fn::cast) {
+        let Some(body) = function.body() else { continue };
+        let range = body.syntax().text_range();
+        let (start, end) = (usize::from(range.start()), usize::from(range.end()));
+        let returns_body = function.ret_type().is_some_and(|ty| ty.syntax().text().to_string().contains("impl"));
+        let is_needed = function.const_token().is_some() || function.async_token().is_some() || returns_body;
+        let holds_items = ["impl", "macro_rules", "mod "].iter().any(|word| source[start..end].contains(word));
+        // Inside of one that is left out.
+        if start < done || is_needed || holds_items {
+            continue;
+        }
+        lean.push_str(&source[done..start]);
+        lean.push_str("{}");
+        done = end;
+    }
+    lean.push_str(&source[done..]);
+    lean
 }
 
 /// Without lines that are a comment, or nothing but documentation.
@@ -176,6 +214,18 @@ mod tests {
     }
 
     #[test]
+    fn bodies_stay_where_a_type_depends_on_them() {
+        let source = "trait T { fn a(&self) -> u8 { fn b() {} 1 } fn c(); }\nconst fn d() -> usize { 3 }\nasync fn e() -> u8 { 1 }\n\
+                      fn f() -> impl Fn() { || () }\nfn g() { impl T for u8 { fn c() { 2; } } }\nmacro_rules! m { () => { fn h() { 1 } } }\n\
+                      fn i(s: &str) -> char { s.chars().find(|c| *c == '}').unwrap() }\n";
+        let lean = "trait T { fn a(&self) -> u8 {} fn c(); }\nconst fn d() -> usize { 3 }\nasync fn e() -> u8 { 1 }\n\
+                    fn f() -> impl Fn() { || () }\nfn g() { impl T for u8 { fn c() {} } }\nmacro_rules! m { () => { fn h() { 1 } } }\n\
+                    fn i(s: &str) -> char {}\n";
+        assert_eq!(without_bodies(source), lean);
+        assert_eq!(without_bodies("fn broken( { 1 }"), "fn broken( { 1 }");
+    }
+
+    #[test]
     fn copy_keeps_the_code_and_is_made_once() {
         let directory = tempfile::tempdir().unwrap();
         let (library, cache) = (directory.path().join("library"), directory.path().join("cache"));
@@ -195,7 +245,7 @@ mod tests {
         fs::create_dir(&cache).unwrap();
         let lean = lean(&library, &cache).unwrap();
         let read = |path: &str| fs::read_to_string(lean.join(path)).unwrap();
-        assert_eq!(read("core/src/lib.rs"), "pub fn one() -> u8 { 1 } // one\n");
+        assert_eq!(read("core/src/lib.rs"), "pub fn one() -> u8 {} // one\n");
         assert_eq!(read("core/Cargo.toml"), "[package]");
         assert_eq!(read("stdarch/crates/core_arch/src/mod.rs"), "");
         assert!(!lean.join("stdarch/crates/core_arch/src/x86.rs").exists() && !lean.join("core/README.md").exists());

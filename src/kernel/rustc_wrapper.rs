@@ -1,13 +1,15 @@
 //! rustc, as cargo sees it when it builds a cell.
 
-use super::{environment, is_program};
+use super::diagnostics::{Compilation, Diagnostic};
+use super::{cell_source, environment, is_program};
 use anyhow::{Context, Result};
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// evcxr's name for the crate of a cell.
@@ -63,22 +65,78 @@ fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {
     let is_stub = stubs.zip(package).is_some_and(|(stubs, package)| package.starts_with(stubs));
     let library = PathBuf::from(env::var_os(environment::LIBRARY).unwrap_or_default());
     if is_stub && let Some(out) = &invocation.out_dir {
-        invocation.pretend(out, &library)?;
+        let witness = PathBuf::from(env::var_os(environment::WITNESS).unwrap_or_default());
+        invocation.pretend(out, &witness)?;
         return Ok(0);
     }
     let mut command = Command::new(rustc);
     if invocation.crate_name.as_deref() == Some(OsStr::new(CELL)) {
-        command.args(link_real_library(args, &library));
+        command.args(link_real_library(&without_incremental(args), &library));
+        // The last of several counts. One unit is compiled sooner than sixteen are that hold a few lines each.
+        command.args(["-C", "codegen-units=1"]);
         if let Some(dependencies) = env::var_os(environment::DEPENDENCIES) {
             let mut search = OsString::from("dependency=");
             search.push(dependencies);
             command.arg("-L").arg(search);
         }
-    } else {
-        command.args(args);
+        return compile_cell(command, args, &invocation);
     }
-    let status = command.status().with_context(|| format!("cannot run {}", rustc.display()))?;
+    let status = command.args(args).status().with_context(|| format!("cannot run {}", rustc.display()))?;
     Ok(status.code().unwrap_or(1))
+}
+
+/// Compiles a cell from its changed source, and keeps what rustc said.
+fn compile_cell(mut command: Command, args: &[OsString], invocation: &Invocation) -> Result<i32> {
+    let path = args.iter().map(Path::new).find(|path| path.extension() == Some(OsStr::new("rs")));
+    let path = path.context("a cell without a source file")?;
+    let cannot = |what: &str| format!("cannot {what} {}", path.display());
+    let generated = fs::read_to_string(path).with_context(|| cannot("read"))?;
+    if let Some(failure) = cell_source::first_failure(&generated) {
+        let line = serde_json::to_string(&failure)? + "\n";
+        std::io::stderr().write_all(line.as_bytes()).context("cannot write to standard error")?;
+        return Ok(1);
+    }
+    let links_library = args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"lacuna="));
+    let source = cell_source::changed(&generated, links_library);
+    if source != generated {
+        fs::write(path, &source).with_context(|| cannot("write"))?;
+    }
+    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let mut code = output.status.code().unwrap_or(1);
+    if code == 0
+        && links_library
+        && let Some(out) = &invocation.out_dir
+        && let Some(refusal) = cell_source::refusal(
+            &source,
+            &out.join(format!("{}{CELL}{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX)),
+        )
+    {
+        said.push_str(&serde_json::to_string(&refusal)?);
+        said.push('\n');
+        code = 1;
+    }
+    if let Some(file) = env::var_os(environment::COMPILATIONS) {
+        Compilation { source, diagnostics: Diagnostic::all(&said) }.keep(Path::new(&file))?;
+    }
+    std::io::stderr().write_all(said.as_bytes()).context("cannot write to standard error")?;
+    Ok(code)
+}
+
+/// `args` without incremental compilation: a cell is compiled once, and what is kept for a next time takes longer to write than to
+/// make again.
+fn without_incremental(args: &[OsString]) -> Vec<OsString> {
+    let is_it = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"incremental=");
+    let mut kept: Vec<OsString> = Vec::with_capacity(args.len());
+    for arg in args {
+        if is_it(arg) && kept.last().is_some_and(|before| before == "-C") {
+            kept.pop();
+        } else {
+            kept.push(arg.clone());
+        }
+    }
+    kept
 }
 
 /// `args` with the real library in the stub's place.
@@ -125,9 +183,9 @@ impl Invocation {
         invocation
     }
 
-    /// Writes what cargo expects of a compilation: empty files, and a note that they depend on the real library, so
-    /// that a rebuilt one makes the stubs, and the cell behind them, dirty.
-    fn pretend(&self, out: &Path, library: &Path) -> Result<()> {
+    /// Writes what cargo expects of a compilation: empty files, and a note that they depend on the slot's witness, so that
+    /// another library makes the stubs, and the cell behind them, dirty.
+    fn pretend(&self, out: &Path, witness: &Path) -> Result<()> {
         let name = format!("{}{}", self.crate_name.as_deref().unwrap_or_default().display(), self.extra_filename);
         let mut outputs = Vec::new();
         for emit in &self.emit {
@@ -141,15 +199,15 @@ impl Invocation {
             }
         }
         // A space would end a path in this format, as in make's.
-        let library = library.to_string_lossy().replace(' ', "\\ ");
+        let witness = witness.to_string_lossy().replace(' ', "\\ ");
         let mut depends = String::new();
         for output in outputs {
             let path = out.join(output);
             fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
-            depends.push_str(&format!("{}: {library}\n\n", path.to_string_lossy().replace(' ', "\\ ")));
+            depends.push_str(&format!("{}: {witness}\n\n", path.to_string_lossy().replace(' ', "\\ ")));
         }
         let path = out.join(format!("{name}.d"));
-        fs::write(&path, format!("{depends}{library}:\n")).with_context(|| format!("cannot write {}", path.display()))
+        fs::write(&path, format!("{depends}{witness}:\n")).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -172,16 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn a_cell_is_not_compiled_incrementally() {
+        let kept = without_incremental(&args("--crate-name ctx -C incremental=/slot/inc -C opt-level=0 incremental=x"));
+        assert_eq!(kept, args("--crate-name ctx -C opt-level=0 incremental=x"));
+    }
+
+    #[test]
     fn stub_leaves_what_cargo_looks_for() {
         let out = tempfile::tempdir().unwrap();
         let call = args(
             "--crate-name half --crate-type lib --emit=dep-info,metadata,link -C metadata=1 -C extra-filename=-1f",
         );
-        Invocation::parse(&call).pretend(out.path(), Path::new("/build/lib lacuna.so")).unwrap();
+        Invocation::parse(&call).pretend(out.path(), Path::new("/slot 0/library")).unwrap();
         for name in ["libhalf-1f.rlib", "libhalf-1f.rmeta"] {
             assert!(out.path().join(name).is_file(), "{name}");
         }
         let depends = fs::read_to_string(out.path().join("half-1f.d")).unwrap();
-        assert!(depends.ends_with("/build/lib\\ lacuna.so:\n"), "{depends}");
+        assert!(depends.ends_with("/slot\\ 0/library:\n"), "{depends}");
     }
 }

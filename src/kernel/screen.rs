@@ -2,9 +2,11 @@
 
 use super::output::Stream;
 use super::report::without_ansi;
+use super::session::Live;
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::progress::Transcript;
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Standard error may be closed; that is no reason to stop.
@@ -17,6 +19,8 @@ pub(super) struct Screen {
     notebook: String,
     cells: usize,
     bar: Option<ProgressBar>,
+    /// The beginning of a line on the cell's standard error.
+    begun: Mutex<String>,
 }
 
 /// A cell as it is called on screen.
@@ -44,7 +48,7 @@ impl Screen {
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
         });
-        Screen { notebook: notebook.to_owned(), cells, bar }
+        Screen { notebook: notebook.to_owned(), cells, bar, begun: Mutex::default() }
     }
 
     pub(super) fn starting(&self) {
@@ -66,22 +70,40 @@ impl Screen {
         }
     }
 
-    /// A line that the running cell prints.
-    pub(super) fn line(&self, stream: Stream, line: &str) {
-        if self.bar.is_none() && Transcript::is_passing(line) {
-            return;
+    /// What the running cell prints.
+    pub(super) fn live(&self, live: Live<'_>) {
+        match live {
+            Live::Progress(line) => {
+                if self.bar.is_some() || !Transcript::is_passing(line) {
+                    self.line(Transcript::line(line).unwrap_or(line));
+                }
+            }
+            Live::Text(Stream::Stderr, text) => {
+                let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+                begun.push_str(text);
+                while let Some(end) = begun.find('\n') {
+                    let line: String = begun.drain(..=end).collect();
+                    self.line(line.trim_end_matches(['\n', '\r']));
+                }
+            }
+            // It is in the report.
+            Live::Text(Stream::Stdout, _) | Live::Display(_) => {}
         }
-        let line = Transcript::line(line).unwrap_or(line);
-        match (&self.bar, stream) {
-            (Some(bar), Stream::Stderr) => bar.set_message(without_ansi(line)),
-            (None, Stream::Stderr) => say(&format!("    {line}")),
-            // What it prints is in the report.
-            (_, Stream::Stdout) => {}
+    }
+
+    fn line(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(without_ansi(line)),
+            None => say(&format!("    {line}")),
         }
     }
 
     /// The cell is over, as `how` says: a time, `kept`.
     pub(super) fn end(&self, count: usize, name: &Name, how: &str) {
+        let begun = std::mem::take(&mut *self.begun.lock().unwrap_or_else(PoisonError::into_inner));
+        if !begun.is_empty() {
+            self.line(&begun);
+        }
         match &self.bar {
             Some(bar) => bar.set_position(count as u64),
             None => say(&format!("{}: {count}/{} {name}: {how}", self.notebook, self.cells)),

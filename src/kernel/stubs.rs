@@ -5,6 +5,7 @@
 //! which saves rust-analyzer from loading six hundred packages.
 
 use super::environment::write_if_new;
+use super::rust_source;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -38,15 +39,38 @@ pub(super) fn write(cache: &Path) -> Result<PathBuf> {
     let stubs = cache.join(format!("stubs-{}", key(Path::new(LACUNA))?));
     let last = stubs.join("lacuna").join("Cargo.toml");
     if !last.is_file() {
-        let packages = packages(&metadata()?)?;
-        for package in packages.values().filter(|package| package.name != "lacuna") {
-            write_if_new(&stubs.join(package.directory()).join("Cargo.toml"), &package.manifest())?;
+        let mut packages = packages(&metadata()?)?;
+        for package in packages.values_mut().filter(|package| package.name != "lacuna") {
+            let directory = stubs.join(package.directory());
+            package.source = lean_source(Path::new(&package.source), &directory)?;
+            write_if_new(&directory.join("Cargo.toml"), &package.manifest())?;
         }
         let lacuna =
             packages.values().find(|package| package.name == "lacuna").context("cargo metadata without lacuna")?;
         write_if_new(&last, &lacuna.manifest())?;
     }
     Ok(stubs)
+}
+
+/// Copies a registry's package into its stub, as far as types depend on it, and returns the copy of its first file `source`.
+fn lean_source(source: &Path, stub: &Path) -> Result<String> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let (Some(folder), Some(file)) = (source.parent(), source.file_name()) else { return Ok(text(source)) };
+    let lean = stub.join("src");
+    let copy = || -> std::io::Result<()> {
+        fs::create_dir_all(stub)?;
+        let staged = tempfile::Builder::new().prefix(".src-").tempdir_in(stub)?;
+        rust_source::copy_without_bodies(folder, staged.path())?;
+        match fs::rename(staged.path(), &lean) {
+            // Another session was faster.
+            Err(_) if lean.is_dir() => Ok(()),
+            renamed => renamed,
+        }
+    };
+    if !lean.is_dir() {
+        copy().with_context(|| format!("cannot copy {} to {}", folder.display(), lean.display()))?;
+    }
+    Ok(text(&lean.join(file)))
 }
 
 /// What the stubs of the checkout at `root` depend on. Its path is part of that, for they name its source: checkouts
@@ -62,6 +86,7 @@ fn key(root: &Path) -> Result<String> {
         hash.update(text);
     }
     hash.update(VISIBLE.concat());
+    hash.update(rust_source::LEAN.to_le_bytes());
     Ok(hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -132,13 +132,18 @@ impl Cell {
     }
 }
 
-/// Ends the process and what it has started: a grandchild that lives on holds the pipes, and evcxr would wait for it.
+/// Ends the process and what it has started.
 pub(super) fn end(child: &mut Child) {
     // It may have ended by itself, from the same Ctrl-C.
     let _ = child.kill();
-    // SAFETY: kill only sends a signal. The child made a group of its own, whose number stays taken as long as a member
+    end_started(child.id());
+}
+
+/// Ends what a process that ran cells has started, by that process's id; it may be gone itself.
+pub(super) fn end_started(id: u32) {
+    // SAFETY: kill only sends a signal. The process made a group of its own, whose number stays taken as long as a member
     // lives; without one, nothing happens.
-    unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+    unsafe { libc::kill(-(id as i32), libc::SIGKILL) };
 }
 
 impl Drop for Watch {

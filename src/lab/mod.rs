@@ -68,7 +68,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// A model on its device, the text that it is calibrated on, and everything expensive that is known of them.
 ///
 /// What follows from the calibration text is computed when it is first needed. Two sessions may share a cache.
-#[derive(Debug)]
 pub struct Lab {
     model: Model,
     identity: Identity,
@@ -77,6 +76,11 @@ pub struct Lab {
     progress: Progress,
     memory: Mutex<Memory>,
 }
+
+crate::debug::one_line!(rich Lab, |lab| {
+    let text = lab.calibration.as_ref().map_or("not calibrated".into(), |text| format!("calibrated on {}", text.name));
+    format!("Lab({:?}, {text})", lab.model)
+});
 
 /// What this session holds besides the weights.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// What is kept of each stage, and how often this session found it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, PartialEq, Serialize)]
 pub struct CacheSummary {
     /// Where it is kept; `None` for a cache that keeps nothing.
     pub dir: Option<PathBuf>,
@@ -20,6 +20,11 @@ pub struct CacheSummary {
     /// By the stage's name.
     pub stages: BTreeMap<String, StageSummary>,
 }
+
+crate::debug::one_line!(rich CacheSummary, |summary| {
+    let kept: usize = summary.stages.values().map(|stage| stage.kept).sum();
+    format!("CacheSummary({kept} results, {} bytes)", summary.bytes())
+});
 
 /// What is kept of a stage, and how often this session found it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

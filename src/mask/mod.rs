@@ -116,13 +116,17 @@ pub(crate) fn check_sparsities(sparsities: &[f64]) -> Result<()> {
 }
 
 /// One bit a weight, `(rows, cols)`; a set bit is a weight that is zero after pruning.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Mask {
     rows: usize,
     cols: usize,
     /// Each row begins a new word; bit `c % 64` of word `c / 64` is column `c`. Padding bits are 0.
     words: Vec<u64>,
 }
+
+crate::debug::one_line!(rich Mask, |mask| {
+    format!("Mask({} × {}, {} pruned)", mask.rows, mask.cols, crate::debug::percent(mask.sparsity()))
+});
 
 impl Mask {
     /// A mask that prunes nothing.

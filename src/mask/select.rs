@@ -19,6 +19,8 @@ pub enum Ties {
     Reference,
 }
 
+crate::error::listed!(Ties, ByPosition, Reference);
+
 /// What is selected by: which weights are compared, and which shape the zeros have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Criterion {

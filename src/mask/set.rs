@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub const MASKS_SCHEMA: u32 = 1;
 
 /// The masks of a model's linears.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct MaskSet {
     /// Where they come from; `None` when that is not known, as for a file that other software wrote.
     pub metadata: Option<MaskMetadata>,
@@ -22,8 +22,15 @@ pub struct MaskSet {
     pub masks: Vec<(String, Mask)>,
 }
 
+crate::debug::one_line!(rich MaskSet, |set| {
+    let (pruned, weights) = set.masks.iter().fold((0, 0), |(pruned, weights), (_, mask)| {
+        (pruned + mask.pruned(), weights + mask.shape().0 * mask.shape().1)
+    });
+    format!("MaskSet({} masks, {} pruned)", set.masks.len(), crate::debug::percent(pruned as f64 / weights.max(1) as f64))
+});
+
 /// Where masks come from.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct MaskMetadata {
     /// [`MASKS_SCHEMA`] of the writer.
     pub schema: u32,
@@ -45,6 +52,13 @@ pub struct MaskMetadata {
     #[serde(default)]
     pub environment: BTreeMap<String, Value>,
 }
+
+crate::debug::one_line!(MaskMetadata, |metadata| {
+    let how = metadata.pruning.as_ref().map_or("of unknown origin".into(), |pruning| {
+        format!("{} {}, {}", pruning.method, pruning.pattern, crate::debug::percent(pruning.sparsity))
+    });
+    format!("MaskMetadata({}: {how})", metadata.model.name)
+});
 
 impl MaskMetadata {
     /// Metadata of masks that were selected from `model` as `pruning` says, no linear differently.
@@ -154,13 +168,17 @@ pub(super) fn sha256(results: Option<&Value>, masks: &[(String, Mask)]) -> Strin
 }
 
 /// How two sets of masks overlap.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Over all tensors.
     pub all: Overlap,
     /// Of each tensor, in the order of the first set.
     pub tensors: Vec<Overlap>,
 }
+
+crate::debug::one_line!(rich Comparison, |comparison| {
+    format!("Comparison({} tensors, Jaccard index {:.3})", comparison.tensors.len(), comparison.all.jaccard)
+});
 
 /// How two masks overlap.
 #[derive(Clone, Debug, PartialEq, Serialize)]

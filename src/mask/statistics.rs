@@ -8,7 +8,7 @@ use serde::Serialize;
 pub const SPARSITY_BINS: usize = 20;
 
 /// Counts over a set of masks.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, PartialEq, Serialize)]
 pub struct MaskStatistics {
     /// All tensors.
     pub all: Sparsity,
@@ -23,6 +23,11 @@ pub struct MaskStatistics {
     /// Number of columns (inputs) whose sparsity falls into each bin.
     pub column_histogram: Vec<u64>,
 }
+
+crate::debug::one_line!(rich MaskStatistics, |statistics| {
+    let all = &statistics.all;
+    format!("MaskStatistics({} tensors, {} of {} weights pruned)", all.tensors, all.pruned, all.elements)
+});
 
 /// Counts over one tensor or several.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -49,7 +49,7 @@ use std::sync::Arc;
 use stream::{CHECKPOINT, Kept};
 
 /// A language model: its configuration and where its weights are.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Model {
     name: String,
     config: Arc<ModelConfig>,
@@ -63,6 +63,11 @@ pub struct Model {
     /// Bytes of the device's memory that it may take; `None` for as many as it has.
     device_memory: Option<u64>,
 }
+
+crate::debug::one_line!(rich Model, |model| {
+    let changed = if model.changed { ", changed" } else { "" };
+    format!("Model({}: {:?}, {} blocks, {}{changed})", model.name, model.config.family, model.config.blocks, model.dtype.as_str())
+});
 
 #[derive(Clone, Debug)]
 enum Source {

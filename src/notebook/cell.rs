@@ -1,5 +1,6 @@
 //! The method that evcxr calls, for everything that has none of its own.
 
+use super::nested::{self, Piece};
 use super::{Bundle, Rich, emit, mime, show};
 use crate::calibrate::Statistics;
 use crate::checkpoint::{Checkpoint, HeadersOnly, Remote};
@@ -17,13 +18,16 @@ use crate::structured::Structured;
 use crate::text::{Tokenizer, Windows};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use polars::prelude::{DataFrame, Series};
+use polars::prelude::{Column, DataFrame, PolarsError, Series};
 use std::any::TypeId;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::{self, Debug, Write};
 use std::marker::PhantomData;
+use std::rc::Rc;
+use std::sync::Arc;
 
-/// Shows any value that can be printed as a cell's value: what is [`Rich`], or a `Result` or `Option` of it, with all its
-/// representations, everything else as text. The prelude brings it into scope.
+/// Shows any value that can be printed as a cell's value: what is [`Rich`] with all its representations, also where other values
+/// hold it (each of a tuple of tables or a vector of plots), everything else as text. The prelude brings it into scope.
 ///
 /// evcxr first compiles a cell with a call of this method, and again with `{:?}` when there is none; numbers, collections and
 /// structs of the cell's own would cost a second compilation. A method of the same name that a type has itself goes first.
@@ -40,6 +44,15 @@ impl<T: Debug> EvcxrDisplay for T {
         // All but this line is compiled once, in the library.
         show_any(Unknown::of(self), &self);
     }
+}
+
+/// Shows a value where it is called, between what the cell prints: `display(&plot);` in a loop shows every plot. Takes whatever can
+/// be a cell's value.
+///
+/// # Panics
+/// When a table or a picture of it cannot be made, as where it is a cell's value.
+pub fn display<T: Debug>(value: &T) {
+    super::runtime::between(|| show_any(Unknown::of(value), value));
 }
 
 /// A reference to a value of a type that only its id tells. It is made by [`Unknown::of`] alone, so that both belong together.
@@ -67,7 +80,7 @@ impl<'a> Unknown<'a> {
 }
 
 /// The id of a type that may borrow, lifetimes aside: values of such types are shown as well.
-fn id_of<T>() -> TypeId {
+pub(super) fn id_of<T>() -> TypeId {
     trait Id {
         fn id(&self) -> TypeId
         where
@@ -90,12 +103,89 @@ fn id_of<T>() -> TypeId {
 }
 
 fn show_any(value: Unknown<'_>, debug: &dyn Debug) {
-    match rich(value) {
-        Some(bundle) => show(bundle),
-        // What is nothing shows nothing: `println!` as the last expression.
-        None if value.id == TypeId::of::<()>() => {}
-        None => emit(&[(mime::PLAIN, &numbers(value).unwrap_or_else(|| text(debug)))]),
+    for piece in pieces(value, debug) {
+        match piece {
+            Piece::Text(text) => emit(&[(mime::PLAIN, &text)]),
+            Piece::Rich(bundle) => show(bundle),
+        }
     }
+}
+
+/// What is shown of a value, for tests.
+#[cfg(test)]
+pub(super) fn shown<T: Debug>(value: &T) -> Vec<Piece> {
+    pieces(Unknown::of(value), value)
+}
+
+/// What is shown of a value, one after the other.
+fn pieces(value: Unknown<'_>, debug: &dyn Debug) -> Vec<Piece> {
+    if let Some(bundle) = rich(value) {
+        return vec![Piece::Rich(bundle)];
+    }
+    // What is nothing shows nothing: `println!` as the last expression.
+    if value.id == TypeId::of::<()>() {
+        return Vec::new();
+    }
+    if let Some(numbers) = numbers(value) {
+        return vec![Piece::Text(numbers)];
+    }
+    held(value).unwrap_or_else(|| nested::pieces(debug))
+}
+
+/// Pieces of collections that hold values of other crates, whose `Debug` knows nothing of notebooks, and of maps, whose order
+/// is another in every run.
+fn held(value: Unknown<'_>) -> Option<Vec<Piece>> {
+    macro_rules! known {
+        ($($type:ty),+ $(,)?) => { $(
+            // SAFETY: pieces own what they show.
+            if let Some(value) = unsafe { value.get::<$type>() } {
+                return Some(nested::pieces_of(value));
+            }
+        )+ };
+    }
+    macro_rules! maps {
+        ($type:ty) => {
+            known!(HashMap<String, $type>, HashMap<&'static str, $type>, HashMap<usize, $type>);
+            known!(BTreeMap<String, $type>, BTreeMap<&'static str, $type>, BTreeMap<usize, $type>);
+        };
+    }
+    macro_rules! collections {
+        ($($type:ty),+) => { $(
+            known!(&'static $type, Box<$type>, Rc<$type>, Arc<$type>, Result<$type, PolarsError>);
+            known!(Vec<$type>, &'static Vec<$type>, Vec<&'static $type>, &'static [$type], Box<[$type]>, VecDeque<$type>);
+            known!(Option<Vec<$type>>, Vec<Option<$type>>, Result<Vec<$type>>, Vec<Vec<$type>>, Vec<($type, $type)>);
+            known!([$type; 1], [$type; 2], [$type; 3], [$type; 4], [&'static $type; 2], [&'static $type; 3]);
+            known!(Vec<(String, $type)>, Vec<(&'static str, $type)>, Vec<(usize, $type)>, Vec<(f64, $type)>);
+            known!(Option<Box<$type>>, Option<Option<$type>>, Result<Option<$type>>, Option<Result<$type>>);
+            known!(($type,), ($type, $type, $type), ($type, $type, $type, $type), Option<($type, $type)>, Result<($type, $type)>);
+            known!((&'static $type, &'static $type), (($type, $type), $type), ($type, ($type, $type)));
+            maps!($type);
+            with!($type; DataFrame, Series, Tensor, Table, Plot, HeatMap, Mask, Record, Evaluation, String, &'static str,
+                f64, f32, usize, u64, i32, bool);
+        )+ };
+    }
+    macro_rules! with {
+        ($type:ty; $($other:ty),+) => { known!($(($type, $other), ($other, $type), (&'static $type, $other)),+); };
+    }
+    collections!(DataFrame, Series, Tensor);
+    known!(&'static Column, Option<Column>, Vec<Column>, Result<Column, PolarsError>, &'static [Column]);
+    known!(Result<&'static Column, PolarsError>, Result<&'static Series, PolarsError>, Result<Tensor, candle_core::Error>);
+    known!((DataFrame, DataFrame, Plot), (DataFrame, Plot, Plot), (Plot, DataFrame, DataFrame), (DataFrame, Plot, f64));
+    maps!(f64);
+    maps!(f32);
+    maps!(usize);
+    maps!(u64);
+    maps!(i32);
+    maps!(String);
+    maps!(&'static str);
+    maps!(Table);
+    maps!(Plot);
+    maps!(HeatMap);
+    maps!(Mask);
+    maps!(Record);
+    maps!(Evaluation);
+    maps!(Score);
+    None
 }
 
 /// Representations of values that have more than text.
@@ -131,6 +221,7 @@ fn rich(value: Unknown<'_>) -> Option<Result<Bundle>> {
     known!(
         DataFrame,
         Series,
+        Column,
         Table,
         Report,
         Plot,
@@ -192,8 +283,15 @@ fn numbers(value: Unknown<'_>) -> Option<String> {
     }
     macro_rules! lists {
         ($($number:ty),+) => { $(
-            // SAFETY: a list of numbers borrows nothing.
-            if let Some(list) = unsafe { value.get::<Vec<$number>>() } {
+            // SAFETY: a list of numbers that is borrowed is read while it is.
+            let list = unsafe {
+                let vector = value.get::<Vec<$number>>().map(Vec::as_slice);
+                let borrowed = || value.get::<&'static Vec<$number>>().map(|list| list.as_slice());
+                let slice = || value.get::<&'static [$number]>().copied();
+                let boxed = || value.get::<Box<[$number]>>().map(|list| &list[..]);
+                vector.or_else(borrowed).or_else(slice).or_else(boxed)
+            };
+            if let Some(list) = list {
                 return ends(list);
             }
         )+ };
@@ -207,21 +305,17 @@ const CHARACTERS: usize = 4_000;
 /// Longer structures are spread over lines.
 const LINE: usize = 120;
 
+/// A value as `{:?}` writes it, up to [`CHARACTERS`].
+pub(super) fn line(value: &dyn Debug) -> String {
+    Limited::of(format_args!("{value:?}")).with_rest()
+}
+
 /// A value as `{:?}` writes it, over several lines where one is too long, up to [`CHARACTERS`].
-fn text(value: &dyn Debug) -> String {
-    let mut short = Limited { text: String::new(), left: CHARACTERS, more: 0 };
-    // Writing to a string cannot fail; a value that says so itself is shown as far as it came.
-    let _ = write!(short, "{value:?}");
+pub(super) fn text(value: &dyn Debug) -> String {
+    let short = Limited::of(format_args!("{value:?}"));
     let is_structure = short.text.contains('{') && !short.text.starts_with(['[', '"']);
-    if is_structure && short.text.chars().nth(LINE).is_some() && !short.text.contains('\n') {
-        short = Limited { text: String::new(), left: CHARACTERS, more: 0 };
-        let _ = write!(short, "{value:#?}");
-    }
-    if short.more > 0 {
-        let more = crate::report::thousands(short.more as i128);
-        short.text.push_str(&format!("… {more} more characters"));
-    }
-    short.text
+    let is_long = is_structure && short.text.chars().nth(LINE).is_some() && !short.text.contains('\n');
+    if is_long { Limited::of(format_args!("{value:#?}")) } else { short }.with_rest()
 }
 
 /// The beginning of what is written, and the number of characters that follow.
@@ -229,6 +323,22 @@ struct Limited {
     text: String,
     left: usize,
     more: usize,
+}
+
+impl Limited {
+    fn of(written: fmt::Arguments<'_>) -> Limited {
+        let mut limited = Limited { text: String::new(), left: CHARACTERS, more: 0 };
+        // Writing to a string cannot fail; a value that says so itself is shown as far as it came.
+        let _ = limited.write_fmt(written);
+        limited
+    }
+
+    fn with_rest(mut self) -> String {
+        if self.more > 0 {
+            self.text.push_str(&format!("… {} more characters", crate::report::thousands(self.more as i128)));
+        }
+        self.text
+    }
 }
 
 impl Write for Limited {

@@ -2,8 +2,8 @@
 
 use super::{Bundle, Rich, mime};
 use crate::Result;
-use crate::report::Table;
-use polars::prelude::{DataFrame, Series};
+use crate::report::{Table, thousands};
+use polars::prelude::{Column, DataFrame, Series};
 use serde_json::json;
 
 /// A larger frame is not copied into the notebook; it is shown in part, and its data stay in the session.
@@ -13,14 +13,22 @@ impl Rich for DataFrame {
     fn bundle(&self) -> Result<Bundle> {
         let table = Table::from(self.clone());
         let mut bundle = table.shortened();
-        if self.height() == 0 {
-            for (_, text) in &mut bundle {
-                text.push_str("0 rows\n");
+        if self.height() == 0 || self.width() == 0 {
+            let size = format!("{} rows × {} columns", thousands(self.height() as i128), self.width());
+            for (mime, text) in &mut bundle {
+                // Without columns there is nothing to head.
+                let before = if self.width() == 0 { String::new() } else { std::mem::take(text) };
+                *text = match *mime {
+                    mime::HTML => format!("{before}<p>{size}</p>\n"),
+                    mime::MARKDOWN if !before.is_empty() => format!("{before}\n{size}\n"),
+                    _ => format!("{before}{size}\n"),
+                };
             }
         }
         if self.height().saturating_mul(self.width()) <= MOST_CELLS {
-            // A nested column has no place in CSV.
-            bundle.extend(table.csv().ok().map(|csv| (mime::CSV, csv)));
+            // A nested column has no place in CSV, and a table without columns neither.
+            let csv = (self.width() > 0).then(|| table.csv().ok()).flatten();
+            bundle.extend(csv.map(|csv| (mime::CSV, csv)));
             bundle.push((mime::JSON, table.json().to_string()));
         } else {
             let columns: Vec<&str> = self.get_column_names().into_iter().map(|name| name.as_str()).collect();
@@ -31,6 +39,12 @@ impl Rich for DataFrame {
 }
 
 impl Rich for Series {
+    fn bundle(&self) -> Result<Bundle> {
+        self.clone().into_frame().bundle()
+    }
+}
+
+impl Rich for Column {
     fn bundle(&self) -> Result<Bundle> {
         self.clone().into_frame().bundle()
     }

@@ -11,12 +11,18 @@ mod cell;
 mod errors;
 mod experts;
 mod frames;
+mod input;
 mod lab;
 mod masks;
 mod models;
+mod nested;
+#[doc(hidden)]
+pub mod runtime;
 mod scores;
 
-pub use cell::EvcxrDisplay;
+pub use cell::{EvcxrDisplay, display};
+pub use input::{input, password};
+pub(crate) use nested::set_aside;
 
 use crate::Result;
 use std::io::{self, Write};
@@ -84,9 +90,11 @@ pub(crate) use shown_in_cells;
 
 /// Hands one value to the notebook, as `(MIME type, content)` pairs. Binary content is base64.
 ///
-/// evcxr keeps one value per MIME type and cell, so call it once for a cell. Outside a cell it prints the same text,
-/// which nobody collects.
+/// Each call shows one value. Outside a notebook's process it prints the text that evcxr reads.
 pub fn emit(bundle: &[(&str, &str)]) {
+    if let Some(host) = runtime::host() {
+        return host.show(bundle, runtime::place());
+    }
     // A cell has nobody to report to when its standard output is gone: the kernel that read it is gone as well.
     let _ = write_bundle(&mut io::stdout().lock(), bundle);
 }

@@ -40,7 +40,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 /// A pruned model in memory.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Pruned {
     /// The model with zeros in place.
     pub model: Model,
@@ -49,6 +49,8 @@ pub struct Pruned {
     /// What was done.
     pub record: Record,
 }
+
+crate::debug::one_line!(rich Pruned, |pruned| format!("Pruned({:?}, {} masks)", pruned.record, pruned.masks.len()));
 
 /// Prunes a model in memory. The input is not changed; unpruned tensors are shared with it. Of a model that has a budget
 /// ([`Model::within`]) masks are in memory, or weights where the method changes those that stay.

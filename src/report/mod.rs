@@ -15,7 +15,7 @@ pub use format::{number, size, thousands};
 pub use json::{read_records, write_record};
 pub use masks::{MaskFile, write_masks};
 #[cfg(feature = "report")]
-pub use shown::{Figure, Format, HeatMap, MaskMap, Plot, Report, Table};
+pub use shown::{Figure, Format, HeatMap, MaskMap, MaybeNumber, Number, Plot, Point, Report, Table};
 
 #[cfg(feature = "report")]
 pub(crate) use json::record_json;

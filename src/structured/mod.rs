@@ -159,13 +159,15 @@ impl Unit {
 }
 
 /// A model without some of its units, in memory.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Structured {
     /// The model: smaller, or with zeros in place.
     pub model: Model,
     /// What was done, with the units that went.
     pub record: Record,
 }
+
+crate::debug::one_line!(rich Structured, |structured| format!("Structured({:?})", structured.record));
 
 /// The units of one module.
 #[derive(Clone, Debug, PartialEq)]

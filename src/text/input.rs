@@ -7,7 +7,7 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 /// A text file, read: documents, or windows of token ids.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct TextFile {
     pub(super) path: PathBuf,
     pub(super) content: Content,
@@ -16,6 +16,14 @@ pub struct TextFile {
     /// What `skipped` counts: a `line`, or a `row` of a list or table.
     pub unit: &'static str,
 }
+
+crate::debug::one_line!(TextFile, |text| {
+    let holds = match &text.content {
+        Content::Documents(documents) => format!("{} documents", documents.len()),
+        Content::Windows(windows) => format!("{} windows of token ids", windows.len()),
+    };
+    format!("TextFile({}: {holds})", text.path.display())
+});
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Content {

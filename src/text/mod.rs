@@ -53,11 +53,15 @@ fn extension(path: &Path) -> String {
 /// A tokenizer in Hugging Face's `tokenizer.json` format. [`Tokenizer::encode`] adds no token of its own accord (no BOS), and
 /// neither do the windows of perplexity and calibration, as in the papers' codes; tasks and prompts do, as [`Bos`] says.
 /// Special tokens written in a text are recognised.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
     path: PathBuf,
 }
+
+crate::debug::one_line!(rich Tokenizer, |tokenizer| {
+    format!("Tokenizer({}: {} tokens)", tokenizer.path.display(), tokenizer.vocab_size())
+});
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of a model's directory; a path to the file itself will do too.

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Windows of equal length, from one text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Windows {
     /// File name of the text, without its folder.
     pub name: String,
@@ -20,6 +20,10 @@ pub struct Windows {
     /// Token ids, `(n, seqlen)`.
     pub ids: Vec<Vec<u32>>,
 }
+
+crate::debug::one_line!(rich Windows, |windows| {
+    format!("Windows({}: {} × {} tokens)", windows.name, windows.ids.len(), windows.seqlen)
+});
 
 impl Windows {
     /// Calibration windows, by Wanda's convention: `windows` times, a random document longer than `seqlen` tokens and a

@@ -313,7 +313,7 @@ pub(crate) fn index_text(files: &[OutputFile]) -> Option<(String, Vec<u8>)> {
 }
 
 /// What an output was made of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`MANIFEST_SCHEMA`] of the writer.
     pub schema: u32,
@@ -331,6 +331,10 @@ pub struct Manifest {
     #[serde(default)]
     pub environment: Map<String, Value>,
 }
+
+crate::debug::one_line!(Manifest, |manifest| {
+    format!("Manifest({} files, {} others)", manifest.files.len(), manifest.others.len())
+});
 
 /// A weight file of an output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! What a client asks about unfinished code: what could follow, what something is, whether a cell has come to its end.
 
+use super::cursor::{self, Kind};
+use super::documentation::Documentation;
 use super::message::Request;
 use crate::kernel::session::Session;
 use serde_json::{Value, json};
@@ -15,80 +17,22 @@ pub(super) fn answer(code: &str) -> Value {
 /// Brackets that are still open at the end, outside of strings, characters and comments; an open string or comment
 /// counts as one.
 fn open_brackets(code: &str) -> usize {
-    let mut depth = 0_usize;
-    let mut rest = code;
-    while let Some(c) = rest.chars().next() {
-        let after = &rest[c.len_utf8()..];
-        rest = if let Some(comment) = rest.strip_prefix("//") {
-            comment.split_once('\n').map_or("", |(_, rest)| rest)
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            match comment.split_once("*/") {
-                Some((_, rest)) => rest,
-                None => return depth + 1,
-            }
-        } else if c == '"' {
-            match after_string(after) {
-                Some(rest) => rest,
-                None => return depth + 1,
-            }
-        } else if let Some((hashes, raw)) = raw_string(rest) {
-            match raw.split_once(&format!("\"{hashes}")) {
-                Some((_, rest)) => rest,
-                None => return depth + 1,
-            }
-        } else if c == '\'' {
-            after_character(after)
-        } else if c.is_alphanumeric() || c == '_' {
-            // A name that ends in r does not begin a raw string.
-            after.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_')
-        } else {
-            match c {
-                '(' | '[' | '{' => depth += 1,
-                ')' | ']' | '}' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            after
-        };
-    }
-    depth
-}
-
-fn after_string(text: &str) -> Option<&str> {
-    let mut escaped = false;
-    for (at, c) in text.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '"' => return Some(&text[at + 1..]),
-            _ => {}
-        }
-    }
-    None
-}
-
-/// The hashes of a raw string that begins here, and what follows its quote.
-fn raw_string(text: &str) -> Option<(&str, &str)> {
-    let rest = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
-    let hashes = rest.len() - rest.trim_start_matches('#').len();
-    Some((&rest[..hashes], rest[hashes..].strip_prefix('"')?))
-}
-
-/// Behind a character (`'a'`, `'\''`), or behind the quote of a lifetime.
-fn after_character(text: &str) -> &str {
-    let mut characters = text.char_indices();
-    let closed = match characters.next() {
-        Some((_, '\\')) => {
-            characters.next().and_then(|(at, c)| Some((at + c.len_utf8(), text[at + c.len_utf8()..].find('\'')?)))
-        }
-        Some((at, c)) => text[at + c.len_utf8()..].starts_with('\'').then_some((at + c.len_utf8(), 0)),
-        None => None,
-    };
-    closed.map_or(text, |(at, more)| &text[at + more + 1..])
+    cursor::tokens(code).iter().fold(0, |depth: usize, token| match token.kind {
+        Kind::Unfinished | Kind::Mark('(' | '[' | '{') => depth + 1,
+        Kind::Mark(')' | ']' | '}') => depth.saturating_sub(1),
+        _ => depth,
+    })
 }
 
 /// The number of code points before a byte, as the protocol counts.
 fn code_points(code: &str, byte: usize) -> usize {
     code.char_indices().take_while(|(at, _)| *at < byte).count()
+}
+
+/// Names that evcxr and this kernel give to what they put around cells.
+fn is_internal(name: &str) -> bool {
+    let name = name.trim_start_matches("r#");
+    ["evcxr", "lacuna_cell_", "LACUNA_CELL_", "__lacuna"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// What could stand at the cursor.
@@ -97,11 +41,17 @@ pub(super) fn completions(session: &mut Session, request: &Request) -> Value {
     match session.context().completions(code, request.cursor()) {
         Ok(found) => {
             let (start, end) = (code_points(code, found.start_offset), code_points(code, found.end_offset));
-            let matches: Vec<&str> = found.completions.iter().map(|completion| completion.code.as_str()).collect();
-            let types: Vec<Value> = found
-                .completions
+            let mut completions = found.completions;
+            completions.retain(|completion| !is_internal(&completion.code));
+            if completions.iter().all(|completion| completion.kind == "magic") {
+                // They come in no order.
+                completions.sort_by(|a, b| a.code.cmp(&b.code));
+            }
+            let matches: Vec<&str> = completions.iter().map(|completion| completion.code.as_str()).collect();
+            // JupyterLab inserts this text, and not that of the matches.
+            let types: Vec<Value> = completions
                 .iter()
-                .map(|c| json!({"text": c.label, "type": c.kind, "start": start, "end": end}))
+                .map(|c| json!({"text": c.code, "type": c.kind, "signature": c.label, "start": start, "end": end}))
                 .collect();
             json!({
                 "status": "ok", "matches": matches, "cursor_start": start, "cursor_end": end,
@@ -118,12 +68,16 @@ pub(super) fn completions(session: &mut Session, request: &Request) -> Value {
 
 /// The documentation of what stands at the cursor.
 pub(super) fn inspection(session: &mut Session, request: &Request) -> Value {
-    match session.context().hover_at(request.code(), request.cursor()) {
-        Ok((plain, html)) if plain != "No documentation found" => {
-            json!({"status": "ok", "found": true, "data": {"text/plain": plain, "text/html": html}, "metadata": {}})
+    for piece in cursor::pieces(request.code(), request.cursor()) {
+        if let Ok((plain, html)) = session.context().hover_at(&piece, piece.len())
+            && plain != "No documentation found"
+        {
+            let Documentation { plain, markdown, html } = Documentation::of(&html);
+            let data = json!({"text/plain": plain, "text/markdown": markdown, "text/html": html});
+            return json!({"status": "ok", "found": true, "data": data, "metadata": {}});
         }
-        _ => json!({"status": "ok", "found": false, "data": {}, "metadata": {}}),
     }
+    json!({"status": "ok", "found": false, "data": {}, "metadata": {}})
 }
 
 #[cfg(test)]

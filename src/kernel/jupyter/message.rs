@@ -123,6 +123,13 @@ impl Request {
     }
 }
 
+/// The frames of a question to who sent `request`.
+pub(super) fn question(request: &Request, session: &str, content: &Value, connection: &Connection) -> Frames {
+    let mut frames = request.identities.clone();
+    frames.extend(signed("input_request", &request.header, session, content, connection));
+    frames
+}
+
 /// The frames of the answer to `request`, addressed to who asked.
 pub(super) fn reply(request: &Request, session: &str, content: &Value, connection: &Connection) -> Frames {
     let kind = request.kind().replace("_request", "_reply");

@@ -4,22 +4,25 @@
 //! main thread runs them, and everything else that needs the session: evcxr's child is bound to the thread that made it.
 
 mod complete;
+mod cursor;
+mod documentation;
 mod message;
 mod wire;
 
-use super::document::content;
-use super::output::{HEAD, Stream};
+use super::document::contents;
+use super::install::documentation_link;
+use super::output::{Output, Stream};
 use super::processes;
-use super::session::{CellError, ErrorKind, Outcome, Session};
+use super::session::{Audience, CellError, ErrorKind, Live, Outcome, Session};
 use super::watch::{Phase, Watch, end};
 use anyhow::Result;
 use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Child;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use wire::{Frames, Kind, Peer, Socket};
@@ -47,10 +50,18 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
     end_with_parent();
     let address = |port: u16| (connection.ip.as_str(), port);
     let iopub = Socket::bind(address(connection.iopub_port), Kind::Pub, |_, _| {})?;
+    let (answered, answers) = mpsc::channel();
+    let stdin = Socket::bind(address(connection.stdin_port), Kind::Router, move |_, frames| {
+        // It only fails when the process is about to end.
+        let _ = answered.send(frames);
+    })?;
     let kernel = Arc::new(Kernel {
         connection: connection.clone(),
         id: message::random_id(),
         iopub,
+        stdin,
+        answers: Mutex::new(answers),
+        asking: Mutex::default(),
         process: OnceLock::new(),
         watch: OnceLock::new(),
         text: Mutex::default(),
@@ -59,8 +70,6 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
     Socket::bind(address(connection.hb_port), Kind::Rep, |peer, frames| {
         let _ = peer.send(&frames);
     })?;
-    // Clients connect to it, but cells cannot ask questions.
-    Socket::bind(address(connection.stdin_port), Kind::Router, |_, _| {})?;
     let control = kernel.clone();
     Socket::bind(address(connection.control_port), Kind::Router, move |peer, frames| control.control(peer, frames))?;
     let shell = kernel.clone();
@@ -107,6 +116,11 @@ struct Kernel {
     /// In the header of each message.
     id: String,
     iopub: Socket,
+    stdin: Socket,
+    /// What clients send to `stdin`.
+    answers: Mutex<Receiver<Frames>>,
+    /// The request that runs and who sent it, if that client can be asked.
+    asking: Mutex<Option<Task>>,
     /// The process that runs cells, once there is one.
     process: OnceLock<Arc<Mutex<Child>>>,
     /// Ends cells that are interrupted, and what a cell has started when that process dies: evcxr would wait for it.
@@ -235,7 +249,13 @@ impl Kernel {
             let content = match (request.kind(), &mut session) {
                 // As in "run all": cells that were sent before another one failed do not run.
                 ("execute_request", _) if is_aborted => json!({"status": "aborted"}),
-                ("execute_request", session) => self.execute(session, &request, &mut count),
+                ("execute_request", session) => {
+                    let may_ask = request.content["allow_stdin"].as_bool().unwrap_or(true);
+                    *lock(&self.asking) = may_ask.then(|| (peer.clone(), request.clone()));
+                    let content = self.execute(session, &request, &mut count);
+                    *lock(&self.asking) = None;
+                    content
+                }
                 ("complete_request", Ok(session)) => complete::completions(session, &request),
                 (_, Ok(session)) => complete::inspection(session, &request),
                 (_, Err(error)) => json!({"status": "error", "ename": "Error", "evalue": error}),
@@ -252,7 +272,11 @@ impl Kernel {
 
     fn start(self: &Arc<Self>) -> Result<Session, String> {
         let kernel = self.clone();
-        let session = Session::start(Box::new(move |stream, line| kernel.line(stream, line)));
+        let asking = self.clone();
+        let session = Session::start(Audience {
+            on_live: Box::new(move |live| kernel.live(live)),
+            on_question: Box::new(move |prompt, is_secret| asking.ask(prompt, is_secret)),
+        });
         let session = session.map_err(|error| format!("{error:#}\n`lacuna kernel doctor` says what is missing"))?;
         let _ = self.process.set(session.process());
         let _ = self.watch.set(Watch::new(&session));
@@ -276,16 +300,19 @@ impl Kernel {
             Err(error) => Err(CellError { kind: ErrorKind::Died, message: error.clone() }),
         };
         if let Ok(outcome) = &outcome {
-            self.rest(&outcome.text);
+            self.rest(outcome);
         }
         self.send_text();
         let error = match outcome {
             Ok(outcome) => {
-                if !outcome.data.is_empty() && !silent {
-                    let data: Map<String, Value> =
-                        outcome.data.iter().map(|(mime, text)| content(mime, text)).collect();
-                    let result = json!({"execution_count": *count, "data": data, "metadata": {}});
-                    self.publish("execute_result", &request.header, &result);
+                // Other values have been shown when they came.
+                for output in &outcome.outputs {
+                    if let Output::Result(bundle) = output
+                        && !(silent || outcome.is_value_seen)
+                    {
+                        let result = json!({"execution_count": *count, "data": contents(bundle), "metadata": {}});
+                        self.publish("execute_result", &request.header, &result);
+                    }
                 }
                 outcome.error
             }
@@ -337,41 +364,71 @@ impl Kernel {
         Ok(outcome)
     }
 
-    /// A line that a cell has printed.
-    fn line(&self, stream: Stream, line: &str) {
+    /// Asks the client that sent the cell, and waits for its answer, or for the end of the cell's process.
+    fn ask(&self, prompt: &str, is_secret: bool) -> Option<String> {
+        let (peer, request) = lock(&self.asking).clone()?;
+        let client = self.stdin.peer(peer.identity())?;
+        let answers = lock(&self.answers);
+        // To a question that was given up.
+        answers.try_iter().for_each(drop);
+        self.send_text();
+        let content = json!({"prompt": prompt, "password": is_secret});
+        client.send(&message::question(&request, &self.id, &content, &self.connection)).ok()?;
+        loop {
+            match answers.recv_timeout(Duration::from_millis(50)) {
+                Ok(frames) => {
+                    if let Some(reply) = self.parse(frames).filter(|reply| reply.kind() == "input_reply") {
+                        return reply.content["value"].as_str().map(str::to_owned);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let is_over = |process: &Arc<Mutex<Child>>| matches!(lock(process).try_wait(), Ok(Some(_)));
+                    if self.process.get().is_none_or(is_over) {
+                        return None;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// What is to be seen of a cell while it runs.
+    fn live(&self, live: Live<'_>) {
         let mut text = lock(&self.text);
-        if stream == Stream::Stderr && text.progress.add(line) {
-            let kind = if text.shows_progress { "update_display_data" } else { "display_data" };
-            text.shows_progress = true;
-            let place = format!("progress of {}", text.parent["msg_id"].as_str().unwrap_or_default());
-            let data = json!({"text/plain": text.progress.text()});
-            let content = json!({"data": data, "metadata": {}, "transient": {"display_id": place}});
-            self.publish(kind, &text.parent, &content);
-            return;
-        }
-        // As much as the session keeps of the beginning: `rest` goes on from there.
-        let room = HEAD.saturating_sub(text.shown[stream as usize]);
-        let (line, end) = match line.len() < room {
-            true => (line, "\n"),
-            false => (&line[..line.floor_char_boundary(room.saturating_sub(1))], ""),
-        };
-        let length = line.len() + end.len();
-        text.shown[stream as usize] += length;
-        text.bytes += length;
-        match text.parts.last_mut() {
-            Some((last, part)) if *last == stream => part.extend([line, end]),
-            _ => text.parts.push((stream, format!("{line}{end}"))),
-        }
-        if text.bytes > TEXT_BYTES {
-            self.send(&mut text);
+        match live {
+            Live::Progress(line) => {
+                text.progress.add(line);
+                let kind = if text.shows_progress { "update_display_data" } else { "display_data" };
+                text.shows_progress = true;
+                let place = format!("progress of {}", text.parent["msg_id"].as_str().unwrap_or_default());
+                let data = json!({"text/plain": text.progress.text()});
+                let content = json!({"data": data, "metadata": {}, "transient": {"display_id": place}});
+                self.publish(kind, &text.parent, &content);
+            }
+            Live::Display(bundle) => {
+                self.send(&mut text);
+                let content = json!({"data": contents(bundle), "metadata": {}, "transient": {}});
+                self.publish("display_data", &text.parent, &content);
+            }
+            Live::Text(stream, part) => {
+                text.shown[stream as usize] += part.len();
+                text.bytes += part.len();
+                match text.parts.last_mut() {
+                    Some((last, before)) if *last == stream => before.push_str(part),
+                    _ => text.parts.push((stream, part.to_owned())),
+                }
+                if text.bytes > TEXT_BYTES {
+                    self.send(&mut text);
+                }
+            }
         }
     }
 
     /// What was kept back of a long text while it was printed: its end, and a word on what is left out.
-    fn rest(&self, printed: &[(Stream, String)]) {
+    fn rest(&self, outcome: &Outcome) {
         let mut text = lock(&self.text);
         for stream in [Stream::Stdout, Stream::Stderr] {
-            let all: String = printed.iter().filter(|(of, _)| *of == stream).map(|(_, part)| part.as_str()).collect();
+            let all = outcome.text(stream);
             if let Some(rest) = all.get(text.shown[stream as usize]..).filter(|rest| !rest.is_empty()) {
                 text.parts.push((stream, rest.to_owned()));
             }
@@ -386,17 +443,23 @@ impl Kernel {
     fn send(&self, text: &mut Text) {
         text.bytes = 0;
         for (stream, part) in std::mem::take(&mut text.parts) {
-            let name = match stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
-            };
-            self.publish("stream", &text.parent, &json!({"name": name, "text": part}));
+            self.publish("stream", &text.parent, &json!({"name": stream.name(), "text": part}));
         }
     }
 }
 
 /// What clients need to know of the language, to colour cells and to save notebooks.
 fn kernel_info() -> Value {
+    let mut links = Vec::new();
+    if let Some(url) = documentation_link() {
+        links.push(json!({"text": "Lacuna: API reference", "url": url}));
+    }
+    let others = [
+        ("Rust's standard library", "https://doc.rust-lang.org/std/"),
+        ("candle", "https://docs.rs/candle-core"),
+        ("polars", "https://docs.rs/polars"),
+    ];
+    links.extend(others.map(|(text, url)| json!({"text": text, "url": url})));
     json!({
         "status": "ok",
         "protocol_version": PROTOCOL,
@@ -412,10 +475,6 @@ fn kernel_info() -> Value {
         },
         "banner": concat!("lacuna ", env!("CARGO_PKG_VERSION"), ": pruning language models, in Rust"),
         "debugger": false,
-        "help_links": [
-            {"text": "Rust's standard library", "url": "https://doc.rust-lang.org/std/"},
-            {"text": "candle", "url": "https://docs.rs/candle-core"},
-            {"text": "polars", "url": "https://docs.rs/polars"},
-        ],
+        "help_links": links,
     })
 }

@@ -53,6 +53,8 @@ pub(super) struct Peer(Arc<PeerState>);
 
 struct PeerState {
     stream: Mutex<TcpStream>,
+    /// What the client calls itself, the same on each socket; may be empty.
+    identity: Vec<u8>,
     /// Beginnings of the messages that it wants (of a [`Kind::Pub`] socket).
     topics: Mutex<Vec<Vec<u8>>>,
 }
@@ -79,6 +81,11 @@ impl Peer {
             let _ = stream.shutdown(Shutdown::Both);
         }
         written
+    }
+
+    /// What the client calls itself on each socket.
+    pub(super) fn identity(&self) -> &[u8] {
+        &self.0.identity
     }
 
     fn wants(&self, frames: &[Vec<u8>]) -> bool {
@@ -128,6 +135,13 @@ impl Socket {
         Ok(socket)
     }
 
+    /// The connection of the client that calls itself `identity`; the only one there is, if it has no name.
+    pub(super) fn peer(&self, identity: &[u8]) -> Option<Peer> {
+        let peers = lock(&self.peers);
+        let named = peers.iter().rev().find(|peer| peer.identity() == identity && !identity.is_empty());
+        named.or_else(|| peers.last().filter(|_| peers.len() == 1)).cloned()
+    }
+
     /// Sends to every client that has subscribed; those that are gone are forgotten.
     pub(super) fn publish(&self, frames: &[Vec<u8>]) {
         lock(&self.peers).retain(|peer| !peer.wants(frames) || peer.send(frames).is_ok());
@@ -142,8 +156,9 @@ fn serve(
 ) -> Result<()> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    shake_hands(&mut stream, kind)?;
-    let peer = Peer(Arc::new(PeerState { stream: Mutex::new(stream.try_clone()?), topics: Mutex::default() }));
+    let identity = shake_hands(&mut stream, kind)?;
+    let peer =
+        Peer(Arc::new(PeerState { stream: Mutex::new(stream.try_clone()?), identity, topics: Mutex::default() }));
     lock(peers).push(peer.clone());
     let ended = receive(&mut stream, kind, &peer, on_message);
     lock(peers).retain(|other| !Arc::ptr_eq(&other.0, &peer.0));
@@ -187,8 +202,8 @@ fn receive(
     }
 }
 
-/// The greeting of both sides, then what each is.
-fn shake_hands(stream: &mut TcpStream, kind: Kind) -> Result<()> {
+/// The greeting of both sides, then what each is. Returns what the client calls itself.
+fn shake_hands(stream: &mut TcpStream, kind: Kind) -> Result<Vec<u8>> {
     let mut greeting = [0; 64];
     greeting[0] = 0xff;
     greeting[9] = 0x7f;
@@ -214,7 +229,21 @@ fn shake_hands(stream: &mut TcpStream, kind: Kind) -> Result<()> {
     if flags & COMMAND == 0 || !body.starts_with(b"\x05READY") {
         bail!("a client that does not say what it is");
     }
-    Ok(())
+    Ok(property(&body[b"\x05READY".len()..], b"identity").unwrap_or_default())
+}
+
+/// The value of a property, whose name may be written in any case, in a READY command behind its name.
+fn property(mut rest: &[u8], wanted: &[u8]) -> Option<Vec<u8>> {
+    loop {
+        let (length, after) = rest.split_first()?;
+        let (name, after) = after.split_at_checked(usize::from(*length))?;
+        let (length, after) = after.split_first_chunk::<4>()?;
+        let (value, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        if name.eq_ignore_ascii_case(wanted) {
+            return Some(value.to_vec());
+        }
+        rest = after;
+    }
 }
 
 fn push_frame(bytes: &mut Vec<u8>, flags: u8, body: &[u8]) {
@@ -257,6 +286,17 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
     use std::sync::mpsc;
+
+    #[test]
+    fn a_property_is_found_or_nothing_is() {
+        let ready = b"\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\x02me";
+        assert_eq!(property(ready, b"identity").as_deref(), Some(&b"me"[..]));
+        assert_eq!(property(ready, b"socket-type").as_deref(), Some(&b"DEALER"[..]));
+        for end in 0..ready.len() {
+            assert_eq!(property(&ready[..end], b"identity"), None, "cut after {end} bytes");
+        }
+        assert_eq!(property(b"\x08Identity\xff\xff\xff\xffme", b"identity"), None);
+    }
 
     #[test]
     fn frames_are_read_as_written() {

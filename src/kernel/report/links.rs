@@ -2,6 +2,7 @@
 
 use super::text::{link, unlink};
 use pulldown_cmark::{Event, LinkType, Options, Parser, Tag, TagEnd};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -11,17 +12,20 @@ pub(super) const OPTIONS: Options = Options::ENABLE_TABLES
     .union(Options::ENABLE_FOOTNOTES)
     .union(Options::ENABLE_TASKLISTS);
 
-/// The text with its relative targets, which were meant from the directory `from`, as they are from `to`. Addresses, places
-/// in the text and absolute paths stay; so does whatever only looks like a link, in code.
-pub(super) fn moved(markdown: &str, from: &Path, to: &Path) -> String {
+/// The text with its relative targets, which were meant from the directory `from`, as they are from `to`, and with those of
+/// pasted pictures (`attachment:NAME`) as `attached` has them. Addresses, places in the text and absolute paths stay; so
+/// does whatever only looks like a link, in code.
+pub(super) fn moved(markdown: &str, from: &Path, to: &Path, attached: &Attached) -> String {
     let (from, to) = (normal(from), normal(to));
-    if from == to {
-        return markdown.to_owned();
-    }
+    let relocated = |target: &str| match attachment(target) {
+        Some(name) => attached.get(&name).map(|file| link(file)),
+        None if from == to => None,
+        None => relocated(target, &from, &to),
+    };
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     let mut edit = |at: usize, end: usize, target: &str| {
         let range = destination(markdown, at, end);
-        edits.extend(range.zip(relocated(target, &from, &to)));
+        edits.extend(range.zip(relocated(target)));
     };
     let mut events = Parser::new_ext(markdown, OPTIONS).into_offset_iter();
     for (_, definition) in events.reference_definitions().iter() {
@@ -32,6 +36,7 @@ pub(super) fn moved(markdown: &str, from: &Path, to: &Path) -> String {
     }
     // Links that have begun: the target, if it stands in them, and the end of what is shown so far.
     let mut open: Vec<(Option<String>, usize)> = Vec::new();
+    let mut pasted: Vec<Range<usize>> = Vec::new();
     for (event, range) in &mut events {
         match event {
             Event::Start(Tag::Link { link_type, dest_url, .. } | Tag::Image { link_type, dest_url, .. }) => {
@@ -45,12 +50,24 @@ pub(super) fn moved(markdown: &str, from: &Path, to: &Path) -> String {
                     edit(shown + at + 2, range.end, &target);
                 }
             }
+            // Pictures with a size are written so.
+            Event::Html(html) | Event::InlineHtml(html) if html.contains(ATTACHMENT) => pasted.push(range.clone()),
             _ => {}
         }
         if let Some((_, shown)) = open.last_mut() {
             *shown = range.end.max(*shown);
         }
     }
+    edits.extend(pasted.into_iter().map(|range| {
+        let html = attached.iter().fold(markdown[range.clone()].to_owned(), |html, (name, file)| {
+            [name.clone(), link(name)].iter().fold(html, |html, name| {
+                let quoted = |file: &str| ["\"", "'"].map(|quote| format!("{quote}{file}{quote}"));
+                let (olds, news) = (quoted(&format!("{ATTACHMENT}{name}")), quoted(&link(file)));
+                olds.iter().zip(&news).fold(html, |html, (old, new)| html.replace(old, new))
+            })
+        });
+        (range, html)
+    }));
     edits.sort_by_key(|(range, _)| range.start);
     let (mut text, mut done) = (String::with_capacity(markdown.len()), 0);
     for (range, target) in edits {
@@ -60,6 +77,18 @@ pub(super) fn moved(markdown: &str, from: &Path, to: &Path) -> String {
     }
     text.push_str(&markdown[done..]);
     text
+}
+
+/// Begins the target of a picture that was pasted into the cell.
+const ATTACHMENT: &str = "attachment:";
+
+/// Files of the report that hold pasted pictures, by the name that the text has for them.
+pub(super) type Attached = BTreeMap<String, String>;
+
+/// The name of the pasted picture that a target means.
+fn attachment(target: &str) -> Option<String> {
+    let name = target.strip_prefix(ATTACHMENT)?;
+    Some(unlink(name).unwrap_or_else(|| name.to_owned()))
 }
 
 /// Where the target stands that begins behind `at`, its angle brackets included.
@@ -121,7 +150,7 @@ mod tests {
     use super::*;
 
     fn from_reports(markdown: &str) -> String {
-        moved(markdown, Path::new("/w/notebooks"), Path::new("/w/notebooks/../reports"))
+        moved(markdown, Path::new("/w/notebooks"), Path::new("/w/notebooks/../reports"), &Attached::new())
     }
 
     #[test]
@@ -162,6 +191,23 @@ mod tests {
             assert_eq!(from_reports(text), text);
         }
         let text = "![a](p.png)";
-        assert_eq!(moved(text, Path::new("/w/n"), Path::new("/w/./n")), text);
+        assert_eq!(moved(text, Path::new("/w/n"), Path::new("/w/./n"), &Attached::new()), text);
+    }
+
+    #[test]
+    fn pasted_pictures_become_files() {
+        let attached = Attached::from(
+            [("image.png", "n_files/attached_1.png"), ("ä b.jpg", "n (1)_files/attached_2.jpg")]
+                .map(|(name, file)| (name.to_owned(), file.to_owned())),
+        );
+        let text = "![a](attachment:image.png) [![b](<attachment:ä b.jpg>)](attachment:%C3%A4%20b.jpg) ![r]\n\n\
+                    <img src=\"attachment:image.png\" width='9'> <img src='attachment:ä%20b.jpg'>\n\n\
+                    `![c](attachment:image.png)` ![d](attachment:none.png)\n\n[r]: attachment:image.png";
+        let expected = "![a](n_files/attached_1.png) [![b](n%20%281%29_files/attached_2.jpg)](n%20%281%29_files/attached_2.jpg) \
+                        ![r]\n\n<img src=\"n_files/attached_1.png\" width='9'> <img src='n%20%281%29_files/attached_2.jpg'>\n\n\
+                        `![c](attachment:image.png)` ![d](attachment:none.png)\n\n[r]: n_files/attached_1.png";
+        for to in ["/w/n", "/w/r"] {
+            assert_eq!(moved(text, Path::new("/w/n"), Path::new(to), &attached), expected);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The report's JSON. `docs/report.md` explains it, and `docs/notebook-report.schema.json` is made from these types.
 
+use super::take_environments;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -24,6 +25,10 @@ pub(super) struct Report {
     pub(super) parameters: Map<String, Value>,
     /// Code cells, from the top.
     pub(super) cells: Vec<Cell>,
+    /// Files of pictures that were pasted into texts, as relative paths; absent when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub(super) attachments: Vec<String>,
     /// Whatever may differ between two runs with the same results. Comparisons leave it out.
     pub(super) environment: Environment,
 }
@@ -43,17 +48,59 @@ pub(super) struct Cell {
     /// Why it failed; absent when it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<Failure>,
-    /// Its value as data (`application/json`): a table, records. The parts of records that may differ from run to run
+    /// Its value (of several, the last) as data (`application/json`): a table, records. The parts of records that may differ from run to run
     /// stand in `environment.cells`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) data: Option<Value>,
-    /// Its value as text, where there are no data.
+    /// Its value (of several, the last) as text, where there are no data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) text: Option<String>,
     /// Files beside this one that hold its plots and tables, as relative paths; the one that the report shows is first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub(super) files: Vec<String>,
+    /// Forms of its value that have no other place, by MIME type: HTML that has no better form, and what reports do not
+    /// draw. JSON types are structured, others are text; absent when there are none.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schemars(default)]
+    pub(super) other: Map<String, Value>,
+    /// Of a cell that showed several values: these and what it printed between them, in order; absent otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub(super) outputs: Vec<Output>,
+}
+
+/// One of several outputs of a cell: either text that it printed, or a value.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+pub(super) struct Output {
+    /// Text that it printed before the next value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stdout: Option<String>,
+    /// A value as data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<Value>,
+    /// A value as text, where there are no data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) text: Option<String>,
+    /// Files that hold the value, as in the cell's own list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub(super) files: Vec<String>,
+    /// Forms of the value that have no other place, by MIME type.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schemars(default)]
+    pub(super) other: Map<String, Value>,
+}
+
+impl Cell {
+    /// Takes the `environment` of each record out of its values, and returns them in the order in which they stand there.
+    pub(super) fn take_environments(&mut self) -> Vec<Value> {
+        let of_value = self.data.as_mut().map(take_environments).unwrap_or_default();
+        if self.outputs.is_empty() {
+            return of_value;
+        }
+        self.outputs.iter_mut().filter_map(|output| output.data.as_mut()).flat_map(take_environments).collect()
+    }
 }
 
 /// Why a cell failed.
@@ -87,6 +134,10 @@ pub(super) struct Environment {
 pub(super) struct CellEnvironment {
     /// Time that it took, its compilation included.
     pub(super) seconds: f64,
+    /// Of these, for the types of its variables, the compiler and the linker.
+    pub(super) compile_seconds: f64,
+    /// Of these, for its code; the rest of `seconds` is rounding.
+    pub(super) run_seconds: f64,
     /// The `environment` of each record in its data, in the order in which they stand there; absent without any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]

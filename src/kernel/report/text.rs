@@ -43,6 +43,80 @@ pub(super) fn unlink(target: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Text as a terminal would show it at its end: what `\r`, backspaces and movements of the cursor have overwritten is gone,
+/// and so are all other escape sequences.
+pub(super) fn on_terminal(text: &str) -> String {
+    // Most text moves nothing.
+    if !text.replace("\r\n", "\n").contains(['\r', '\u{8}', '\u{1b}']) {
+        return text.replace("\r\n", "\n");
+    }
+    let (mut rows, mut row, mut column): (Vec<Vec<char>>, usize, usize) = (vec![Vec::new()], 0, 0);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\n' => {
+                row += 1;
+                column = 0;
+                if row == rows.len() {
+                    rows.push(Vec::new());
+                }
+            }
+            '\r' => column = 0,
+            '\u{8}' => column = column.saturating_sub(1),
+            '\u{1b}' if chars.next_if_eq(&'[').is_some() => {
+                let mut parameters = String::new();
+                while let Some(c) = chars.next_if(|c| !('\u{40}'..='\u{7e}').contains(c)) {
+                    parameters.push(c);
+                }
+                let first = parameters.split(';').next().unwrap_or_default();
+                let count = first.parse::<usize>().unwrap_or(1).max(1);
+                let line = &mut rows[row];
+                match chars.next().unwrap_or_default() {
+                    'A' | 'F' => row = row.saturating_sub(count),
+                    'B' | 'E' => row = row.saturating_add(count).min(rows.len() - 1),
+                    // No further than there is text: how wide the terminal was, nobody knows.
+                    'C' => column = column.saturating_add(count).min(line.len().max(column)),
+                    'D' => column = column.saturating_sub(count),
+                    'G' => column = (count - 1).min(line.len().max(column)),
+                    'K' => match first {
+                        "1" => line.iter_mut().take(column + 1).for_each(|c| *c = ' '),
+                        "2" => line.clear(),
+                        _ => line.truncate(column),
+                    },
+                    'J' if matches!(first, "2" | "3") => (rows, row, column) = (vec![Vec::new()], 0, 0),
+                    'J' if first != "1" => {
+                        line.truncate(column);
+                        rows.truncate(row + 1);
+                    }
+                    _ => {}
+                }
+            }
+            '\u{1b}' => {
+                // OSC: up to a bell or a string terminator.
+                if chars.next() == Some(']') {
+                    while let Some(c) = chars.next() {
+                        if c == '\u{7}' || (c == '\u{1b}' && chars.next_if_eq(&'\\').is_some()) {
+                            break;
+                        }
+                    }
+                }
+            }
+            c => {
+                let line = &mut rows[row];
+                if line.len() < column {
+                    line.resize(column, ' ');
+                }
+                match line.get_mut(column) {
+                    Some(there) => *there = c,
+                    None => line.push(c),
+                }
+                column += 1;
+            }
+        }
+    }
+    rows.into_iter().map(String::from_iter).collect::<Vec<String>>().join("\n")
+}
+
 /// Text without terminal escape sequences.
 pub(crate) fn without_ansi(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
@@ -119,6 +193,30 @@ mod tests {
         assert_eq!(decode_base64("//79\n").unwrap(), [0xff, 0xfe, 0xfd]);
         assert_eq!(encode_base64(&[0xff, 0xfe, 0xfd]), "//79");
         assert!(decode_base64("Zm9%").is_err());
+    }
+
+    #[test]
+    fn progress_leaves_its_last_state() {
+        for (text, expected) in [
+            ("10%\r50%\r100%\nend\n", "100%\nend\n"),
+            ("100%\r50%", "50%%"),
+            ("abc\u{8}\u{8}\u{8}\u{8}x\n", "xbc\n"),
+            ("a\r\nb\r\n", "a\nb\n"),
+            ("long line\r\u{1b}[Kx\n", "x\n"),
+            ("one\u{1b}[2K\rtwo", "two"),
+            ("a\nb\nc\n\u{1b}[3A1\n2\n\u{1b}[1B", "1\n2\nc\n"),
+            ("\u{1b}[31mred\u{1b}[0m\u{1b}]8;;http://x\u{7}!", "red!"),
+            ("ab\u{1b}[999999999999C\u{1b}[18446744073709551615Bc\u{1b}[99999999Gd", "abcd"),
+            ("gone\n\u{1b}[2Jnew", "new"),
+            ("ä🍎\rö", "ö🍎"),
+            ("\u{1b}[", ""),
+            ("\u{1b}", ""),
+            ("\r", ""),
+        ] {
+            assert_eq!(on_terminal(text), expected, "{text:?}");
+        }
+        let plain = "\u{1b}[1mA\u{1b}[0m\n\n b \n";
+        assert_eq!(on_terminal(plain), without_ansi(plain), "what moves nothing comes out as before");
     }
 
     #[test]

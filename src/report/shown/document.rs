@@ -42,13 +42,17 @@ struct Environment {
 }
 
 /// A document: text, tables and plots in the order they were added, and the records they come from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Report {
     title: String,
     records: Vec<Record>,
     parts: Vec<Part>,
     environment: Map<String, Value>,
 }
+
+crate::debug::one_line!(rich Report, |report| {
+    format!("Report({}: {} records, {} parts)", report.title, report.records.len(), report.parts.len())
+});
 
 #[derive(Clone, Debug)]
 enum Part {

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
 
 /// A picture that a report can hold: [`Report::plot`](super::Report::plot) takes anything that becomes one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Figure {
     /// Curves, points or bars.
     Plot(Box<Plot>),
@@ -17,6 +17,8 @@ pub enum Figure {
     /// A mask from afar and from near.
     MaskMap(Box<MaskMap>),
 }
+
+crate::debug::one_line!(rich Figure, |figure| format!("Figure({})", figure.summary()));
 
 impl From<Plot> for Figure {
     fn from(plot: Plot) -> Figure {

@@ -2,6 +2,7 @@
 
 use super::axis::Scale;
 use super::heatmap_draw::Scene;
+use super::numbers::MaybeNumber;
 use super::pen;
 use super::{bitmap, figure};
 use crate::Result;
@@ -23,7 +24,7 @@ use crate::report::{number, thousands};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HeatMap {
     pub(super) title: String,
     pub(super) values: Vec<Vec<Option<f64>>>,
@@ -37,16 +38,19 @@ pub struct HeatMap {
     size: Option<(u32, u32)>,
 }
 
+crate::debug::one_line!(rich HeatMap, |map| format!("HeatMap({})", map.summary()));
+
 impl HeatMap {
-    /// A map of `values`, row by row, the first row on top; `None` is a cell without a value.
+    /// A map of `values`, row by row, the first row on top; `None` is a cell without a value. Rows of a tensor are
+    /// `tensor.to_vec2::<f32>()?`; of a large one, [`HeatMap::coarse`] makes a map that can be read.
     pub fn new<R, V>(title: impl Into<String>, values: impl IntoIterator<Item = R>) -> HeatMap
     where
         R: IntoIterator<Item = V>,
-        V: Into<Option<f64>>,
+        V: MaybeNumber,
     {
         HeatMap {
             title: title.into(),
-            values: values.into_iter().map(|row| row.into_iter().map(Into::into).collect()).collect(),
+            values: values.into_iter().map(|row| row.into_iter().map(MaybeNumber::maybe_number).collect()).collect(),
             row_label: String::new(),
             column_label: String::new(),
             row_names: None,
@@ -97,6 +101,41 @@ impl HeatMap {
     /// Spaces the colours by the logarithm. Every value must then be positive.
     pub fn log(mut self) -> HeatMap {
         self.scale = self.scale.with_log();
+        self
+    }
+
+    /// Makes a map of at most `rows` by `columns` cells, each the mean of a rectangle of cells (of those that have a value), named
+    /// by its first row and column, and says so beside the labels of rows and columns, which come first. Marks move with
+    /// their cells. A map that is small enough stays as it is.
+    pub fn coarse(mut self, rows: usize, columns: usize) -> HeatMap {
+        let (height, width) = (self.values.len(), self.values.iter().map(Vec::len).max().unwrap_or(0));
+        let (down, across) = (height.div_ceil(rows.max(1)).max(1), width.div_ceil(columns.max(1)).max(1));
+        if down == 1 && across == 1 {
+            return self;
+        }
+        let mean = |band: &[Vec<Option<f64>>], left: usize| {
+            let cells = band.iter().flat_map(|row| row.iter().skip(left).take(across)).flatten();
+            let (sum, count) = cells.fold((0.0, 0u32), |(sum, count), value| (sum + value, count + 1));
+            (count > 0).then(|| sum / f64::from(count))
+        };
+        let coarse = |band: &[Vec<Option<f64>>]| (0..width).step_by(across).map(|left| mean(band, left)).collect();
+        self.values = self.values.chunks(down).map(coarse).collect();
+        let named = |names: Option<Vec<String>>, of: usize, step: usize| {
+            let names = names.unwrap_or_else(|| (0..of).map(|i| i.to_string()).collect());
+            Some(names.into_iter().step_by(step).collect())
+        };
+        self.row_names = named(self.row_names, height, down);
+        self.column_names = named(self.column_names, width, across);
+        for (label, step) in [(&mut self.row_label, down), (&mut self.column_label, across)] {
+            if step > 1 {
+                *label = format!("{label} (means of {step})").trim_start().to_owned();
+            }
+        }
+        for (_, cells) in &mut self.marks {
+            for (row, column) in cells {
+                (*row, *column) = (*row / down, *column / across);
+            }
+        }
         self
     }
 
@@ -225,6 +264,23 @@ fn attribute<'a>(rest: &mut &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_coarse_map_has_means_and_says_so() {
+        let values: Vec<Vec<f32>> =
+            (0..5).map(|row| (0..7).map(|column| (10 * row + column) as f32).collect()).collect();
+        let map = HeatMap::new("m", &values).rows("Output").columns("Input").mark("here", [(4, 6)]).coarse(3, 4);
+        assert_eq!(map.values[0], [Some(5.5), Some(7.5), Some(9.5), Some(11.0)]);
+        assert_eq!(map.values[2], [Some(40.5), Some(42.5), Some(44.5), Some(46.0)]);
+        assert_eq!(map.row_names.as_deref(), Some(&["0", "2", "4"].map(String::from)[..]));
+        assert_eq!((&*map.row_label, &*map.column_label), ("Output (means of 2)", "Input (means of 2)"));
+        assert_eq!(map.marks[0].1, [(2, 3)]);
+        assert!(map.svg().is_ok());
+        let holes = HeatMap::new("m", [[Some(1.0), None], [None, None]]).coarse(2, 1);
+        assert_eq!(holes.values, [[Some(1.0)], [None]]);
+        assert_eq!(HeatMap::new("m", [[1, 2]]).coarse(9, 9).values, [[Some(1.0), Some(2.0)]]);
+        assert!(HeatMap::new("m", Vec::<Vec<f64>>::new()).coarse(2, 2).svg().is_err());
+    }
 
     #[test]
     fn successive_shapes_that_look_alike_become_a_path() {

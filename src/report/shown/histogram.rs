@@ -1,6 +1,7 @@
 //! How values are spread.
 
 use super::Plot;
+use super::numbers::Number;
 
 /// Bins between the smallest and the largest value.
 const BINS: usize = 60;
@@ -10,15 +11,16 @@ const FAR: f64 = 20.0;
 const SPAN: f64 = 1e-6;
 
 impl Plot {
-    /// The share of `values` in each of 60 bins of equal width, on a log axis where a few are far larger than the rest, as
+    /// How numbers are spread, such as the weights of a layer (`tensor.flatten_all()?.to_vec1::<f32>()?`): `label` says what they are,
+    /// with their unit. The share of `values` in each of 60 bins of equal width, on a log axis where a few are far larger than the rest, as
     /// importance scores are. Values that are not finite, and zeros on a log axis, are counted in the legend.
     pub fn histogram(
         title: impl Into<String>,
         label: impl Into<String>,
-        values: impl IntoIterator<Item = f64>,
+        values: impl IntoIterator<Item = impl Number>,
     ) -> Plot {
         let label = label.into();
-        let all: Vec<f64> = values.into_iter().collect();
+        let all: Vec<f64> = values.into_iter().map(Number::number).collect();
         let mut sorted: Vec<f64> = all.iter().copied().filter(|value| value.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
         let (low, high) = (sorted.first().copied().unwrap_or(0.0), sorted.last().copied().unwrap_or(0.0));

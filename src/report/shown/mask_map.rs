@@ -40,7 +40,7 @@ const CORNER_LEFT: f64 = MARGIN + MAP_SIDE.0 + 40.0;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct MaskMap {
     title: String,
     shape: (usize, usize),
@@ -51,6 +51,8 @@ pub struct MaskMap {
     corner: Vec<Vec<bool>>,
     group: Option<usize>,
 }
+
+crate::debug::one_line!(rich MaskMap, |map| format!("MaskMap({})", map.summary()));
 
 impl MaskMap {
     /// A picture of `mask`.

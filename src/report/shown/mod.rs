@@ -12,6 +12,7 @@ mod histogram;
 mod labels;
 mod mask_map;
 mod masks;
+mod numbers;
 mod palette;
 mod pen;
 mod plot;
@@ -22,6 +23,7 @@ pub use document::Report;
 pub use figure::Figure;
 pub use heatmap::HeatMap;
 pub use mask_map::MaskMap;
+pub use numbers::{MaybeNumber, Number, Point};
 pub use plot::Plot;
 pub use table::{Format, Table};
 

@@ -3,18 +3,25 @@
 use super::axis::Scale;
 use super::draw::Scene;
 use super::labels::Labels;
+use super::numbers::{Number, Point};
 use super::pen::{self, error};
+use super::table::Table;
 use super::{bitmap, figure};
 use crate::Result;
+use crate::frames::Frames;
 use crate::record::Record;
 use crate::report::number;
 use crate::stats::Interval;
+use polars::prelude::DataFrame;
 
-/// Curves or grouped bars, as SVG and PNG. The same plot gives the same bytes.
+/// Curves, points or grouped bars, as SVG and PNG. The same plot gives the same bytes.
 ///
 /// ```
 /// # fn main() -> lacuna::Result<()> {
 /// use lacuna::report::Plot;
+/// let mine = Plot::line("sparsity", "perplexity").series("wanda", [(0.1, 9.3), (0.5, 12.7)]);
+/// assert!(mine.svg()?.contains("perplexity against sparsity"));
+///
 /// let plot = Plot::curves("Perplexity against sparsity")
 ///     .x("Sparsity (% of weights that are zero)")
 ///     .percent_x()
@@ -26,7 +33,7 @@ use crate::stats::Interval;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plot {
     pub(super) title: String,
     pub(super) x_label: String,
@@ -41,6 +48,8 @@ pub struct Plot {
     /// Names of the groups of bars; `None` for curves.
     pub(super) categories: Option<Vec<String>>,
 }
+
+crate::debug::one_line!(rich Plot, |plot| format!("Plot({})", plot.summary()));
 
 /// One named set of points.
 #[derive(Clone, Debug)]
@@ -72,6 +81,59 @@ impl Plot {
             ordered: false,
             categories: None,
         }
+    }
+
+    /// An empty plot of `y` against `x`, which name its axes and its title; their units belong in them: `"time (s)"`. Curves come
+    /// with [`Plot::series`].
+    pub fn line(x: impl Into<String>, y: impl Into<String>) -> Plot {
+        let (x, y) = (x.into(), y.into());
+        // `time (s)` is called time.
+        let name = |label: &str| label.split(" (").next().unwrap_or_default().trim().to_owned();
+        Plot::curves(format!("{} against {}", name(&y), name(&x))).x(x).y(y)
+    }
+
+    /// Points `(x, y)` that no line joins; `x` and `y` name the axes, with their units. More come with [`Plot::points`], each in a
+    /// colour of its own.
+    pub fn scatter(
+        x: impl Into<String>,
+        y: impl Into<String>,
+        name: impl Into<String>,
+        points: impl IntoIterator<Item = impl Point>,
+    ) -> Plot {
+        Plot::line(x, y).points(name, points)
+    }
+
+    /// A curve through two columns of a frame, and one for each text in the column `by`, if it is given, in the order of the rows.
+    /// Columns name the axes, as they would head a table: `nll_nats` is `nll (nats)`. Rows without a number are left out.
+    ///
+    /// # Errors
+    /// When there is no such column, or x or y is not of numbers.
+    pub fn from_frame(frame: &DataFrame, x: &str, y: &str, by: Option<&str>) -> Result<Plot> {
+        let table = Table::from(frame.clone());
+        let head = |name: &str| {
+            let at = frame.columns().iter().position(|column| column.name() == name);
+            at.map_or_else(|| name.to_owned(), |at| table.columns[at].title())
+        };
+        let mut found: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+        frame.filtered(|row| {
+            let name = by.map_or_else(|| Ok(head(y).into()), |by| row.text(by))?;
+            let point = (row.number(x)?, row.number(y)?);
+            if !(row.is_missing(x)? || row.is_missing(y)?) {
+                match found.iter_mut().find(|(other, _)| *other == name) {
+                    Some((_, points)) => points.push(point),
+                    None => found.push((name.into_owned(), vec![point])),
+                }
+            }
+            Ok(false)
+        })?;
+        let plot = Plot::line(head(x), head(y));
+        Ok(found.into_iter().fold(plot, |plot, (name, points)| plot.series(name, points)))
+    }
+
+    /// Sets the title.
+    pub fn title(mut self, title: impl Into<String>) -> Plot {
+        self.title = title.into();
+        self
     }
 
     /// An empty plot of grouped bars: one group per category, one bar per series in each.
@@ -129,9 +191,9 @@ impl Plot {
     }
 
     /// Adds a curve through `(x, y)` points, which are sorted by x.
-    pub fn series(self, name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Plot {
+    pub fn series(self, name: impl Into<String>, points: impl IntoIterator<Item = impl Point>) -> Plot {
         let next = self.series.len();
-        self.add(name.into(), points.into_iter().collect(), true, next, next)
+        self.add(name.into(), points.into_iter().map(Point::point).collect(), true, next, next)
     }
 
     /// Shades a range of y around the curve that was added last, such as a confidence interval: `(x, low, high)`.
@@ -144,15 +206,15 @@ impl Plot {
     }
 
     /// Adds single points `(x, y)`, shown as hollow markers that no line joins.
-    pub fn points(self, name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Plot {
+    pub fn points(self, name: impl Into<String>, points: impl IntoIterator<Item = impl Point>) -> Plot {
         let next = self.series.len();
-        self.add(name.into(), points.into_iter().collect(), false, next, next)
+        self.add(name.into(), points.into_iter().map(Point::point).collect(), false, next, next)
     }
 
     /// Adds one bar per category, in the order of the categories. A value that is not finite leaves a gap.
-    pub fn values(self, name: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Plot {
+    pub fn values(self, name: impl Into<String>, values: impl IntoIterator<Item = impl Number>) -> Plot {
         let next = self.series.len();
-        let points = values.into_iter().enumerate().map(|(i, v)| (i as f64, v)).collect();
+        let points = values.into_iter().enumerate().map(|(i, v)| (i as f64, v.number())).collect();
         self.add(name.into(), points, false, next, next)
     }
 
@@ -334,4 +396,41 @@ fn position_or_push<'a>(seen: &mut Vec<&'a str>, name: &'a str) -> usize {
         seen.push(name);
         seen.len() - 1
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_any_type_are_plotted() {
+        let plot = Plot::line("sparsity", "time (s)")
+            .series("f32", &[(0.1f32, 1u32), (0.2, 2)])
+            .series("mixed", vec![(1, 2.5), (2, 3.5)])
+            .points("borrowed", [1.0, 2.0].iter().zip(&[3usize, 4]));
+        assert_eq!((&*plot.title, &*plot.x_label, &*plot.y_label), ("time against sparsity", "sparsity", "time (s)"));
+        assert_eq!(plot.series[1].points, [(1.0, 2.5), (2.0, 3.5)]);
+        assert_eq!(plot.series[2].points, [(1.0, 3.0), (2.0, 4.0)]);
+        assert!(!plot.series[2].line && plot.svg().is_ok());
+        let scatter = Plot::scatter("a (bytes)", "b", "runs", [(1, 2), (3, 4)]).title("Mine");
+        assert!(scatter.title == "Mine" && !scatter.series[0].line);
+        assert_eq!(Plot::bars("t", ["a", "b"]).values("v", [1, 2]).series[0].points, [(0.0, 1.0), (1.0, 2.0)]);
+    }
+
+    #[test]
+    fn columns_of_a_frame_are_curves() {
+        let frame = polars::df![
+            "sparsity" => [Some(0.5), Some(0.6), None, Some(0.5)],
+            "nll_nats" => [2.0, 3.0, 9.0, 4.0],
+            "method" => ["wanda", "wanda", "wanda", "random"],
+        ];
+        let frame = frame.unwrap();
+        let plot = Plot::from_frame(&frame, "sparsity", "nll_nats", Some("method")).unwrap();
+        assert_eq!(plot.y_label, "nll (nats)");
+        assert_eq!(plot.series[0].points, [(0.5, 2.0), (0.6, 3.0)]);
+        assert_eq!((&*plot.series[1].name, plot.series.len()), ("random", 2));
+        assert_eq!(Plot::from_frame(&frame, "sparsity", "nll_nats", None).unwrap().series[0].points.len(), 3);
+        assert!(Plot::from_frame(&frame, "method", "nll_nats", None).unwrap_err().to_string().contains("numbers"));
+        assert!(Plot::from_frame(&frame, "sparsity", "loss", None).unwrap_err().to_string().contains("there is none"));
+    }
 }

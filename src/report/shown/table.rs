@@ -18,6 +18,8 @@ pub enum Format {
     Percent,
 }
 
+crate::error::listed!(Format, Text, Count, Number, Percent);
+
 /// A polars frame, with a heading, a unit and a number format for every column.
 ///
 /// ```
@@ -28,11 +30,16 @@ pub enum Format {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Table {
     frame: DataFrame,
     pub(super) columns: Vec<Heading>,
 }
+
+crate::debug::one_line!(rich Table, |table| {
+    let names: Vec<&str> = table.columns.iter().map(|column| column.label.as_str()).collect();
+    format!("Table({} rows × {} columns: {})", table.frame.height(), names.len(), names.join(", "))
+});
 
 /// How a column is shown.
 #[derive(Clone, Debug, PartialEq)]
