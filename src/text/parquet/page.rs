@@ -205,7 +205,7 @@ fn snappy(bytes: &[u8], size: usize) -> Found<Vec<u8>> {
         // A copy may reach into what it makes.
         (from..from + length).for_each(|at| plain.push(plain[at]));
     }
-    Ok(plain)
+    if plain.len() == size { Ok(plain) } else { Err(DAMAGED) }
 }
 
 /// Runs of one value and runs of packed bits, mixed.
