@@ -115,7 +115,11 @@ fn a_bos_can_be_asked_for_and_left_out() {
     let score = |model: &Model, bos| score_choices(model, &task, bos, &Bootstrap::default(), Progress::Hidden).unwrap();
     assert_eq!(score(model, Bos::No).predictions, score(tiny_llama(), Bos::Auto).predictions);
     let asked = score(tiny_llama(), Bos::Yes);
-    assert_eq!(asked.predictions, score(model, Bos::Auto).predictions, "the start token, where the tokenizer adds none");
+    assert_eq!(
+        asked.predictions,
+        score(model, Bos::Auto).predictions,
+        "the start token, where the tokenizer adds none"
+    );
     assert_eq!(serde_json::to_value(&asked.bos).unwrap(), json!({"asked": "yes", "tokens": [0]}));
 
     // What is generated follows it, too, and may then follow nothing else.
@@ -240,7 +244,8 @@ fn a_score_depends_on_its_own_example_only_with_any_rotary_tables() {
             let (_dir, task) = words_task(examples);
             choose(&model, &task).predictions.into_iter().map(|prediction| prediction.log_likelihoods).collect()
         };
-        let alone: Vec<Vec<f64>> = examples.iter().map(|example| scores(std::slice::from_ref(example)).remove(0)).collect();
+        let alone: Vec<Vec<f64>> =
+            examples.iter().map(|example| scores(std::slice::from_ref(example)).remove(0)).collect();
         for ((context, choices), alone) in examples.iter().zip(&alone) {
             for (choice, score) in choices.iter().zip(alone) {
                 let expected = by_whole_sequences(&model, context, choice);
@@ -305,7 +310,18 @@ fn a_suite_is_found_by_its_rows_and_gives_the_table_of_the_papers() {
     let table = run(&["evaluate", "data/tiny-llama", "--suite", "wanda7", "tests/data/tasks/hub"], "2");
     insta::assert_snapshot!("wanda7", String::from_utf8_lossy(&table.stdout));
     let json = run(
-        &["evaluate", "data/tiny-llama", "--suite", "wanda7", "tests/data/tasks/hub-parquet", "--limit", "2", "--bos", "yes", "--json"],
+        &[
+            "evaluate",
+            "data/tiny-llama",
+            "--suite",
+            "wanda7",
+            "tests/data/tasks/hub-parquet",
+            "--limit",
+            "2",
+            "--bos",
+            "yes",
+            "--json",
+        ],
         "2",
     );
     let scores: Value = serde_json::from_slice(&json.stdout).unwrap();

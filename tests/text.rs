@@ -81,7 +81,8 @@ fn a_text_is_what_its_content_says() {
     let row = |text: &&str| json!({"text": text, "timestamp": "2019-01-01T00:00:00Z", "url": "https://a.example/"});
     let rows: Vec<Value> = expected.iter().map(row).collect();
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    let viewer = json!({"features": [], "rows": rows.iter().map(|row| json!({"row_idx": 0, "row": row})).collect::<Vec<_>>()});
+    let viewer =
+        json!({"features": [], "rows": rows.iter().map(|row| json!({"row_idx": 0, "row": row})).collect::<Vec<_>>()});
     let list = serde_json::to_string_pretty(&rows).unwrap();
     let forms: [(&str, Vec<u8>); 14] = [
         ("c4-train.00000-of-01024.json", lines.clone().into()),
@@ -111,7 +112,8 @@ fn a_text_is_what_its_content_says() {
     let packed = file(&dir, "packed.parquet.gz", gzip(&std::fs::read(fixture("groups.parquet")).unwrap()));
     assert_eq!(documents(packed).unwrap(), expected);
     // What only looks like it is text.
-    for (name, content) in [("a.txt", "[1] A note.\n{x}"), ("b.txt", "{\"a\": 1}"), ("c.md", "[the ship](x.html)\n[2]")] {
+    for (name, content) in [("a.txt", "[1] A note.\n{x}"), ("b.txt", "{\"a\": 1}"), ("c.md", "[the ship](x.html)\n[2]")]
+    {
         assert_eq!(documents(file(&dir, name, content)).unwrap(), [content]);
     }
     assert_eq!(documents(file(&dir, "d.txt", "one\r\ntwo\r\n<|endoftext|>\r\nthree")).unwrap(), ["one\ntwo", "three"]);
@@ -158,12 +160,19 @@ fn bad_lines_are_named_counted_and_left_out() {
         assert_eq!((text.skipped.as_slice(), text.unit), ([1, 3, 5, 7].as_slice(), "line"), "{name}");
         let tokenizer = tokenizer();
         let windows = Windows::evaluation_of(&text, Some(&tokenizer), None, 2).unwrap();
-        assert_eq!(windows.ids.concat()[..], tokenizer.encode("one\n\ntwo").unwrap()[..windows.ids.len() * 2], "{name}");
+        assert_eq!(
+            windows.ids.concat()[..],
+            tokenizer.encode("one\n\ntwo").unwrap()[..windows.ids.len() * 2],
+            "{name}"
+        );
     }
     let list = file(&dir, "list.json", json!([{"text": "one"}, {"text": 2}, {"text": "three"}]).to_string());
     let text = TextFile::read(&list, true).unwrap();
     assert_eq!((text.skipped.as_slice(), text.unit), ([2].as_slice(), "row"));
-    assert_says(&message(TextFile::read(&list, false)), &["row 2", "the only one of 3 that is bad", "--skip-bad-lines"]);
+    assert_says(
+        &message(TextFile::read(&list, false)),
+        &["row 2", "the only one of 3 that is bad", "--skip-bad-lines"],
+    );
     let nothing = file(&dir, "nothing.jsonl", format!("{half}\n{half}\n"));
     assert_says(&message(TextFile::read(&nothing, true)), &["no text", "2 bad lines"]);
 }
@@ -218,7 +227,7 @@ fn refusals_of_texts() {
         .collect();
     for name in ["brotli.parquet", "../tasks/hub-parquet/boolq/validation-00000-of-00001.parquet"] {
         let message = message(TextFile::read(fixture(name), false));
-        said.push(message.replace(&format!("{}/", fixture("").display()), "").replace("//", "/"));
+        said.push(message.replace(fixture("").to_str().unwrap(), ""));
     }
     for parser in ["expected", "trailing characters", "EOF", "missing field", "invalid type", "untagged"] {
         assert!(!said.iter().any(|said| said.contains(parser)), "{parser}: {said:#?}");

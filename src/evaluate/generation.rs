@@ -117,7 +117,8 @@ fn prompt_ids(encoder: &Encoder, example: &Prompt) -> Result<Vec<u32>, String> {
     if !ids.is_empty() {
         return Ok(ids);
     }
-    let problem = "has an empty prompt, and neither the tokenizer nor config.json has a token to begin with (`bos_token`)";
+    let problem =
+        "has an empty prompt, and neither the tokenizer nor config.json has a token to begin with (`bos_token`)";
     Ok(vec![encoder.start().ok_or(problem)?])
 }
 

@@ -181,7 +181,7 @@ fn named(row: &Fields, field: &str, names: &[&[&str]]) -> Result<usize, String> 
         Value::String(text) => text.trim().to_lowercase(),
         other => other.to_string(),
     };
-    let wanted = || names.iter().map(|names| names.join(" or ")).collect::<Vec<_>>().join(", ");
+    let wanted = || names.iter().map(|names| names.join(", ")).collect::<Vec<_>>().join(" or ");
     names.iter().position(|names| names.contains(&said.as_str())).ok_or_else(|| match said.as_str() {
         "" | "-1" | "null" => hidden(field, &short(value)),
         _ => format!("`{field}` is {}; wanted is {}", short(value), wanted()),
@@ -192,7 +192,7 @@ fn named(row: &Fields, field: &str, names: &[&[&str]]) -> Result<usize, String> 
 fn label(row: &Fields, field: &str, choices: &[String]) -> Result<usize, String> {
     match row.get(field) {
         Some(value) if [Value::from(-1), Value::from("-1"), Value::from("")].contains(value) => {
-            Err(format!("{}, of {} choices", hidden(field, &short(value)), choices.len()))
+            Err(hidden(field, &short(value)))
         }
         _ => position(row, field, choices),
     }

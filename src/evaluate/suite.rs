@@ -118,8 +118,8 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
         return Err(error);
     }
     let problem = format!(
-        "has no {}; wanted are JSON lines or parquet of each, as the hub or the authors have them (docs/record.md); ARC's files \
-         say `easy` or `challenge` in their path",
+        "has no {}; give the rows of each, JSON lines or parquet, as the hub or the authors have them (docs/record.md), and ARC's \
+         under a path that says `easy` or `challenge`",
         missing.join(", ")
     );
     Err(Error::file(dir, problem))

@@ -184,7 +184,9 @@ fn read<E>(
         .into_iter()
         .take(limit.unwrap_or(usize::MAX))
         .map(|(line, row)| {
-            let parse = || example(line, row?.as_object().ok_or_else(|| format!("is no JSON object; each {unit} is one example"))?);
+            let parse = || {
+                example(line, row?.as_object().ok_or_else(|| format!("is no JSON object; each {unit} is one example"))?)
+            };
             parse().map_err(|problem: Problem| Error::file(path, format!("{unit} {line}: {problem}")))
         })
         .collect::<Result<Vec<(E, Option<Kind>)>>>()?;

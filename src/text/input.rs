@@ -99,9 +99,8 @@ pub(crate) fn read(path: &Path, columns: Option<&[&str]>) -> Result<Input> {
                 format!("is a parquet file that {problem}; rename the one that is meant, or give another file")
             }
             parquet::Problem::Unread(problem) => format!(
-                "is a parquet file that {problem}; make JSON lines of it: python3 -c \"import pandas, sys; \
-                 pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True, \
-                 force_ascii=False)\" FILE.parquet FILE.jsonl"
+                "is a parquet file that {problem}; make JSON lines of it, with `python3 -c \"import pandas as p;\
+                 p.read_parquet('FILE.parquet').to_json('FILE.jsonl',orient='records',lines=True)\"`"
             ),
         };
         let rows = parquet::rows(&bytes, columns).map_err(|found| Error::file(path, problem(found)))?;
@@ -172,7 +171,7 @@ fn no_text(bytes: &[u8]) -> Option<String> {
     let utf16 = |name: &str, code: &str| {
         Some(format!("is {name}, not UTF-8; convert it with `iconv -f {code} -t utf-8 FILE > NEW`"))
     };
-    let packed = |name: &str, command: &str| Some(format!("is a {name} file; unpack it first, with `{command}`"));
+    let packed = |name: &str, command: &str| Some(format!("is packed with {name}; unpack it first, with `{command}`"));
     let zeros = |first: usize| {
         let head = &bytes[..bytes.len().min(64)];
         head.len() >= 4 && head.iter().skip(first).step_by(2).filter(|&&byte| byte == 0).count() * 4 > head.len()
@@ -232,7 +231,11 @@ fn rows(path: &Path, text: &str) -> Result<Option<Rows>> {
     match whole {
         // Text that happens to be JSON, such as a number in brackets.
         Ok(value) if !called_json && !ours(&value) => Ok(None),
-        Ok(value) => Ok(Some(list(value))),
+        Ok(value) => {
+            let rows = list(value);
+            let one_line = rows.rows.len() == 1 && text.trim().lines().count() == 1;
+            Ok(Some(if one_line { Rows { unit: "line", ..rows } } else { rows }))
+        }
         Err(_) if !called_json && !beginning().any(|value| ours(&value)) => Ok(None),
         Err(_) if called_lines || by_line() => {
             let row = |(i, line): (usize, &str)| (i + 1, parsed(line).map_err(|error| not_json(line, &error)));
@@ -302,7 +305,8 @@ fn content(path: &Path, Rows { unit, rows }: Rows, skip: bool) -> Result<(Conten
             1 => format!("the only one of {count} that is bad"),
             n => format!("{n} of {count} are bad"),
         };
-        let problem = format!("{unit} {line}: {problem} ({more}); mend it, or leave such {unit}s out with --skip-bad-lines");
+        let problem =
+            format!("{unit} {line}: {problem} ({more}); mend it, or leave such {unit}s out with --skip-bad-lines");
         return Err(Error::file(path, problem));
     }
     let lines = bad.into_iter().map(|(line, _)| line).collect();
@@ -342,7 +346,9 @@ fn part(row: Value) -> std::result::Result<Content, String> {
 fn window(ids: &Value) -> std::result::Result<Vec<u32>, String> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     let ids = ids.as_array().ok_or("holds no windows of token ids: a row is no list")?;
-    ids.iter().map(|value| id(value).ok_or_else(|| format!("holds no windows of token ids: {value} is none"))).collect()
+    ids.iter()
+        .map(|value| id(value).ok_or_else(|| format!("holds no windows of token ids: {value} is no id")))
+        .collect()
 }
 
 fn plain_documents(text: &str) -> Vec<String> {

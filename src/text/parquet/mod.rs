@@ -293,8 +293,10 @@ mod tests {
 
     #[test]
     fn columns_that_are_not_wanted_are_not_read() {
-        let wanted: Vec<Value> =
-            expected().iter().map(|row| Value::Object(Map::from_iter([("text".into(), row["text"].clone())]))).collect();
+        let wanted: Vec<Value> = expected()
+            .iter()
+            .map(|row| Value::Object(Map::from_iter([("text".into(), row["text"].clone())])))
+            .collect();
         // In the second the column of numbers has an encoding that is not read.
         for name in ["snappy.parquet", "split.parquet"] {
             assert_eq!(rows(&file(name), Some(&["text", "input_ids"])), Ok(wanted.clone()));

@@ -32,7 +32,8 @@ pub(super) fn column(file: &[u8], meta: &Fields, leaf: Leaf) -> Found<Entries> {
     let total = meta.count(5)?;
     let data = meta.count(9)?;
     // Some writers set the place of a dictionary to 0 where there is none.
-    let start = meta.int(11).and_then(|at| usize::try_from(at).ok()).filter(|&at| at > 0).map_or(data, |at| at.min(data));
+    let start =
+        meta.int(11).and_then(|at| usize::try_from(at).ok()).filter(|&at| at > 0).map_or(data, |at| at.min(data));
     let end = start.checked_add(meta.count(7)?).ok_or(DAMAGED)?;
     let mut bytes = Bytes(file.get(start..end).ok_or(DAMAGED)?);
     let codec = meta.int(4).unwrap_or_default();
@@ -119,9 +120,7 @@ impl Entries {
                 let bits = hybrid(&mut Bytes(data.take(length)?), 1, count)?;
                 bits.into_iter().map(|bit| Value::Bool(bit == 1)).collect()
             }
-            Some(5) if [1, 2].contains(&leaf.kind) => {
-                deltas(&mut data, count)?.into_iter().map(integer).collect()
-            }
+            Some(5) if [1, 2].contains(&leaf.kind) => deltas(&mut data, count)?.into_iter().map(integer).collect(),
             Some(6) if leaf.kind == 6 => lengthy(&mut data, count)?.into_iter().map(text).collect(),
             Some(7) if leaf.kind == 6 => {
                 let prefixes = deltas(&mut data, count)?;
