@@ -158,9 +158,10 @@ impl Tokenizer {
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             let path = dir.join(name);
             if path.is_file() {
-                let problem = "is not JSON; copy it from the model's repository again, or remove it";
-                let value: serde_json::Value = serde_json::from_str(&read_text(&path)?)
-                    .map_err(|error| Error::file(&path, format!("{problem} (line {})", error.line())))?;
+                let value: serde_json::Value = serde_json::from_str(&read_text(&path)?).map_err(|error| {
+                    let remedy = "copy it from the model's repository again, or remove it";
+                    Error::file(&path, format!("is not JSON (line {}); {remedy}", error.line()))
+                })?;
                 fields.push(value);
             }
         }
