@@ -1,10 +1,11 @@
 """Time of notebook cells in Jupyter: kernel start, first result, then 30 cells; beside plain evcxr in the same run.
 
-    python3 benches/kernel.py LACUNA [--plain EVCXR_JUPYTER]
+    python3 benches/kernel.py LACUNA [--plain EVCXR_JUPYTER] [--parts]
 
 LACUNA is the binary (target/debug/lacuna; run `lacuna kernel warm` first), EVCXR_JUPYTER what `cargo install --locked
 evcxr_jupyter@0.22.0` installs; it gets candle and polars as `:dep`s of its own, which takes it ten minutes.
-Needs jupyter_client, which the Python of `.ci/clients` has. Exit code 1 when lacuna misses its limits.
+With --parts (Linux) it also tells what the time goes to, by looking every few milliseconds which of the programs that a cell needs
+is running: the innermost counts. Needs jupyter_client, which the Python of `.ci/clients` has. Exit code 1 when lacuna misses its limits.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 
 from jupyter_client.kernelspec import KernelSpec
@@ -45,6 +47,49 @@ def cells():
         ][i % 3]
 
 
+# What runs below the kernel, the innermost first. The rest is the kernel's own: evcxr, and its rust-analyzer.
+PROGRAMS = {"linker": {"cc", "gcc", "clang", "collect2", "ld", "ld.lld", "rust-lld", "ld.bfd"}, "rustc": {"rustc"}, "cargo": {"cargo"}}
+
+
+class Parts(threading.Thread):
+    """Seconds by part, of the processes below `root`, until it is stopped."""
+
+    def __init__(self, root):
+        super().__init__(daemon=True)
+        self.root, self.seconds, self.stopped = root, dict.fromkeys([*PROGRAMS, "kernel"], 0.0), threading.Event()
+        self.start()
+
+    def run(self):
+        last = time.monotonic()
+        while not self.stopped.wait(0.004):
+            names = self.below()
+            now = time.monotonic()
+            part = next((part for part, programs in PROGRAMS.items() if names & programs), "kernel")
+            self.seconds[part] += now - last
+            last = now
+
+    def below(self):
+        parents, names = {}, {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/stat") as stat:
+                    before, after = stat.read().rsplit(")", 1)
+            except OSError:
+                continue
+            names[int(pid)] = before.split("(", 1)[1]
+            parents[int(pid)] = int(after.split()[1])
+        def is_below(pid):
+            while pid > 1 and pid != self.root:
+                pid = parents.get(pid, 0)
+            return pid == self.root
+        return {name for pid, name in names.items() if pid != self.root and is_below(pid)}
+
+    def stop(self):
+        self.stopped.set()
+        self.join()
+        return self.seconds
+
+
 class Kernel:
     def __init__(self, argv):
         self.manager = KernelManager()
@@ -69,6 +114,26 @@ class Kernel:
         self.manager.shutdown_kernel(now=True)
 
 
+def parts_of(argv):
+    """Seconds by part, to the first result and of a plain cell (the mean)."""
+    kernel = Kernel(argv)
+    try:
+        sampler = Parts(kernel.manager.provisioner.pid)
+        before = kernel.ready
+        kernel.run(LACUNA_FIRST)
+        first = sampler.stop()
+        first["kernel"] += before
+        kernel.run(LACUNA_USE)
+        plain = [code for kind, code in cells() if kind == "plain cell"]
+        sampler = Parts(kernel.manager.provisioner.pid)
+        for code in plain:
+            kernel.run(code)
+        cell = {part: seconds / len(plain) for part, seconds in sampler.stop().items()}
+    finally:
+        kernel.stop()
+    return first, cell
+
+
 def measure(argv, dependencies, first, use):
     kernel = Kernel(argv)
     figures = {"kernel_info": [kernel.ready]}
@@ -89,8 +154,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lacuna")
     parser.add_argument("--plain", metavar="EVCXR_JUPYTER")
+    parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
-    columns = {"lacuna": measure([os.path.abspath(arguments.lacuna), "kernel", "serve", "{connection_file}"], None, LACUNA_FIRST, LACUNA_USE)}
+    lacuna = [os.path.abspath(arguments.lacuna), "kernel", "serve", "{connection_file}"]
+    columns = {"lacuna": measure(lacuna, None, LACUNA_FIRST, LACUNA_USE)}
     if arguments.plain:
         argv = [os.path.abspath(arguments.plain), "--control_file", "{connection_file}"]
         columns["evcxr"] = measure(argv, PLAIN_DEPS, PLAIN_FIRST, PLAIN_USE)
@@ -102,6 +169,11 @@ def main():
             for v in values
         )
         print(f"{row:<16}{text}")
+    if arguments.parts:
+        first, cell = parts_of(lacuna)
+        print(f"\n{'seconds':<16}{'first result':>24}{'plain cell':>24}")
+        for part in ["kernel", "cargo", "rustc", "linker"]:
+            print(f"{part:<16}{first[part]:>24.2f}{cell[part]:>24.3f}")
     missed = [row for row, limit in LIMITS.items() if statistics.median(columns["lacuna"][row]) > limit]
     if missed:
         sys.exit("over the limit: " + ", ".join(f"{row} ({LIMITS[row]} s)" for row in missed))

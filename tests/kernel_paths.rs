@@ -57,7 +57,7 @@ fn a_session_outlives_its_build() {
     let cache = directory.path().join("ca che/it's Ä🍎 $HOME #;-x");
     let script = script(directory.path(), &build, &cache);
     let mut kernel = Kernel::start(&script);
-    assert_eq!(kernel.succeed("let before = 40; before + 2").value(), "42");
+    assert_eq!(kernel.succeed("let before = 40usize; before + 2").value(), "42");
 
     // What cargo does while it builds.
     let lock = File::create(build.join(".cargo-lock")).unwrap();

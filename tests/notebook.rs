@@ -166,7 +166,11 @@ fn unreadable_notebooks_are_refused_before_anything_runs() {
     let corrupt = directory.join("corrupt.ipynb");
     fs::write(&corrupt, "{\"cells\": [").unwrap();
     let list = directory.join("list.ipynb");
-    fs::write(&list, "{\"nbformat\": 4, \"nbformat_minor\": 5, \"metadata\": {}, \"cells\": [3]}").unwrap();
+    fs::write(
+        &list,
+        r#"{"nbformat": 4, "nbformat_minor": 5, "metadata": {"language_info": {"name": "rust"}}, "cells": [3]}"#,
+    )
+    .unwrap();
     let old = directory.join("old.ipynb");
     fs::write(&old, "{\"nbformat\": 2, \"nbformat_minor\": 0, \"metadata\": {}, \"worksheets\": []}").unwrap();
     let python = notebook(directory, "snake.ipynb", "python", &["1 + 1"]);

@@ -92,7 +92,7 @@ fn nothing_that_a_cell_shows_is_dropped() {
         format!("{table}_3.csv"),
     ];
     assert_eq!(kinds, expected);
-    assert_eq!(cell(10)["data"]["columns"], json!(["b"]), "the last is the cell's value");
+    assert_eq!(cell(10)["data"]["columns"][0]["name"], "b", "the last is the cell's value");
     let files = cell(10)["files"].as_array().unwrap();
     for file in files.iter().chain(report["attachments"].as_array().unwrap()) {
         assert!(out.join(file.as_str().unwrap()).is_file(), "{file}");
@@ -208,7 +208,7 @@ fn what_jupyter_reads_is_a_notebook() {
         ("latin.ipynb", b"{\"cells\": [\"caf\xe9\"]}", "latin.ipynb"),
         ("empty.ipynb", b"", "empty.ipynb"),
         ("list.ipynb", b"[]", "list.ipynb"),
-        ("old.ipynb", b"{\"nbformat\": 3, \"worksheets\": []}", "nbformat"),
+        ("old.ipynb", b"{\"nbformat\": 3, \"worksheets\": []}", "notebook format 3"),
     ] {
         let path = directory.join(name);
         fs::write(&path, bytes).unwrap();

@@ -50,7 +50,11 @@ const KINDS: [(&str, &str, &[&str]); 34] = [
     ("no such method", "shared.length()", &["E0599", "`length`", "line 1 |"]),
     ("no such field", "struct Point { x: u8 }\nlet p = Point { x: 1 };\nlet y = p.y;", &["E0609", "line 3 |"]),
     ("no Display", "#[derive(Debug)]\nstruct Bare;\nprintln!(\"{}\", Bare);", &["E0277", "Bare", "line 3 |"]),
-    ("a value that cannot be shown", "struct Silent;\nSilent", &["Silent", "Debug"]),
+    (
+        "a value that cannot be shown",
+        "struct Silent;\nSilent",
+        &["`Silent` doesn't implement `Debug`", "line 2 | Silent"],
+    ),
     (
         "borrowed twice",
         "let mut v = vec![1];\nlet first = &mut v;\nlet second = &mut v;\nfirst.push(2);",
@@ -106,7 +110,7 @@ const KINDS: [(&str, &str, &[&str]); 34] = [
     (
         "an error and warnings",
         "fn unused() -> u8 {\n    let idle = 1;\n    2\n}\nlet x: u8 = \"300\";",
-        &["E0308", "line 5 |", "warning: unused variable: `idle`"],
+        &["E0308", "line 5 |", "warning[unused_variables]: unused variable: `idle`"],
     ),
 ];
 

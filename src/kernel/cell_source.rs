@@ -23,6 +23,9 @@ const UNWINDING: &str = "pub extern \"C-unwind\" fn run_user_code_";
 /// Begins the module of variables that evcxr writes into each cell.
 const STORE: &str = "mod evcxr_internal_runtime {";
 
+/// Begins evcxr's function for values that have no `evcxr_display`.
+const SENDS_TEXT: &str = "fn evcxr_send_text_plain(text: &str)";
+
 /// evcxr's error of a cell, to which `?` converts.
 const ERROR: &str = "struct EvcxrUserCodeError {}";
 
@@ -54,7 +57,7 @@ pub(super) fn is_function(line: &str) -> bool {
 pub(super) fn changed(source: &str, links_library: bool) -> String {
     let types = error_types(source);
     let mut changed = String::with_capacity(source.len() + 1024);
-    let (mut in_error, mut in_store, mut before) = (false, false, "");
+    let (mut in_error, mut in_store, mut in_text, mut before) = (false, false, false, "");
     for line in source.split_inclusive('\n') {
         let text = line.trim();
         in_error = (in_error || text == ERROR) && !is_function(line);
@@ -82,9 +85,16 @@ pub(super) fn changed(source: &str, links_library: bool) -> String {
             }
             // Whether a cell came to its end, its guard tells.
             "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);" if in_error => Some(String::new()),
-            _ if text.starts_with("fn evcxr_send_text_plain(text: &str)") && text.ends_with('}') => {
-                Some(format!("fn evcxr_send_text_plain(text: &str) {{ {RUNTIME}::plain(text) }}"))
+            _ if text.starts_with(SENDS_TEXT) => {
+                in_text = !text.ends_with('}');
+                Some(format!("{SENDS_TEXT} {{ {RUNTIME}::plain(text) }}"))
             }
+            _ if in_text => {
+                in_text = line.trim_end() != "}";
+                Some(String::new())
+            }
+            // What evcxr falls back on where a value is made of variables that the cell moves into it.
+            "evcxr_send_text_plain(&format!(\"{:?}\",&(" => Some(format!("{RUNTIME}::value(std::convert::identity(&(")),
             _ => None,
         };
         match new {
@@ -137,9 +147,12 @@ fn type_name(text: &str) -> Option<&str> {
 }
 
 /// Why a compiled cell must not run, if it must not: it calls `std::process::exit`, and with the process all variables would be gone.
-/// The call is found in the library, whatever name the source has for it.
+/// The call is found in the library, whatever name the source has for it; that what others have compiled into the cell makes it is not
+/// its fault.
 pub(super) fn refusal(source: &str, library: &Path) -> Option<Diagnostic> {
     const SYMBOL: &[u8] = b"3std7process4exit";
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    source.split(|c: char| !is_name(c)).find(|word| *word == "exit")?;
     let library = fs::read(library).ok()?;
     library.windows(SYMBOL.len()).find(|window| *window == SYMBOL)?;
     let spans = source.lines().enumerate().filter_map(|(index, line)| {
@@ -193,6 +206,16 @@ println!("EVCXR_PANIC_NOTIFICATION");
   Err(_) => {
     println!("EVCXR_PANIC_NOTIFICATION");
 }}
+fn evcxr_send_text_plain(text: &str)
+{
+    if let Err(error) = try_send_text(text)
+    {
+        std::process::exit(1);
+    }
+}
+evcxr_send_text_plain(&format!("{:?}",&(
+(a, b)
+)));
 "#;
 
     #[test]
@@ -214,6 +237,14 @@ println!("EVCXR_PANIC_NOTIFICATION");
                 "",
                 "pub extern \"C-unwind\" fn run_user_code_3(",
                 "::lacuna::notebook::runtime::panicked();",
+                "fn evcxr_send_text_plain(text: &str) { ::lacuna::notebook::runtime::plain(text) }",
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+                "::lacuna::notebook::runtime::value(std::convert::identity(&(",
             ]
         );
     }

@@ -179,7 +179,7 @@ pub(crate) fn trim(compiled: &Compiled) -> Result<u64> {
         paths.sort_by_key(|path| path.metadata().and_then(|file| file.modified()).ok());
         Ok(paths)
     };
-    for prefix in ["stubs-", "library-"] {
+    for prefix in ["stubs-", "packages-", "library-"] {
         let mut paths = named(prefix)?;
         paths.pop();
         for path in paths {

@@ -205,6 +205,12 @@ fn tell_child(text: &mut String, child: &Diagnostic, places: &Places) {
     {
         message = format!("if `{name}` is a crate, add it in the first line of a cell: `:dep {name} = \"*\"`");
     }
+    // Where nobody can look.
+    if message.ends_with("here")
+        && child.spans.iter().all(|span| places.of(span).is_none() && places.earlier(span).is_none())
+    {
+        return;
+    }
     let replacements: Vec<&Span> = child.spans.iter().filter(|span| span.suggested_replacement.is_some()).collect();
     let first_line = message.lines().next().unwrap_or_default().to_owned();
     let _ = writeln!(text, "  {}: {first_line}", child.level);
@@ -372,8 +378,13 @@ impl<'a> Places<'a> {
                 return None;
             }
             let at = span.line_start.checked_sub(1)?;
-            let (line, begins) = (*self.lines.get(at)?)?;
             let text = self.generated.get(at)?;
+            // The value of the cell, as evcxr puts it between parentheses.
+            if self.lines.get(at)?.is_none() && text.ends_with("&(") {
+                let (line, column) = (*self.lines.get(at + 1)?)?;
+                return Some(Place { line, column, width: usize::MAX });
+            }
+            let (line, begins) = (*self.lines.get(at)?)?;
             let indent = text.chars().take_while(|c| c.is_whitespace()).count();
             let column = (span.column_start.saturating_sub(1) + begins).saturating_sub(indent);
             let is_one_line = span.line_start == span.line_end;

@@ -540,8 +540,8 @@ impl Session {
     /// evcxr's error as text, with lines of the cell as the reader sees them.
     fn describe(&self, error: &evcxr::Error, source: &str, guard_line: usize, offset: usize) -> String {
         let evcxr::Error::CompilationErrors(errors) = error else { return error.to_string() };
-        // Those of commands, and those that evcxr puts in the place of rustc's.
-        let are_of_rustc = errors.iter().all(|error| error.json.is_object());
+        // The others are those of commands. In the place of some of rustc's evcxr puts its own, which say less.
+        let are_of_rustc = errors.iter().any(|error| error.json.is_object() || error.message().contains(BORROWS));
         if are_of_rustc {
             let compilations = Compilation::all(&self.shared.compilations);
             if let Some(text) = diagnostics::failure(&compilations, source, GUARD, &self.moved) {
@@ -603,12 +603,25 @@ fn without_guard(mime: &str, text: &str) -> String {
     }
 }
 
+/// What evcxr says of a variable that borrows from another, which a later cell could drop.
+const BORROWS: &str = "contains a reference with a non-static lifetime";
+
 /// Errors that evcxr makes itself.
 fn describe(errors: &[CompilationError], source: &str, guard_line: usize, offset: usize) -> String {
     let mut text = String::new();
-    for error in errors {
+    // evcxr puts rustc's warnings beside its own errors, those of other cells too.
+    for error in errors.iter().filter(|error| error.json["level"] != "warning") {
         let code = error.code().map(|code| format!("[{code}]")).unwrap_or_default();
-        let _ = writeln!(text, "error{code}: {}", error.message());
+        let message = error.message();
+        let borrows = message.split_once(BORROWS).map(|(before, _)| before);
+        match borrows.and_then(|before| before.split('`').nth(1)) {
+            Some(variable) => {
+                let _ = writeln!(text, "error: the variable `{variable}` borrows, and no variable of a cell can");
+            }
+            None => {
+                let _ = writeln!(text, "error{code}: {message}");
+            }
+        }
         for message in error.spanned_messages() {
             let Some(span) = message.span else { continue };
             let line = if span.start_line > guard_line { span.start_line - 1 } else { span.start_line };
@@ -621,7 +634,9 @@ fn describe(errors: &[CompilationError], source: &str, guard_line: usize, offset
             let margin = format!("  line {number}");
             let _ = writeln!(text, "{margin} | {line}\n{} | {}{marks}", " ".repeat(margin.len()), " ".repeat(start));
         }
-        if let Some(hint) = error.evcxr_extra_hint() {
+        if borrows.is_some() {
+            text.push_str("  help: make it own what it holds (`.to_owned()`, `.clone()`), or put `{ }` around the code that needs it\n");
+        } else if let Some(hint) = error.evcxr_extra_hint() {
             let _ = writeln!(text, "  note: {hint}");
         }
     }

@@ -36,14 +36,21 @@ const VISIBLE: [&str; 12] = [
 
 /// Writes the stubs of this build of lacuna and returns their directory. Later calls find them there.
 pub(super) fn write(cache: &Path) -> Result<PathBuf> {
-    let stubs = cache.join(format!("stubs-{}", key(Path::new(LACUNA))?));
+    let root = Path::new(LACUNA);
+    let key = key(root)?;
+    let stubs = cache.join(format!("stubs-{}", short(key.clone().chain_update(of_source(&root.join("src"))?))));
     let last = stubs.join("lacuna").join("Cargo.toml");
     if !last.is_file() {
+        // Those of others are the same whatever lacuna's own source says.
+        let shared = cache.join(format!("packages-{}", short(key)));
         let mut packages = packages(&metadata()?)?;
-        for package in packages.values_mut().filter(|package| package.name != "lacuna") {
-            let directory = stubs.join(package.directory());
-            package.source = lean_source(Path::new(&package.source), &directory)?;
-            write_if_new(&directory.join("Cargo.toml"), &package.manifest())?;
+        for package in packages.values_mut() {
+            let directory = package.directory();
+            let copies = if package.name == "lacuna" { &stubs } else { &shared };
+            package.source = lean_source(Path::new(&package.source), &copies.join(&directory))?;
+            if package.name != "lacuna" {
+                write_if_new(&stubs.join(directory).join("Cargo.toml"), &package.manifest())?;
+            }
         }
         let lacuna =
             packages.values().find(|package| package.name == "lacuna").context("cargo metadata without lacuna")?;
@@ -52,7 +59,7 @@ pub(super) fn write(cache: &Path) -> Result<PathBuf> {
     Ok(stubs)
 }
 
-/// Copies a registry's package into its stub, as far as types depend on it, and returns the copy of its first file `source`.
+/// Copies a package's source into `stub`, as far as types depend on it, and returns the copy of its first file `source`.
 fn lean_source(source: &Path, stub: &Path) -> Result<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let (Some(folder), Some(file)) = (source.parent(), source.file_name()) else { return Ok(text(source)) };
@@ -73,9 +80,9 @@ fn lean_source(source: &Path, stub: &Path) -> Result<String> {
     Ok(text(&lean.join(file)))
 }
 
-/// What the stubs of the checkout at `root` depend on. Its path is part of that, for they name its source: checkouts
+/// What the stubs of the checkout at `root` depend on, but for its own source. Its path is part of that, for they name it: checkouts
 /// that share a build directory share the cache.
-fn key(root: &Path) -> Result<String> {
+fn key(root: &Path) -> Result<Sha256> {
     let mut hash = Sha256::new();
     hash.update(root.as_os_str().as_encoded_bytes());
     for name in ["Cargo.toml", "Cargo.lock"] {
@@ -87,7 +94,30 @@ fn key(root: &Path) -> Result<String> {
     }
     hash.update(VISIBLE.concat());
     hash.update(rust_source::LEAN.to_le_bytes());
-    Ok(hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash)
+}
+
+/// Names, lengths and times of the files below a directory, in the order of their names.
+fn of_source(directory: &Path) -> Result<String> {
+    let (mut told, mut todo) = (String::new(), vec![directory.to_path_buf()]);
+    while let Some(next) = todo.pop() {
+        let cannot = || format!("cannot read {}: notebooks need the source that this binary was built from", next.display());
+        let entries = fs::read_dir(&next).with_context(cannot)?;
+        let mut entries: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>().with_context(cannot)?;
+        entries.sort();
+        for path in entries {
+            let metadata = fs::metadata(&path).with_context(cannot)?;
+            let _ = writeln!(told, "{} {} {:?}", path.display(), metadata.len(), metadata.modified().ok());
+            if metadata.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    Ok(told)
+}
+
+fn short(hash: Sha256) -> String {
+    hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What cargo knows about lacuna's dependencies on this platform.

@@ -9,7 +9,7 @@ use super::cell::id_of;
 use std::any::TypeId;
 use std::cell::Cell;
 use std::error::Error as StdError;
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 use std::io::Write;
 use std::panic::Location;
 use std::sync::OnceLock;
@@ -108,6 +108,11 @@ fn retyped(name: &str) {
     if let Some(host) = host() {
         host.retyped(name);
     }
+}
+
+/// Shows a cell's value, where evcxr would print it.
+pub fn value<T: Debug>(value: &T) {
+    super::EvcxrDisplay::evcxr_display(value);
 }
 
 /// Shows text as the cell's value.

@@ -134,6 +134,15 @@ impl Writer {
         self.markdown.push_str(text);
     }
 
+    /// Begins a line, where none has begun.
+    fn new_line(&mut self) {
+        for text in [&mut self.plain, &mut self.markdown] {
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+        }
+    }
+
     fn text(&mut self, text: &str) {
         self.html.push_str(text);
         let text = unescaped(text);
@@ -205,7 +214,8 @@ impl Writer {
                     }
                     _ => "-".into(),
                 };
-                self.both(&format!("\n{indent}{mark} "));
+                self.new_line();
+                self.both(&format!("{indent}{mark} "));
             }
             ("code", _) => self.both("`"),
             ("em", _) => self.markdown.push('*'),
@@ -213,7 +223,7 @@ impl Writer {
             ("del", _) => self.markdown.push_str("~~"),
             ("thead", true) => self.in_head = true,
             ("tr", true) => {
-                self.both("\n");
+                self.new_line();
                 self.markdown.push('|');
                 self.cells = 0;
             }
@@ -267,9 +277,8 @@ mod tests {
         assert_eq!(
             documentation.plain,
             format!(
-                "lacuna::masks\n\nShows all `Mask`s of a `Lab`, see std & x.\n\nExamples\n\n{code}\n\n# a heading\n\n- one\n\n- two"
+                "lacuna::masks\n\nShows all `Mask`s of a `Lab`, see std & x.\n\nExamples\n\n{code}\n\n# a heading\n\n- one\n- two"
             )
-            .replace("- one\n\n", "- one\n\n")
         );
         assert!(
             documentation.markdown.starts_with("```rust\nlacuna::masks\n```\n\n---\n\nShows *all* `Mask`s of a `Lab`, see [std](https://doc.rust-lang.org/std/) & x."),

@@ -330,7 +330,8 @@ impl Report<'_> {
         let get = |mime: &str| bundle.get(mime);
         let plain = get(mime::PLAIN).map(|text| text::on_terminal(text));
         let pictures = self.pictures(bundle, &mut value);
-        let html = shown::html(bundle);
+        let html =
+            shown::html(bundle).filter(|html| !plain.as_ref().is_some_and(|plain| shown::is_as_plain(html, plain)));
         match (get(mime::MARKDOWN), get(shown::LATEX)) {
             (Some(text), _) => self.paragraph(&closed::closed(text)),
             (None, _) if !pictures.is_empty() => {}

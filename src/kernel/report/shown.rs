@@ -67,6 +67,12 @@ pub(super) fn html(bundle: &Bundle) -> Option<&str> {
     bundle.get(mime::HTML).filter(|_| !has_better).map(String::as_str)
 }
 
+/// Whether the plain text says all that the HTML does.
+pub(super) fn is_as_plain(html: &str, plain: &str) -> bool {
+    let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+    !html.contains("<script") && letters(&text_of_html(html)) == letters(plain)
+}
+
 /// The text in HTML: without tags, scripts and styles, a line for each block and row.
 pub(super) fn text_of_html(html: &str) -> String {
     let mut text = String::new();
