@@ -53,7 +53,11 @@ pub fn generate_after(model: &Model, prompt: &str, bos: Bos, config: &GenerateCo
     let encoder = Encoder::new(&tokenizer, bos, model.start_token()?)?;
     let ids = encoder.encode(prompt)?;
     if ids.is_empty() {
-        return Err(Error::argument("prompt", "\"\"", "generation needs at least one token to begin with; write one, or say `--bos yes`"));
+        return Err(Error::argument(
+            "prompt",
+            "\"\"",
+            "generation needs at least one token to begin with; write one, or say `--bos yes`",
+        ));
     }
     Ok((continue_until(model, &tokenizer, ids, config, &[])?, encoder.record()))
 }
