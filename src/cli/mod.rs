@@ -171,10 +171,14 @@ fn seqlen(model: &Model, text: &TextFile, asked: Option<usize>) -> usize {
 /// Reads a text; lines that were left out are counted.
 fn read_text(path: &Path, skip_bad_lines: bool) -> lacuna::Result<TextFile> {
     let text = TextFile::read(path, skip_bad_lines)?;
-    if let [first, ..] = text.skipped[..] {
-        let n = text.skipped.len();
-        let unit = text.unit;
-        eprintln!("note: {}: {n} bad {unit}s were skipped, the first is {unit} {first}", path.display());
+    let (unit, path) = (text.unit, path.display());
+    match text.skipped[..] {
+        [] => {}
+        [only] => eprintln!("note: {path}: {unit} {only} is bad and was skipped"),
+        [first, ..] => {
+            let n = text.skipped.len();
+            eprintln!("note: {path}: {n} bad {unit}s were skipped, the first is {unit} {first}");
+        }
     }
     Ok(text)
 }

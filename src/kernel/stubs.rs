@@ -101,11 +101,9 @@ fn key(root: &Path) -> Result<Sha256> {
 fn of_source(directory: &Path) -> Result<String> {
     let (mut told, mut todo) = (String::new(), vec![directory.to_path_buf()]);
     while let Some(next) = todo.pop() {
-        let cannot =
-            || format!("cannot read {}: notebooks need the source that this binary was built from", next.display());
+        let cannot = || format!("cannot read {}: notebooks need the source that this binary was built from", next.display());
         let entries = fs::read_dir(&next).with_context(cannot)?;
-        let mut entries: Vec<PathBuf> =
-            entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>().with_context(cannot)?;
+        let mut entries: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>().with_context(cannot)?;
         entries.sort();
         for path in entries {
             let metadata = fs::metadata(&path).with_context(cannot)?;
