@@ -2,7 +2,7 @@
 
 use crate::model::{KvCache, Model, Wanted};
 use crate::progress::check_interrupt;
-use crate::text::Tokenizer;
+use crate::text::{Bos, BosRecord, Encoder, Tokenizer};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -29,12 +29,21 @@ impl GenerateConfig {
     }
 }
 
-/// The continuation of `prompt`, without the prompt.
+/// The continuation of `prompt`, without the prompt. The tokenizer's post-processor decides about a BOS ([`Bos::Auto`]).
+///
+/// # Errors
+/// As [`generate_after`].
+pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<String> {
+    generate_after(model, prompt, Bos::Auto, config).map(|(continuation, _)| continuation)
+}
+
+/// The continuation of `prompt`, without the prompt, and what stood in front of that. Where something does, the prompt may be
+/// empty.
 ///
 /// # Errors
 /// [`Error::Argument`] for an empty prompt, settings outside their range, or a prompt and continuation longer than the
 /// model's context.
-pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<String> {
+pub fn generate_after(model: &Model, prompt: &str, bos: Bos, config: &GenerateConfig) -> Result<(String, BosRecord)> {
     if !(config.temperature >= 0.0 && config.temperature.is_finite()) {
         return Err(Error::argument("temperature", config.temperature, "must be a number from 0"));
     }
@@ -42,11 +51,16 @@ pub fn generate(model: &Model, prompt: &str, config: &GenerateConfig) -> Result<
         return Err(Error::argument("top_p", config.top_p, "must be above 0 and at most 1"));
     }
     let tokenizer = model.tokenizer()?;
-    let ids = tokenizer.encode(prompt)?;
+    let encoder = Encoder::new(&tokenizer, bos, model.start_token()?)?;
+    let ids = encoder.encode(prompt)?;
     if ids.is_empty() {
-        return Err(Error::argument("prompt", "\"\"", "generation needs at least one token to begin with"));
+        return Err(Error::argument(
+            "prompt",
+            "\"\"",
+            "generation needs at least one token to begin with; write one, or say `--bos yes`",
+        ));
     }
-    continue_until(model, &tokenizer, ids, config, &[])
+    Ok((continue_until(model, &tokenizer, ids, config, &[])?, encoder.record()))
 }
 
 /// The continuation of the tokens `ids`, of which there is at least one, up to the first of the texts `stop`.

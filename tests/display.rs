@@ -15,7 +15,7 @@ use lacuna::progress::Progress;
 use lacuna::record::{ModelRecord, Record};
 use lacuna::report::{MaskMap, Plot, Report, Table};
 use lacuna::stats::{Interval, Score};
-use lacuna::text::Windows;
+use lacuna::text::{Bos, BosRecord, Windows};
 use lacuna::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -161,9 +161,11 @@ fn scores() -> Result<()> {
     insta::assert_snapshot!("scorer", shown(&scorer));
     let interval = |low, high| Some(Interval { low, high, level: 0.95, resamples: 10_000, seed: 0 });
     let score = |value: f64| Score { value, interval: interval(value - 0.05, value + 0.05) };
-    let task = TaskRecord { name: "a<b.jsonl".into(), sha256: "ab".repeat(32), examples: 2 };
+    let task = TaskRecord { name: "a<b.jsonl".into(), sha256: "ab".repeat(32), examples: 2, kind: None };
+    let bos = BosRecord { asked: Bos::Auto, tokens: vec![1] };
     let choices = ChoiceScores {
         task: task.clone(),
+        bos: bos.clone(),
         acc: score(0.5),
         acc_norm: score(0.625),
         chance: 0.25,
@@ -174,7 +176,7 @@ fn scores() -> Result<()> {
     let text = "<i>Paris</i>".to_owned();
     let predictions = vec![GenerationPrediction { line: 1, text, exact_match: false, contains: true }];
     let generation =
-        GenerationScores { task, exact_match: score(0.5), contains: score(0.75), truncated: 1, predictions };
+        GenerationScores { task, bos, exact_match: score(0.5), contains: score(0.75), truncated: 1, predictions };
     insta::assert_snapshot!("generation_scores", shown(&generation));
     assert_eq!(bundle(&score(0.5))[mime::PLAIN], "0.5000, 0.4500 to 0.5500 (95%)");
     Ok(())
@@ -269,7 +271,7 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
     let set = masks(&model, None, &MasksConfig::new(&[Method::Magnitude], &[0.5]), Progress::Hidden)?.remove(0);
     assert_eq!(one(&set.masks[0].1), "Mask(192 × 192, 50.0% pruned)");
     let task = Task::choices(format!("{root}/tasks/cloze.jsonl"), Some(2))?;
-    let scores = score_choices(&model, &task, &Bootstrap::default(), Progress::Hidden)?;
+    let scores = score_choices(&model, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden)?;
     let headers = HeadersOnly::open(format!("{root}/gpt-oss-120b-headers"))?;
     let mixture = Checkpoint::open(format!("{DATA}/tiny-mixtral"))?;
     let layout = Layout::find(&mixture)?;

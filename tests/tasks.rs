@@ -6,13 +6,16 @@ mod random;
 
 use candle_core::{DType, Device};
 use lacuna::Error;
-use lacuna::evaluate::{ChoiceScores, GenerationConfig, Task, evaluate, score_choices, score_generation};
-use lacuna::generate::{GenerateConfig, generate};
+use lacuna::evaluate::{
+    ChoiceScores, GenerationConfig, Kind, Suite, Task, evaluate, score_choices, score_generation, suite_tasks,
+};
+use lacuna::generate::{GenerateConfig, generate, generate_after};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, PruneConfig, prune};
 use lacuna::stats::{Bootstrap, Score};
-use lacuna::text::{Tokenizer, Windows};
+use lacuna::text::{Bos, Tokenizer, Windows};
+use proptest::prelude::*;
 use random::with;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -36,7 +39,8 @@ fn tiny_llama() -> &'static Model {
 }
 
 fn choose(model: &Model, path: &Path) -> ChoiceScores {
-    score_choices(model, &Task::choices(path, None).unwrap(), &Bootstrap::default(), Progress::Hidden).unwrap()
+    score_choices(model, &Task::choices(path, None).unwrap(), Bos::Auto, &Bootstrap::default(), Progress::Hidden)
+        .unwrap()
 }
 
 /// A task file in a directory of its own.
@@ -47,73 +51,343 @@ fn file(lines: &[Value]) -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-/// Contexts that end in a space and in a line, an empty one, one of twice the model's context, choices of one token and of
-/// other scripts: as `HFLM.loglikelihood` of lm-eval 0.4.13 scores them (tests/data/README.md).
+/// The tiny Llama with the post-processor that tokenizers of Llama, Mistral and Mixtral have: a BOS in front.
+fn with_bos() -> &'static (tempfile::TempDir, Model) {
+    static MODEL: OnceLock<(tempfile::TempDir, Model)> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer_config.json"] {
+            std::fs::copy(data("tiny-llama").join(name), dir.path().join(name)).unwrap();
+        }
+        let mut tokenizer: Value =
+            serde_json::from_slice(&std::fs::read(data("tiny-llama/tokenizer.json")).unwrap()).unwrap();
+        let bos = json!({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}});
+        let [a, b] = [("A", 0), ("B", 1)].map(|(id, kind)| json!({"Sequence": {"id": id, "type_id": kind}}));
+        tokenizer["post_processor"] = json!({
+            "type": "TemplateProcessing", "single": [bos, a], "pair": [bos, a, b],
+            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+        });
+        std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let model = Model::load(dir.path().to_str().unwrap()).unwrap();
+        (dir, model)
+    })
+}
+
+#[track_caller]
+fn assert_near(ours: &[f64], theirs: &Value, what: &str) {
+    let theirs: Vec<f64> = serde_json::from_value(theirs.clone()).unwrap();
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert!((a - b).abs() < 1e-4, "{what}: {a} {b}");
+    }
+}
+
+/// Contexts that end in a space and in a line, an empty one, one of twice the model's context, one that begins with the token
+/// for its beginning, choices of one token and of other scripts: as `HFLM.loglikelihood` of lm-eval 0.4.13 scores them
+/// (tests/data/README.md), with a tokenizer that adds nothing and with one that adds a BOS.
 #[test]
 fn log_likelihoods_equal_those_of_lm_evaluation_harness() {
-    let scores = choose(tiny_llama(), &fixture("choices.jsonl"));
-    let expected = std::fs::read(fixture("loglikelihoods.json")).unwrap();
-    let expected: Vec<Value> = serde_json::from_slice(&expected).unwrap();
-    assert_eq!(scores.predictions.len(), expected.len());
-    for (ours, theirs) in scores.predictions.iter().zip(&expected) {
-        let line = ours.line;
-        let reference = theirs["log_likelihoods"].as_array().unwrap();
-        assert_eq!(ours.log_likelihoods.len(), reference.len());
-        for (a, b) in ours.log_likelihoods.iter().zip(reference) {
-            assert!((a - b.as_f64().unwrap()).abs() < 2e-4, "line {line}: {a} {b}");
+    for (model, file, front) in
+        [(tiny_llama(), "loglikelihoods.json", vec![]), (&with_bos().1, "loglikelihoods_bos.json", vec![0])]
+    {
+        let scores = choose(model, &fixture("choices.jsonl"));
+        let expected = std::fs::read(fixture(file)).unwrap();
+        let expected: Vec<Value> = serde_json::from_slice(&expected).unwrap();
+        assert_eq!(scores.predictions.len(), expected.len());
+        for (ours, theirs) in scores.predictions.iter().zip(&expected) {
+            let line = ours.line;
+            assert_near(&ours.log_likelihoods, &theirs["log_likelihoods"], &format!("{file}, line {line}"));
+            assert_eq!(
+                json!([ours.predicted, ours.predicted_norm]),
+                json!([theirs["predicted"], theirs["predicted_norm"]])
+            );
         }
-        assert_eq!(
-            json!([ours.predicted, ours.predicted_norm]),
-            json!([theirs["predicted"], theirs["predicted_norm"]])
-        );
+        assert_eq!(scores.truncated, 1, "the long one");
+        assert_eq!(scores.task.examples, 10);
+        assert_eq!((scores.bos.asked, scores.bos.tokens), (Bos::Auto, front));
     }
-    assert_eq!(scores.truncated, 1, "the long one");
-    assert_eq!(scores.task.examples, 9);
+}
+
+#[test]
+fn a_bos_can_be_asked_for_and_left_out() {
+    let (_dir, model) = with_bos();
+    let task = Task::choices(fixture("choices.jsonl"), None).unwrap();
+    let score = |model: &Model, bos| score_choices(model, &task, bos, &Bootstrap::default(), Progress::Hidden).unwrap();
+    assert_eq!(score(model, Bos::No).predictions, score(tiny_llama(), Bos::Auto).predictions);
+    let asked = score(tiny_llama(), Bos::Yes);
+    assert_eq!(
+        asked.predictions,
+        score(model, Bos::Auto).predictions,
+        "the start token, where the tokenizer adds none"
+    );
+    assert_eq!(serde_json::to_value(&asked.bos).unwrap(), json!({"asked": "yes", "tokens": [0]}));
+
+    // What is generated follows it, too, and may then follow nothing else.
+    let said = |model: &Model, prompt: &str, bos| generate_after(model, prompt, bos, &GenerateConfig::greedy(8));
+    let prompt = "The captain of the ship";
+    let (with, bos) = said(model, prompt, Bos::Auto).unwrap();
+    assert_eq!((bos.asked, bos.tokens), (Bos::Auto, vec![0]));
+    assert_eq!(with, said(tiny_llama(), &format!("<|endoftext|>{prompt}"), Bos::No).unwrap().0);
+    assert_eq!(with, said(model, &format!("<|endoftext|>{prompt}"), Bos::Auto).unwrap().0, "not a second one");
+    assert_ne!(with, said(model, prompt, Bos::No).unwrap().0);
+    assert!(!said(model, "", Bos::Auto).unwrap().0.is_empty());
+    let error = said(tiny_llama(), "", Bos::Auto).unwrap_err().to_string();
+    assert!(error.contains("at least one token") && error.contains("--bos yes"), "{error}");
+    let (_dir, path) = file(&[json!({"prompt": prompt, "answer": with.trim()})]);
+    for (model, bos, right) in [(model, Bos::Auto, 1.0), (model, Bos::No, 0.0), (tiny_llama(), Bos::Yes, 1.0)] {
+        let config = GenerationConfig { max_new_tokens: 8, bos, ..GenerationConfig::default() };
+        let task = Task::prompts(&path, None).unwrap();
+        let scores = score_generation(model, &task, &config, &Bootstrap::default(), Progress::Hidden).unwrap();
+        assert_eq!((scores.exact_match.value, scores.bos.asked), (right, bos));
+    }
+
+    // The windows of perplexity have none.
+    let tokenizer = model.tokenizer().unwrap();
+    let windows = |tokenizer| Windows::evaluation(data("corpus/test.txt"), Some(tokenizer), Some(2), 64).unwrap();
+    assert_eq!(windows(&tokenizer), windows(&tiny_llama().tokenizer().unwrap()));
+}
+
+/// Ids as words.
+fn say(ids: &[u32]) -> String {
+    ids.iter().map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Writes a tokenizer of the 128 words.
+fn write_words(dir: &Path) {
+    let vocab: serde_json::Map<String, Value> = (0..128).map(|id| (format!("w{id}"), Value::from(id))).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+    });
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+}
+
+/// An example: its context and what may follow, as ids.
+type Ids = (Vec<u32>, Vec<Vec<u32>>);
+
+fn words_task(examples: &[Ids]) -> (tempfile::TempDir, PathBuf) {
+    let line = |(context, choices): &Ids| {
+        let choices: Vec<String> = choices.iter().map(|choice| say(choice)).collect();
+        json!({"query": say(context), "choices": choices, "answer": 0})
+    };
+    file(&examples.iter().map(line).collect::<Vec<_>>())
+}
+
+/// Log-likelihood of `choice` after `context` by a forward pass over the whole sequence, of which the last tokens are kept that
+/// have a position.
+fn by_whole_sequences(model: &Model, context: &[u32], choice: &[u32]) -> f64 {
+    let whole = [context, choice].concat();
+    let inputs = &whole[..whole.len() - 1];
+    let inputs = &inputs[inputs.len().saturating_sub(model.config().max_position_embeddings)..];
+    let logits: Vec<Vec<f32>> = model.forward(inputs).unwrap().to_vec2().unwrap();
+    let rows = &logits[logits.len() - choice.len()..];
+    let likelihood = |(row, id): (&Vec<f32>, &u32)| {
+        let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        f64::from(row[*id as usize]) - total.ln()
+    };
+    rows.iter().zip(choice).map(likelihood).sum()
 }
 
 /// The choices' reading of the context's keys and values, where attention reaches back over a few tokens, has sinks, or
 /// goes through experts.
 #[test]
 fn a_shared_context_gives_what_whole_sequences_give() {
-    let words: Vec<String> = (0..128).map(|id| format!("w{id}")).collect();
-    let vocab: serde_json::Map<String, Value> = words.iter().cloned().zip((0..128).map(Value::from)).collect();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-    });
     let ids = |n: usize, seed: u64| random::tokens(n, 128, seed);
-    let say = |ids: &[u32]| ids.iter().map(|&id| words[id as usize].as_str()).collect::<Vec<_>>().join(" ");
-    let examples: Vec<Vec<Vec<u32>>> =
-        (0..3).map(|i| vec![ids(9 + 5 * i, i as u64), ids(1, 50), ids(4, 60 + i as u64), ids(12, 70)]).collect();
-    let lines: Vec<Value> = examples
-        .iter()
-        .map(|parts| json!({"query": say(&parts[0]), "choices": parts[1..].iter().map(|p| say(p)).collect::<Vec<_>>(), "answer": 0}))
-        .collect();
-    let (_dir, task) = file(&lines);
+    let examples: Vec<Ids> =
+        (0..3).map(|i| (ids(9 + 5 * i, i as u64), vec![ids(1, 50), ids(4, 60 + i as u64), ids(12, 70)])).collect();
+    let (_dir, task) = words_task(&examples);
     for family in ["tiny-qwen2-moe", "tiny-gpt-oss-f32", "tiny-olmoe"] {
         let dir = tempfile::tempdir().unwrap();
         for name in ["config.json", "model.safetensors"] {
             std::fs::copy(Path::new(ROOT).join("tests/data").join(family).join(name), dir.path().join(name)).unwrap();
         }
-        std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        write_words(dir.path());
         let model = random::open(dir.path());
         let scores = choose(&model, &task);
-        for (parts, prediction) in examples.iter().zip(&scores.predictions) {
-            for (choice, score) in parts[1..].iter().zip(&prediction.log_likelihoods) {
-                let whole = [parts[0].as_slice(), choice].concat();
-                let logits: Vec<Vec<f32>> = model.forward(&whole).unwrap().to_vec2().unwrap();
-                let log_likelihood: f64 = (parts[0].len()..whole.len())
-                    .map(|at| {
-                        let row = &logits[at - 1];
-                        let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
-                        f64::from(row[whole[at] as usize]) - total.ln()
-                    })
-                    .sum();
-                assert!((score - log_likelihood).abs() < 1e-4, "{family}: {score} {log_likelihood}");
+        for ((context, choices), prediction) in examples.iter().zip(&scores.predictions) {
+            for (choice, score) in choices.iter().zip(&prediction.log_likelihoods) {
+                let expected = by_whole_sequences(&model, context, choice);
+                assert!((score - expected).abs() < 1e-4, "{family}: {score} {expected}");
             }
         }
     }
+}
+
+/// Tables of some kinds depend on how long a sequence is, so that those for one example must not be another's. Lengths are from
+/// a few tokens to beyond the 64 positions.
+#[test]
+fn a_score_depends_on_its_own_example_only_with_any_rotary_tables() {
+    let ids = |n: usize, seed: u64| random::tokens(n, 128, seed);
+    let examples: Vec<Ids> = [(2, 1), (9, 4), (40, 7), (60, 5), (61, 4), (64, 1), (64, 2), (90, 3)]
+        .iter()
+        .enumerate()
+        .map(|(i, &(context, choice))| {
+            let seed = 10 * i as u64;
+            (ids(context, seed), vec![ids(choice, seed + 1), ids(choice, seed + 2), ids(1, seed + 3)])
+        })
+        .collect();
+    for scaling in [
+        json!(null),
+        json!({"rope_type": "linear", "factor": 4.0}),
+        json!({"rope_type": "dynamic", "factor": 4.0}),
+        json!({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 16}),
+        json!({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}),
+        json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model");
+        random::write(&path, &with(random::llama(), json!({"rope_scaling": scaling})), DType::F32, 1 << 30, 7);
+        write_words(&path);
+        let model = random::open(&path).resident().unwrap();
+        let scores = |examples: &[Ids]| -> Vec<Vec<f64>> {
+            let (_dir, task) = words_task(examples);
+            choose(&model, &task).predictions.into_iter().map(|prediction| prediction.log_likelihoods).collect()
+        };
+        let alone: Vec<Vec<f64>> =
+            examples.iter().map(|example| scores(std::slice::from_ref(example)).remove(0)).collect();
+        for ((context, choices), alone) in examples.iter().zip(&alone) {
+            for (choice, score) in choices.iter().zip(alone) {
+                let expected = by_whole_sequences(&model, context, choice);
+                assert!((score - expected).abs() < 1e-4, "{scaling}: {score} {expected}");
+            }
+        }
+        // Shuffled, fewer, some of them twice.
+        let config = ProptestConfig { cases: 3, failure_persistence: None, ..ProptestConfig::default() };
+        proptest!(config, |(picked in prop::collection::vec(0..examples.len(), 1..12))| {
+            let some: Vec<Ids> = picked.iter().map(|&i| examples[i].clone()).collect();
+            let expected: Vec<Vec<f64>> = picked.iter().map(|&i| alone[i].clone()).collect();
+            prop_assert_eq!(scores(&some), expected);
+        });
+    }
+}
+
+/// The seven tasks of Wanda's tables, in the rows of the hub, as the harness's own tasks of lm-eval 0.4.13 score them: its
+/// prompts, its delimiters, its metrics.
+#[test]
+fn tasks_of_the_hub_equal_those_of_lm_evaluation_harness() {
+    let expected: Value = serde_json::from_slice(&std::fs::read(fixture("hub/scores.json")).unwrap()).unwrap();
+    for (name, kind) in [
+        ("boolq", Kind::BoolQ),
+        ("rte", Kind::Rte),
+        ("hellaswag", Kind::HellaSwag),
+        ("winogrande", Kind::WinoGrande),
+        ("arc_easy", Kind::Arc),
+        ("arc_challenge", Kind::Arc),
+        ("openbookqa", Kind::OpenBookQa),
+    ] {
+        for (model, tokenizer) in [(tiny_llama(), "plain"), (&with_bos().1, "bos")] {
+            let scores = choose(model, &fixture(&format!("hub/{name}.jsonl")));
+            let theirs = &expected[tokenizer][name];
+            assert_eq!(scores.task.kind, Some(kind));
+            assert_near(&[scores.acc.value], &json!([theirs["acc"]]), name);
+            assert_eq!(kind.normed(), theirs.get("acc_norm").is_some(), "{name}");
+            if kind.normed() {
+                assert_near(&[scores.acc_norm.value], &json!([theirs["acc_norm"]]), name);
+            }
+            let reference = theirs["log_likelihoods"].as_array().unwrap();
+            assert_eq!(scores.predictions.len(), reference.len());
+            for (ours, theirs) in scores.predictions.iter().zip(reference) {
+                assert_near(&ours.log_likelihoods, theirs, &format!("{tokenizer}, {name}, {}", ours.line));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_suite_is_found_by_its_rows_and_gives_the_table_of_the_papers() {
+    let hub = fixture("hub");
+    let tasks = suite_tasks(Suite::Wanda7, &hub, None).unwrap();
+    let names: Vec<&str> = tasks.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["BoolQ", "RTE", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA"]);
+    // The same rows as parquet, under the names that the hub gives them.
+    let parquet = suite_tasks(Suite::Wanda7, &fixture("hub-parquet"), None).unwrap();
+    for ((name, lines), (_, table)) in tasks.iter().zip(&parquet) {
+        assert_eq!((lines.kind, &lines.examples), (table.kind, &table.examples), "{name}");
+        assert!(table.name.ends_with("-00000-of-00001.parquet"));
+    }
+
+    let table = run(&["evaluate", "data/tiny-llama", "--suite", "wanda7", "tests/data/tasks/hub"], "2");
+    insta::assert_snapshot!("wanda7", String::from_utf8_lossy(&table.stdout));
+    let json = run(
+        &[
+            "evaluate",
+            "data/tiny-llama",
+            "--suite",
+            "wanda7",
+            "tests/data/tasks/hub-parquet",
+            "--limit",
+            "2",
+            "--bos",
+            "yes",
+            "--json",
+        ],
+        "2",
+    );
+    let scores: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let rows: Vec<lacuna::evaluate::SuiteRow> = serde_json::from_value(scores["suite"]["rows"].clone()).unwrap();
+    assert!(rows.iter().all(|row| row.scores.task.examples == 2 && row.scores.bos.tokens == [0]));
+    let mean = rows.iter().map(|row| row.scores.acc.value).sum::<f64>() / 7.0;
+    assert!((scores["suite"]["mean"].as_f64().unwrap() - mean).abs() < 1e-12);
+
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &str| {
+        let to = dir.path().join(to);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(hub.join(from), to).unwrap();
+    };
+    let problem = || {
+        let error = suite_tasks(Suite::Wanda7, dir.path(), None).unwrap_err().to_string();
+        error.replace(dir.path().to_str().unwrap(), "DIR")
+    };
+    for name in ["boolq", "hellaswag", "winogrande", "arc_easy", "openbookqa"] {
+        copy(&format!("{name}.jsonl"), &format!("{name}.jsonl"));
+    }
+    std::fs::write(dir.path().join("notes.json"), "{\"by\": \"someone\"}").unwrap();
+    let missing = problem();
+    // Parts: the one is taken that is scored, and none to train on; but which of two must be clear.
+    copy("arc_challenge.jsonl", "arc/ARC-Challenge-Dev.jsonl");
+    copy("arc_challenge.jsonl", "arc/ARC-Challenge-Test.jsonl");
+    copy("rte.jsonl", "rte/train.jsonl");
+    copy("rte.jsonl", "rte/validation.jsonl");
+    let found = suite_tasks(Suite::Wanda7, dir.path(), Some(1)).unwrap();
+    assert_eq!((found[1].1.name.as_str(), found[5].1.name.as_str()), ("validation.jsonl", "ARC-Challenge-Test.jsonl"));
+    copy("boolq.jsonl", "more/boolq.jsonl");
+    let twice = problem();
+    std::fs::remove_dir_all(dir.path().join("more")).unwrap();
+    std::fs::remove_dir_all(dir.path().join("rte")).unwrap();
+    std::fs::write(dir.path().join("rte.parquet"), "PAR1 and no more").unwrap();
+    insta::assert_snapshot!("suites_that_cannot_be", [missing, twice, problem()].join("\n"));
+}
+
+/// One line each, as a person reads it.
+#[test]
+fn rows_that_cannot_be_scored() {
+    let rows = [
+        json!({"passage": "p", "question": "q"}),
+        json!({"passage": "p", "question": "q", "label": -1}),
+        json!({"passage": "p", "question": "q", "answer": "perhaps"}),
+        json!({"sentence1": "a", "sentence2": "b", "label": 2}),
+        json!({"premise": "a", "hypothesis": 3, "label": 0}),
+        json!({"ctx": "x", "endings": ["a", "b"], "label": ""}),
+        json!({"ctx": "x", "endings": "a", "label": "0"}),
+        json!({"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}),
+        json!({"sentence": "a _", "option1": "a", "option2": "b", "answer": ""}),
+        json!({"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}),
+        json!({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "E"}),
+        json!({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": ""}),
+        json!({"question_stem": "q", "choices": {"text": ["a", "b"]}, "answerKey": "A"}),
+        json!({"question": {"choices": [{"text": "a", "label": "A"}, 7]}, "answerKey": "A"}),
+        json!({"goal": "g", "sol1": "a", "sol2": "b"}),
+        json!({"sentence": "just text", "label": 1}),
+        json!([1]),
+    ];
+    let problem = |row: &Value| {
+        let (dir, path) = file(std::slice::from_ref(row));
+        let said = Task::choices(&path, None).unwrap_err().to_string();
+        said.replace(dir.path().to_str().unwrap(), "DIR")
+    };
+    insta::assert_snapshot!("rows_that_cannot_be_scored", rows.iter().map(problem).collect::<Vec<_>>().join("\n"));
 }
 
 /// `acc` of cloze, `acc_norm` of cloze, word order, as the README has them; one example is 0.0167.
@@ -195,7 +469,7 @@ fn generated_answers_are_exact_contained_or_wrong() {
         score_generation(
             model,
             &task,
-            &GenerationConfig { max_new_tokens, stop },
+            &GenerationConfig { max_new_tokens, stop, bos: Bos::Auto },
             &Bootstrap::default(),
             Progress::Hidden,
         )
@@ -230,7 +504,7 @@ fn examples_that_cannot_be_scored_are_named() {
     let choose = |line: Value| {
         let (_dir, path) = file(&[json!({"context": "a", "choices": ["b", "c"], "answer": 0}), line]);
         let task = Task::choices(&path, None)?;
-        score_choices(tiny_llama(), &task, &Bootstrap::default(), Progress::Hidden)
+        score_choices(tiny_llama(), &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden)
     };
     let long =
         choose(json!({"context": "a", "choices": ["b", "whale ".repeat(300)], "answer": 0})).unwrap_err().to_string();
@@ -242,7 +516,7 @@ fn examples_that_cannot_be_scored_are_named() {
     let huge = (norm * 1e38).unwrap();
     let broken = tiny_llama().with_tensors([("model.norm.weight".to_owned(), huge)]).unwrap();
     let task = Task::choices(data("tasks/cloze.jsonl"), Some(2)).unwrap();
-    let error = score_choices(&broken, &task, &Bootstrap::default(), Progress::Hidden).unwrap_err();
+    let error = score_choices(&broken, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden).unwrap_err();
     assert!(matches!(&error, Error::Tensor { .. }) && error.to_string().contains("not finite"), "{error}");
 }
 
@@ -342,7 +616,7 @@ fn streamed_and_resident_models_agree() {
     random::write(&dir.path().join("model"), &config, DType::BF16, 64 << 10, 3);
     let streamed = random::open(&dir.path().join("model"));
     let task = Task::choices(data("tasks/cloze.jsonl"), Some(5)).unwrap();
-    let score = |model: &Model| score_choices(model, &task, &Bootstrap::default(), Progress::Hidden);
+    let score = |model: &Model| score_choices(model, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden);
     let error = score(&streamed).unwrap_err().to_string();
     assert!(error.contains("there is no tokenizer"), "{error}");
     Tokenizer::open(data("tiny-llama")).unwrap().save(dir.path().join("model/tokenizer.json")).unwrap();

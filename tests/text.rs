@@ -1,7 +1,9 @@
 //! Text to token windows: formats, conventions, errors that say what to do.
 
-use lacuna::text::{Tokenizer, Windows, documents, ngram_perplexity};
+use lacuna::text::{TextFile, Tokenizer, Windows, documents, ngram_perplexity};
 use lacuna::{Error, Result};
+use serde_json::{Value, json};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -59,6 +61,209 @@ fn broken_text_files() {
     assert_says(&message(documents(lines)), &["line 2", "`text`"]);
     let lines = file(&dir, "y.jsonl", "{\"text\": \"a\"}\n\n{\"text\": \n");
     assert_says(&message(documents(lines)), &["line 3", "not JSON"]);
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text").join(name)
+}
+
+/// The same documents in every form, under names that say so, that say nothing, and that say something else.
+#[test]
+fn a_text_is_what_its_content_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = ["the white whale\n\nsank", "a [ship] {of} the line", "caf\u{e9} \u{1f40b}"];
+    let row = |text: &&str| json!({"text": text, "timestamp": "2019-01-01T00:00:00Z", "url": "https://a.example/"});
+    let rows: Vec<Value> = expected.iter().map(row).collect();
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let viewer =
+        json!({"features": [], "rows": rows.iter().map(|row| json!({"row_idx": 0, "row": row})).collect::<Vec<_>>()});
+    let list = serde_json::to_string_pretty(&rows).unwrap();
+    let forms: [(&str, Vec<u8>); 14] = [
+        ("c4-train.00000-of-01024.json", lines.clone().into()),
+        ("c4-train.00000-of-01024.json.gz", gzip(lines.as_bytes())),
+        ("twice.json.gz.gz", gzip(&gzip(lines.as_bytes()))),
+        ("called-otherwise.jsonl", gzip(lines.as_bytes())),
+        ("bom.jsonl", format!("\u{feff}{lines}").into()),
+        ("bom.json.gz", gzip(format!("\u{feff}{lines}").as_bytes())),
+        ("windows.jsonl", lines.replace('\n', "\r\n").into()),
+        ("blank-lines.jsonl", lines.replace('\n', "\n\n").into()),
+        ("list.json", list.clone().into()),
+        ("list.jsonl", list.into()),
+        ("texts.json", json!(expected).to_string().into()),
+        ("viewer.json", viewer.to_string().into()),
+        ("lines.txt", lines.clone().into()),
+        ("no-ending", lines.into()),
+    ];
+    for (name, content) in forms {
+        assert_eq!(documents(file(&dir, name, content)).unwrap(), expected, "{name}");
+    }
+    let texts = |name: &str| documents(fixture(name)).unwrap();
+    let rows: Vec<Value> = serde_json::from_slice(&std::fs::read(fixture("rows.json")).unwrap()).unwrap();
+    let expected: Vec<&str> = rows.iter().map(|row| row["text"].as_str().unwrap()).collect();
+    for name in ["rows.json", "lines.json.zst", "snappy.parquet", "zstd2.parquet", "deltas.parquet"] {
+        assert_eq!(texts(name), expected, "{name}");
+    }
+    let packed = file(&dir, "packed.parquet.gz", gzip(&std::fs::read(fixture("groups.parquet")).unwrap()));
+    assert_eq!(documents(packed).unwrap(), expected);
+    // What only looks like it is text.
+    for (name, content) in [("a.txt", "[1] A note.\n{x}"), ("b.txt", "{\"a\": 1}"), ("c.md", "[the ship](x.html)\n[2]")]
+    {
+        assert_eq!(documents(file(&dir, name, content)).unwrap(), [content]);
+    }
+    assert_eq!(documents(file(&dir, "d.txt", "one\r\ntwo\r\n<|endoftext|>\r\nthree")).unwrap(), ["one\ntwo", "three"]);
+}
+
+#[test]
+fn windows_of_token_ids_in_every_form_say_how_long_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [[1u32, 2, 3], [4, 5, 6]];
+    let objects = rows.map(|ids| json!({"input_ids": ids, "attention_mask": [1, 1, 1]}));
+    let forms: [(&str, Vec<u8>); 7] = [
+        ("a.json", json!(rows).to_string().into()),
+        ("b.json", json!({"input_ids": rows}).to_string().into()),
+        ("c.json", json!(objects).to_string().into()),
+        ("d.jsonl", "[1, 2, 3]\n[4, 5, 6]\n".into()),
+        ("e.json", format!("\u{feff}[1, 2, 3]\r\n[4, 5, 6]\r\n").into()),
+        ("f.json", objects.iter().map(|row| format!("{row}\n")).collect::<String>().into()),
+        ("g.json.gz", gzip(json!(rows).to_string().as_bytes())),
+    ];
+    for (name, content) in forms {
+        let text = TextFile::read(file(&dir, name, content), false).unwrap();
+        assert_eq!((text.seqlen(), &text.skipped), (Some(3), &vec![]), "{name}");
+        assert_eq!(Windows::evaluation_of(&text, None, None, 3).unwrap().ids, rows, "{name}");
+    }
+    let parquet = TextFile::read(fixture("ids.parquet"), false).unwrap();
+    assert_eq!(parquet.seqlen(), Some(8));
+    let expected: Vec<Vec<u32>> = (0..4).map(|i| (8 * i..8 * i + 8).collect()).collect();
+    assert_eq!(Windows::calibration_of(&parquet, None, 4, 8, 0).unwrap().ids, expected);
+    assert_eq!(TextFile::read(fixture("snappy.parquet"), false).unwrap().seqlen(), None);
+}
+
+/// Lines that a program cut or wrote wrongly among good ones.
+#[test]
+fn bad_lines_are_named_counted_and_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = |text: &str| json!({"text": text}).to_string();
+    let half = r#"{"text": "half an emoji \ud83d"}"#;
+    let lines = [half, &good("one"), r#"{"text": "cut"#, "", r#"{"text": null}"#, &good("two"), r#"{"content": "x"}"#];
+    for name in ["half.jsonl", "half.json", "half.txt"] {
+        let path = file(&dir, name, lines.join("\n"));
+        let problem = message(documents(&path));
+        assert_says(&problem, &["line 1", "half a character", "4 of 6 are bad", "--skip-bad-lines"]);
+        let text = TextFile::read(&path, true).unwrap();
+        assert_eq!((text.skipped.as_slice(), text.unit), ([1, 3, 5, 7].as_slice(), "line"), "{name}");
+        let tokenizer = tokenizer();
+        let windows = Windows::evaluation_of(&text, Some(&tokenizer), None, 2).unwrap();
+        assert_eq!(
+            windows.ids.concat()[..],
+            tokenizer.encode("one\n\ntwo").unwrap()[..windows.ids.len() * 2],
+            "{name}"
+        );
+    }
+    let list = file(&dir, "list.json", json!([{"text": "one"}, {"text": 2}, {"text": "three"}]).to_string());
+    let text = TextFile::read(&list, true).unwrap();
+    assert_eq!((text.skipped.as_slice(), text.unit), ([2].as_slice(), "row"));
+    assert_says(
+        &message(TextFile::read(&list, false)),
+        &["row 2", "the only one of 3 that is bad", "--skip-bad-lines"],
+    );
+    let nothing = file(&dir, "nothing.jsonl", format!("{half}\n{half}\n"));
+    assert_says(&message(TextFile::read(&nothing, true)), &["no text", "2 bad lines"]);
+}
+
+/// One line each, as a person reads it; nothing of a parser's own words.
+#[test]
+fn refusals_of_texts() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = json!({"text": "good"}).to_string();
+    let line = |bad: &str| format!("{good}\n{bad}\n").into_bytes();
+    let mut cut = gzip(&line("{}"));
+    cut.truncate(cut.len() - 9);
+    let mut zst = std::fs::read(fixture("lines.json.zst")).unwrap();
+    zst.truncate(200);
+    let parquet = std::fs::read(fixture("snappy.parquet")).unwrap();
+    let utf16: Vec<u8> = "the whale".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let files: Vec<(&str, Vec<u8>)> = vec![
+        ("cut.jsonl", line("{\"text\": \"cut")),
+        ("emoji.jsonl", line("{\"text\": \"\\ud83d\"}")),
+        ("control.jsonl", line("{\"text\": \"a\u{1}b\"}")),
+        ("nan.jsonl", line("{\"text\": NaN}")),
+        ("infinity.jsonl", line("{\"text\": \"x\", \"a\": -Infinity}")),
+        ("single.jsonl", line("{'text': 'x'}")),
+        ("comma.jsonl", line("{\"text\": \"x\" \"a\": 1}")),
+        ("trailing.jsonl", line("{\"text\": \"x\"},")),
+        ("number.jsonl", line("7")),
+        ("fields.jsonl", line("{\"content\": \"x\", \"title\": \"y\"}")),
+        ("null.jsonl", line("{\"text\": null}")),
+        ("both.jsonl", line("[1, 2]")),
+        ("broken.json", b"[\n  {\"text\": \"a\"}\n  {\"text\": \"b\"}\n]".to_vec()),
+        ("empty.json", b" ".to_vec()),
+        ("none.json", b"[]".to_vec()),
+        ("ids.json", b"[[1, 2], [3, 4.5]]".to_vec()),
+        ("huge.json", b"[[1, 2], [3, 4294967296]]".to_vec()),
+        ("words.json", b"{\"input_ids\": \"1 2 3\"}".to_vec()),
+        ("cut.json.gz", cut),
+        ("cut.json.zst", zst),
+        ("cut.parquet", parquet[..parquet.len() - 3].to_vec()),
+        ("utf16.txt", [&[0xff, 0xfe], &utf16[..]].concat()),
+        ("unmarked.txt", utf16),
+        ("latin.txt", b"caf\xe9".to_vec()),
+        ("text.zip", b"PK\x03\x04....".to_vec()),
+        ("text.xz", b"\xfd7zXZ\0..".to_vec()),
+        ("text.bz2", b"BZh91AY".to_vec()),
+        ("text.arrow", b"ARROW1\0\0".to_vec()),
+        ("text.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".to_vec()),
+    ];
+    let mut said: Vec<String> = files
+        .into_iter()
+        .map(|(name, content)| message(TextFile::read(file(&dir, name, content), false)))
+        .map(|message| message.replace(&format!("{}/", dir.path().display()), ""))
+        .collect();
+    for name in ["brotli.parquet", "../tasks/hub-parquet/boolq/validation-00000-of-00001.parquet"] {
+        let message = message(TextFile::read(fixture(name), false));
+        said.push(message.replace(fixture("").to_str().unwrap(), ""));
+    }
+    for parser in ["expected", "trailing characters", "EOF", "missing field", "invalid type", "untagged"] {
+        assert!(!said.iter().any(|said| said.contains(parser)), "{parser}: {said:#?}");
+    }
+    insta::assert_snapshot!("refusals_of_texts", said.join("\n"));
+}
+
+#[test]
+fn the_command_line_skips_bad_lines_and_takes_windows_as_long_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_lacuna"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["evaluate", "data/tiny-llama"])
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let text = std::fs::read_to_string("data/corpus/test.txt").unwrap();
+    let good = json!({"text": text.chars().take(4000).collect::<String>()}).to_string();
+    let bad = file(&dir, "bad.json", format!("{{\"text\": \"\\ud83d\"}}\n{good}\n{{\"text\"\n"));
+    let bad = bad.to_str().unwrap();
+    let (fine, _, stderr) = run(&["--text", bad, "--seqlen", "64"]);
+    assert!(!fine && stderr.contains("line 1") && stderr.contains("--skip-bad-lines"), "{stderr}");
+    let (fine, stdout, stderr) = run(&["--text", bad, "--seqlen", "64", "--windows", "2", "--skip-bad-lines"]);
+    assert!(fine && stdout.contains("tokens      126"), "{stdout}{stderr}");
+    assert!(stderr.contains("bad.json: 2 bad lines were skipped, the first is line 1"), "{stderr}");
+
+    let rows: Vec<Vec<u32>> = (0..3).map(|i| (i..i + 40).collect()).collect();
+    let ids = file(&dir, "ids.json", json!(rows).to_string());
+    let (fine, stdout, stderr) = run(&["--text", ids.to_str().unwrap()]);
+    assert!(fine && stdout.contains("tokens      117"), "{stdout}{stderr}");
+    let (_, stdout, _) = run(&["--text", ids.to_str().unwrap(), "--seqlen", "11"]);
+    assert!(stdout.contains("tokens      30"), "{stdout}");
 }
 
 #[test]
@@ -170,7 +375,7 @@ fn windows_of_token_ids_are_taken_as_they_are() {
         ("[]", "no window"),
         ("[[1, -2]]", "no windows of token ids"),
         ("{\"ids\": [[1, 2]]}", "input_ids"),
-        ("[[1, 2]", "no windows of token ids"),
+        ("[[1, 2]", "ends in the middle"),
     ] {
         let path = file(&dir, "bad.json", content);
         assert_says(&message(Windows::evaluation(&path, None, None, 2)), &["bad.json", says]);

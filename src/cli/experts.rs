@@ -170,7 +170,7 @@ fn parse_shard_bytes(text: &str) -> Result<u64, String> {
 struct Score {
     /// Directory or hub id
     model: String,
-    /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
+    /// Calibration text: plain, or JSON or parquet with the field `text` or `input_ids` (token ids); .gz and .zst too
     #[arg(long)]
     calib: PathBuf,
     #[command(flatten)]

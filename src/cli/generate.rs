@@ -1,7 +1,8 @@
 //! `lacuna generate`
 
 use super::{Compute, print_json};
-use lacuna::generate::{GenerateConfig, generate};
+use lacuna::generate::{GenerateConfig, generate_after};
+use lacuna::text::Bos;
 
 /// Continue a text
 #[derive(Debug, clap::Args)]
@@ -20,6 +21,9 @@ pub(crate) struct Args {
     /// Draw from the smallest set of tokens with this total probability
     #[arg(long, default_value_t = 1.0)]
     top_p: f64,
+    /// Whether a token for the beginning of a text stands in front: auto (as the tokenizer does), yes or no
+    #[arg(long, default_value_t = Bos::Auto)]
+    bos: Bos,
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -38,9 +42,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         top_p: args.top_p,
         seed: args.seed,
     };
-    let continuation = generate(&model, &args.prompt, &config)?;
+    let (continuation, bos) = generate_after(&model, &args.prompt, args.bos, &config)?;
     if args.json {
-        return print_json(&serde_json::json!({ "prompt": args.prompt, "continuation": continuation }));
+        return print_json(&serde_json::json!({ "prompt": args.prompt, "continuation": continuation, "bos": bos }));
     }
     println!("{}{continuation}", args.prompt);
     Ok(())

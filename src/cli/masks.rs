@@ -49,7 +49,7 @@ struct Make {
     per: Option<Per>,
     #[command(flatten)]
     share: Share,
-    /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
+    /// Calibration text: plain, or JSON or parquet with the field `text` or `input_ids` (token ids); .gz and .zst too
     #[arg(long)]
     calib: Option<PathBuf>,
     #[command(flatten)]

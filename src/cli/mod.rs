@@ -27,7 +27,7 @@ use lacuna::allocate::{Allocation, Rule};
 use lacuna::model::Model;
 use lacuna::progress::{self, Progress};
 use lacuna::report::size;
-use lacuna::text::{Tokenizer, Windows};
+use lacuna::text::{TextFile, Tokenizer, Windows};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -163,13 +163,30 @@ impl Compute {
     }
 }
 
-/// Tokens per window: as asked, else the model's context, at most 2048.
-fn seqlen(model: &Model, asked: Option<usize>) -> usize {
+/// Tokens per window: as asked, else those of the file's own windows, else the model's context, at most 2048.
+fn seqlen(model: &Model, text: &TextFile, asked: Option<usize>) -> usize {
     let context = model.config().max_position_embeddings;
-    if let Some(asked) = asked.filter(|asked| *asked > context) {
-        eprintln!("note: --seqlen {asked} is beyond the model's context of {context} tokens (max_position_embeddings)");
+    let seqlen = asked.or(text.seqlen()).unwrap_or(context.min(2048));
+    if seqlen > context {
+        let whose = if asked.is_some() { "--seqlen" } else { "the file's windows:" };
+        eprintln!("note: {whose} {seqlen} is beyond the model's context of {context} tokens (max_position_embeddings)");
     }
-    asked.unwrap_or(context.min(2048))
+    seqlen
+}
+
+/// Reads a text; lines that were left out are counted.
+fn read_text(path: &Path, skip_bad_lines: bool) -> lacuna::Result<TextFile> {
+    let text = TextFile::read(path, skip_bad_lines)?;
+    let (unit, path) = (text.unit, path.display());
+    match text.skipped[..] {
+        [] => {}
+        [only] => eprintln!("note: {path}: {unit} {only} is bad and was skipped"),
+        [first, ..] => {
+            let n = text.skipped.len();
+            eprintln!("note: {path}: {n} bad {unit}s were skipped, the first is {unit} {first}");
+        }
+    }
+    Ok(text)
 }
 
 /// Windows of a calibration text.
@@ -178,9 +195,12 @@ struct Sampling {
     /// Calibration windows
     #[arg(long, default_value_t = 128)]
     windows: usize,
-    /// Tokens per window [default: the model's context, at most 2048]
+    /// Tokens per window [default: those of windows of token ids; else the model's context, at most 2048]
     #[arg(long)]
     seqlen: Option<usize>,
+    /// Leave out lines of the text that cannot be read
+    #[arg(long)]
+    skip_bad_lines: bool,
     /// Seed of the calibration windows, and of whatever else is random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -197,8 +217,10 @@ impl Sampling {
     }
 
     fn windows(&self, text: &Path, model: &Model) -> lacuna::Result<Windows> {
-        let tokenizer = tokenizer_for(text, model)?;
-        Windows::calibration(text, tokenizer.as_ref(), self.windows, seqlen(model, self.seqlen), self.seed)
+        let text = read_text(text, self.skip_bad_lines)?;
+        let tokenizer = tokenizer_for(&text, model)?;
+        let seqlen = seqlen(model, &text, self.seqlen);
+        Windows::calibration_of(&text, tokenizer.as_ref(), self.windows, seqlen, self.seed)
     }
 }
 
@@ -225,9 +247,8 @@ impl Share {
 }
 
 /// The model's tokenizer, unless the text is token ids already.
-fn tokenizer_for(text: &Path, model: &Model) -> lacuna::Result<Option<Tokenizer>> {
-    let ids = text.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-    if ids { Ok(None) } else { model.tokenizer().map(Some) }
+fn tokenizer_for(text: &TextFile, model: &Model) -> lacuna::Result<Option<Tokenizer>> {
+    if text.seqlen().is_some() { Ok(None) } else { model.tokenizer().map(Some) }
 }
 
 #[derive(Clone, Copy, Debug)]

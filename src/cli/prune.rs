@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Calibrate each block on the outputs of the pruned or of the dense blocks before it
     #[arg(long, default_value = "pruned")]
     propagate: Propagate,
-    /// Calibration text: .txt, .jsonl (field `text`) or .json (windows of token ids)
+    /// Calibration text: plain, or JSON or parquet with the field `text` or `input_ids` (token ids); .gz and .zst too
     #[arg(long)]
     calib: Option<PathBuf>,
     /// Masks to apply, instead of selecting: .safetensors, .npz or .pt

@@ -5,7 +5,7 @@ use super::{each, finite, target_losses};
 use crate::model::{Block, KvCache, Model, ModelConfig, Rope, Wanted};
 use crate::progress::{Progress, Stage};
 use crate::stats::{Bootstrap, Score};
-use crate::text::Tokenizer;
+use crate::text::{Bos, BosRecord, Encoder};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 pub struct ChoiceScores {
     /// The task.
     pub task: TaskRecord,
+    /// What stood in front of each example. Older results lack it.
+    #[serde(default)]
+    pub bos: BosRecord,
     /// Share of examples whose answer has the highest log-likelihood: the harness's `acc`.
     pub acc: Score,
     /// The same with each log-likelihood divided by the number of characters of its choice: the harness's `acc_norm`. Long
@@ -65,11 +68,11 @@ impl ChoiceScores {
 /// part of a task.
 const TOKENS: usize = 32_768;
 
-/// Scores every choice of `task` by its log-likelihood after the context. White space at the end of a context is moved to
-/// the choice, a space is put between them unless the choice begins with white space of its own, and a choice's tokens are
-/// what `encode(context + choice)` has beyond the length of `encode(context)`. No token is added in front, except that an
-/// empty context becomes the model's token for the beginning of a text. A sequence longer than `max_position_embeddings`
-/// loses tokens at its beginning.
+/// Scores every choice of `task` by its log-likelihood after the context, as `HFLM.loglikelihood` of lm-evaluation-harness
+/// 0.4.13 does. White space at the end of a context is moved to the choice, a space is put between them ([`Choice::glue`]),
+/// and a choice's tokens are what `encode(context + choice)` has beyond the length of `encode(context)`. What stands in front
+/// of a text is `bos`; an empty context becomes the token for the beginning of a text. A sequence longer than
+/// `max_position_embeddings` loses tokens at its beginning. The score of an example depends on no other example.
 ///
 /// Blocks are used one at a time, as in [`super::evaluate`]; in each, a context passes once and its choices read its keys
 /// and values.
@@ -80,14 +83,16 @@ const TOKENS: usize = 32_768;
 pub fn score_choices(
     model: &Model,
     task: &Task<Choice>,
+    bos: Bos,
     bootstrap: &Bootstrap,
     progress: Progress,
 ) -> Result<ChoiceScores> {
     let tokenizer = model.tokenizer()?;
+    let encoder = Encoder::new(&tokenizer, bos, model.start_token()?)?;
     let mut truncated = 0;
     let mut runs = Vec::new();
     for (index, example) in task.examples.iter().enumerate() {
-        let parts = encode(model, &tokenizer, example).map_err(|problem| task.problem(example.line, problem))?;
+        let parts = encode(model, &encoder, example).map_err(|problem| task.problem(example.line, problem))?;
         truncated += usize::from(parts.iter().any(|run| run.dropped > 0));
         runs.extend(parts.into_iter().map(|run| Run { example: index, ..run }));
     }
@@ -106,6 +111,7 @@ pub fn score_choices(
     let chance = task.examples.iter().map(|e| 1.0 / e.choices.len() as f64).sum::<f64>() / task.examples.len() as f64;
     Ok(ChoiceScores {
         task: task.record(),
+        bos: encoder.record(),
         acc: bootstrap.score(&correct(&predictions, |p| p.predicted))?,
         acc_norm: bootstrap.score(&correct(&predictions, |p| p.predicted_norm))?,
         chance,
@@ -138,7 +144,7 @@ fn argmax(numbers: impl Iterator<Item = f64>) -> usize {
 }
 
 /// Choices of one example that see the very same context. These are all of them, unless the context had to be cut by a
-/// different length for each.
+/// different length for each, or the choices are contexts themselves.
 struct Run {
     example: usize,
     /// Tokens that the context lost at its beginning.
@@ -153,26 +159,40 @@ impl Run {
     fn tokens(&self) -> usize {
         self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).sum::<usize>()
     }
+
+    /// Positions of its longest sequence, at most those of the model's context.
+    fn positions(&self) -> usize {
+        self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).max().unwrap_or(0)
+    }
 }
 
+const NO_START: &str = "has no context, and neither the tokenizer nor config.json has a token to begin with (`bos_token`); add \
+                        one, or a context";
+
 /// Tokens of an example; what is wrong with it is an error without its line.
-fn encode(model: &Model, tokenizer: &Tokenizer, example: &Choice) -> Result<Vec<Run>, String> {
-    let encode = |text: &str| tokenizer.encode(text).map_err(|error| error.to_string());
-    let context = example.context.trim_end();
-    let space = &example.context[context.len()..];
-    let mut ids = encode(context)?;
-    let shared = ids.len();
-    if ids.is_empty() {
-        let start = model.start_token().map_err(|error| error.to_string())?;
-        let start = start.ok_or("has no context, and the model's config.json has no `bos_token_id` to begin with")?;
-        ids = vec![start];
-    }
+fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>, String> {
+    let said = |error: Error| error.to_string();
     let positions = model.config().max_position_embeddings;
-    let mut runs: BTreeMap<usize, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
-    for (i, choice) in example.choices.iter().enumerate() {
-        let delimiter = if choice.starts_with(char::is_whitespace) { "" } else { " " };
-        let whole = encode(&format!("{context}{space}{delimiter}{choice}"))?;
-        let continuation = whole.get(shared..).unwrap_or_default().to_vec();
+    let mut runs: BTreeMap<_, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
+    for (i, (context, continuation)) in example.requests().enumerate() {
+        let (context, continuation) = if context.is_empty() {
+            let start = encoder.start();
+            let start = start.ok_or(NO_START)?;
+            let mut ids = encoder.plain(&continuation).map_err(said)?;
+            if ids.first() == Some(&start) {
+                ids.remove(0);
+            }
+            (vec![start], ids)
+        } else {
+            let trimmed = context.trim_end();
+            let mut ids = encoder.encode(trimmed).map_err(said)?;
+            let whole = encoder.encode(&format!("{context}{continuation}")).map_err(said)?;
+            let continuation = whole.get(ids.len()..).unwrap_or_default().to_vec();
+            if ids.is_empty() {
+                ids.push(encoder.start().ok_or(NO_START)?);
+            }
+            (ids, continuation)
+        };
         if continuation.is_empty() {
             return Err(format!("choice {i} adds no token to the context; its tokenizer joins them"));
         }
@@ -181,10 +201,11 @@ fn encode(model: &Model, tokenizer: &Tokenizer, example: &Choice) -> Result<Vec<
             return Err(format!("choice {i} has {tokens} tokens, more than the model's context of {positions}"));
         }
         // The last token is predicted, but predicts nothing, and takes no position.
-        let dropped = (ids.len() + continuation.len()).saturating_sub(positions + 1);
-        runs.entry(dropped).or_default().push((i, continuation));
+        let length = context.len() + continuation.len() - 1;
+        let dropped = length.saturating_sub(positions);
+        runs.entry((dropped, context[dropped..].to_vec())).or_default().push((i, continuation));
     }
-    let run = |(dropped, continuations)| Run { example: 0, dropped, context: ids[dropped..].to_vec(), continuations };
+    let run = |((dropped, context), continuations)| Run { example: 0, dropped, context, continuations };
     Ok(runs.into_iter().map(run).collect())
 }
 
@@ -227,9 +248,9 @@ impl Hidden {
 
 /// Loss in nats of each continuation of each run, summed over its tokens.
 fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
+    // Up to the model's context, tables hold for any length: those of the longest sequence are those of each, dynamic ones too.
+    let rope = model.rope(runs.iter().map(Run::positions).max().unwrap_or(1));
     let mut hidden = embed(model, runs)?;
-    let longest = |run: &Run| run.context.len() + run.continuations.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
-    let rope = model.rope(runs.iter().map(longest).max().unwrap_or(0));
     model.each_block(|_, block| {
         each(model, &mut hidden, |hidden| {
             hidden.pass(&block, model.config(), &rope)?;
@@ -282,6 +303,7 @@ fn embed(model: &Model, runs: &[Run]) -> Result<Vec<Hidden>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::Glue;
 
     #[test]
     fn the_first_of_equal_choices_is_taken() {
@@ -296,6 +318,8 @@ mod tests {
             context: "x".into(),
             choices: vec!["ab".into(), "éééé".into(), "abcdef".into()],
             answer: 1,
+            glue: Glue::UnlessSpaced,
+            ending: None,
         };
         // Per character -2, -1 and -1.5; per byte the second would be -0.5, the last still -1.5.
         let prediction = predict(&example, vec![-4.0, -4.0, -9.0]);

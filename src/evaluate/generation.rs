@@ -6,7 +6,7 @@ use crate::generate::{GenerateConfig, continue_until};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::{Bootstrap, Score};
-use crate::text::Tokenizer;
+use crate::text::{Bos, BosRecord, Encoder};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +17,14 @@ pub struct GenerationConfig {
     pub max_new_tokens: usize,
     /// Texts that end an answer and are not part of it, whichever comes first.
     pub stop: Vec<String>,
+    /// What stands in front of a prompt.
+    pub bos: Bos,
 }
 
 impl Default for GenerationConfig {
     /// What lm-evaluation-harness does unless a task says otherwise: 256 tokens, up to an empty line.
     fn default() -> Self {
-        GenerationConfig { max_new_tokens: 256, stop: vec!["\n\n".into()] }
+        GenerationConfig { max_new_tokens: 256, stop: vec!["\n\n".into()], bos: Bos::Auto }
     }
 }
 
@@ -32,6 +34,9 @@ impl Default for GenerationConfig {
 pub struct GenerationScores {
     /// The task.
     pub task: TaskRecord,
+    /// What stood in front of each prompt. Older results lack it.
+    #[serde(default)]
+    pub bos: BosRecord,
     /// Share of examples whose continuation is one of the answers.
     pub exact_match: Score,
     /// Share of examples whose continuation has one of the answers in it.
@@ -83,11 +88,12 @@ pub fn score_generation(
     }
     let model = &model.resident()?;
     let tokenizer = model.tokenizer()?;
+    let encoder = Encoder::new(&tokenizer, config.bos, model.start_token()?)?;
     let room = positions - config.max_new_tokens;
     let mut work: Vec<(&Prompt, Vec<u32>, String)> = Vec::with_capacity(task.examples.len());
     let mut truncated = 0;
     for example in &task.examples {
-        let ids = prompt_ids(model, &tokenizer, example).map_err(|problem| task.problem(example.line, problem))?;
+        let ids = prompt_ids(&encoder, example).map_err(|problem| task.problem(example.line, problem))?;
         truncated += usize::from(ids.len() > room);
         work.push((example, ids[ids.len().saturating_sub(room)..].to_vec(), String::new()));
     }
@@ -102,18 +108,18 @@ pub fn score_generation(
         bootstrap.score(&predictions.iter().map(|p| f64::from(u8::from(right(p)))).collect::<Vec<_>>())
     };
     let (exact_match, contains) = (share(|p| p.exact_match)?, share(|p| p.contains)?);
-    Ok(GenerationScores { task: task.record(), exact_match, contains, truncated, predictions })
+    Ok(GenerationScores { task: task.record(), bos: encoder.record(), exact_match, contains, truncated, predictions })
 }
 
 /// Tokens of a prompt without the white space at its end, which tokenizers join to the next word.
-fn prompt_ids(model: &Model, tokenizer: &Tokenizer, example: &Prompt) -> Result<Vec<u32>, String> {
-    let ids = tokenizer.encode(example.prompt.trim_end()).map_err(|error| error.to_string())?;
+fn prompt_ids(encoder: &Encoder, example: &Prompt) -> Result<Vec<u32>, String> {
+    let ids = encoder.encode(example.prompt.trim_end()).map_err(|error| error.to_string())?;
     if !ids.is_empty() {
         return Ok(ids);
     }
-    let start = model.start_token().map_err(|error| error.to_string())?;
-    let problem = "has an empty prompt, and the model's config.json has no `bos_token_id` to begin with";
-    Ok(vec![start.ok_or(problem)?])
+    let problem =
+        "has an empty prompt, and neither the tokenizer nor config.json has a token to begin with (`bos_token`)";
+    Ok(vec![encoder.start().ok_or(problem)?])
 }
 
 fn judge(example: &Prompt, text: String) -> GenerationPrediction {

@@ -3,11 +3,15 @@
 
 mod choice;
 mod generation;
+mod hub;
+mod suite;
 mod task;
 
 pub use choice::{ChoicePrediction, ChoiceScores, score_choices};
 pub use generation::{GenerationConfig, GenerationPrediction, GenerationScores, score_generation};
-pub use task::{Choice, Prompt, Task, TaskRecord};
+pub use hub::Kind;
+pub use suite::{Suite, SuiteRow, SuiteScores, score_suite, suite_tasks};
+pub use task::{Choice, Glue, Prompt, Task, TaskRecord};
 
 use crate::model::{Head, LOGIT_ROWS, Model, log_sum_exp};
 use crate::progress::Progress;

@@ -1,6 +1,7 @@
-//! Tasks: JSONL files with one example a line, in the shapes that public data sets have.
+//! Tasks: files with one example a row, in the shapes that public data sets have.
 
-use crate::text::read_utf8;
+use super::hub::{self, Kind};
+use crate::text::{Input, Rows, read as read_input};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -16,7 +17,11 @@ pub struct Task<E> {
     pub sha256: String,
     /// The examples, in the order of the file; never empty.
     pub examples: Vec<E>,
+    /// The data set whose shape all examples have.
+    pub kind: Option<Kind>,
     path: PathBuf,
+    /// What an example's number counts.
+    unit: &'static str,
 }
 
 impl<E> std::fmt::Debug for Task<E> {
@@ -34,12 +39,15 @@ pub struct TaskRecord {
     pub sha256: String,
     /// Number of examples, from the beginning of the file.
     pub examples: usize,
+    /// The data set whose shape all examples have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
 }
 
 /// A text and what may follow it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Its line in the file, from 1.
+    /// Its line in the file, or its row in a list or table, from 1.
     pub line: usize,
     /// What stands before each choice.
     pub context: String,
@@ -47,12 +55,39 @@ pub struct Choice {
     pub choices: Vec<String>,
     /// The right one, from 0.
     pub answer: usize,
+    /// What stands between context and choice.
+    pub glue: Glue,
+    /// What follows every choice and is scored in its place, as WinoGrande's sentences go on: a choice is then what stands
+    /// before it, and `context` is empty.
+    pub ending: Option<String>,
+}
+
+/// What stands between a context and a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Glue {
+    /// A space, whatever the choice begins with: the `target_delimiter` of lm-evaluation-harness.
+    Space,
+    /// A space, unless the choice begins with white space of its own.
+    UnlessSpaced,
+}
+
+impl Choice {
+    /// For each choice what is given and what is scored after it.
+    pub(super) fn requests(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        self.choices.iter().map(|choice| match &self.ending {
+            Some(ending) => (choice.clone(), format!(" {ending}")),
+            None => {
+                let own = self.glue == Glue::UnlessSpaced && choice.starts_with(char::is_whitespace);
+                (self.context.clone(), format!("{}{choice}", if own { "" } else { " " }))
+            }
+        })
+    }
 }
 
 /// A text and what its continuation should say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// Its line in the file, from 1.
+    /// Its line in the file, or its row in a list or table, from 1.
     pub line: usize,
     /// What the model continues.
     pub prompt: String,
@@ -75,16 +110,17 @@ impl Task<Choice> {
     /// - `{"question": TEXT, "choices": [TEXT, ...], "answer": RIGHT}`, where the first may also be called `context`,
     ///   `prompt` or `query`, and the last `label` or `gold`. RIGHT is a position from 0, a letter from A, or the choice's
     ///   text. Texts are taken as they stand;
-    /// - HellaSwag: `ctx`, `endings`, `label`; with `ctx_a`, `ctx_b` and `activity_label` the context that
-    ///   lm-evaluation-harness makes of them;
-    /// - PIQA: `goal`, `sol1`, `sol2`, `label`; the context is `Question: GOAL`, a new line, `Answer:`;
-    /// - ARC: `question`, `choices` with the lists `text` and `label`, `answerKey`; the context likewise.
+    /// - a row of a data set in [`Kind`], as its authors or the hub have it, with the prompt of lm-evaluation-harness.
+    ///
+    /// The rows are JSON lines, a JSON list or a parquet table, which may be compressed.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read; [`Error::File`] with the line and the field of an example that has none
     /// of these shapes, and for a file without examples; [`Error::Argument`] for a limit of 0.
     pub fn choices(path: impl AsRef<Path>, limit: Option<usize>) -> Result<Self> {
-        read(path.as_ref(), limit, |line, object| choice(object).map(|choice| Choice { line, ..choice }))
+        read(path.as_ref(), limit, |line, object| {
+            choice(object).map(|(choice, kind)| (Choice { line, ..choice }, kind))
+        })
     }
 }
 
@@ -98,12 +134,14 @@ impl Task<Prompt> {
     /// As [`Task::choices`].
     pub fn prompts(path: impl AsRef<Path>, limit: Option<usize>) -> Result<Self> {
         read(path.as_ref(), limit, |line, object| {
-            if ["choices", "endings", "sol1"].iter().any(|&field| object.contains_key(field)) {
-                let Choice { context, mut choices, answer, .. } = choice(object)?;
-                return Ok(Prompt { line, prompt: context, answers: vec![choices.swap_remove(answer)] });
+            if object.contains_key("choices") || hub::recognised(object).is_some() {
+                let (Choice { context, mut choices, answer, ending, .. }, kind) = choice(object)?;
+                let right = choices.swap_remove(answer);
+                let (prompt, right) = ending.map_or((context, right.clone()), |ending| (right, ending));
+                return Ok((Prompt { line, prompt, answers: vec![right] }, kind));
             }
             let prompt = text(object, one_of(object, &CONTEXT)?)?.to_owned();
-            Ok(Prompt { line, prompt, answers: answers(object)? })
+            Ok((Prompt { line, prompt, answers: answers(object)? }, None))
         })
     }
 }
@@ -111,97 +149,90 @@ impl Task<Prompt> {
 impl<E> Task<E> {
     /// What a record keeps of it.
     pub fn record(&self) -> TaskRecord {
-        TaskRecord { name: self.name.clone(), sha256: self.sha256.clone(), examples: self.examples.len() }
+        TaskRecord {
+            name: self.name.clone(),
+            sha256: self.sha256.clone(),
+            examples: self.examples.len(),
+            kind: self.kind,
+        }
     }
 
     /// An error about an example.
     pub(super) fn problem(&self, line: usize, problem: Problem) -> Error {
-        at_line(&self.path, line, &problem)
+        Error::file(&self.path, format!("{} {line}: {problem}", self.unit))
     }
-}
-
-fn at_line(path: &Path, line: usize, problem: &str) -> Error {
-    Error::file(path, format!("line {line}: {problem}"))
 }
 
 fn read<E>(
     path: &Path,
     limit: Option<usize>,
-    example: impl Fn(usize, &Map<String, Value>) -> Result<E, Problem>,
+    example: impl Fn(usize, &Map<String, Value>) -> Result<(E, Option<Kind>), Problem>,
 ) -> Result<Task<E>> {
     if limit == Some(0) {
         return Err(Error::argument("limit", 0, "at least one example is needed"));
     }
-    let content = read_utf8(path)?;
-    let lines = content.strip_prefix('\u{feff}').unwrap_or(&content).lines().enumerate();
-    let examples = lines
-        .filter(|(_, line)| !line.trim().is_empty())
+    let Rows { unit, rows } = match read_input(path, None)? {
+        Input::Rows(rows) => rows,
+        // What is called neither is read as lines.
+        Input::Text(text) => {
+            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+            let row = |(i, line)| (i + 1, serde_json::from_str(line).map_err(|_| "is not JSON".to_owned()));
+            Rows { unit: "line", rows: lines.map(row).collect() }
+        }
+    };
+    let examples = rows
+        .into_iter()
         .take(limit.unwrap_or(usize::MAX))
-        .map(|(index, line)| {
+        .map(|(line, row)| {
             let parse = || {
-                let value: Value = serde_json::from_str(line).map_err(|error| format!("is not JSON ({error})"))?;
-                example(index + 1, value.as_object().ok_or("is no JSON object; each line is one example")?)
+                example(line, row?.as_object().ok_or_else(|| format!("is no JSON object; each {unit} is one example"))?)
             };
-            parse().map_err(|problem: Problem| at_line(path, index + 1, &problem))
+            parse().map_err(|problem: Problem| Error::file(path, format!("{unit} {line}: {problem}")))
         })
-        .collect::<Result<Vec<E>>>()?;
-    if examples.is_empty() {
-        return Err(Error::file(path, "holds no example; a task is JSONL, one example a line"));
-    }
+        .collect::<Result<Vec<(E, Option<Kind>)>>>()?;
+    let Some(&(_, first)) = examples.first() else {
+        return Err(Error::file(
+            path,
+            "holds no example; a task is JSON lines, one example a line, a JSON list or a parquet table of them",
+        ));
+    };
+    let kind = first.filter(|_| examples.iter().all(|(_, kind)| *kind == first));
     Ok(Task {
         name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-        sha256: format!("{:x}", Sha256::digest(content.as_bytes())),
-        examples,
+        sha256: format!("{:x}", Sha256::digest(std::fs::read(path).map_err(Error::io("read", path))?)),
+        examples: examples.into_iter().map(|(example, _)| example).collect(),
+        kind,
         path: path.to_path_buf(),
+        unit,
     })
 }
 
 /// An example of multiple choice in any of its shapes; its line is not known here.
-fn choice(object: &Map<String, Value>) -> Result<Choice, Problem> {
-    let has = |fields: &[&str]| fields.iter().all(|&field| object.contains_key(field));
-    let (context, choices, answer) = if has(&["ctx", "endings"]) {
-        let choices: Vec<String> = texts(object, "endings")?.into_iter().map(hellaswag).collect();
-        let context = if has(&["ctx_a", "ctx_b", "activity_label"]) {
-            let [activity, a, b] = ["activity_label", "ctx_a", "ctx_b"].map(|field| text(object, field));
-            hellaswag(format!("{}: {} {}", activity?, a?, capitalised(b?)))
-        } else {
-            hellaswag(text(object, "ctx")?)
-        };
-        (context, choices, "label")
-    } else if has(&["goal", "sol1", "sol2"]) {
-        let choices = vec![text(object, "sol1")?.to_owned(), text(object, "sol2")?.to_owned()];
-        (question(text(object, "goal")?), choices, "label")
-    } else if let Some(Value::Object(labelled)) = object.get("choices") {
-        let (choices, labels) = (texts(labelled, "text")?, texts(labelled, "label")?);
-        let key = text(object, "answerKey")?;
-        let answer = labels.iter().position(|&label| label == key);
-        let answer =
-            answer.ok_or_else(|| format!("`answerKey` is {key:?}, which is not in `choices.label` {labels:?}"))?;
-        if choices.len() != labels.len() {
-            return Err(format!("`choices` has {} texts and {} labels", choices.len(), labels.len()));
-        }
-        return checked(question(text(object, "question")?), choices.into_iter().map(str::to_owned).collect(), answer);
-    } else if has(&["choices"]) {
-        let choices = texts(object, "choices")?.into_iter().map(str::to_owned).collect();
-        (text(object, one_of(object, &CONTEXT)?)?.to_owned(), choices, one_of(object, &ANSWER)?)
-    } else {
-        let wanted = "`question`, `choices` and `answer`; HellaSwag's `ctx`, `endings`, `label`; PIQA's `goal`, `sol1`, \
-                      `sol2`, `label`; or ARC's `question`, `choices`, `answerKey`";
-        let fields: Vec<&str> = object.keys().map(String::as_str).collect();
-        return Err(format!("is no multiple-choice example: it has {fields:?}; wanted are {wanted}"));
-    };
-    let right = position(object, answer, &choices)?;
-    checked(context, choices, right)
+fn choice(object: &Map<String, Value>) -> Result<(Choice, Option<Kind>), Problem> {
+    if let Some(kind) = hub::recognised(object) {
+        return Ok((hub::choice(object, kind)?, Some(kind)));
+    }
+    if object.contains_key("choices") {
+        let choices: Vec<String> = texts(object, "choices")?.into_iter().map(str::to_owned).collect();
+        let context = text(object, one_of(object, &CONTEXT)?)?.to_owned();
+        let answer = position(object, one_of(object, &ANSWER)?, &choices)?;
+        let choice = Choice { line: 0, context, choices, answer, glue: Glue::UnlessSpaced, ending: None };
+        return Ok((checked(choice)?, None));
+    }
+    let fields: Vec<&str> = object.keys().map(String::as_str).collect();
+    let wanted = "`question`, `choices` and `answer`, or the fields of BoolQ, RTE, HellaSwag, WinoGrande, ARC, OpenBookQA or \
+                  PIQA (docs/record.md)";
+    Err(format!("is no multiple-choice example: it has {fields:?}; wanted are {wanted}"))
 }
 
-fn checked(context: String, choices: Vec<String>, answer: usize) -> Result<Choice, Problem> {
-    if choices.len() < 2 {
-        return Err(format!("`choices` has {}; at least two are needed", choices.len()));
+pub(super) fn checked(choice: Choice) -> Result<Choice, Problem> {
+    if choice.choices.len() < 2 {
+        return Err(format!("`choices` has {}; at least two are needed", choice.choices.len()));
     }
-    if let Some(empty) = choices.iter().position(|choice| choice.trim().is_empty()) {
+    if let Some(empty) = choice.choices.iter().position(|choice| choice.trim().is_empty()) {
         return Err(format!("choice {empty} is empty"));
     }
-    Ok(Choice { line: 0, context, choices, answer })
+    Ok(choice)
 }
 
 /// The one of `fields` that the example has.
@@ -214,7 +245,7 @@ fn one_of<'f>(object: &Map<String, Value>, fields: &[&'f str]) -> Result<&'f str
     }
 }
 
-fn text<'v>(object: &'v Map<String, Value>, field: &str) -> Result<&'v str, Problem> {
+pub(super) fn text<'v>(object: &'v Map<String, Value>, field: &str) -> Result<&'v str, Problem> {
     match object.get(field) {
         Some(Value::String(text)) => Ok(text),
         Some(other) => Err(format!("`{field}` is {}; a text is wanted", short(other))),
@@ -222,7 +253,7 @@ fn text<'v>(object: &'v Map<String, Value>, field: &str) -> Result<&'v str, Prob
     }
 }
 
-fn texts<'v>(object: &'v Map<String, Value>, field: &str) -> Result<Vec<&'v str>, Problem> {
+pub(super) fn texts<'v>(object: &'v Map<String, Value>, field: &str) -> Result<Vec<&'v str>, Problem> {
     let wrong = |value: &Value| format!("`{field}` holds {}; a list of texts is wanted", short(value));
     match object.get(field) {
         Some(Value::Array(list)) => list.iter().map(|item| item.as_str().ok_or_else(|| wrong(item))).collect(),
@@ -232,14 +263,14 @@ fn texts<'v>(object: &'v Map<String, Value>, field: &str) -> Result<Vec<&'v str>
 }
 
 /// JSON cut to what fits in a message.
-fn short(value: &Value) -> String {
+pub(super) fn short(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 60 { format!("{}...", text.chars().take(60).collect::<String>()) } else { text }
 }
 
 /// Which choice `field` means: by position from 0 (a number, or a text of digits, as HellaSwag has it), by letter, or by
 /// the choice's text.
-fn position(object: &Map<String, Value>, field: &str, choices: &[String]) -> Result<usize, Problem> {
+pub(super) fn position(object: &Map<String, Value>, field: &str, choices: &[String]) -> Result<usize, Problem> {
     let n = choices.len();
     let value = object.get(field).ok_or_else(|| format!("has no field `{field}`"))?;
     let wanted = || {
@@ -285,43 +316,13 @@ fn answers(object: &Map<String, Value>) -> Result<Vec<String>, Problem> {
     }
 }
 
-/// The context that lm-evaluation-harness gives PIQA and ARC.
-fn question(text: &str) -> String {
-    format!("Question: {text}\nAnswer:")
-}
-
-/// A text of HellaSwag as lm-evaluation-harness cleans it of the marks that its WikiHow part has: `[title]` ends a
-/// sentence, anything else in brackets goes.
-fn hellaswag(text: impl AsRef<str>) -> String {
-    let text = text.as_ref().trim().replace(" [title]", ". ");
-    let (mut clean, mut rest) = (String::new(), text.as_str());
-    while let Some((before, after)) = rest.split_once('[') {
-        clean.push_str(before);
-        match after.split_once(']') {
-            Some((inside, after)) if !inside.contains('\n') => rest = after,
-            _ => {
-                clean.push('[');
-                rest = after;
-            }
-        }
-    }
-    clean.push_str(rest);
-    clean.replace("  ", " ")
-}
-
-/// The first character in upper case, all others in lower case.
-fn capitalised(text: &str) -> String {
-    let mut rest = text.chars();
-    rest.next().into_iter().flat_map(char::to_uppercase).chain(rest.flat_map(char::to_lowercase)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
     fn parsed(value: Value) -> Result<Choice, Problem> {
-        choice(value.as_object().unwrap())
+        choice(value.as_object().unwrap()).map(|(choice, _)| choice)
     }
 
     #[test]
@@ -388,7 +389,7 @@ mod tests {
             (json!({"question": "x", "choices": "ab", "answer": 0}), "`choices` holds \"ab\"; a list of texts"),
             (json!({"question": "x", "choices": ["a"], "answer": 0}), "at least two"),
             (json!({"question": "x", "choices": ["a", " "], "answer": 0}), "choice 1 is empty"),
-            (json!({"ctx": "x", "endings": ["a", "b"], "label": ""}), "`label` is \"\", of 2 choices"),
+            (json!({"ctx": "x", "endings": ["a", "b"], "label": ""}), "`label` is \"\": the answers of a test part"),
             (json!({"ctx": "x", "endings": ["a", "b"]}), "has no field `label`"),
             (
                 json!({"question": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "E"}),
@@ -408,13 +409,5 @@ mod tests {
         assert!(of(json!({"answers": []})).unwrap_err().contains("empty list"));
         assert!(of(json!({"answer": {"x": 1}})).unwrap_err().contains("`answer` holds {\"x\":1}"));
         assert!(of(json!({})).unwrap_err().contains("none of the fields `answer`, `target`, `answers`"));
-    }
-
-    #[test]
-    fn brackets_of_hellaswag_go() {
-        assert_eq!(hellaswag(" a [b] c  d [ e"), "a c d [ e");
-        assert_eq!(hellaswag("x [title] y"), "x. y");
-        assert_eq!(capitalised("tHE End"), "The end");
-        assert_eq!(capitalised(""), "");
     }
 }

@@ -43,8 +43,8 @@ impl Stage {
     /// stage's own code, in an operator below it, or in the files that are kept. Versions of the crate tell themselves apart.
     fn version(self) -> u32 {
         match self {
-            Stage::Tokens | Stage::Gradients | Stage::Evaluation => 1,
-            Stage::Statistics | Stage::Grams | Stage::Pruned | Stage::Masks => 2,
+            Stage::Gradients | Stage::Evaluation => 1,
+            Stage::Tokens | Stage::Statistics | Stage::Grams | Stage::Pruned | Stage::Masks => 2,
         }
     }
 }
@@ -145,15 +145,15 @@ impl Lab {
         inputs: Value,
         compute: impl FnOnce(Option<&Tokenizer>) -> Result<Windows>,
     ) -> Result<Windows> {
-        let is_tokens = text.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        // Without a tokenizer windows of token ids can be read, and nothing else.
         let tokenizer = self.model.checkpoint().map(|checkpoint| checkpoint.dir().join("tokenizer.json"));
-        let (false, Some(tokenizer)) = (is_tokens, tokenizer) else { return compute(None) };
+        let Some(tokenizer) = tokenizer.filter(|path| path.is_file()) else { return compute(None) };
         let sha256 = |path: &Path| -> Result<String> {
             let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
             Ok(format!("{:x}", Sha256::digest(bytes)))
         };
         let text_sha256 = self.cache.sha256_of(&[text.to_path_buf()], self.progress, || sha256(text))?;
-        // Documents are told apart by what the file is.
+        // Where its content leaves it open, a file is what it is called.
         let extension = text.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         let inputs = json!({
             "text": text_sha256, "extension": extension, "tokenizer": sha256(&tokenizer)?, "windows": inputs,

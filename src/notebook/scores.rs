@@ -91,7 +91,7 @@ impl Rich for ChoiceScores {
         ];
         let json = json!({
             "task": as_json(&self.task), "acc": as_json(&self.acc), "acc_norm": as_json(&self.acc_norm),
-            "chance": self.chance, "truncated": self.truncated,
+            "chance": self.chance, "truncated": self.truncated, "bos": as_json(&self.bos),
         });
         let plot = bars(&self.task.name, &[("acc", &self.acc), ("acc_norm", &self.acc_norm)]);
         Card::new(format!("{}: acc {acc}, chance {}", self.task.name, percent(self.chance)), json)
@@ -119,7 +119,7 @@ impl Rich for GenerationScores {
         ])?;
         let json = json!({
             "task": as_json(&self.task), "exact_match": as_json(&self.exact_match),
-            "contains": as_json(&self.contains), "truncated": self.truncated,
+            "contains": as_json(&self.contains), "truncated": self.truncated, "bos": as_json(&self.bos),
         });
         Card::new(format!("{}: exact match {exact}", self.task.name), json)
             .facts("generation", &self.task.name, facts)?

@@ -1,15 +1,24 @@
 //! Text to token windows: documents, tokenizers, calibration and evaluation windows, n-gram baselines.
 //!
-//! A text argument is one of
-//! - `.json`: windows of token ids, `[[1, 2, ...], ...]` or `{"input_ids": [[...], ...]}`; two programs given this file
-//!   see the very same tokens;
-//! - `.jsonl`: one document a line, its text in the field `text`;
-//! - anything else, as `.txt`: documents with a line of their own, `<|endoftext|>`, between them; without such a line
-//!   the whole file is one document.
+//! What a text argument is, its content says and not its name; it may be compressed with gzip or zstd:
+//! - JSON lines, as C4 has them, a JSON list, or a parquet table: documents, each a row with its text in the field `text`;
+//! - the same, or `{"input_ids": [[...], ...]}`, of token ids, a row a window, `[[1, 2, ...], ...]` or in the field `input_ids`;
+//!   two programs given this file see the very same tokens;
+//! - anything else: documents with a line of their own, `<|endoftext|>`, between them; without such a line the whole file is
+//!   one document.
+//!
+//! Text is UTF-8, with or without a byte order mark; in plain text the ends of lines may be those of Windows.
 
+mod bos;
+mod input;
 mod ngram;
+mod parquet;
 mod windows;
 
+pub(crate) use bos::Encoder;
+pub use bos::{Bos, BosRecord};
+pub use input::TextFile;
+pub(crate) use input::{Input, Rows, read, read_text};
 pub use ngram::{NgramPerplexity, ngram_perplexity};
 pub use windows::Windows;
 pub(crate) use windows::below;
@@ -24,27 +33,16 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 /// What separates documents in a text file, on a line of its own, and in the token stream that models train on.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// The documents of a `.txt` or `.jsonl` file, without white space around them; empty ones are left out.
+/// The documents of a text file, without white space around them; empty ones are left out.
 ///
 /// # Errors
-/// When the file cannot be read, is not UTF-8, is empty, or a `.jsonl` line is no object with a string `text`.
+/// As [`TextFile::read`], and for a file of token ids.
 pub fn documents(path: impl AsRef<Path>) -> Result<Vec<String>> {
     let path = path.as_ref();
-    let text = read_utf8(path)?;
-    let documents = if extension(path) == "jsonl" { jsonl_documents(path, &text)? } else { plain_documents(&text) };
-    if documents.is_empty() {
-        return Err(Error::file(path, "holds no text; give a file with at least one window of it"));
+    match TextFile::read(path, false)?.content {
+        input::Content::Documents(documents) => Ok(documents),
+        input::Content::Windows(_) => Err(Error::file(path, "holds windows of token ids; text is wanted here")),
     }
-    Ok(documents)
-}
-
-/// A file that must be UTF-8.
-pub(crate) fn read_utf8(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Error::file(path, format!("is not UTF-8 (byte {at}); convert it, for instance with `iconv -t utf-8`"))
-    })
 }
 
 /// Lower-case extension; empty when there is none.
@@ -52,40 +50,9 @@ fn extension(path: &Path) -> String {
     path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 
-fn plain_documents(text: &str) -> Vec<String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut documents = vec![String::new()];
-    for line in text.split_inclusive('\n') {
-        if line.trim() == END_OF_TEXT {
-            documents.push(String::new());
-        } else if let Some(document) = documents.last_mut() {
-            document.push_str(line);
-        }
-    }
-    documents.into_iter().map(|document| document.trim().to_owned()).filter(|document| !document.is_empty()).collect()
-}
-
-fn jsonl_documents(path: &Path, text: &str) -> Result<Vec<String>> {
-    let mut documents = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let problem = |what: String| Error::file(path, format!("line {}: {what}", index + 1));
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|error| problem(format!("is not JSON ({error})")))?;
-        match value.get("text").and_then(|text| text.as_str()) {
-            Some(text) if text.trim().is_empty() => {}
-            Some(text) => documents.push(text.trim().to_owned()),
-            None => {
-                return Err(problem(
-                    "has no string field `text`; each line is an object with the document in it".into(),
-                ));
-            }
-        }
-    }
-    Ok(documents)
-}
-
-/// A tokenizer in Hugging Face's `tokenizer.json` format. It adds no token of its own accord (no BOS), here or in the
-/// windows; special tokens written in a text are recognised.
+/// A tokenizer in Hugging Face's `tokenizer.json` format. [`Tokenizer::encode`] adds no token of its own accord (no BOS), and
+/// neither do the windows of perplexity and calibration, as in the papers' codes; tasks and prompts do, as [`Bos`] says.
+/// Special tokens written in a text are recognised.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
@@ -166,6 +133,55 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| self.problem("encode", &error))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of `text` with what the post-processor adds, as transformers gives them: a BOS, for many models.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_processed(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| self.problem("encode", &error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// What the post-processor puts in front of a text.
+    fn front(&self) -> Result<Vec<u32>> {
+        // Any text shows it that has a token; a vocabulary of words may lack this one.
+        let plain = self.encode("a").unwrap_or_default();
+        if plain.is_empty() {
+            return self.encode_processed("");
+        }
+        let processed = self.encode_processed("a")?;
+        let at = processed.windows(plain.len()).position(|ids| ids == plain).unwrap_or(0);
+        Ok(processed[..at].to_vec())
+    }
+
+    /// The token for the beginning of a text, else the one for its end, as `tokenizer_config.json` or, of older models,
+    /// `special_tokens_map.json` beside the tokenizer names them.
+    fn start_token(&self) -> Result<Option<u32>> {
+        let Some(dir) = self.path.parent() else { return Ok(None) };
+        let mut fields = Vec::new();
+        for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let path = dir.join(name);
+            if path.is_file() {
+                let value: serde_json::Value = serde_json::from_str(&read_text(&path)?).map_err(|error| {
+                    let remedy = "copy it from the model's repository again, or remove it";
+                    Error::file(&path, format!("is not JSON (line {}); {remedy}", error.line()))
+                })?;
+                fields.push(value);
+            }
+        }
+        let named = |key: &str| {
+            fields.iter().filter_map(|fields| fields.get(key)).find_map(|token| {
+                token.as_str().or_else(|| token.get("content")?.as_str()).and_then(|token| self.id(token))
+            })
+        };
+        Ok(named("bos_token").or_else(|| named("eos_token")))
+    }
+
+    /// How a token is written, special or not; empty for an id that the tokenizer does not have.
+    fn text_of(&self, id: u32) -> String {
+        self.inner.decode(&[id], false).unwrap_or_default()
     }
 
     /// Token ids of each text, worked out in parallel.

@@ -1,6 +1,7 @@
 //! Windows of tokens, `(n, seqlen)`.
 
-use super::{Tokenizer, documents, extension, read_utf8};
+use super::Tokenizer;
+use super::input::{Content, TextFile};
 use crate::record::TextRecord;
 use crate::{Error, Result};
 use rand_chacha::ChaCha8Rng;
@@ -29,10 +30,10 @@ impl Windows {
     /// random place in it. The draws come from ChaCha8 seeded with `seed`, so they are the same on every platform. When
     /// no document is long enough, the places are drawn from all of them, joined by blank lines.
     ///
-    /// A `.json` file of token ids gives its first `windows` rows, cut to `seqlen`; `seed` then plays no part.
+    /// A file of token ids gives its first `windows` rows, cut to `seqlen`; `seed` then plays no part.
     ///
     /// # Errors
-    /// When the text cannot be read, has fewer than `seqlen` tokens, or (not `.json`) there is no tokenizer; when
+    /// When the text cannot be read, has fewer than `seqlen` tokens, or (not for token ids) there is no tokenizer; when
     /// `windows` is 0 or `seqlen` less than 2.
     pub fn calibration(
         path: impl AsRef<Path>,
@@ -41,21 +42,36 @@ impl Windows {
         seqlen: usize,
         seed: u64,
     ) -> Result<Self> {
-        let path = path.as_ref();
         check(Some(windows), seqlen)?;
-        let ids = if extension(path) == "json" {
-            token_rows(path, Some(windows), seqlen)?
-        } else {
-            let tokenizer = needed(path, tokenizer)?;
-            let documents = documents(path)?;
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            match draw_from_documents(&documents, tokenizer, windows, seqlen, &mut rng)? {
-                Some(ids) => ids,
-                None => {
-                    let tokens = tokenizer.encode(&documents.join("\n\n"))?;
-                    long_enough(path, tokens.len(), seqlen)?;
-                    let starts = tokens.len() - seqlen + 1;
-                    (0..windows).map(|_| window(&tokens, below(&mut rng, starts), seqlen)).collect()
+        Self::calibration_of(&TextFile::read(path, false)?, tokenizer, windows, seqlen, seed)
+    }
+
+    /// As [`Windows::calibration`], from a file that was read.
+    ///
+    /// # Errors
+    /// As [`Windows::calibration`].
+    pub fn calibration_of(
+        file: &TextFile,
+        tokenizer: Option<&Tokenizer>,
+        windows: usize,
+        seqlen: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let path = &file.path;
+        check(Some(windows), seqlen)?;
+        let ids = match &file.content {
+            Content::Windows(rows) => token_rows(path, rows, Some(windows), seqlen)?,
+            Content::Documents(documents) => {
+                let tokenizer = needed(path, tokenizer)?;
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                match draw_from_documents(documents, tokenizer, windows, seqlen, &mut rng)? {
+                    Some(ids) => ids,
+                    None => {
+                        let tokens = tokenizer.encode(&documents.join("\n\n"))?;
+                        long_enough(path, tokens.len(), seqlen)?;
+                        let starts = tokens.len() - seqlen + 1;
+                        (0..windows).map(|_| window(&tokens, below(&mut rng, starts), seqlen)).collect()
+                    }
                 }
             }
         };
@@ -65,10 +81,10 @@ impl Windows {
     /// Evaluation windows: the documents joined by blank lines, cut into windows that do not overlap; the first
     /// `windows` of them, or all. Tokens after the last whole window are left out.
     ///
-    /// A `.json` file of token ids gives its first `windows` rows, cut to `seqlen`.
+    /// A file of token ids gives its first `windows` rows, cut to `seqlen`.
     ///
     /// # Errors
-    /// When the text cannot be read, has fewer windows than asked for, or (not `.json`) there is no tokenizer; when
+    /// When the text cannot be read, has fewer windows than asked for, or (not for token ids) there is no tokenizer; when
     /// `windows` is 0 or `seqlen` less than 2.
     pub fn evaluation(
         path: impl AsRef<Path>,
@@ -76,19 +92,34 @@ impl Windows {
         windows: Option<usize>,
         seqlen: usize,
     ) -> Result<Self> {
-        let path = path.as_ref();
         check(windows, seqlen)?;
-        let ids = if extension(path) == "json" {
-            token_rows(path, windows, seqlen)?
-        } else {
-            let tokens = needed(path, tokenizer)?.encode(&documents(path)?.join("\n\n"))?;
-            long_enough(path, tokens.len(), seqlen)?;
-            let available = tokens.len() / seqlen;
-            let windows = windows.unwrap_or(available);
-            if windows > available {
-                return Err(too_few(path, available, windows, seqlen));
+        Self::evaluation_of(&TextFile::read(path, false)?, tokenizer, windows, seqlen)
+    }
+
+    /// As [`Windows::evaluation`], from a file that was read.
+    ///
+    /// # Errors
+    /// As [`Windows::evaluation`].
+    pub fn evaluation_of(
+        file: &TextFile,
+        tokenizer: Option<&Tokenizer>,
+        windows: Option<usize>,
+        seqlen: usize,
+    ) -> Result<Self> {
+        let path = &file.path;
+        check(windows, seqlen)?;
+        let ids = match &file.content {
+            Content::Windows(rows) => token_rows(path, rows, windows, seqlen)?,
+            Content::Documents(documents) => {
+                let tokens = needed(path, tokenizer)?.encode(&documents.join("\n\n"))?;
+                long_enough(path, tokens.len(), seqlen)?;
+                let available = tokens.len() / seqlen;
+                let windows = windows.unwrap_or(available);
+                if windows > available {
+                    return Err(too_few(path, available, windows, seqlen));
+                }
+                tokens.chunks_exact(seqlen).take(windows).map(<[u32]>::to_vec).collect()
             }
-            tokens.chunks_exact(seqlen).take(windows).map(<[u32]>::to_vec).collect()
         };
         Ok(Windows { name: file_name(path), seqlen, ids })
     }
@@ -168,23 +199,9 @@ fn window(tokens: &[u32], start: usize, seqlen: usize) -> Vec<u32> {
     tokens[start..start + seqlen].to_vec()
 }
 
-/// Rows of a `.json` file.
-fn token_rows(path: &Path, windows: Option<usize>, seqlen: usize) -> Result<Vec<Vec<u32>>> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Rows {
-        Bare(Vec<Vec<u32>>),
-        Named { input_ids: Vec<Vec<u32>> },
-    }
-    let text = read_utf8(path)?;
-    let rows = serde_json::from_str(&text).map_err(|error| {
-        let form = "`[[1, 2, ...], ...]` or `{\"input_ids\": [[1, 2, ...], ...]}`";
-        Error::file(path, format!("holds no windows of token ids ({error}); the form is {form}"))
-    })?;
-    let (Rows::Bare(mut rows) | Rows::Named { input_ids: mut rows }) = rows;
-    let Some(length) = rows.first().map(Vec::len) else {
-        return Err(Error::file(path, "holds no window; give at least one row of token ids"));
-    };
+/// The first `windows` of the rows of a file, cut to `seqlen`.
+fn token_rows(path: &Path, rows: &[Vec<u32>], windows: Option<usize>, seqlen: usize) -> Result<Vec<Vec<u32>>> {
+    let length = rows.first().map_or(0, Vec::len);
     if let Some(row) = rows.iter().position(|row| row.len() != length) {
         let problem = format!("row 0 has {length} tokens and row {row} has {}; all must be equal", rows[row].len());
         return Err(Error::file(path, problem));
@@ -197,9 +214,7 @@ fn token_rows(path: &Path, windows: Option<usize>, seqlen: usize) -> Result<Vec<
     if windows > rows.len() {
         return Err(too_few(path, rows.len(), windows, seqlen));
     }
-    rows.truncate(windows);
-    rows.iter_mut().for_each(|row| row.truncate(seqlen));
-    Ok(rows)
+    Ok(rows[..windows].iter().map(|row| row[..seqlen].to_vec()).collect())
 }
 
 fn check(windows: Option<usize>, seqlen: usize) -> Result<()> {
