@@ -167,7 +167,8 @@ fn variant(file: &str) -> Option<(&str, &str, &'static str)> {
     let index = between("model.safetensors.index.", ".json").or_else(|| between("model.", ".safetensors.index.json"));
     let (variant, usual) = match index {
         Some(variant) => (variant, INDEX),
-        None => (between("model.", ".safetensors")?, SINGLE),
+        // A shard's name tells less than its index.
+        None => (between("model.", ".safetensors").filter(|variant| !variant.contains("-of-"))?, SINGLE),
     };
     (!variant.is_empty() && !variant.contains(['/', '.'])).then_some((file, variant, usual))
 }
