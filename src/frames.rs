@@ -270,7 +270,9 @@ impl Aggregate<'_> {
                 }
                 Ok(Series::new(named("sum", name), sums).into())
             }
-            Aggregate::Sum(name) => numbers("sum", name, |values| Some(values.iter().sum())),
+            Aggregate::Sum(name) => {
+                numbers("sum", name, |values| Some(values.iter().fold(0.0, |sum, value| sum + value)))
+            }
             Aggregate::Mean(name) => numbers("mean", name, mean),
             Aggregate::Median(name) => numbers("median", name, median),
             Aggregate::Std(name) => numbers("std", name, |values| {

@@ -357,7 +357,7 @@ fn what_cannot_be_scored_leaves_nothing() {
         (&no_mixture, &["config.json", "`llama`", "no mixture of experts"]),
         ("score MODEL --calib TOKENS --windows 5 --seqlen 64 --out out", &["tokens.json", "lower --windows"]),
         ("score MODEL --calib TOKENS --windows 4 --seqlen 65 --out out", &["tokens.json", "lower --seqlen"]),
-        ("score MODEL --calib none.txt --out out", &["tokenizer.json"]),
+        ("score MODEL --calib none.txt --out out", &["none.txt"]),
         ("score MODEL --calib text.txt --out out", &["tokenizer.json"]),
         ("score MODEL --calib none.json --out out", &["none.json"]),
         ("score MODEL --out out", &["--calib"]),

@@ -129,7 +129,7 @@ fn windows_of_token_ids_in_every_form_say_how_long_they_are() {
         ("b.json", json!({"input_ids": rows}).to_string().into()),
         ("c.json", json!(objects).to_string().into()),
         ("d.jsonl", "[1, 2, 3]\n[4, 5, 6]\n".into()),
-        ("e.json", format!("\u{feff}[1, 2, 3]\r\n[4, 5, 6]\r\n").into()),
+        ("e.json", "\u{feff}[1, 2, 3]\r\n[4, 5, 6]\r\n".into()),
         ("f.json", objects.iter().map(|row| format!("{row}\n")).collect::<String>().into()),
         ("g.json.gz", gzip(json!(rows).to_string().as_bytes())),
     ];

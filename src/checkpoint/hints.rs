@@ -66,7 +66,7 @@ pub(crate) fn dangling(path: &Path) -> Option<String> {
     }
     let target = std::fs::read_link(path).ok()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let remedy = match path.parent().and_then(|dir| super::hub_name(dir)) {
+    let remedy = match path.parent().and_then(super::hub_name) {
         Some(repo) => format!("delete this folder of the hub's cache and give `{repo}`, which downloads it again"),
         None => {
             "restore that file, or download the model again (where a hub's cache was cleaned, or copied without its \
@@ -167,7 +167,8 @@ fn variant(file: &str) -> Option<(&str, &str, &'static str)> {
     let index = between("model.safetensors.index.", ".json").or_else(|| between("model.", ".safetensors.index.json"));
     let (variant, usual) = match index {
         Some(variant) => (variant, INDEX),
-        None => (between("model.", ".safetensors")?, SINGLE),
+        // A shard's name tells less than its index.
+        None => (between("model.", ".safetensors").filter(|variant| !variant.contains("-of-"))?, SINGLE),
     };
     (!variant.is_empty() && !variant.contains(['/', '.'])).then_some((file, variant, usual))
 }

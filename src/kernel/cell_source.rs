@@ -124,10 +124,9 @@ fn error_types(source: &str) -> String {
                 || source.contains("use thiserror::Error") && list.split([',', ')']).any(|name| name.trim() == "Error");
         } else if let Some(rest) =
             ["struct ", "enum "].into_iter().find_map(|kind| line.trim_start_matches("pub ").strip_prefix(kind))
+            && std::mem::take(&mut derives)
         {
-            if std::mem::take(&mut derives) {
-                names.extend(type_name(rest));
-            }
+            names.extend(type_name(rest));
         }
     }
     let mut list = String::new();

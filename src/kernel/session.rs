@@ -121,8 +121,10 @@ pub(crate) enum Live<'a> {
 pub(crate) struct Audience {
     pub(crate) on_live: Box<dyn Fn(Live<'_>) + Send + Sync>,
     /// Answers a question of a cell: its prompt, and whether the answer is secret. `None` where nobody can.
-    pub(crate) on_question: Box<dyn Fn(&str, bool) -> Option<String> + Send + Sync>,
+    pub(crate) on_question: Box<Answers>,
 }
+
+type Answers = dyn Fn(&str, bool) -> Option<String> + Send + Sync;
 
 impl Audience {
     /// Nobody, or somebody who only looks.

@@ -82,10 +82,9 @@ pub(super) fn pieces(value: &dyn Debug) -> Vec<Piece> {
     let mut rest = printed.as_str();
     for (i, bundle) in aside.into_iter().enumerate() {
         // What stands beyond the end of a long text comes after it.
-        if let Some((before, after)) = rest.split_once(&format!("{BEGIN}{i}{END}")) {
-            pieces.extend(between(before).map(Piece::Text));
-            rest = after;
-        }
+        let (before, after) = rest.split_once(&format!("{BEGIN}{i}{END}")).unwrap_or((rest, ""));
+        pieces.extend(between(before).map(Piece::Text));
+        rest = after;
         pieces.push(Piece::Rich(bundle));
     }
     pieces.extend(between(rest).map(Piece::Text));
@@ -101,7 +100,25 @@ fn between(text: &str) -> Option<String> {
         let of = ["Some", "Ok", "Err"].into_iter().find_map(|wrapper| shorter.strip_suffix(wrapper));
         text = of.filter(|_| text.ends_with('(')).unwrap_or(shorter);
     }
+    // The bracket of a tuple or a list whose end is behind the next value.
+    while text.starts_with(['(', '[']) && closing(text).is_none() {
+        text = text[1..].trim_start();
+    }
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Where the bracket that the text begins with is closed. Brackets within strings are taken for brackets, as what is printed need be
+/// no Rust.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 0usize;
+    text.char_indices().find_map(|(at, c)| {
+        match c {
+            '(' | '[' => depth += 1,
+            ')' | ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        (depth == 0).then_some(at)
+    })
 }
 
 /// A value whose parts are known.

@@ -404,8 +404,9 @@ mod tests {
 
     #[test]
     fn numbers_of_any_type_are_plotted() {
+        let owned = [(0.1f32, 1u32), (0.2, 2)];
         let plot = Plot::line("sparsity", "time (s)")
-            .series("f32", &[(0.1f32, 1u32), (0.2, 2)])
+            .series("f32", owned.as_slice())
             .series("mixed", vec![(1, 2.5), (2, 3.5)])
             .points("borrowed", [1.0, 2.0].iter().zip(&[3usize, 4]));
         assert_eq!((&*plot.title, &*plot.x_label, &*plot.y_label), ("time against sparsity", "sparsity", "time (s)"));
