@@ -89,6 +89,10 @@ pub struct Parts {
 
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        #[cfg(feature = "report")]
+        if let Some(mark) = crate::notebook::set_aside(self) {
+            return f.write_str(&mark);
+        }
         let Parts { what, cause, remedy } = self.parts();
         f.write_str(&what)?;
         cause.map_or(Ok(()), |cause| write!(f, "\n  cause: {cause}"))?;

@@ -100,25 +100,34 @@ fn between(text: &str) -> Option<String> {
         let of = ["Some", "Ok", "Err"].into_iter().find_map(|wrapper| shorter.strip_suffix(wrapper));
         text = of.filter(|_| text.ends_with('(')).unwrap_or(shorter);
     }
-    // The bracket of a tuple or a list whose end is behind the next value.
-    while text.starts_with(['(', '[']) && closing(text).is_none() {
+    // Brackets whose other half stands before or behind another value.
+    while text.starts_with(OPENING) && is_open(text.chars(), OPENING, CLOSING) {
         text = text[1..].trim_start();
+    }
+    while text.ends_with(CLOSING) && is_open(text.chars().rev(), CLOSING, OPENING) {
+        text = text[..text.len() - 1].trim_end();
     }
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Where the bracket that the text begins with is closed. Brackets within strings are taken for brackets, as what is printed need be
+const OPENING: [char; 3] = ['(', '[', '{'];
+const CLOSING: [char; 3] = [')', ']', '}'];
+
+/// Whether the bracket that comes first has no other half. Brackets within strings are taken for brackets, as what is printed need be
 /// no Rust.
-fn closing(text: &str) -> Option<usize> {
+fn is_open(chars: impl Iterator<Item = char>, open: [char; 3], close: [char; 3]) -> bool {
     let mut depth = 0usize;
-    text.char_indices().find_map(|(at, c)| {
-        match c {
-            '(' | '[' => depth += 1,
-            ')' | ']' => depth = depth.saturating_sub(1),
-            _ => {}
+    for c in chars {
+        if open.contains(&c) {
+            depth += 1;
+        } else if close.contains(&c) {
+            depth = depth.saturating_sub(1);
         }
-        (depth == 0).then_some(at)
-    })
+        if depth == 0 {
+            return false;
+        }
+    }
+    true
 }
 
 /// A value whose parts are known.
