@@ -1,4 +1,4 @@
-//! What notebooks do with data frames: group, join, sort and keep rows.
+//! Operations of notebooks on data frames: group, join, sort and keep rows.
 //!
 //! polars' query engine is not compiled in (`docs/cookbook.md` says what it would cost); what is here works on frames as they
 //! are, column by name, in an order that is always the same. The frames are polars', and so is everything else about them:

@@ -59,7 +59,7 @@ pub(super) fn of_listing(files: &BTreeSet<String>) -> String {
     of_files(files, &|_| None).unwrap_or_else(|| "look for a converted copy".into())
 }
 
-/// What `path` is if it is a link to nothing, and what to do.
+/// A sentence on `path` if it is a link to nothing, with the remedy.
 pub(crate) fn dangling(path: &Path) -> Option<String> {
     if path.exists() {
         return None;

@@ -24,7 +24,7 @@ pub(super) struct Index {
     weight_map: HashMap<String, String>,
 }
 
-/// Where an index and the headers of its shards disagree.
+/// The tensors on which an index and the headers of its shards disagree.
 #[derive(Debug, Default)]
 pub(super) struct Disagreements {
     /// For people, a sentence each.

@@ -14,9 +14,9 @@ use std::path::PathBuf;
 /// Parts that wrappers put anywhere into a name: a compiled, sharded or checkpointed block inside a model that is none.
 const INNER: [&str; 5] =
     ["_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"];
-/// What wrappers put before a name.
+/// Prefixes that wrappers put before a name.
 const OUTER: [&str; 2] = ["module.", "base_model.model."];
-/// What families put before the names of all tensors but the head's.
+/// The prefix that families put before the names of all tensors but the head's.
 const BASE: &str = "model.";
 /// The modules of a base class.
 const MODULES: [&str; 3] = ["embed_tokens", "layers", "norm"];

@@ -89,7 +89,7 @@ const ADAPTERS: [&str; 9] = [
 pub(super) const FILES: [(&str, &str); 3] =
     [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ"), ("hf_quant_config.json", "NVIDIA ModelOpt")];
 
-/// What `config.json` says of quantisation.
+/// The settings of quantisation in `config.json`.
 #[derive(Debug, PartialEq)]
 struct Told {
     method: String,

@@ -52,7 +52,7 @@ pub struct CheckpointWriter {
     slots: HashMap<String, Slot>,
     /// Tensor names in file order, for the index.
     order: Vec<String>,
-    /// What the tensors are called in the files.
+    /// The names of the tensors in the files.
     names: Names,
     other_files: BTreeSet<String>,
     /// Parts of tensors that may be written one by one.

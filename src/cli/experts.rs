@@ -344,7 +344,7 @@ fn plan(args: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What becomes of super-experts, in words.
+/// A sentence on the super-experts that stay and that go.
 fn super_experts(supers: &SuperExpertsKept, [stay, go]: [&str; 2]) -> String {
     let SuperExpertsKept { kept, dropped } = supers;
     if kept.is_empty() && dropped.is_empty() {

@@ -174,7 +174,7 @@ fn labelled(row: &Fields) -> Result<(Vec<String>, Vec<String>), String> {
     }
 }
 
-/// Which of the names of the choices a label is.
+/// The index of a label among the names of the choices.
 fn named(row: &Fields, field: &str, names: &[&[&str]]) -> Result<usize, String> {
     let value = row.get(field).ok_or_else(|| format!("has no field `{field}`"))?;
     let said = match value {
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(capitalised(""), "");
     }
 
-    /// What is given and what is scored, text by text, as the harness's own tasks ask it.
+    /// The pairs of given and scored text, as the harness's own tasks ask them.
     #[test]
     fn prompts_are_those_of_lm_evaluation_harness() {
         let folder = format!("{}/tests/data/tasks/hub", env!("CARGO_MANIFEST_DIR"));

@@ -125,7 +125,7 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
     Err(Error::file(dir, problem))
 }
 
-/// What the first row of a file is a row of.
+/// The task that the first row of a file belongs to.
 fn kind(path: &Path) -> Result<Option<Kind>> {
     let Input::Rows(rows) = read(path, None)? else { return Ok(None) };
     let first = rows.rows.into_iter().find_map(|(_, row)| row.ok());

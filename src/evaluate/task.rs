@@ -55,14 +55,14 @@ pub struct Choice {
     pub choices: Vec<String>,
     /// The right one, from 0.
     pub answer: usize,
-    /// What stands between context and choice.
+    /// The text between context and choice.
     pub glue: Glue,
     /// What follows every choice and is scored in its place, as WinoGrande's sentences go on: a choice is then what stands
     /// before it, and `context` is empty.
     pub ending: Option<String>,
 }
 
-/// What stands between a context and a choice.
+/// The text between a context and a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Glue {
     /// A space, whatever the choice begins with: the `target_delimiter` of lm-evaluation-harness.

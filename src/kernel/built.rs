@@ -29,10 +29,10 @@ pub(super) const PROGRAM: &str = "lacuna";
 /// Longer than a build of everything takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// What `cargo build` left.
+/// The library and the folders that `cargo build` left.
 pub(super) struct Built {
     pub(super) library: PathBuf,
-    /// Where the library's own dependencies are, and the library.
+    /// The folder of the library and its dependencies.
     pub(super) dependencies: PathBuf,
 }
 
@@ -51,7 +51,7 @@ impl Built {
         }
     }
 
-    /// Where cargo works: the directory of the profile.
+    /// The directory of the profile, in which cargo works.
     fn directory(&self) -> &Path {
         self.dependencies.parent().unwrap_or(Path::new("/"))
     }
@@ -78,7 +78,7 @@ pub(super) struct Kept {
     /// This program, which runs cells and stands in for rustc.
     pub(super) executable: PathBuf,
     pub(super) library: PathBuf,
-    /// Where rustc finds what the library depends on.
+    /// The folder in which rustc finds the library's dependencies.
     pub(super) dependencies: PathBuf,
     /// Another build, another key.
     pub(super) key: String,

@@ -152,7 +152,7 @@ struct Process {
     main: ThreadId,
 }
 
-/// What the cell that runs has said of itself.
+/// The events of the running cell so far.
 #[derive(Debug, Default)]
 struct State {
     runs: Option<u64>,

@@ -1,4 +1,4 @@
-//! What rustc says of a cell, at the places where the reader sees the code.
+//! rustc's messages about a cell, at the places where the reader sees the code.
 //!
 //! evcxr compiles a cell inside a generated file, and takes errors that it finds in its own lines for its own; so the wrapper
 //! around rustc keeps what rustc said, with the file, and it is told from here.
@@ -294,7 +294,7 @@ fn plain(message: &str) -> String {
         .replace("std::result::Result<(), CellError>", "Result<(), CellError>")
 }
 
-/// Where a span is in the cell: line and column count from 0.
+/// The place of a span in the cell: line and column count from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     line: usize,

@@ -85,7 +85,7 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-/// What all the other checks are for.
+/// The check that all others serve: a session that runs a cell.
 fn session() -> Check {
     let started = Instant::now();
     let ran = Session::start(Audience::looking(|_| {})).map_err(|error| format!("no session starts: {error:#}"));

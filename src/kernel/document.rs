@@ -17,7 +17,7 @@ use std::{fs, io};
 pub(crate) struct Document {
     /// The file's name without its extension.
     pub(crate) stem: String,
-    /// What was put right while it was read, in words.
+    /// Sentences on what was put right while the notebook was read.
     pub(crate) repairs: Vec<String>,
     metadata: Map<String, Value>,
     cells: Vec<Cell>,

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-/// How a file's text is written.
+/// The encoding of a file's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     /// With or without a byte order mark.

@@ -64,7 +64,7 @@ pub(super) struct Panic {
     pub(super) backtrace: Option<String>,
 }
 
-/// How a cell ended.
+/// The end of a cell: at its last line, early, or by a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum How {
     /// It came to its end.

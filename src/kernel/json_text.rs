@@ -8,7 +8,7 @@ pub(super) struct Node {
     pub(super) inside: Inside,
 }
 
-/// What is in a value.
+/// The content of a JSON value.
 pub(super) enum Inside {
     /// Key with its escapes resolved, where the member begins, and its value.
     Object(Vec<(String, usize, Node)>),

@@ -29,7 +29,7 @@ impl Stream {
 /// A value's representations by MIME type; binary content is base64.
 pub(crate) type Bundle = BTreeMap<String, String>;
 
-/// What a cell printed or showed.
+/// One output of a cell: printed text or a shown value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Text(Stream, String),

@@ -125,7 +125,7 @@ impl Overrides {
     }
 }
 
-/// What papermill asks its translator: the cell that is tagged `parameters`, and the values for a run.
+/// The question of papermill's translator: the cell that is tagged `parameters`, and the values for a run.
 #[derive(Deserialize)]
 struct Question {
     source: String,

@@ -10,7 +10,7 @@ const END: &[u8] = b"EVCXR_END_CONTENT";
 /// Bytes of text that travel together at most.
 const CHUNK: usize = 32 << 10;
 
-/// What was found in a stream.
+/// A piece of a stream, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Piece {
     Text(String),

@@ -23,7 +23,7 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 /// What a cell did.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// What it printed and showed, in order.
+    /// Its outputs, in order.
     pub(crate) outputs: Vec<Output>,
     /// Why it failed.
     pub(crate) error: Option<CellError>,
@@ -33,7 +33,7 @@ pub(crate) struct Outcome {
     pub(crate) is_value_seen: bool,
 }
 
-/// What a cell's time was spent on.
+/// The parts of a cell's time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Times {
     /// Types of its variables, compiler and linker.
@@ -49,7 +49,7 @@ impl Times {
 }
 
 impl Outcome {
-    /// What it printed to a stream.
+    /// The text that it printed to a stream.
     pub(crate) fn text(&self, stream: Stream) -> String {
         output::text(&self.outputs, stream)
     }
@@ -240,7 +240,7 @@ impl Shared {
         }
     }
 
-    /// What a panic says that does not end the cell.
+    /// The text of a panic that does not end the cell.
     fn panic_text(&self, panic: &Panic, source: &str) -> String {
         let place = self.place(&panic.file, panic.line, source);
         let mut text = format!("thread '{}' panicked:\n{}\n{place}", panic.thread, panic.message);

@@ -64,7 +64,7 @@ pub(super) fn outcomes_of_tagged(path: &Path, document: &Document, tag: &str) ->
     tagged.into_iter().filter_map(stored).collect()
 }
 
-/// What a cell of an executed notebook holds.
+/// The outcome that a cell of an executed notebook holds.
 pub(super) fn outcome(cell: &Value) -> Outcome {
     let mut outcome = Outcome::default();
     for output in cell["outputs"].as_array().into_iter().flatten() {

@@ -65,7 +65,7 @@ pub struct Model {
     device: Device,
     /// Bytes of the device's memory that it may take; `None` for as many as it has.
     device_memory: Option<u64>,
-    /// What a person should know of how the checkpoint was read.
+    /// Sentences on how the checkpoint was read.
     notes: Arc<[String]>,
 }
 

@@ -111,13 +111,13 @@ fn show_any(value: Unknown<'_>, debug: &dyn Debug) {
     }
 }
 
-/// What is shown of a value, for tests.
+/// The pieces that are shown of a value, for tests.
 #[cfg(test)]
 pub(super) fn shown<T: Debug>(value: &T) -> Vec<Piece> {
     pieces(Unknown::of(value), value)
 }
 
-/// What is shown of a value, one after the other.
+/// The pieces that are shown of a value, one after the other.
 fn pieces(value: Unknown<'_>, debug: &dyn Debug) -> Vec<Piece> {
     if let Some(bundle) = rich(value) {
         return vec![Piece::Rich(bundle)];

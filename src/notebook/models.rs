@@ -89,7 +89,7 @@ impl Rich for Model {
     }
 }
 
-/// What headers tell of a checkpoint.
+/// The facts about a checkpoint that its headers tell.
 fn source_card(source: &dyn Source) -> Result<Card> {
     let (name, index, files) = (source.name(), source.index(), source.files());
     let sum = |get: fn(&TensorInfo) -> u64| index.iter().map(get).sum::<u64>();

@@ -33,7 +33,7 @@ pub(super) enum Piece {
 const MOST: usize = 20;
 
 thread_local! {
-    /// What has been put aside of the value that is being printed for a cell.
+    /// Representations put aside while a value is printed for a cell.
     static ASIDE: RefCell<Option<Vec<Result<Bundle>>>> = const { RefCell::new(None) };
 }
 

@@ -32,7 +32,7 @@ pub trait Host: Send + Sync {
     fn ask(&self, prompt: &str, is_secret: bool) -> Option<String>;
 }
 
-/// Where a value is shown.
+/// The place of a value among a cell's outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Where the cell says so, in the order of its outputs.
@@ -70,7 +70,7 @@ pub(super) fn between(show: impl FnOnce()) {
     show();
 }
 
-/// Where the thread shows values now.
+/// The place at which the thread shows values now.
 pub(super) fn place() -> Place {
     PLACE.get()
 }

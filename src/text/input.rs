@@ -1,4 +1,4 @@
-//! What a text file holds, by its content and not by its name.
+//! The kind and rows of a text file, by its content and not by its name.
 
 use super::{END_OF_TEXT, extension, parquet};
 use crate::{Error, Result};
@@ -68,7 +68,7 @@ impl TextFile {
     }
 }
 
-/// What a file is.
+/// The kinds of text files.
 pub(crate) enum Input {
     /// JSON or a table.
     Rows(Rows),
@@ -272,7 +272,7 @@ fn counted(rows: Vec<Value>) -> Vec<Row> {
     rows.into_iter().enumerate().map(|(i, row)| (i + 1, Ok(row))).collect()
 }
 
-/// What is wrong with a line that is no JSON, in words.
+/// A sentence on what is wrong with a line that is no JSON.
 fn not_json(line: &str, error: &serde_json::Error) -> String {
     let (at, message) = (error.column().max(1), error.to_string());
     let what = if error.is_eof() {
@@ -317,7 +317,7 @@ fn content(path: &Path, Rows { unit, rows }: Rows, skip: bool) -> Result<(Conten
     }
 }
 
-/// What one row holds.
+/// The content of one row.
 fn part(row: Value) -> std::result::Result<Content, String> {
     let wanted = "wanted is an object with a text in the field `text`, or a window of token ids, `[1, 2, ...]` or \
                   `{\"input_ids\": ...}`";

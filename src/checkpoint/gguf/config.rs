@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 /// Where llama.cpp puts the factors of Llama 3's RoPE scaling, as frequency divisors (head_dim / 2,).
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// What is imported, by `general.architecture`.
+/// The architectures that are imported, by `general.architecture`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Architecture {
     /// Llama, Mistral, SmolLM; llama.cpp has reordered the rows of Q and K.

@@ -18,7 +18,7 @@ const MAGIC: &[u8] = b"GGUF";
 /// A model in one file or several.
 pub(super) struct Gguf {
     parts: Vec<Part>,
-    /// Which part has which tensor.
+    /// The part that each tensor is in.
     places: BTreeMap<String, usize>,
 }
 

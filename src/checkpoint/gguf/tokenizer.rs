@@ -155,7 +155,7 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
     })
 }
 
-/// What puts the tokens that begin and end a text around it.
+/// The post-processor, which puts the tokens that begin and end a text around it.
 fn post_processor(bos: Option<(usize, &str)>, eos: Option<(usize, &str)>) -> Value {
     if bos.is_none() && eos.is_none() {
         return Value::Null;

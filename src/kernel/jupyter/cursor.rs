@@ -21,7 +21,7 @@ pub(super) struct Token {
     pub(super) end: usize,
 }
 
-/// What code consists of, without white space.
+/// The tokens of code, without white space.
 pub(super) fn tokens(code: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut start = 0;

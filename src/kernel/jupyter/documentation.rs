@@ -10,7 +10,7 @@ pub(super) struct Documentation {
     pub(super) html: String,
 }
 
-/// What a page consists of.
+/// The tags and texts of a page.
 enum Part<'a> {
     /// `<name attributes>` or `</name>`, without its brackets.
     Tag(&'a str),

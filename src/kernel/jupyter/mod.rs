@@ -117,7 +117,7 @@ struct Kernel {
     id: String,
     iopub: Socket,
     stdin: Socket,
-    /// What clients send to `stdin`.
+    /// The messages that clients send to `stdin`.
     answers: Mutex<Receiver<Frames>>,
     /// The request that runs and who sent it, if that client can be asked.
     asking: Mutex<Option<Task>>,
@@ -392,7 +392,7 @@ impl Kernel {
         }
     }
 
-    /// What is to be seen of a cell while it runs.
+    /// The outputs of a cell that are sent while it runs.
     fn live(&self, live: Live<'_>) {
         let mut text = lock(&self.text);
         match live {

@@ -53,7 +53,7 @@ pub(super) struct Peer(Arc<PeerState>);
 
 struct PeerState {
     stream: Mutex<TcpStream>,
-    /// What the client calls itself, the same on each socket; may be empty.
+    /// The client's name for itself, the same on each socket; may be empty.
     identity: Vec<u8>,
     /// Beginnings of the messages that it wants (of a [`Kind::Pub`] socket).
     topics: Mutex<Vec<Vec<u8>>>,
@@ -83,7 +83,7 @@ impl Peer {
         written
     }
 
-    /// What the client calls itself on each socket.
+    /// The client's name for itself on each socket.
     pub(super) fn identity(&self) -> &[u8] {
         &self.0.identity
     }

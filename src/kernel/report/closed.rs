@@ -60,7 +60,7 @@ fn open_fence(text: &str) -> Option<String> {
     (!is_closed).then_some(fence)
 }
 
-/// What closes the comment and the elements that are open at the end, innermost first.
+/// The end tags of the comment and the elements that are open at the end, innermost first.
 fn open_html(html: &str) -> String {
     let mut open: Vec<String> = Vec::new();
     let mut rest = html;

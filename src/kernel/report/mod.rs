@@ -58,7 +58,7 @@ pub(crate) fn plots_directory(stem: &str) -> String {
     format!("{stem}_files")
 }
 
-/// How much of a part of a cell its reader sees.
+/// The visibility of a part of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
     Open,
@@ -202,7 +202,7 @@ struct Report<'a> {
     stem: &'a str,
     /// For GitHub.
     markdown: String,
-    /// What becomes the web page, which can show more.
+    /// The Markdown of the web page, which can show more.
     page: String,
     files: Files,
     plots: usize,

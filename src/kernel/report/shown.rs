@@ -1,4 +1,4 @@
-//! What of a cell's values a report shows, and in which form.
+//! The forms of a cell's values that a report shows.
 
 use super::super::output::Bundle;
 use lacuna::notebook::mime;

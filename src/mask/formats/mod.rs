@@ -79,7 +79,7 @@ enum Convention {
     Kept,
 }
 
-/// What PyTorch adds to the name of a weight for that of its mask.
+/// The end of a name that PyTorch adds to that of a weight for its mask.
 const KEPT: &str = "_mask";
 
 impl Convention {

@@ -40,7 +40,7 @@ pub(super) struct Legacy {
     pub(super) entries: Vec<(Value, Value)>,
     /// Key and type of each storage, in the order of their bytes.
     pub(super) storages: Vec<(String, String)>,
-    /// Where the first storage begins.
+    /// The byte at which the first storage begins.
     pub(super) data: usize,
 }
 

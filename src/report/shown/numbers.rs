@@ -1,4 +1,4 @@
-//! What plots take for numbers: whatever a cell has at hand.
+//! The types that plots take for numbers.
 
 /// A number of any type, or a reference to one.
 pub trait Number: Copy {

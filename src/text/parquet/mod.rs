@@ -9,7 +9,7 @@ use page::{Entries, Leaf, column};
 use serde_json::{Map, Value};
 use thrift::Fields;
 
-/// What a parquet file begins and ends with.
+/// The bytes that a parquet file begins and ends with.
 pub(super) const MAGIC: &[u8] = b"PAR1";
 const DAMAGED: Problem = Problem::Damaged;
 /// Groups within groups.
@@ -28,7 +28,7 @@ pub(super) enum Problem {
 
 type Found<T> = Result<T, Problem>;
 
-/// What is still to be read.
+/// The bytes that are still to be read.
 #[derive(Clone, Copy)]
 struct Bytes<'b>(&'b [u8]);
 

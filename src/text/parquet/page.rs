@@ -18,7 +18,7 @@ pub(super) struct Entries {
     pub(super) values: Vec<Value>,
 }
 
-/// What a leaf of the schema says about its column.
+/// A column, as a leaf of the schema describes it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leaf {
     /// Physical type, by parquet's number.
