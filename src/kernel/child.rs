@@ -152,7 +152,7 @@ struct Process {
     main: ThreadId,
 }
 
-/// The events of the running cell so far.
+/// The state of the running cell: its number, whether it left early or panicked, and the variables that have another type now.
 #[derive(Debug, Default)]
 struct State {
     runs: Option<u64>,

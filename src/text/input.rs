@@ -68,7 +68,7 @@ impl TextFile {
     }
 }
 
-/// The kinds of text files.
+/// A text file that was read, by what its content is.
 pub(crate) enum Input {
     /// JSON or a table.
     Rows(Rows),

@@ -392,7 +392,7 @@ impl Kernel {
         }
     }
 
-    /// The outputs of a cell that are sent while it runs.
+    /// Sends progress and values of a cell as they come, and gathers its text, which is sent once there is much of it.
     fn live(&self, live: Live<'_>) {
         let mut text = lock(&self.text);
         match live {
