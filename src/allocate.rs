@@ -1,7 +1,7 @@
 //! Which linear gets which sparsity: uniform, OWL, one threshold over all linears, and rules by name.
 
+use crate::error::{Error, Result};
 use crate::mask::bad_score;
-use crate::{Error, Result};
 use glob::Pattern as Glob;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -4,8 +4,8 @@ mod file;
 
 pub(crate) use file::SavedStatistics;
 
-use crate::Result;
 use crate::cuda::{self, ColumnSums};
+use crate::error::Result;
 use crate::model::{Block, Linear, Model, Pass, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -256,7 +256,7 @@ impl Seen {
 /// Column norms of every prunable linear of the dense model, from one forward pass that holds one block at a time.
 ///
 /// # Errors
-/// [`crate::Error::Argument`] for ids outside the vocabulary, [`crate::Error::Interrupted`], or what reading a block fails
+/// [`crate::error::Error::Argument`] for ids outside the vocabulary, [`crate::error::Error::Interrupted`], or what reading a block fails
 /// with.
 pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result<Statistics> {
     calibrate_with(model, windows, Gather::default(), progress)

@@ -2,10 +2,10 @@
 //! something does not load.
 
 use crate::checkpoint::{Checkpoint, HeadersOnly, Source, float_dtype};
+use crate::error::{Error, Result};
 use crate::experts::Layout;
 use crate::model::{Model, ModelConfig, MoeFamily};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use candle_core::{DType, Device};
 use serde::Serialize;
 use serde_json::Value;

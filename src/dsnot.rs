@@ -1,8 +1,8 @@
 //! DSnoT (Zhang et al. 2023, "Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs"): refines a mask by
 //! swapping pruned for kept weights, row by row, until what the row's output is expected to lack is small.
 
+use crate::error::{Error, Result};
 use crate::mask::{Mask, Pattern};
-use crate::{Error, Result};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 

@@ -90,7 +90,7 @@ pub struct Parts {
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         #[cfg(feature = "report")]
-        if let Some(mark) = crate::notebook::set_aside(self) {
+        if let Some(mark) = crate::display::set_aside(self) {
             return f.write_str(&mark);
         }
         let Parts { what, cause, remedy } = self.parts();
@@ -212,12 +212,12 @@ macro_rules! named {
         }
 
         impl std::str::FromStr for $type {
-            type Err = $crate::Error;
+            type Err = $crate::error::Error;
 
-            fn from_str(text: &str) -> $crate::Result<Self> {
+            fn from_str(text: &str) -> $crate::error::Result<Self> {
                 match text {
                     $($name => Ok($type::$variant),)+
-                    _ => Err($crate::Error::argument($what, text, concat!("must be one of", $(" ", $name),+))),
+                    _ => Err($crate::error::Error::argument($what, text, concat!("must be one of", $(" ", $name),+))),
                 }
             }
         }

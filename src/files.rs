@@ -1,6 +1,6 @@
 //! Single files that are there whole or not at all.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;

@@ -21,7 +21,7 @@
 //! # }
 //! ```
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use polars::prelude::{
     AnyValue, Column, DataFrame, DataFrameJoinOps, DataType, GroupsIndicator, IdxCa, IdxSize, JoinArgs, JoinType,
     MaintainOrderJoin, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions,

@@ -1,9 +1,9 @@
 //! Text that a model continues, to be read beside its perplexity.
 
+use crate::error::{Error, Result};
 use crate::model::{KvCache, Model, Wanted};
 use crate::progress::check_interrupt;
 use crate::text::{Bos, BosRecord, Encoder, Tokenizer};
-use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -9,11 +9,11 @@
 mod file;
 
 use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
 use crate::model::{Block, Head, LOGIT_ROWS, Model, Pass, Rope, Wanted, cross_entropy};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;

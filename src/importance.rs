@@ -1,8 +1,8 @@
 //! How much a weight matters: scores `(out, in)` from a weight and what is known of its input and its gradient.
 
 use crate::calibrate::Statistics;
+use crate::error::{Error, Result};
 use crate::gradients::Gradients;
-use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;

@@ -4,7 +4,7 @@
 //! nothing, other work a few lines, which come at growing intervals, and one in the end that says what it was, of how many
 //! steps, and how long it took. In a cell the lines are marked, and the kernel shows them in one place ([`Transcript`]).
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,8 +4,8 @@
 //! one window predict each other, so that resampling them would count one piece of evidence many times and give an
 //! interval that is too narrow; a window's mean loss is one observation.
 
-use crate::text::below;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::random::below;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;

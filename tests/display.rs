@@ -3,12 +3,12 @@
 use candle_core::{DType, Device, Tensor};
 use lacuna::calibrate::calibrate;
 use lacuna::checkpoint::Checkpoint;
+use lacuna::display::{Rich, mime};
 use lacuna::evaluate::{ChoiceScores, GenerationPrediction, GenerationScores, TaskRecord, evaluate};
 use lacuna::experts::{ExpertScores, Layout, Metric, Ranking, Selection, SuperExperts};
 use lacuna::importance::{Inputs, Method, Scorer};
 use lacuna::mask::{Mask, MaskSet};
 use lacuna::model::Model;
-use lacuna::notebook::{Rich, mime};
 use lacuna::polars::df;
 use lacuna::polars::prelude::{Column, NamedFrom, Series};
 use lacuna::progress::Progress;

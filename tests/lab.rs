@@ -3,10 +3,10 @@
 
 use candle_core::{DType, Device, Tensor};
 use lacuna::cache::{Cache, Collect, Kept, Uses};
+use lacuna::display::Rich;
 use lacuna::dsnot::Dsnot;
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::lab::Lab;
-use lacuna::notebook::Rich;
 use lacuna::prelude::*;
 use lacuna::prune::apply;
 use std::collections::BTreeMap;

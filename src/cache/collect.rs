@@ -1,7 +1,7 @@
 //! What a cache holds, and what of it goes.
 
 use super::{Cache, DESCRIPTION, Description, files};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};

@@ -1,8 +1,8 @@
 //! The files of an entry, and files whose hash is remembered.
 
 use crate::checkpoint::sum_of_file;
+use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
-use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

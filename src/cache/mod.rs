@@ -10,8 +10,8 @@ mod files;
 
 pub use collect::{Collect, Kept};
 
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -2,7 +2,7 @@
 
 use super::{Input, Statistics};
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

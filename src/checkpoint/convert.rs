@@ -1,7 +1,7 @@
 //! Numbers between weight files and tensors: positional reads and writes of raw little-endian bytes, with a conversion
 //! between floating-point types on the way, in parallel over pieces that stay in a core's cache.
 
-use crate::Error;
+use crate::error::Error;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};

@@ -3,8 +3,8 @@
 //! Every rule of the format is checked here, because the files come from elsewhere: the reader may then trust offsets.
 
 use super::TensorInfo;
+use crate::error::{Error, Result};
 use crate::files::stranger;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};

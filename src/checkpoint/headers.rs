@@ -12,7 +12,7 @@ use super::index::inside;
 use super::names::Names;
 use super::source::Source;
 use super::{INDEX, SINGLE, TensorInfo};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

@@ -2,8 +2,8 @@
 //! the hub to the storage that it points to.
 
 use super::hub::{Hub, Spec};
+use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
-use crate::{Error, Result};
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;

@@ -3,8 +3,8 @@
 use super::index::{INDEX, Index};
 use super::writer::is_beside_weights;
 use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory, hints};
+use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage, check_interrupt};
-use crate::{Error, Result};
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};

@@ -3,7 +3,7 @@
 use super::TensorInfo;
 use super::header::Entries;
 use super::{hints, json};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet, hash_map};

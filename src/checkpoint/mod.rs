@@ -68,8 +68,8 @@ pub(crate) use writer::deal_out;
 
 pub use writer::{CheckpointWriter, TensorPlan, available_bytes, dtype_of, plan_shards};
 
+use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use convert::Failure;
 use index::{Disagreements, INDEX, Index};

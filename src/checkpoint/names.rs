@@ -6,7 +6,7 @@
 //! family; what is written has those of the input.
 
 use super::TensorInfo;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;

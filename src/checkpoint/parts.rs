@@ -2,7 +2,7 @@
 //! that another name stands for.
 
 use super::{Checkpoint, TensorInfo};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! A checkpoint of which only the headers need be at hand; its bytes are read by ranges, from a disk or over a network.
 
 use super::{Checkpoint, HeadersOnly, Hub, Stored, TensorInfo};
+use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
-use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::fs::File;

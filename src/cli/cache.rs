@@ -65,7 +65,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
 #[cfg(feature = "notebook")]
 mod compiled {
     use super::{Duration, age, size};
-    use crate::kernel::compiled::{self, Compiled};
+    use crate::notebook::compiled::{self, Compiled};
 
     pub(super) fn list() -> anyhow::Result<()> {
         for found in compiled::all()? {

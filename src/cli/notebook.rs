@@ -1,7 +1,7 @@
 //! `lacuna notebook`: notebooks without Jupyter.
 
-use crate::kernel::runner::{self, Options, Status};
-use crate::kernel::{document, skeleton};
+use crate::notebook::runner::{self, Options, Status};
+use crate::notebook::{document, skeleton};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;

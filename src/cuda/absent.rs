@@ -2,10 +2,10 @@
 
 use super::{ColumnSums, Memory};
 use crate::calibrate::Gather;
+use crate::error::{Error, Result};
 use crate::mask::{Criterion, Mask, Pattern, Ties};
 use crate::model::CausalSoftmax;
 use crate::sparsegpt::{Factor, SparseGpt};
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 /// The GPU with this number.

@@ -1,7 +1,7 @@
 //! What a forward pass does between its products, where candle would make several passes over memory.
 
 use super::launch::{Element, Kernels, Matrix, by_dtype, check, u32_of};
-use crate::Result;
+use crate::error::Result;
 use crate::model::CausalSoftmax;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
 use candle_core::cuda::{CudaDevice, CudaStorage, WrapErr};

@@ -1,7 +1,7 @@
 //! CUDA's shared libraries. An executable of `scripts/cuda-build.sh` names none of them, so that it starts anywhere: its calls
 //! are bound when they are first made, to what was loaded here. In one that was linked in the usual way they are loaded already.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::NonNull;
 

@@ -3,9 +3,9 @@
 use super::launch::{Element, Kernels, Matrix, by_dtype};
 use super::{ColumnSums, Memory, libraries, transfer};
 use crate::calibrate::Gather;
+use crate::error::{Error, Result};
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, bad_score};
 use crate::sparsegpt::{Factor, SparseGpt};
-use crate::{Error, Result};
 use candle_core::cuda::cudarc::driver::{CudaEvent, CudaSlice};
 use candle_core::cuda::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};

@@ -5,11 +5,11 @@
 
 use crate::calibrate;
 use crate::checkpoint::pack_two_of_four_16;
+use crate::error::{Error, Result};
 use crate::importance::{Inputs, Method, Scorer};
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, select_levels};
 use crate::model::{CausalSoftmax, mxfp4, rotate, swiglu_values};
 use crate::sparsegpt::Block;
-use crate::{Error, Result};
 use half::bf16;
 
 /// Elements of a group of 2:4.

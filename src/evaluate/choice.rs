@@ -2,11 +2,11 @@
 
 use super::task::{Choice, Task, TaskRecord};
 use super::{each, finite, target_losses};
+use crate::error::{Error, Result};
 use crate::model::{Block, KvCache, Model, ModelConfig, Rope, Wanted};
 use crate::progress::{Progress, Stage};
 use crate::stats::{Bootstrap, Score};
 use crate::text::{Bos, BosRecord, Encoder};
-use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -2,12 +2,12 @@
 
 use super::each;
 use super::task::{Prompt, Task, TaskRecord};
+use crate::error::{Error, Result};
 use crate::generate::{GenerateConfig, continue_until};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::{Bootstrap, Score};
 use crate::text::{Bos, BosRecord, Encoder};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// How answers are generated: greedily, up to a number of tokens or a text.

@@ -13,12 +13,12 @@ pub use hub::Kind;
 pub use suite::{Suite, SuiteRow, SuiteScores, score_suite, suite_tasks};
 pub use task::{Choice, Glue, Prompt, Task, TaskRecord};
 
+use crate::error::{Error, Result};
 use crate::model::{Head, LOGIT_ROWS, Model, log_sum_exp};
 use crate::progress::Progress;
 use crate::record::{EvaluationRecord, TextRecord};
 use crate::stats::{Bootstrap, Interval};
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 

@@ -3,11 +3,11 @@
 use super::hub::{self, Kind};
 use super::task::{Choice, Task};
 use super::{ChoiceScores, score_choices};
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::Bootstrap;
 use crate::text::{Bos, Input, read};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,8 @@
 //! Tasks: files with one example a row, in the shapes that public data sets have.
 
 use super::hub::{self, Kind};
+use crate::error::{Error, Result};
 use crate::text::{Input, Rows, read as read_input};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};

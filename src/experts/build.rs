@@ -5,8 +5,8 @@ use super::layout::{Layout, Role, renumbered};
 use crate::checkpoint::{
     Copied, OutputFile, OutputTensor, Rewrite, SideFiles, Source, deal_out, index_text, shard_name,
 };
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! Which experts of each layer stay.
 
 use super::layout::Layout;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,8 +1,8 @@
 //! Where a checkpoint keeps its experts, found by the family's names.
 
 use crate::checkpoint::{Source, TensorInfo};
+use crate::error::{Error, Result};
 use crate::model::{MOE_FAMILIES, MoeFamily};
-use crate::{Error, Result};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,9 +2,9 @@
 
 use super::layout::{Layout, Role};
 use crate::checkpoint::{Source, TensorInfo};
+use crate::error::{Error, Result};
 use crate::model::mxfp4::{NAN_SCALE, VALUES};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;

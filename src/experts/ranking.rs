@@ -3,7 +3,7 @@
 use super::keep::Keep;
 use super::layout::Layout;
 use super::scores::{ExpertScores, Metric};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;

@@ -1,10 +1,10 @@
 //! How much each expert does, measured with calibration text: routing frequency, expert activation norm (EAN) and
 //! router-weighted activation (REAP, Lasby et al. 2025).
 
+use crate::error::{Error, Result};
 use crate::model::{ExpertOutput, Linear, Model, Pass, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 /// What the experts of one mixture did with the calibration tokens; the lists have one element an expert. An expert that

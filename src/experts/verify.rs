@@ -7,8 +7,8 @@ use crate::checkpoint::{
     Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, TensorInfo, is_free_name, sum_of,
     sum_of_file,
 };
+use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage};
-use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;

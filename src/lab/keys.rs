@@ -3,10 +3,10 @@
 use super::Lab;
 use crate::cache::Key;
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::prune::PruneConfig;
 use crate::text::{Tokenizer, Windows};
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use safetensors::Dtype;

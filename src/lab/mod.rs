@@ -44,6 +44,7 @@ pub use summary::{CacheSummary, DeviceMemory, StageSummary};
 use crate::cache::{Cache, Found, Key};
 use crate::calibrate::{Gather, SavedStatistics, Statistics, calibrate_each, calibrate_with};
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
+use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::Method;
@@ -55,7 +56,6 @@ use crate::prune::{
 };
 use crate::record::{Record, TensorRecord};
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{DType, Device};
 use keys::{Identity, Stage};
 use safetensors::Dtype;

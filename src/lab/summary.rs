@@ -2,8 +2,8 @@
 
 use crate::cache::{Cache, Uses};
 use crate::cuda::{self, Memory};
+use crate::format::size;
 use crate::model::{Model, Residency};
-use crate::report::size;
 use candle_core::DeviceLocation;
 use serde::Serialize;
 use std::collections::BTreeMap;

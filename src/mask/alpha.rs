@@ -1,7 +1,7 @@
 //! Wanda's variant: each row loses the same share of its score instead of the same number of weights.
 
 use super::{Mask, bad_score};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 
 /// How far from the target the sparsity may end, and the width at which the bracket around alpha is no longer halved.

@@ -1,7 +1,7 @@
 //! Making masks, packing them, and what two of them have in common.
 
 use super::Mask;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 impl Mask {
     /// A mask of the weights `(row, col)` for which `pruned` is true.

@@ -21,7 +21,7 @@ pub use validate::{Violation, ViolationKind};
 #[cfg(feature = "report")]
 pub(crate) use statistics::place;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fmt;
 use std::str::FromStr;
 

@@ -4,7 +4,7 @@ use super::alpha::select_alpha;
 use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, rank};
 use super::simd::Simd;
 use super::{Mask, Pattern, Per, check_sparsities, count_of};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -2,8 +2,8 @@
 
 use super::bits::jaccard;
 use super::{Mask, Pattern};
+use crate::error::{Error, Result};
 use crate::record::{ModelRecord, PruningRecord};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

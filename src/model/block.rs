@@ -4,7 +4,7 @@ use super::config::{ModelConfig, QkNorm};
 use super::mixture::Mixture;
 use super::ops;
 use super::rope::Rope;
-use crate::Result;
+use crate::error::Result;
 use candle_core::Tensor;
 
 /// A linear layer `x W^T + b`, with its name in the checkpoint.
@@ -22,7 +22,7 @@ impl Linear {
     /// `(.., in) -> (.., out)`
     ///
     /// # Errors
-    /// [`crate::Error::Compute`] when the shapes do not fit.
+    /// [`crate::error::Error::Compute`] when the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let dims = x.dims();
         let (out, input) = self.weight.dims2()?;

@@ -2,8 +2,9 @@
 
 use super::stream::{CHECKPOINT, Kept};
 use super::{Model, Source};
+use crate::cuda;
+use crate::error::{Error, Result};
 use crate::mask::Mask;
-use crate::{Error, Result, cuda};
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;

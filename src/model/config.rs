@@ -2,7 +2,7 @@
 
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 

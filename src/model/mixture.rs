@@ -3,7 +3,7 @@
 
 use super::block::{ExpertOutput, Linear, Mlp, Tap, Wanted};
 use super::stacked::Stacked;
-use crate::Result;
+use crate::error::Result;
 use candle_core::{D, DType, Tensor};
 
 /// Router and experts of one block.

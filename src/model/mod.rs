@@ -35,10 +35,10 @@ pub(crate) use stream::Pass;
 
 use crate::checkpoint::Checkpoint;
 use crate::cuda;
+use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::record::ModelRecord;
 use crate::text::Tokenizer;
-use crate::{Error, Result};
 use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
 use changes::Changes;

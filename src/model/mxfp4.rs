@@ -1,6 +1,6 @@
 //! MXFP4, as the OCP microscaling formats define it: 4-bit floats (E2M1) in groups of 32 that share a power of two.
 
-use crate::Result;
+use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 

@@ -2,7 +2,8 @@
 //! differentiated; on a GPU kernels of our own serve where no gradient is wanted, and elsewhere candle's operators.
 
 use super::rope::Rope;
-use crate::{Result, cuda};
+use crate::cuda;
+use crate::error::Result;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result as CandleResult, Shape, Tensor, bail};
 use rayon::prelude::*;
 

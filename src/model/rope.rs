@@ -1,7 +1,7 @@
 //! Rotary position settings and tables, for every scaling that Hugging Face's `modeling_rope_utils` computes.
 
 use super::config::{Family, Fields, ModelConfig};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use std::f64::consts::PI;

@@ -2,7 +2,7 @@
 
 use super::block::{Linear, Tap, Wanted};
 use super::mxfp4;
-use crate::Result;
+use crate::error::Result;
 use candle_core::Tensor;
 
 /// All experts of one block.

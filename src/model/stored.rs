@@ -4,7 +4,7 @@
 use super::config::{ExpertStorage, ModelConfig, MoeConfig};
 use super::layout::{EMBEDDING, HEAD};
 use crate::checkpoint::{Checkpoint, Part, Source, same_bytes};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::Tensor;
 use std::collections::HashMap;
 

@@ -1,8 +1,9 @@
 //! Blocks one after another, windows on their way through them, and what of a model is kept on its device.
 
 use super::{Block, Model, Rope, Tap, Wanted};
+use crate::cuda;
+use crate::error::{Error, Result};
 use crate::progress::Stage;
-use crate::{Error, Result, cuda};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;

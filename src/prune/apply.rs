@@ -2,11 +2,11 @@
 
 use super::{copy, finish, write_masked};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
+use crate::error::{Error, Result};
 use crate::mask::{MaskSet, Violation};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::record::{PruningRecord, Record, TensorRecord};
-use crate::{Error, Result};
 use candle_core::Device;
 use safetensors::Dtype;
 use std::collections::HashMap;

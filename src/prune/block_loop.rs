@@ -5,13 +5,13 @@ use super::known::Known;
 use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Ruled, Target};
 use crate::calibrate::{Gather, Statistics, calibrate};
 use crate::cuda;
+use crate::error::{Error, Result};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Evidence, Method};
 use crate::mask::{Criterion, Mask};
 use crate::model::{Block, ExpertStorage, Linear, Model, MoeConfig, Pass, Wanted};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,12 +2,12 @@
 
 use crate::allocate::{Allocation, Rule};
 use crate::dsnot::Dsnot;
+use crate::error::{Error, Result};
 use crate::importance::Method;
 use crate::mask::{Criterion, Pattern, Per, Ties};
 use crate::model::Model;
 use crate::record::PruningRecord;
 use crate::text::Windows;
-use crate::{Error, Result};
 
 /// What a block's inputs are during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,12 +5,12 @@ use super::config::{Propagate, PruneConfig, default_per};
 use super::known::Known;
 use crate::allocate::{Allocation, Rule, Target};
 use crate::calibrate::Gather;
+use crate::error::{Error, Result};
 use crate::importance::{Evidence, Method};
 use crate::mask::{MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
 use crate::text::Windows;
-use crate::{Error, Result};
 use std::collections::BTreeSet;
 
 /// Which masks to make.

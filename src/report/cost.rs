@@ -1,8 +1,8 @@
 //! What a rewrite of experts costs, as Markdown.
 
-use super::thousands;
 use crate::checkpoint::Seconds;
 use crate::experts::{Estimate, Plan, Probe};
+use crate::format::thousands;
 
 impl Plan {
     /// The plan as a Markdown table.

@@ -1,8 +1,9 @@
 //! Records as files: versioned, complete, replaced in one step.
 
+use crate::error::{Error, Result};
 use crate::exact_json::exact_floats;
+use crate::files;
 use crate::record::{Record, SCHEMA_VERSION};
-use crate::{Error, Result, files};
 use serde::Serialize;
 use serde_json::Value;
 use std::fs;

@@ -3,10 +3,11 @@
 #[cfg(feature = "report")]
 use super::Plot;
 use super::json::{pretty, write_atomic};
+use crate::error::{Error, Result};
+use crate::files;
 use crate::mask::{MaskFormat, MaskSet, Pattern};
 use crate::progress::Progress;
 use crate::record::SCHEMA_VERSION;
-use crate::{Error, Result, files};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The factor of the inverse Hessian that SparseGPT reads.
 
 use super::SparseGpt;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltError, LltParams, LltRegularization, cholesky_in_place, cholesky_in_place_scratch,

@@ -5,8 +5,8 @@ mod factor;
 
 pub use factor::Factor;
 
+use crate::error::{Error, Result};
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, drop_smallest, select_levels};
-use crate::{Error, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;

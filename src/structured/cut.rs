@@ -1,7 +1,7 @@
 //! Cutting units out of a tensor, or zeroing them in place.
 
 use super::{Form, Module};
-use crate::Result;
+use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 
 /// What becomes of one tensor.

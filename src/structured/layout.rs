@@ -1,8 +1,8 @@
 //! What the dimensions of every tensor count, and what `config.json` says when there are fewer.
 
 use super::{Form, StructuredConfig, Unit};
+use crate::error::{Error, Result};
 use crate::model::{EMBEDDING, Family, HEAD, MLP, ModelConfig, NORM, QkNorm};
-use crate::{Error, Result};
 use serde_json::Value;
 
 /// What a dimension counts.

@@ -14,6 +14,7 @@ mod score;
 
 use crate::calibrate::calibrate;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
+use crate::error::{Error, Result};
 use crate::files::check_output;
 use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
@@ -21,7 +22,6 @@ use crate::model::{ExpertStorage, Model, ModelConfig};
 use crate::progress::{Progress, check_interrupt};
 use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord, ranges};
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use cut::Cut;
 use score::Known;

@@ -3,11 +3,11 @@
 use super::layout::{self, Group};
 use super::{GroupNorm, Module, StructuredConfig, Unit};
 use crate::calibrate::Statistics;
+use crate::error::{Error, Result};
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
 use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use candle_core::{DType, Device};
 use rayon::prelude::*;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! Whether a text gets the tokenizer's own tokens, such as the one for its beginning.
 
 use super::Tokenizer;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Whether the texts of tasks and prompts get a token for their beginning (BOS). Perplexity windows never do: the papers'

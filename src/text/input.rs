@@ -1,7 +1,7 @@
 //! The kind and rows of a text file, by its content and not by its name.
 
 use super::{END_OF_TEXT, extension, parquet};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde_json::Value;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};

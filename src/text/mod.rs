@@ -21,9 +21,8 @@ pub use input::TextFile;
 pub(crate) use input::{Input, Rows, read, read_text};
 pub use ngram::{NgramPerplexity, ngram_perplexity};
 pub use windows::Windows;
-pub(crate) use windows::below;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::models::{ModelWrapper, TrainerWrapper};

@@ -1,7 +1,7 @@
 //! What a model has to beat: perplexity of the unigram and the bigram, on the very tokens that it is measured on.
 
 use super::Windows;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 

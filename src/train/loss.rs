@@ -1,6 +1,6 @@
 //! The load-balancing loss of a mixture.
 
-use crate::Result;
+use crate::error::Result;
 use crate::model::{Linear, Tap};
 use candle_core::{DType, Tensor};
 

@@ -10,12 +10,12 @@ mod loss;
 mod optimizer;
 mod save;
 
+use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::model::{Model, ModelConfig, cross_entropy};
 use crate::progress::Progress;
 use crate::record::EvaluationRecord;
 use crate::text::{END_OF_TEXT, NgramPerplexity, Tokenizer, Windows, documents, ngram_perplexity};
-use crate::{Error, Result};
 use batches::Batches;
 use candle_core::{DType, Device, Tensor, Var};
 use loss::{Routing, balance};

@@ -2,7 +2,7 @@
 //! resumed needs them.
 
 use super::TrainConfig;
-use crate::Result;
+use crate::error::Result;
 use candle_core::{Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};

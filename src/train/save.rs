@@ -2,8 +2,8 @@
 
 use super::{TrainConfig, TrainRecord, Trainer};
 use crate::checkpoint::{CheckpointWriter, TensorPlan, dtype_of};
+use crate::error::{Error, Result};
 use crate::text::{END_OF_TEXT, Tokenizer, write_whole};
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;

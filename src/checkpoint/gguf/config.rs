@@ -2,7 +2,7 @@
 
 use super::metadata::Metadata;
 use super::open::Gguf;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 

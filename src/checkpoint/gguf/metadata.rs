@@ -1,6 +1,6 @@
 //! Typed access to a GGUF file's metadata.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use std::collections::HashMap;
 use std::path::Path;

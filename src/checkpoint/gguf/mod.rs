@@ -8,8 +8,8 @@ mod sentencepiece;
 mod tokenizer;
 
 use super::{CheckpointWriter, dtype_of, plan_shards};
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use config::{Architecture, LlamaConfig};
 use open::Gguf;

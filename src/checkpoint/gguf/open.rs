@@ -2,8 +2,8 @@
 
 use super::metadata::Metadata;
 use crate::error::without_backtrace;
+use crate::error::{Error, Result};
 use crate::files::stranger;
-use crate::{Error, Result};
 use candle_core::Device;
 use candle_core::quantized::QTensor;
 use candle_core::quantized::gguf_file::{Content, TensorInfo};

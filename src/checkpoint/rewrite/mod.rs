@@ -16,7 +16,7 @@ pub(crate) use staging::{is_free_name, parent};
 
 use super::source::{STREAM_BYTES, Source};
 use super::{TensorInfo, header, index};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

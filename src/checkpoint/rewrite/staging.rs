@@ -4,7 +4,7 @@
 use super::journal::Journal;
 use super::{MANIFEST, Manifest, Rewrite};
 use crate::checkpoint::writer::{available_bytes, disk_full};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;

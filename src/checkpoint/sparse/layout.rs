@@ -3,7 +3,7 @@
 use super::codec::{self, GROUP, Width};
 use super::storage::{AGAIN, Storage};
 use crate::checkpoint::{TensorInfo, header};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! What `config.json` says of sparse weights: compressed-tensors' entry, `quantization_config.sparsity_config`.
 
 use super::SparseFormat;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 

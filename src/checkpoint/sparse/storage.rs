@@ -3,7 +3,7 @@
 use super::codec::{self, GROUP, Width};
 use super::{SparseFormat, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// What to do about parts that contradict each other.
 pub(super) const AGAIN: &str = "the files are damaged; download them again, or compress the model again";

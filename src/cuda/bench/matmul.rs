@@ -4,7 +4,7 @@ use super::Prepared;
 use super::problem::{Output, Problem};
 use crate::cuda::launch::Kernels;
 use crate::cuda::sparselt::{Compressed, Library, Product};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
 use candle_core::cuda::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};

@@ -11,8 +11,8 @@ mod matmul;
 mod problem;
 mod reference;
 
+use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
-use crate::{Error, Result};
 use candle_core::{DType, Device};
 use problem::{Case, Op, Output, Problem};
 use serde::Serialize;

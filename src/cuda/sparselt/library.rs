@@ -1,7 +1,7 @@
 //! The library itself: its functions, found at run time, its errors, and its structs.
 
 use crate::cuda::libraries;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::transmute;

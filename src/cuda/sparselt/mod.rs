@@ -2,7 +2,7 @@
 
 mod library;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 pub(super) use library::Library;

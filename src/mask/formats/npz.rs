@@ -2,8 +2,8 @@
 
 use super::archive::{Archive, ArchiveWriter};
 use super::{Convention, Found, matrix, no_matrix, one, wrong_type};
+use crate::error::{Error, Result};
 use crate::mask::Mask;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use std::fs::File;
 use std::path::Path;

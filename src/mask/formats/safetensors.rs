@@ -1,9 +1,9 @@
 //! safetensors: packed bits with our metadata, or one byte a weight, with or without.
 
 use super::{Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
+use crate::error::{Error, Result};
 use crate::files::write_error;
 use crate::mask::Mask;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};

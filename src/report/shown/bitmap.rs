@@ -4,7 +4,7 @@
 //! letters. Here text is set at sub-pixel positions, at the places where the SVG backend anchors it.
 
 use super::pen::{Drawing, error};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use plotters::backend::{BitMapBackend, DrawingBackend};
 use plotters::prelude::IntoDrawingArea;

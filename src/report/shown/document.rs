@@ -1,10 +1,10 @@
 //! A report: text, tables and pictures, and the records they come from.
 
 use super::{Figure, Table, escape_html};
-use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
+use crate::display::{Bundle, Rich, mime, shown_in_cells};
+use crate::error::{Error, Result};
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::report::json::{pretty, record_json, write_atomic};
-use crate::{Error, Result};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};

@@ -10,8 +10,8 @@ use super::pen::{
     AXIS, Drawing, GRID, LABEL, LEGEND_ROW, MARGIN, Pen, QUIET, SMALL, TEXT, TICK, TITLE, check_size, error,
 };
 use super::plot::{Plot, Series};
-use crate::Result;
-use crate::report::number;
+use crate::error::Result;
+use crate::format::number;
 use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};

@@ -5,8 +5,8 @@ use super::heatmap_draw::Scene;
 use super::numbers::MaybeNumber;
 use super::pen;
 use super::{bitmap, figure};
-use crate::Result;
-use crate::report::{number, thousands};
+use crate::error::Result;
+use crate::format::{number, thousands};
 
 /// A matrix in colours, from dark (low) to light (high), with a bar that tells which colour is which number; as SVG and
 /// PNG. A cell without a value stays grey. The same map gives the same bytes.

@@ -8,7 +8,7 @@ use super::bitmap::text_width;
 use super::heatmap::HeatMap;
 use super::palette;
 use super::pen::{AXIS, Drawing, LABEL, LEGEND_ROW, MARGIN, Pen, SMALL, TEXT, TICK, TITLE, check_size, error};
-use crate::Result;
+use crate::error::Result;
 use plotters::coord::Shift;
 use plotters::drawing::DrawingArea;
 use plotters::element::{PathElement, Polygon, Rectangle, Text};

@@ -4,7 +4,7 @@ use super::bitmap;
 use super::heatmap::merge_shapes;
 use super::palette;
 use super::pen::{self, Drawing, MARGIN, Pen, QUIET, SMALL, TEXT, TITLE, check_size, error};
-use crate::Result;
+use crate::error::Result;
 use crate::mask::Mask;
 use plotters::coord::Shift;
 use plotters::drawing::DrawingArea;

@@ -7,10 +7,10 @@ use super::numbers::{Number, Point};
 use super::pen::{self, error};
 use super::table::Table;
 use super::{bitmap, figure};
-use crate::Result;
+use crate::error::Result;
+use crate::format::number;
 use crate::frames::Frames;
 use crate::record::Record;
-use crate::report::number;
 use crate::stats::Interval;
 use polars::prelude::DataFrame;
 

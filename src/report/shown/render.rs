@@ -1,9 +1,9 @@
 //! The one place where tables become text.
 
 use super::table::{Format, Table, failed};
-use crate::Result;
-use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
-use crate::report::{number, thousands};
+use crate::display::{Bundle, Rich, mime, shown_in_cells};
+use crate::error::Result;
+use crate::format::{number, thousands};
 use polars::prelude::{AnyValue, CsvWriter, SerWriter};
 use serde_json::{Map, Value, json};
 
@@ -81,7 +81,7 @@ impl Table {
         let mut bytes = Vec::new();
         CsvWriter::new(&mut bytes).finish(&mut self.frame().clone()).map_err(failed)?;
         String::from_utf8(bytes)
-            .map_err(|e| crate::Error::Report { doing: "writing CSV".into(), problem: e.to_string() })
+            .map_err(|e| crate::error::Error::Report { doing: "writing CSV".into(), problem: e.to_string() })
     }
 
     /// The table as JSON, as `docs/record.md` describes it: `columns` (name, label, unit) and `rows` (objects).

@@ -1,8 +1,8 @@
 //! Tables: a polars frame that knows how its columns are read.
 
 use super::labels::Labels;
+use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::{Error, Result};
 use polars::prelude::{Column, DataFrame, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions};
 
 /// How the cells of a column are written. CSV and JSON always carry the full value.
