@@ -15,7 +15,7 @@ pub enum Allocation {
     /// Every linear gets it.
     #[default]
     Uniform,
-    /// Blocks with more outliers keep more (Yin et al. 2024, "Outlier Weighed Layerwise Sparsity"): see [`Owl`].
+    /// Layers with more outliers keep more (Yin et al. 2024, "Outlier Weighed Layerwise Sparsity"): see [`Owl`].
     Owl(Owl),
     /// One threshold over the scores of all linears: each loses what lies below it.
     Global,
@@ -55,9 +55,9 @@ impl FromStr for Allocation {
 /// Constants of OWL; the defaults are those of the paper for sparsities around 70%.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Owl {
-    /// A score is an outlier above `m` times the mean of its block.
+    /// A score is an outlier above `m` times the mean of its layer.
     pub m: f64,
-    /// The kept share of a block moves by at most this much around the mean.
+    /// The kept share of a layer moves by at most this much around the mean.
     pub lambda: f64,
 }
 
@@ -68,7 +68,7 @@ impl Default for Owl {
 }
 
 impl Owl {
-    /// Outlier share of a block in percent: scores above `m` times their mean, over `linears`' scores taken together.
+    /// Outlier share of a layer in percent: scores above `m` times their mean, over `linears`' scores taken together.
     pub fn outliers<'a>(&self, linears: impl Iterator<Item = &'a [f32]> + Clone) -> f64 {
         let count: usize = linears.clone().map(<[f32]>::len).sum();
         let sum: f64 = linears.clone().flatten().map(|&score| f64::from(score)).sum();
@@ -77,16 +77,16 @@ impl Owl {
         100.0 * above as f64 / count.max(1) as f64
     }
 
-    /// Sparsity of each block, from the [`Owl::outliers`] of each; their mean is `sparsity`. Where that is so low that a block
-    /// would fall below 0, all move around the mean by less. (The reference implementation sets such a block to 0.01, so that the
-    /// mean is missed, and that block's sparsity jumps down as the target goes up.)
+    /// Sparsity of each layer, from the [`Owl::outliers`] of each; their mean is `sparsity`. Where that is so low that a layer
+    /// would fall below 0, all move around the mean by less. (The reference implementation sets such a layer to 0.01, so that the
+    /// mean is missed, and that layer's sparsity jumps down as the target goes up.)
     ///
     /// # Errors
-    /// [`Error::Argument`] when a block would lose all its weights.
+    /// [`Error::Argument`] when a layer would lose all its weights.
     pub fn sparsities(&self, outliers: &[f64], sparsity: f64) -> Result<Vec<f64>> {
         let min = outliers.iter().copied().fold(f64::INFINITY, f64::min);
         let max = outliers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        // Blocks that are all alike have no order: each keeps the same.
+        // Layers that are all alike have no order: each keeps the same.
         let range = if max > min { max - min } else { 1.0 };
         let kept: Vec<f64> = outliers.iter().map(|share| (share - min) / range * 2.0 * self.lambda).collect();
         let mean = kept.iter().sum::<f64>() / kept.len().max(1) as f64;
@@ -94,10 +94,10 @@ impl Owl {
         let scale = if most > sparsity { sparsity / most } else { 1.0 };
         kept.iter()
             .map(|kept| match sparsity - (kept - mean) * scale {
-                block if block < 1.0 => Ok(block.max(0.0)),
-                block => {
+                layer if layer < 1.0 => Ok(layer.max(0.0)),
+                layer => {
                     let problem =
-                        format!("gives a block a sparsity of {block:.3} with lambda {}; lower one", self.lambda);
+                        format!("gives a layer a sparsity of {layer:.3} with lambda {}; lower one", self.lambda);
                     Err(Error::argument("sparsity", sparsity, problem))
                 }
             })
@@ -412,20 +412,20 @@ mod tests {
     #[test]
     fn owl_keeps_more_where_outliers_are() {
         let owl = Owl::default();
-        let block = [[0f32; 50], [0.0; 50]];
-        assert_eq!(owl.outliers(block.iter().map(|scores| &scores[..])), 0.0);
-        let mut block = [[1f32; 50], [1.0; 50]];
-        block[1][7] = 100.0; // mean 1.99
-        assert_eq!(owl.outliers(block.iter().map(|scores| &scores[..])), 1.0);
+        let layer = [[0f32; 50], [0.0; 50]];
+        assert_eq!(owl.outliers(layer.iter().map(|scores| &scores[..])), 0.0);
+        let mut layer = [[1f32; 50], [1.0; 50]];
+        layer[1][7] = 100.0; // mean 1.99
+        assert_eq!(owl.outliers(layer.iter().map(|scores| &scores[..])), 1.0);
 
         // Kept shares 0, 0.08 and 0.16 around their mean 0.08.
         let sparsities = owl.sparsities(&[1.0, 2.0, 3.0], 0.7).unwrap();
         for (ours, expected) in sparsities.iter().zip([0.78, 0.7, 0.62]) {
             assert!((ours - expected).abs() < 1e-12, "{sparsities:?}");
         }
-        // Kept shares 0 and 0.16, drawn together until the second block loses nothing.
+        // Kept shares 0 and 0.16, drawn together until the second layer loses nothing.
         assert_eq!(owl.sparsities(&[1.0, 3.0], 0.05).unwrap(), [0.1, 0.0]);
-        assert!((owl.sparsities(&[2.0, 2.0], 0.6).unwrap()[0] - 0.6).abs() < 1e-12, "no block stands out");
+        assert!((owl.sparsities(&[2.0, 2.0], 0.6).unwrap()[0] - 0.6).abs() < 1e-12, "no layer stands out");
         assert!(owl.sparsities(&[1.0, 3.0], 0.95).unwrap_err().to_string().contains("lower one"));
     }
 

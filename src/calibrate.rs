@@ -6,7 +6,7 @@ pub(crate) use file::SavedStatistics;
 
 use crate::cuda::{self, ColumnSums};
 use crate::error::Result;
-use crate::model::{Block, Linear, Model, Pass, Tap, Wanted};
+use crate::model::{DecoderLayer, Linear, Model, Pass, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub struct Gather {
     /// Sums of the columns, for [`Statistics::column_sums`] and [`Statistics::column_variances`].
     pub sums: bool,
-    /// Gram matrices, for [`Statistics::gram`]: `(in, in)` in f32 for each distinct input of a block.
+    /// Gram matrices, for [`Statistics::gram`]: `(in, in)` in f32 for each distinct input of a layer.
     pub gram: bool,
 }
 
@@ -142,18 +142,18 @@ impl Statistics {
         Statistics { inputs: BTreeMap::new(), windows }
     }
 
-    /// Passes windows through a block, and gathers what enters its linears; those which no token reaches have statistics of
+    /// Passes windows through a layer, and gathers what enters its linears; those which no token reaches have statistics of
     /// zeros.
-    pub(crate) fn of_block(
+    pub(crate) fn of_layer(
         pass: &Pass<'_>,
-        block: &Block,
+        layer: &DecoderLayer,
         hidden: &mut [Tensor],
         wanted: Wanted,
         gather: Gather,
     ) -> Result<Statistics> {
         let mut sums = Sums::default();
-        pass.through(block, hidden, wanted, || InputTap::new(gather), |tap| sums.add(tap))?;
-        sums.into_statistics(hidden.len(), &block.linears(), gather)
+        pass.through(layer, hidden, wanted, || InputTap::new(gather), |tap| sums.add(tap))?;
+        sums.into_statistics(hidden.len(), &layer.linears(), gather)
     }
 }
 
@@ -253,16 +253,16 @@ impl Seen {
     }
 }
 
-/// Column norms of every prunable linear of the dense model, from one forward pass that holds one block at a time.
+/// Column norms of every prunable linear of the dense model, from one forward pass that holds one layer at a time.
 ///
 /// # Errors
-/// [`crate::error::Error::Argument`] for ids outside the vocabulary, [`crate::error::Error::Interrupted`], or what reading a block fails
+/// [`crate::error::Error::Argument`] for ids outside the vocabulary, [`crate::error::Error::Interrupted`], or what reading a layer fails
 /// with.
 pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result<Statistics> {
     calibrate_with(model, windows, Gather::default(), progress)
 }
 
-/// As [`calibrate`], with more than column norms if `gather` says so. Grams of all blocks are much to hold at a time.
+/// As [`calibrate`], with more than column norms if `gather` says so. Grams of all layers are much to hold at a time.
 pub(crate) fn calibrate_with(
     model: &Model,
     windows: &Windows,
@@ -270,14 +270,14 @@ pub(crate) fn calibrate_with(
     progress: Progress,
 ) -> Result<Statistics> {
     let mut all = Statistics::new(windows.ids.len());
-    calibrate_each(model, windows, gather, progress, |_, block| {
-        all.inputs.extend(block.inputs);
+    calibrate_each(model, windows, gather, progress, |_, layer| {
+        all.inputs.extend(layer.inputs);
         Ok(())
     })?;
     Ok(all)
 }
 
-/// As [`calibrate_with`], block by block: `each` gets a block's number and the statistics of its linears.
+/// As [`calibrate_with`], layer by layer: `each` gets a layer's number and the statistics of its linears.
 pub(crate) fn calibrate_each(
     model: &Model,
     windows: &Windows,
@@ -287,11 +287,11 @@ pub(crate) fn calibrate_each(
 ) -> Result<()> {
     let mut hidden = model.embed_for_pass(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
-    let stage = progress.stage("calibrate", (model.blocks() * hidden.len()) as u64);
+    let stage = progress.stage("calibrate", (model.layers() * hidden.len()) as u64);
     let pass = Pass { model, rope: &rope, stage: &stage };
-    model.each_block(|i, block| {
-        let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
-        each(i, Statistics::of_block(&pass, &block, &mut hidden, wanted, gather)?)
+    model.each_layer(|i, layer| {
+        let wanted = if i + 1 == model.layers() { Wanted::Taps } else { Wanted::Output };
+        each(i, Statistics::of_layer(&pass, &layer, &mut hidden, wanted, gather)?)
     })
 }
 

@@ -9,7 +9,7 @@
 //!
 //! Invariants:
 //! - A weight file that was read is never written. Output goes to a sibling, is flushed, then renamed into place.
-//! - Pruning holds one block's weights and its activations, not the model's: memory does not grow with depth.
+//! - Pruning holds one layer's weights and its activations, not the model's: memory does not grow with depth.
 //! - The same seed, inputs and configuration give the same bytes on any number of threads. Times and hosts stand
 //!   apart from results, in [`record::Record::environment`].
 //! - Reports regenerate from records without a model.

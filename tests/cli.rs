@@ -314,7 +314,7 @@ const BAD: &[Bad] = &[
         evaluate: true,
     },
     Bad {
-        what: "an infinite weight outside the blocks",
+        what: "an infinite weight outside the layers",
         damage: |place| spoil(place, "lm_head.weight", 0x7f80),
         options: &[("method", "random")],
         says: &["safetensors", "`lm_head.weight`", "[0, 1]", "infinite", "damaged"],

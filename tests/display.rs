@@ -137,7 +137,7 @@ fn masks() -> Result<()> {
     assert_ne!(of[mime::SVG], bundle(&two_of_four)[mime::SVG]);
     assert!(bundle(&two_of_four)[mime::SVG].contains("in groups of 4"));
     assert_eq!(bundle(&MaskMap::new("m", &rows))[mime::PLAIN], "m: 64 × 128 weights, 49.2% pruned");
-    let name = |block, kind| format!("model.layers.{block}.{kind}.weight");
+    let name = |layer, kind| format!("model.layers.{layer}.{kind}.weight");
     let set = MaskSet {
         metadata: None,
         masks: vec![
@@ -281,7 +281,7 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
     let tensors: Vec<_> = mixture.tensors().cloned().collect();
     let parts = Parts::of(&tensors, Some(layout.family));
     let files: Vec<String> = vec!["model.safetensors".into()];
-    let locality = Locality::of(&tensors, &files, layout.family, layout.blocks);
+    let locality = Locality::of(&tensors, &files, layout.family, layout.layers);
     let weights = vec![1.0f32; 64];
     let scorer = Scorer::new(Method::Magnitude, "w", &weights, (8, 8), Inputs::default())?;
     let table = Table::tensors(&pruned.record)?;
@@ -433,7 +433,7 @@ fn cells_show_values() {
     };
     assert!(data(1, mime::HTML).contains("showing 20 of 5,000 rows"), "{}", data(1, mime::HTML));
     assert!(data(1, mime::PLAIN).contains("size (bytes)"));
-    assert!(data(2, mime::HTML).contains("<strong>Model tiny-mixtral: mixtral, 4 blocks"), "{}", data(2, mime::HTML));
+    assert!(data(2, mime::HTML).contains("<strong>Model tiny-mixtral: mixtral, 4 layers"), "{}", data(2, mime::HTML));
     assert!(data(3, mime::PLAIN).contains("2:4 (kept of M)") && data(3, mime::HTML).contains("<svg "));
     assert_eq!(data(4, mime::PLAIN), "(Own { a: 3 }, 2)");
     let outputs = executed["cells"][5]["outputs"].as_array().unwrap();

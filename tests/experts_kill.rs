@@ -28,7 +28,7 @@ const KILLS_PER_OUTPUT: usize = 10;
 
 /// A gpt-oss of some 190 MB, of which half stays.
 fn large(dir: &Path) -> Checkpoint {
-    let moe = Moe { blocks: 6, experts: 16, hidden: 1024, width: 1024, ..Moe::small("gpt_oss") };
+    let moe = Moe { layers: 6, experts: 16, hidden: 1024, width: 1024, ..Moe::small("gpt_oss") };
     moe.write(dir, 3, 9)
 }
 
@@ -182,7 +182,7 @@ fn fetch_is_killed_at_any_instant() {
 fn fetch_takes_what_stays_and_little_else() {
     for (family, keep) in [("gpt_oss", 8), ("qwen3_moe", 8), ("mixtral", 3)] {
         let dir = tempfile::tempdir().unwrap();
-        let moe = Moe { blocks: 3, experts: 16, hidden: 256, width: 256, ..Moe::small(family) };
+        let moe = Moe { layers: 3, experts: 16, hidden: 256, width: 256, ..Moe::small(family) };
         let base = moe.write(&dir.path().join("base"), 4, 3);
         let server = Server::serve_dir(base.dir());
         let remote = server.hub(&dir.path().join("cache")).headers("owner/model", Progress::Hidden).unwrap();

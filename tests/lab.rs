@@ -55,8 +55,8 @@ fn uses(lab: &Lab, stage: &str) -> [u64; 3] {
 /// Every tensor's bits.
 fn bits(model: &Model) -> BTreeMap<String, Vec<u32>> {
     let of = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    (0..model.blocks())
-        .flat_map(|i| model.block(i).unwrap().linears().into_iter().cloned().collect::<Vec<_>>())
+    (0..model.layers())
+        .flat_map(|i| model.layer(i).unwrap().linears().into_iter().cloned().collect::<Vec<_>>())
         .map(|linear| (linear.name.clone(), of(&linear.weight).into_iter().map(f32::to_bits).collect()))
         .collect()
 }
@@ -192,7 +192,7 @@ fn models_and_masks_are_known_by_their_content() {
     // What was changed behind its back is another model.
     let mut changed = pruned.clone();
     let name = &changed.masks[0].0;
-    let weight = changed.model.block(0).unwrap().linears()[0].weight.clone();
+    let weight = changed.model.layer(0).unwrap().linears()[0].weight.clone();
     changed.model = changed.model.with_tensors([(name.clone(), (weight * 1.01).unwrap())]).unwrap();
     assert_ne!(lab.evaluate(&changed, &test).unwrap().nll_nats, evaluation.nll_nats);
     // The dense model, and the same one opened again.
@@ -430,7 +430,7 @@ fn a_killed_process_leaves_nothing_that_counts_and_several_at_once_agree() {
         }
         Err(_) => Vec::<PathBuf>::new(),
     };
-    // Killed while calibration writes its grams block by block.
+    // Killed while calibration writes its grams layer by layer.
     let started = Instant::now();
     let mut worker = start_worker(&cache);
     while unfinished().iter().all(|staging| !staging.join("block-1").exists()) {

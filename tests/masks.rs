@@ -251,15 +251,15 @@ fn edited_archives() {
 }
 
 #[test]
-fn the_config_lists_the_linears_of_the_blocks() {
+fn the_config_lists_the_linears_of_the_layers() {
     for fixture in
         ["tiny-mixtral", "tiny-olmoe", "tiny-qwen2-moe", "tiny-qwen3-moe", "tiny-gpt-oss", "../../data/tiny-llama"]
     {
         let model = random::open(&Path::new(ROOT).join("tests/data").join(fixture));
         let mut linears = Vec::new();
-        for i in 0..model.blocks() {
-            let block = model.block(i).unwrap();
-            linears.extend(block.linears().iter().map(|l| (l.name.clone(), l.weight.dims2().unwrap())));
+        for i in 0..model.layers() {
+            let layer = model.layer(i).unwrap();
+            linears.extend(layer.linears().iter().map(|l| (l.name.clone(), l.weight.dims2().unwrap())));
         }
         assert_eq!(model.config().linears(), linears, "{fixture}");
     }

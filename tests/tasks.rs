@@ -608,7 +608,7 @@ fn what_is_wrong_is_said_before_a_model_is_loaded() {
     assert_eq!(Task::choices(&bad, Some(1)).unwrap().examples.len(), 1);
 }
 
-/// A model that is read block by block scores what the same model in memory scores; without a tokenizer neither can.
+/// A model that is read layer by layer scores what the same model in memory scores; without a tokenizer neither can.
 #[test]
 fn streamed_and_resident_models_agree() {
     let dir = tempfile::tempdir().unwrap();

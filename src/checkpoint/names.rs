@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-/// Parts that wrappers put anywhere into a name: a compiled, sharded or checkpointed block inside a model that is none.
+/// Parts that wrappers put anywhere into a name: a compiled, sharded or checkpointed module inside a model that is none.
 const INNER: [&str; 5] =
     ["_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"];
 /// Prefixes that wrappers put before a name.

@@ -73,9 +73,9 @@ pub(super) fn problem(name: &str, config: &Map<String, Value>, tensors: &[Tensor
     let layers: BTreeSet<usize> = tensors.iter().filter_map(|info| layer(&info.name)).collect();
     if let Some(wanted) = layer(name) {
         if !layers.contains(&wanted) {
-            let blocks = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or_default();
+            let depth = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or_default();
             return format!(
-                "config.json has {blocks} blocks (`num_hidden_layers`), and block {wanted} has no tensor here, {} others do; is \
+                "config.json has {depth} layers (`num_hidden_layers`), and layer {wanted} has no tensor here, {} others do; is \
                  a shard missing, or was config.json changed?",
                 layers.len()
             );

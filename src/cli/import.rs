@@ -38,9 +38,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let sources: Vec<String> =
         summary.source_dtypes.iter().map(|(dtype, count)| format!("{count} x {dtype}")).collect();
     println!(
-        "{}: {} blocks, {} parameters in {} tensors ({}) -> {} as {}",
+        "{}: {} layers, {} parameters in {} tensors ({}) -> {} as {}",
         summary.architecture,
-        summary.blocks,
+        summary.layers,
         summary.parameters,
         summary.tensors,
         sources.join(", "),

@@ -93,7 +93,7 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Result<Inspectio
     }
     let stored = Some(SparseSummary::of(source)).filter(SparseSummary::is_sparse);
     let layers = number(&["num_hidden_layers"]);
-    let blocks = layers.and_then(|layers| usize::try_from(layers).ok());
+    let depth = layers.and_then(|layers| usize::try_from(layers).ok());
     let heads = number(&["num_attention_heads"]);
     Ok(Inspection {
         family: model_type.map(str::to_owned),
@@ -116,7 +116,7 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Result<Inspectio
         shards: files.len(),
         stored,
         parts: Parts::of(index, family),
-        locality: family.zip(blocks).map(|(family, blocks)| Locality::of(index, &files, family, blocks)),
+        locality: family.zip(depth).map(|(family, depth)| Locality::of(index, &files, family, depth)),
         tensors: TensorKind::of(source, stored.is_some()),
     })
 }

@@ -247,7 +247,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
     }
     rows.iter().for_each(|(name, value)| println!("{name:12} {value}"));
     for (title, groups) in
-        [("all", std::slice::from_ref(&statistics.all)), ("block", &statistics.blocks), ("kind", &statistics.kinds)]
+        [("all", std::slice::from_ref(&statistics.all)), ("layer", &statistics.layers), ("kind", &statistics.kinds)]
     {
         println!();
         print_table([title, "tensors", "pruned", "elements", "sparsity", "of rows"], &[0], groups.iter().map(sparsity));

@@ -144,14 +144,14 @@ struct Compute {
     /// Device: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: DeviceSpec,
-    /// Device memory for weights, such as 20G, which stay there until others need their room [default: one block's and the
+    /// Device memory for weights, such as 20G, which stay there until others need their room [default: one layer's and the
     /// next one's]; activations of more than a quarter of it wait on the host
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     device_memory: Option<u64>,
 }
 
 impl Compute {
-    /// Opens a model whose blocks are read as they are needed.
+    /// Opens a model whose layers are read as they are needed.
     fn open(&self, spec: &str) -> anyhow::Result<Model> {
         let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
         let model = Model::open(&checkpoint, self.dtype, &self.device.open()?)?;

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Drop ties as the reference implementations of magnitude pruning and SparseGPT do: one weight more, and its equals
     #[arg(long)]
     reference_ties: bool,
-    /// Calibrate each block on the outputs of the pruned or of the dense blocks before it
+    /// Calibrate each layer on the outputs of the pruned or of the dense layers before it
     #[arg(long, default_value = "pruned")]
     propagate: Propagate,
     /// Calibration text: plain, or JSON or parquet with the field `text` or `input_ids` (token ids); .gz and .zst too

@@ -4,14 +4,14 @@ use lacuna::prune::Method;
 use lacuna::record::{Record, StructureRecord};
 use lacuna::structured::{Form, GroupNorm, StructuredConfig, Unit};
 
-/// What belongs to single weights, or to pruning block by block.
+/// What belongs to single weights, or to pruning layer by layer.
 const CONFLICTS: [&str; 9] =
     ["masks", "pattern", "per", "propagate", "allocation", "rules", "rules_file", "refine", "reference_ties"];
 
 /// Structured pruning.
 #[derive(Debug, clap::Args)]
 pub(super) struct Structure {
-    /// Remove whole units, equally many in each block: heads (key/value heads with their queries), neurons or channels (of
+    /// Remove whole units, equally many in each layer: heads (key/value heads with their queries), neurons or channels (of
     /// the residual stream); with --zero also output-channels or input-channels (of each linear)
     #[arg(long, value_name = "UNIT", conflicts_with_all = CONFLICTS)]
     structure: Option<Unit>,

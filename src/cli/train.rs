@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Directory to write; it must not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Number of blocks
+    /// Number of layers
     #[arg(long)]
     layers: usize,
     /// Width of the residual stream
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Width of the MLP, or of one expert
     #[arg(long)]
     intermediate: usize,
-    /// Experts per block (mixtral)
+    /// Experts per layer (mixtral)
     #[arg(long, required_if_eq("family", "mixtral"))]
     experts: Option<usize>,
     /// Experts per token (mixtral)

@@ -84,15 +84,15 @@ fn counts(what: &str, of: &[Sparsity]) -> Result<Table> {
     Ok(table)
 }
 
-/// Sparsity by block and kind of tensor; `None` for tensors that are not in blocks.
-fn by_block(statistics: &MaskStatistics) -> Option<HeatMap> {
+/// Sparsity by layer and kind of tensor; `None` for tensors that are not in layers.
+fn by_layer(statistics: &MaskStatistics) -> Option<HeatMap> {
     let position = |of: &[Sparsity], name: &str| of.iter().position(|one| one.name == name);
-    let mut sums = vec![vec![(0u64, 0u64); statistics.kinds.len()]; statistics.blocks.len()];
+    let mut sums = vec![vec![(0u64, 0u64); statistics.kinds.len()]; statistics.layers.len()];
     for tensor in &statistics.tensors {
-        let (Some(block), kind) = place(&tensor.name) else { continue };
-        let at = position(&statistics.blocks, &block).zip(position(&statistics.kinds, &kind));
-        if let Some((block, kind)) = at {
-            let (pruned, elements) = &mut sums[block][kind];
+        let (Some(layer), kind) = place(&tensor.name) else { continue };
+        let at = position(&statistics.layers, &layer).zip(position(&statistics.kinds, &kind));
+        if let Some((layer, kind)) = at {
+            let (pruned, elements) = &mut sums[layer][kind];
             (*pruned, *elements) = (*pruned + tensor.pruned, *elements + tensor.elements);
         }
     }
@@ -102,10 +102,10 @@ fn by_block(statistics: &MaskStatistics) -> Option<HeatMap> {
     if sums.is_empty() || statistics.kinds.is_empty() {
         return None;
     }
-    let map = HeatMap::new("Sparsity by block and kind of tensor", sums.iter().map(|row| row.iter().map(share)))
-        .rows("Block")
+    let map = HeatMap::new("Sparsity by layer and kind of tensor", sums.iter().map(|row| row.iter().map(share)))
+        .rows("Layer")
         .columns("Tensor")
-        .row_names(names(&statistics.blocks))
+        .row_names(names(&statistics.layers))
         .column_names(names(&statistics.kinds).into_iter().map(short))
         .unit("Weights that are pruned (%)")
         .percent();
@@ -157,7 +157,7 @@ impl Rich for MaskSet {
             counts("kind", &statistics.kinds)?
         };
         let card = Card::new(summary(&statistics), json).facts("masks", "", facts)?.table(groups);
-        match by_block(&statistics) {
+        match by_layer(&statistics) {
             Some(map) => card.figure(map).bundle(),
             None => card.bundle(),
         }

@@ -54,7 +54,7 @@ impl Rich for Model {
         let mut facts = vec![
             ("family", config.family.name().to_owned()),
             ("parameters", count(parameters)),
-            ("blocks", count(config.blocks)),
+            ("layers", count(config.layers)),
             ("hidden size", count(config.hidden_size)),
             ("heads", format!("{} of width {}, {} of keys and values", config.heads, config.head_dim, config.kv_heads)),
         ];
@@ -66,7 +66,7 @@ impl Rich for Model {
             None => facts.push(("MLP width", count(config.intermediate_size))),
         }
         let tied = if config.tie_word_embeddings { ", tied to the output" } else { "" };
-        let place = if self.is_resident() { "in memory" } else { "read block by block" };
+        let place = if self.is_resident() { "in memory" } else { "read layer by layer" };
         facts.extend([
             ("vocabulary", format!("{}{tied}", count(config.vocab_size))),
             ("context", format!("{} tokens", count(config.max_position_embeddings))),
@@ -74,16 +74,16 @@ impl Rich for Model {
         ]);
         facts.extend(self.notes().iter().map(|note| ("note", note.clone())));
         let summary = format!(
-            "Model {}: {}, {} blocks, {} parameters, {}",
+            "Model {}: {}, {} layers, {} parameters, {}",
             self.name(),
             config.family.name(),
-            config.blocks,
+            config.layers,
             count(parameters),
             size(bytes)
         );
         let json = json!({
             "name": self.name(), "family": config.family.name(), "parameters": parameters, "bytes": bytes,
-            "dtype": dtype, "blocks": config.blocks, "hidden_size": config.hidden_size, "heads": config.heads,
+            "dtype": dtype, "blocks": config.layers, "hidden_size": config.hidden_size, "heads": config.heads,
             "kv_heads": config.kv_heads, "vocab_size": config.vocab_size, "resident": self.is_resident(),
         });
         Card::new(summary, json).facts("model", self.name(), facts)?.table(kinds_table(&tensors)?).bundle()
@@ -102,7 +102,7 @@ fn source_card(source: &dyn Source) -> Result<Card> {
     let model_type = config.get("model_type").and_then(Value::as_str);
     let number = |key: &str| config.get(key).and_then(Value::as_u64);
     let mut facts: Vec<(&str, String)> = model_type.map(|family| ("family", family.to_owned())).into_iter().collect();
-    for (fact, key) in [("blocks", "num_hidden_layers"), ("hidden size", "hidden_size"), ("vocabulary", "vocab_size")] {
+    for (fact, key) in [("layers", "num_hidden_layers"), ("hidden size", "hidden_size"), ("vocabulary", "vocab_size")] {
         facts.extend(number(key).map(|value| (fact, count(value))));
     }
     facts.extend([("elements", count(parameters)), ("tensors", count(index.len())), ("files", files)]);
@@ -158,10 +158,10 @@ pub(super) fn spread(mut values: Vec<f64>) -> [f64; 3] {
 
 impl Rich for Statistics {
     fn bundle(&self) -> Result<Bundle> {
-        // By kind of linear, in the order of the model: names sort block 10 before block 2.
-        let block_number = |name: &str| place(name).0.and_then(|block| block.parse::<usize>().ok());
+        // By kind of linear, in the order of the model: names sort layer 10 before layer 2.
+        let layer_number = |name: &str| place(name).0.and_then(|layer| layer.parse::<usize>().ok());
         let mut linears: Vec<&str> = self.linears().collect();
-        linears.sort_by_key(|name| block_number(name));
+        linears.sort_by_key(|name| layer_number(name));
         let norms = |name: &str| -> Vec<f64> {
             self.column_norms(name).unwrap_or_default().into_iter().map(f64::from).collect()
         };
@@ -198,12 +198,12 @@ impl Rich for Statistics {
         let facts = vec![("windows", windows), ("linears", count(linears.len())), ("gathered", gathered)];
         let card = Card::new(summary, json).facts("calibration", "", facts)?.table(by_kind);
         // How far the largest input stands out of the median: what magnitude alone does not see.
-        let mut blocks: Vec<usize> = linears.iter().filter_map(|name| block_number(name)).collect();
-        blocks.dedup();
-        let outlier = |block: usize, kind: &str| {
+        let mut layers: Vec<usize> = linears.iter().filter_map(|name| layer_number(name)).collect();
+        layers.dedup();
+        let outlier = |layer: usize, kind: &str| {
             let of: Vec<f64> = linears
                 .iter()
-                .filter(|name| block_number(name) == Some(block) && place(name).1 == kind)
+                .filter(|name| layer_number(name) == Some(layer) && place(name).1 == kind)
                 .map(|name| spread(norms(name)))
                 .filter(|[_, median, largest]| *median > 0.0 && largest.is_finite())
                 .map(|[_, median, largest]| largest / median)
@@ -211,15 +211,15 @@ impl Rich for Statistics {
             of.into_iter().reduce(f64::max)
         };
         let rows: Vec<Vec<Option<f64>>> =
-            blocks.iter().map(|&block| kinds.iter().map(|(kind, _)| outlier(block, kind)).collect()).collect();
+            layers.iter().map(|&layer| kinds.iter().map(|(kind, _)| outlier(layer, kind)).collect()).collect();
         if rows.iter().flatten().all(Option::is_none) {
             return card.bundle();
         }
         let short = |kind: &str| kind.rsplit('.').next().unwrap_or_default().to_owned();
         let map = HeatMap::new("Inputs that stand out", rows)
-            .rows("Block")
+            .rows("Layer")
             .columns("Linear")
-            .row_names(blocks.iter().map(usize::to_string))
+            .row_names(layers.iter().map(usize::to_string))
             .column_names(kinds.iter().map(|(kind, _)| short(kind)))
             .unit("Largest norm of an input over the median")
             .log();

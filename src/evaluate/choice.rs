@@ -3,7 +3,7 @@
 use super::task::{Choice, Task, TaskRecord};
 use super::{each, finite, target_losses};
 use crate::error::{Error, Result};
-use crate::model::{Block, KvCache, Model, ModelConfig, Rope, Wanted};
+use crate::model::{DecoderLayer, KvCache, Model, ModelConfig, Rope, Wanted};
 use crate::progress::{Progress, Stage};
 use crate::stats::{Bootstrap, Score};
 use crate::text::{Bos, BosRecord, Encoder};
@@ -64,7 +64,7 @@ impl ChoiceScores {
     }
 }
 
-/// Tokens whose hidden states are held at one time; a model whose blocks are read when needed is read once for each such
+/// Tokens whose hidden states are held at one time; a model whose layers are read when needed is read once for each such
 /// part of a task.
 const TOKENS: usize = 32_768;
 
@@ -74,7 +74,7 @@ const TOKENS: usize = 32_768;
 /// of a text is `bos`; an empty context becomes the token for the beginning of a text. A sequence longer than
 /// `max_position_embeddings` loses tokens at its beginning. The score of an example depends on no other example.
 ///
-/// Blocks are used one at a time, as in [`super::evaluate`]; in each, a context passes once and its choices read its keys
+/// Layers are used one at a time, as in [`super::evaluate`]; in each, a context passes once and its choices read its keys
 /// and values.
 ///
 /// # Errors
@@ -96,7 +96,7 @@ pub fn score_choices(
         truncated += usize::from(parts.iter().any(|run| run.dropped > 0));
         runs.extend(parts.into_iter().map(|run| Run { example: index, ..run }));
     }
-    let stage = progress.stage(&task.name, (runs.len() * (model.blocks() + 1)) as u64);
+    let stage = progress.stage(&task.name, (runs.len() * (model.layers() + 1)) as u64);
     let mut scores: Vec<Vec<f64>> = task.examples.iter().map(|example| vec![0.0; example.choices.len()]).collect();
     for part in parts(&runs) {
         for (run, losses) in part.iter().zip(losses(model, part, &stage)?) {
@@ -155,7 +155,7 @@ struct Run {
 }
 
 impl Run {
-    /// Tokens that pass through the blocks: nothing is predicted from a choice's last one.
+    /// Tokens that pass through the layers: nothing is predicted from a choice's last one.
     fn tokens(&self) -> usize {
         self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).sum::<usize>()
     }
@@ -232,11 +232,11 @@ struct Hidden {
 }
 
 impl Hidden {
-    /// Through one block. The continuations see the context's keys and values, which end with this call.
-    fn pass(&mut self, block: &Block, config: &ModelConfig, rope: &Rope) -> Result<()> {
+    /// Through one layer. The continuations see the context's keys and values, which end with this call.
+    fn pass(&mut self, layer: &DecoderLayer, config: &ModelConfig, rope: &Rope) -> Result<()> {
         let mut cache = KvCache::default();
         let run = |x: &mut Tensor, cache: &mut KvCache| -> Result<()> {
-            if let Some(y) = block.run(config, rope, x, Some(cache), &mut (), Wanted::Output)? {
+            if let Some(y) = layer.run(config, rope, x, Some(cache), &mut (), Wanted::Output)? {
                 *x = y;
             }
             Ok(())
@@ -251,9 +251,9 @@ fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
     // Up to the model's context, tables hold for any length: those of the longest sequence are those of each, dynamic ones too.
     let rope = model.rope(runs.iter().map(Run::positions).max().unwrap_or(1));
     let mut hidden = embed(model, runs)?;
-    model.each_block(|_, block| {
+    model.each_layer(|_, layer| {
         each(model, &mut hidden, |hidden| {
-            hidden.pass(&block, model.config(), &rope)?;
+            hidden.pass(&layer, model.config(), &rope)?;
             stage.inc(1)
         })
     })?;
@@ -282,7 +282,7 @@ fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
     Ok(losses)
 }
 
-/// Embeddings of what passes through the blocks.
+/// Embeddings of what passes through the layers.
 fn embed(model: &Model, runs: &[Run]) -> Result<Vec<Hidden>> {
     let inputs = |run: &Run| -> Vec<Vec<u32>> {
         let inputs = run.continuations.iter().map(|(_, ids)| ids[..ids.len() - 1].to_vec());

@@ -90,8 +90,8 @@ impl Evaluation {
     }
 }
 
-/// Scores `windows`: forward in the model's dtype, logits in f32, log-softmax accumulated in f64. Blocks are used one at a
-/// time; memory is one block, the activations of all windows, and the embedding.
+/// Scores `windows`: forward in the model's dtype, logits in f32, log-softmax accumulated in f64. Layers are used one at a
+/// time; memory is one layer, the activations of all windows, and the embedding.
 ///
 /// # Errors
 /// [`Error::Argument`] for windows of fewer than two tokens or ids outside the vocabulary; [`Error::Tensor`] when the loss

@@ -70,7 +70,7 @@ pub(super) const SLICES: &str = "slices";
 fn sliced(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<HashMap<usize, Option<OutputTensor>>> {
     let mut outputs = HashMap::new();
     for (layer, kept) in keep.layers() {
-        for &(role, position) in layout.layers.get(&layer).map_or(&[][..], Vec::as_slice) {
+        for &(role, position) in layout.mixtures.get(&layer).map_or(&[][..], Vec::as_slice) {
             let info = &source.index()[position];
             let output = match role {
                 Role::Shared => continue,
@@ -99,7 +99,7 @@ pub(super) fn slice_files(source: &dyn Source, layout: &Layout, keep: &Keep) -> 
     let mut sliced = sliced(source, layout, keep)?;
     let file = |(layer, kept): (usize, &[usize])| OutputFile {
         name: format!("layer{layer}_keep{}.safetensors", kept.len()),
-        tensors: layout.layers[&layer].iter().filter_map(|(_, position)| sliced.remove(position)?).collect(),
+        tensors: layout.mixtures[&layer].iter().filter_map(|(_, position)| sliced.remove(position)?).collect(),
     };
     Ok(keep.layers().map(file).collect())
 }

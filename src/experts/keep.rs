@@ -65,7 +65,7 @@ impl Keep {
     pub fn new(layout: &Layout, mut lists: BTreeMap<usize, Vec<usize>>) -> Result<Self> {
         for (layer, list) in &mut lists {
             let wrong = |problem: String| Error::argument("keep", format!("layer {layer}"), problem);
-            if !layout.layers.contains_key(layer) {
+            if !layout.mixtures.contains_key(layer) {
                 return Err(wrong("has no mixture of experts".into()));
             }
             list.sort_unstable();
@@ -102,11 +102,11 @@ impl Keep {
             lists
         } else {
             let lists: Vec<Vec<usize>> = serde_json::from_value(json).map_err(form)?;
-            if lists.len() != layout.layers.len() {
-                let problem = format!("{} lists for {} layers with a mixture", lists.len(), layout.layers.len());
+            if lists.len() != layout.mixtures.len() {
+                let problem = format!("{} lists for {} layers with a mixture", lists.len(), layout.mixtures.len());
                 return Err(Error::file(path, problem));
             }
-            layout.layers.keys().copied().zip(lists).collect()
+            layout.mixtures.keys().copied().zip(lists).collect()
         };
         Self::new(layout, lists)
     }
@@ -142,7 +142,7 @@ impl Keep {
     /// [`Error::Argument`] when a layer is missing, the counts differ, fewer experts stay than a token needs, or groups
     /// lose unequally or too much.
     pub fn uniform(&self, layout: &Layout) -> Result<usize> {
-        if let Some(layer) = layout.layers.keys().find(|layer| !self.0.contains_key(layer)) {
+        if let Some(layer) = layout.mixtures.keys().find(|layer| !self.0.contains_key(layer)) {
             return Err(Error::argument(
                 "keep",
                 format!("layer {layer}"),
@@ -195,8 +195,8 @@ mod tests {
     use crate::model::MoeFamily;
 
     fn layout(experts: usize, groups: Option<Groups>) -> Layout {
-        let layers = (1..3).map(|layer| (layer, Vec::new())).collect();
-        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), blocks: 4, experts, top_k: 2, groups, layers }
+        let mixtures = (1..3).map(|layer| (layer, Vec::new())).collect();
+        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), layers: 4, experts, top_k: 2, groups, mixtures }
     }
 
     fn keep(layout: &Layout, lists: &[(usize, &[usize])]) -> Result<Keep> {

@@ -53,7 +53,7 @@ fn norms(
 ) -> Result<Vec<Vec<f64>>> {
     // One slice of one tensor is one task, and its sum of squares goes to one expert.
     let mut tasks = Vec::new();
-    for (row, &layer) in layout.layers.keys().enumerate() {
+    for (row, &layer) in layout.mixtures.keys().enumerate() {
         for (role, info) in layout.tensors(source, layer).filter(|(role, info)| wanted(*role, info)) {
             match role {
                 Role::Expert(expert) => tasks.push((row, expert, info, 0, 1)),
@@ -70,7 +70,7 @@ fn norms(
             Ok(squares)
         })
         .collect::<Result<_>>()?;
-    let mut norms = vec![vec![0.0; layout.experts]; layout.layers.len()];
+    let mut norms = vec![vec![0.0; layout.experts]; layout.mixtures.len()];
     for (&(row, expert, ..), squares) in tasks.iter().zip(squares) {
         norms[row][expert] += squares;
     }

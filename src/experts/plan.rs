@@ -17,7 +17,7 @@ pub struct Plan {
     pub source: String,
     /// `model_type` of its config.
     pub family: String,
-    /// Blocks with a mixture.
+    /// Layers with a mixture.
     pub layers: usize,
     /// Experts per mixture now.
     pub experts: usize,
@@ -105,11 +105,11 @@ impl Plan {
     }
 
     fn of(source: &dyn Source, layout: &Layout, keep: &Keep, rewrite: &Rewrite) -> Result<Plan> {
-        let first = layout.layers.keys().next().copied().unwrap_or_default();
+        let first = layout.mixtures.keys().next().copied().unwrap_or_default();
         Ok(Plan {
             source: source.origin(),
             family: layout.family.model_type.to_owned(),
-            layers: layout.layers.len(),
+            layers: layout.mixtures.len(),
             experts: layout.experts,
             kept: keep.uniform(layout)?,
             keep: keep.clone(),

@@ -31,7 +31,7 @@ crate::error::listed!(SuperExperts, Protect, Ignore);
 
 impl Ranking {
     fn of(layout: &Layout, mut order: impl FnMut(usize) -> Vec<usize>) -> Self {
-        Ranking(layout.layers.keys().map(|&layer| (layer, order(layer))).collect())
+        Ranking(layout.mixtures.keys().map(|&layer| (layer, order(layer))).collect())
     }
 
     /// The first experts first.
@@ -120,8 +120,8 @@ mod tests {
     use crate::model::MoeFamily;
 
     fn layout(groups: Option<Groups>) -> Layout {
-        let layers = (0..4).map(|layer| (layer, Vec::new())).collect();
-        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), blocks: 4, experts: 8, top_k: 2, groups, layers }
+        let mixtures = (0..4).map(|layer| (layer, Vec::new())).collect();
+        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), layers: 4, experts: 8, top_k: 2, groups, mixtures }
     }
 
     fn scores(metric: Metric, rows: Vec<Vec<f64>>) -> ExpertScores {

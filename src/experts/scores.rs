@@ -71,7 +71,7 @@ pub struct ExpertScores {
     pub calibration: Option<TextRecord>,
     /// [`Layout::routers_sha256`] of the model; empty for one that exists in memory only.
     pub routers_sha256: String,
-    /// Blocks with a mixture.
+    /// Layers with a mixture.
     pub layers: Vec<usize>,
     /// Experts per mixture.
     pub experts: usize,
@@ -116,7 +116,7 @@ impl ExpertScores {
             family: layout.family.model_type.to_owned(),
             routers_sha256: layout.routers_sha256(source)?,
             calibration: None,
-            layers: layout.layers.keys().copied().collect(),
+            layers: layout.mixtures.keys().copied().collect(),
             experts: layout.experts,
             metrics: BTreeMap::from([(metric, values)]),
         })
@@ -163,7 +163,7 @@ impl ExpertScores {
         };
         let layout = Layout::find(checkpoint)?;
         let metrics = Metric::CALIBRATED.into_iter().chain([Metric::RouterNorm]);
-        let writer = writer(out, metrics, [layout.layers.len(), layout.experts])?;
+        let writer = writer(out, metrics, [layout.mixtures.len(), layout.experts])?;
         let data_free = Self::data_free(checkpoint, &layout, Metric::RouterNorm, progress)?;
         let mut scores = Self::calibrated(model, windows, progress)?;
         scores.metrics.extend(data_free.metrics);
@@ -188,7 +188,7 @@ impl ExpertScores {
     /// # Errors
     /// [`Error::Argument`] naming the difference.
     pub fn check(&self, layout: &Layout) -> Result<()> {
-        let layers: Vec<usize> = layout.layers.keys().copied().collect();
+        let layers: Vec<usize> = layout.mixtures.keys().copied().collect();
         if self.family == layout.family.model_type && self.layers == layers && self.experts == layout.experts {
             return self.check_values();
         }

@@ -25,11 +25,11 @@
 //! # }
 //! ```
 //!
-//! What can be used again depends on how pruned blocks propagate:
+//! What can be used again depends on how pruned layers propagate:
 //! - With [`Propagate::Dense`], which [`Lab::config`] chooses, statistics and gradients are those of the dense model, whatever the
 //!   sparsity and the method. Another sparsity costs a selection and an evaluation.
-//! - With [`Propagate::Pruned`], as in the reference implementations and in [`PruneConfig::new`], a block is calibrated on what the
-//!   pruned blocks before it give, which another sparsity changes from the first block on. So another sparsity costs another
+//! - With [`Propagate::Pruned`], as in the reference implementations and in [`PruneConfig::new`], a layer is calibrated on what the
+//!   pruned layers before it give, which another sparsity changes from the first layer on. So another sparsity costs another
 //!   calibration; gradients, and the statistics that an allocation looks at, are still those of the dense model. Perplexities
 //!   differ a little, mostly at high sparsities: compare numbers of one mode only, and those of papers with this one.
 //!
@@ -86,7 +86,7 @@ crate::debug::one_line!(rich Lab, |lab| {
 #[derive(Debug, Default)]
 struct Memory {
     statistics: Option<Arc<Statistics>>,
-    /// Files of each block's statistics with grams, open.
+    /// Files of each layer's statistics with grams, open.
     grams: Option<Arc<Vec<SavedStatistics>>>,
     gradients: Option<Gradients>,
     /// By the names of their keys.
@@ -273,7 +273,7 @@ impl Lab {
         Ok(gradients)
     }
 
-    /// Statistics with grams, block by block on the disk; `None` where they cannot be kept, so that the block loop computes them.
+    /// Statistics with grams, layer by layer on the disk; `None` where they cannot be kept, so that the layer loop computes them.
     fn grams(&self) -> Result<Option<Arc<Vec<SavedStatistics>>>> {
         let (stage, windows) = (Stage::Grams, self.needed_calibration()?);
         if let Some(grams) = &self.memory().grams {
@@ -287,10 +287,10 @@ impl Lab {
             return Ok(None);
         }
         let key = self.key(stage, json!({"windows": windows.sha256()}));
-        let block = |dir: &Path, i: usize| dir.join(format!("block-{i}"));
+        let layer = |dir: &Path, i: usize| dir.join(format!("block-{i}"));
         let open = || {
             self.cache.load(&key, self.progress, |entry| {
-                (0..self.model.blocks()).map(|i| SavedStatistics::open(&block(entry.dir(), i))).collect::<Result<_>>()
+                (0..self.model.layers()).map(|i| SavedStatistics::open(&layer(entry.dir(), i))).collect::<Result<_>>()
             })
         };
         let mut grams: Option<Vec<SavedStatistics>> = open()?;
@@ -298,7 +298,7 @@ impl Lab {
         if grams.is_none() {
             let gather = Gather { sums: true, gram: true };
             self.cache.keep(&key, self.title(windows), self.progress, |dir| {
-                let save = |i, statistics: Statistics| statistics.save(block(dir, i));
+                let save = |i, statistics: Statistics| statistics.save(layer(dir, i));
                 calibrate_each(&self.model, windows, gather, self.progress, save)?;
                 Ok(Value::Null)
             })?;
@@ -516,7 +516,7 @@ impl Lab {
         let grams = if needs.grams && has_text { self.grams()? } else { None };
         let read = grams.map(|grams| {
             move |i: usize| match grams.get(i) {
-                Some(block) => block.read(),
+                Some(layer) => layer.read(),
                 None => Ok(Statistics::default()),
             }
         });

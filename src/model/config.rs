@@ -15,10 +15,10 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of a dense block's MLP; that of an expert is in `moe`.
+    /// Width of a dense layer's MLP; that of an expert is in `moe`.
     pub intermediate_size: usize,
-    /// Number of blocks.
-    pub blocks: usize,
+    /// Number of decoder layers.
+    pub layers: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; a divisor of `heads`.
@@ -31,7 +31,7 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
-    /// For each block, how many keys a query sees, itself included; `None` is all.
+    /// For each layer, how many keys a query sees, itself included; `None` is all.
     pub sliding_window: Vec<Option<usize>>,
     /// Biases on the q, k and v projections.
     pub qkv_bias: bool,
@@ -47,7 +47,7 @@ pub struct ModelConfig {
     pub sinks: bool,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
-    /// Experts, where some block has a mixture of them.
+    /// Experts, where some layer has a mixture of them.
     pub moe: Option<MoeConfig>,
 }
 
@@ -120,8 +120,8 @@ pub struct MoeConfig {
     pub norm_topk_prob: bool,
     /// How the experts are stored, and with it what they compute.
     pub storage: ExpertStorage,
-    /// For each block, whether it has a mixture; the others have an MLP.
-    pub blocks: Vec<bool>,
+    /// For each layer, whether it has a mixture; the others have an MLP.
+    pub layers: Vec<bool>,
 }
 
 impl MoeConfig {
@@ -217,7 +217,7 @@ impl ModelConfig {
         if let Some(act) = fields.present("hidden_act").filter(|act| act.as_str() != Some("silu")) {
             return Err(Error::file(path, format!("`hidden_act` is {act}; only `silu` is supported")));
         }
-        let blocks = fields.usize("num_hidden_layers")?;
+        let layers = fields.usize("num_hidden_layers")?;
         let hidden_size = fields.usize("hidden_size")?;
         let heads = fields.usize("num_attention_heads")?;
         let kv_heads = fields.usize_or("num_key_value_heads", heads)?;
@@ -244,7 +244,7 @@ impl ModelConfig {
             vocab_size: fields.usize("vocab_size")?,
             hidden_size,
             intermediate_size,
-            blocks,
+            layers,
             heads,
             kv_heads,
             head_dim,
@@ -254,7 +254,7 @@ impl ModelConfig {
             )?,
             rope: RopeConfig::from_fields(&fields, family, max_position_embeddings)?,
             max_position_embeddings,
-            sliding_window: sliding_window(&fields, family, blocks)?,
+            sliding_window: sliding_window(&fields, family, layers)?,
             qkv_bias,
             o_bias,
             mlp_bias: fields.bool_or("mlp_bias", false)?,
@@ -270,21 +270,21 @@ impl ModelConfig {
             sinks: family == Family::GptOss,
             tie_word_embeddings: fields.bool_or("tie_word_embeddings", false)?,
             moe: match MoeFamily::find(model_type) {
-                Some(names) => Some(moe(&fields, names, family, hidden_size, intermediate_size, blocks)?),
+                Some(names) => Some(moe(&fields, names, family, hidden_size, intermediate_size, layers)?),
                 None => None,
             },
         })
     }
 
-    /// The settings of block `i`'s mixture, `None` where it has an MLP.
+    /// The settings of layer `i`'s mixture, `None` where it has an MLP.
     pub fn mixture(&self, i: usize) -> Option<&MoeConfig> {
-        self.moe.as_ref().filter(|moe| moe.blocks.get(i) == Some(&true))
+        self.moe.as_ref().filter(|moe| moe.layers.get(i) == Some(&true))
     }
 }
 
-/// The number of keys that a query sees in each block: by `layer_types` where the config has them, else by the family's
+/// The number of keys that a query sees in each layer: by `layer_types` where the config has them, else by the family's
 /// rule. Keys that are left out have the values that transformers 5's config classes give them.
-fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<Vec<Option<usize>>> {
+fn sliding_window(fields: &Fields<'_>, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
     let used = match family {
         Family::Llama | Family::Olmoe => false,
         Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::Qwen3Moe => {
@@ -301,7 +301,7 @@ fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<
     };
     let tokens = match fields.usize_or("sliding_window", default.unwrap_or(0))? {
         tokens if used && tokens > 0 => tokens,
-        _ => return Ok(vec![None; blocks]),
+        _ => return Ok(vec![None; layers]),
     };
     let by_types = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::GptOss);
     if let Some(value) = fields.present("layer_types").filter(|_| by_types) {
@@ -311,18 +311,18 @@ fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<
             _ => None,
         };
         let windows = value.as_array().and_then(|kinds| kinds.iter().map(window).collect::<Option<Vec<_>>>());
-        return windows.filter(|windows| windows.len() == blocks).ok_or_else(|| {
-            fields.wrong("layer_types", value, &format!("a list of {blocks} times sliding_attention or full_attention"))
+        return windows.filter(|windows| windows.len() == layers).ok_or_else(|| {
+            fields.wrong("layer_types", value, &format!("a list of {layers} times sliding_attention or full_attention"))
         });
     }
-    let layers = fields.count_or("max_window_layers", 28)?;
-    let slides = |block: usize| match family {
-        Family::Qwen2 | Family::Qwen3 => block >= layers,
-        Family::Qwen2Moe => block < layers && block.is_multiple_of(2),
-        Family::GptOss => block.is_multiple_of(2),
+    let full = fields.count_or("max_window_layers", 28)?;
+    let slides = |layer: usize| match family {
+        Family::Qwen2 | Family::Qwen3 => layer >= full,
+        Family::Qwen2Moe => layer < full && layer.is_multiple_of(2),
+        Family::GptOss => layer.is_multiple_of(2),
         _ => true,
     };
-    Ok((0..blocks).map(|block| slides(block).then_some(tokens)).collect())
+    Ok((0..layers).map(|layer| slides(layer).then_some(tokens)).collect())
 }
 
 fn moe(
@@ -331,7 +331,7 @@ fn moe(
     family: Family,
     hidden_size: usize,
     intermediate_size: usize,
-    blocks: usize,
+    layers: usize,
 ) -> Result<MoeConfig> {
     let experts_key = names.experts_keys().into_iter().find(|key| fields.present(key).is_some());
     let experts_key = experts_key.unwrap_or(names.experts_key);
@@ -351,12 +351,12 @@ fn moe(
         let dense: &[Value] = match fields.present("mlp_only_layers") {
             None => &[],
             Some(Value::Array(dense)) if dense.iter().all(Value::is_u64) => dense,
-            Some(other) => return Err(fields.wrong("mlp_only_layers", other, "a list of block numbers")),
+            Some(other) => return Err(fields.wrong("mlp_only_layers", other, "a list of layer numbers")),
         };
-        let dense = |block: usize| dense.iter().any(|value| value.as_u64() == Some(block as u64));
-        (0..blocks).map(|block| !dense(block) && (block + 1).is_multiple_of(step)).collect()
+        let dense = |layer: usize| dense.iter().any(|value| value.as_u64() == Some(layer as u64));
+        (0..layers).map(|layer| !dense(layer) && (layer + 1).is_multiple_of(step)).collect()
     } else {
-        vec![true; blocks]
+        vec![true; layers]
     };
     let storage = match family {
         Family::GptOss => {
@@ -394,7 +394,7 @@ fn moe(
             _ => fields.bool_or("norm_topk_prob", false)?,
         },
         storage,
-        blocks: mixtures,
+        layers: mixtures,
     })
 }
 
@@ -441,7 +441,7 @@ mod tests {
         for family in ["qwen2", "qwen3"] {
             let mut last = all(None);
             last[28..].fill(Some(4096));
-            assert_eq!(used(family, ""), last, "max_window_layers is 28, whatever the number of blocks");
+            assert_eq!(used(family, ""), last, "max_window_layers is 28, whatever the number of layers");
             assert_eq!(used(family, "\"max_window_layers\":0,"), all(Some(4096)));
             assert_eq!(used(family, "\"sliding_window\":null,\"max_window_layers\":0,"), all(None));
         }
@@ -461,13 +461,13 @@ mod tests {
     fn mixtures_differ_by_family() {
         let (config, qwen3) = moe(MOE);
         assert_eq!((qwen3.experts, qwen3.top_k, qwen3.intermediate_size), (8, 2, 24));
-        assert_eq!((qwen3.blocks, qwen3.norm_topk_prob, qwen3.shared_intermediate_size), (vec![true; 4], false, None));
+        assert_eq!((qwen3.layers, qwen3.norm_topk_prob, qwen3.shared_intermediate_size), (vec![true; 4], false, None));
         assert_eq!((config.qk_norm, config.sliding_window), (Some(QkNorm::Head), vec![None; 4]));
         // As transformers 5 writes it.
         assert_eq!(moe(&MOE.replace("num_experts\"", "num_local_experts\"")).1.experts, 8);
         let sparse = MOE.replace("\"rope_scaling\":{}", "\"mlp_only_layers\":[3],\"decoder_sparse_step\":2");
         let (config, moe2) = moe(&sparse.replace("qwen3", "qwen2"));
-        assert_eq!(moe2.blocks, [false, true, false, false]);
+        assert_eq!(moe2.layers, [false, true, false, false]);
         assert!(config.mixture(1).is_some() && config.mixture(3).is_none() && config.mixture(4).is_none());
         assert_eq!((moe2.shared_intermediate_size, config.qkv_bias, config.o_bias), (Some(40), true, false));
         let (config, olmoe) = moe(&MOE.replace("qwen3_moe", "olmoe"));

@@ -8,7 +8,7 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const NORM: &str = "model.norm.weight";
 pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// Gate, up and down projection of a block's own MLP, and of a shared expert.
+/// Gate, up and down projection of a layer's own MLP, and of a shared expert.
 pub(crate) const MLP: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// What the elements of a stored tensor are.
@@ -28,7 +28,7 @@ pub(super) struct Needed {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) kind: Kind,
-    /// Whether it is the weight of a linear that [`Block::linears`](super::Block::linears) lists.
+    /// Whether it is the weight of a linear that [`DecoderLayer::linears`](super::DecoderLayer::linears) lists.
     pub(super) prunable: bool,
 }
 
@@ -56,7 +56,7 @@ impl ModelConfig {
         self.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }
 
-    /// Name and `(out, in)` of the weight of every prunable linear, in the order of [`Block::linears`](super::Block::linears).
+    /// Name and `(out, in)` of the weight of every prunable linear, in the order of [`DecoderLayer::linears`](super::DecoderLayer::linears).
     pub fn linears(&self) -> Vec<(String, (usize, usize))> {
         let linear = |needed: Needed| match needed.shape[..] {
             [out, input] if needed.prunable => Some((needed.name, (out, input))),
@@ -95,7 +95,7 @@ impl ModelConfig {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut list = List(vec![]);
         list.float(EMBEDDING.into(), &[self.vocab_size, hidden]);
-        for i in 0..self.blocks {
+        for i in 0..self.layers {
             let prefix = format!("model.layers.{i}");
             list.float(format!("{prefix}.input_layernorm.weight"), &[hidden]);
             for (name, out, input, bias) in [

@@ -1,12 +1,12 @@
 //! The sparse mixture of experts: a router scores the experts, the top k of each token run, and their outputs are added,
 //! weighted by the router's probabilities (Shazeer et al. 2017; Jiang et al. 2024).
 
-use super::block::{ExpertOutput, Linear, Mlp, Tap, Wanted};
+use super::layer::{ExpertOutput, Linear, Mlp, Tap, Wanted};
 use super::stacked::Stacked;
 use crate::error::Result;
 use candle_core::{D, DType, Tensor};
 
-/// Router and experts of one block.
+/// Router and experts of one layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Mixture {
     pub(crate) router: Linear, // (experts, hidden)

@@ -1,13 +1,13 @@
 //! Language models of the Llama family and mixtures of experts: a forward pass with a tap on every linear's input, on
-//! routers and on experts, and blocks that are loaded one at a time.
+//! routers and on experts, and layers that are loaded one at a time.
 //!
 //! Tensor names are Hugging Face's. Weights come from a checkpoint when asked for ([`Model::open`]), or stay in memory
 //! ([`Model::load`]).
 
-mod block;
 mod changes;
 mod config;
 mod cross_entropy;
+mod layer;
 mod layout;
 mod mixture;
 mod moe;
@@ -19,15 +19,15 @@ mod stacked;
 mod stored;
 mod stream;
 
-pub use block::{Block, ExpertOutput, KvCache, Linear, Tap};
 pub use config::{ExpertStorage, Family, ModelConfig, MoeConfig, QkNorm};
+pub use layer::{DecoderLayer, ExpertOutput, KvCache, Linear, Tap};
 pub use moe::{MOE_FAMILIES, MoeFamily};
 pub use rope::{RopeConfig, RopeScaling};
 pub use stored::head_differs;
 pub use stream::Residency;
 
-pub(crate) use block::Wanted;
 pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use layer::Wanted;
 pub(crate) use layout::{EMBEDDING, HEAD, MLP, NORM};
 pub(crate) use ops::{CausalSoftmax, log_sum_exp, rotate, swiglu_values};
 pub(crate) use rope::Rope;
@@ -39,9 +39,9 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::record::ModelRecord;
 use crate::text::Tokenizer;
-use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
 use changes::Changes;
+use layer::{Attention, FeedForward, Mlp};
 use layout::{Kind, Needed};
 use mixture::{Experts, Mixture, Shared};
 use safetensors::Dtype;
@@ -71,7 +71,7 @@ pub struct Model {
 
 crate::debug::one_line!(rich Model, |model| {
     let changed = if model.changed { ", changed" } else { "" };
-    format!("Model({}: {:?}, {} blocks, {}{changed})", model.name, model.config.family, model.config.blocks, model.dtype.as_str())
+    format!("Model({}: {:?}, {} layers, {}{changed})", model.name, model.config.family, model.config.layers, model.dtype.as_str())
 });
 
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ fn one_or_several(ids: &serde_json::Value) -> Option<Vec<u32>> {
 }
 
 impl Model {
-    /// A model whose blocks are read from `checkpoint` as they are needed, in `dtype` on `device`.
+    /// A model whose layers are read from `checkpoint` as they are needed, in `dtype` on `device`.
     ///
     /// # Errors
     /// [`Error::File`] for an unsupported or inconsistent `config.json`; [`Error::Tensor`] when a tensor that the config
@@ -256,12 +256,12 @@ impl Model {
         self.checkpoint.as_ref().filter(|_| !self.changed)
     }
 
-    /// Number of blocks.
-    pub fn blocks(&self) -> usize {
-        self.config.blocks
+    /// Number of decoder layers.
+    pub fn layers(&self) -> usize {
+        self.config.layers
     }
 
-    /// Whether all tensors are in memory; otherwise each block is read when it is needed.
+    /// Whether all tensors are in memory; otherwise each layer is read when it is needed.
     pub fn is_resident(&self) -> bool {
         matches!(self.source, Source::Resident(_))
     }
@@ -382,11 +382,11 @@ impl Model {
         Ok(Tensor::from_vec(bytes, shape, &self.device)?)
     }
 
-    /// Block `i` with its weights, read now if they are not in memory.
+    /// Decoder layer `i` with its weights, read now if they are not in memory.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Tensor`] from reading.
-    pub fn block(&self, i: usize) -> Result<Block> {
+    pub fn layer(&self, i: usize) -> Result<DecoderLayer> {
         let config = &self.config;
         let prefix = format!("model.layers.{i}");
         let linear = |name: &str, bias: bool| self.linear(&format!("{prefix}.{name}"), bias);
@@ -406,7 +406,7 @@ impl Model {
             None => FeedForward::Dense(self.mlp(&format!("{prefix}.mlp"), MLP, config.mlp_bias)?),
             Some(moe) => FeedForward::Mixture(self.mixture(&format!("{prefix}.{}", moe.names.module), moe)?),
         };
-        Ok(Block {
+        Ok(DecoderLayer {
             attention,
             feed_forward,
             attention_norm: norm("input_layernorm")?,
@@ -507,17 +507,17 @@ impl Model {
         windows.iter().map(embed).collect()
     }
 
-    /// Hidden states `(1, seqlen, hidden)` of each window after the last block, before the final norm: a forward pass that
-    /// holds one block at a time.
+    /// Hidden states `(1, seqlen, hidden)` of each window after the last layer, before the final norm: a forward pass that
+    /// holds one layer at a time.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an id outside the vocabulary, [`Error::Interrupted`], or what reading a block fails with.
+    /// [`Error::Argument`] for an id outside the vocabulary, [`Error::Interrupted`], or what reading a layer fails with.
     pub fn hidden_states(&self, windows: &[Vec<u32>], progress: Progress) -> Result<Vec<Tensor>> {
         let mut hidden = self.embed_for_pass(windows)?;
         let rope = self.rope(windows.iter().map(Vec::len).max().unwrap_or(0));
-        let stage = progress.stage("forward", (self.blocks() * hidden.len()) as u64);
+        let stage = progress.stage("forward", (self.layers() * hidden.len()) as u64);
         let pass = Pass { model: self, rope: &rope, stage: &stage };
-        self.each_block(|_, block| pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ()))?;
+        self.each_layer(|_, layer| pass.through(&layer, &mut hidden, Wanted::Output, || (), |()| ()))?;
         Ok(hidden)
     }
 
@@ -540,8 +540,8 @@ impl Model {
         }
         let mut x = self.embed(&[ids.to_vec()])?.remove(0);
         let rope = self.rope(ids.len());
-        for i in 0..self.blocks() {
-            if let Some(y) = self.block(i)?.run(&self.config, &rope, &x, None, &mut (), Wanted::Output)? {
+        for i in 0..self.layers() {
+            if let Some(y) = self.layer(i)?.run(&self.config, &rope, &x, None, &mut (), Wanted::Output)? {
                 x = y;
             }
         }
@@ -557,8 +557,8 @@ impl Model {
         let embedding = self.tensor(EMBEDDING)?;
         let mut x = embedding.index_select(&ids.flatten_all()?, 0)?.reshape((batch, seq, self.config.hidden_size))?;
         let rope = self.rope(seq);
-        for i in 0..self.blocks() {
-            if let Some(y) = self.block(i)?.run(&self.config, &rope, &x, None, tap, Wanted::Output)? {
+        for i in 0..self.layers() {
+            if let Some(y) = self.layer(i)?.run(&self.config, &rope, &x, None, tap, Wanted::Output)? {
                 x = y;
             }
         }

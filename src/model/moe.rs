@@ -5,7 +5,7 @@
 pub struct MoeFamily {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// The mixture's module inside a block: `mlp` in `model.layers.0.mlp.experts`.
+    /// The mixture's module inside a layer: `mlp` in `model.layers.0.mlp.experts`.
     pub module: &'static str,
     /// The same module where transformers 5 keeps all experts in one tensor (`experts.gate_up_proj`, gates before ups, and
     /// `experts.down_proj`), as it does in memory and with `save_pretrained(.., save_original_format=False)`.
@@ -78,7 +78,7 @@ pub const MOE_FAMILIES: &[MoeFamily] = &[
 ];
 
 impl MoeFamily {
-    /// The names that a block's mixture may have.
+    /// The names that a layer's mixture may have.
     pub fn modules(&self) -> [&'static str; 2] {
         [self.module, self.fused_module]
     }

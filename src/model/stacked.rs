@@ -1,11 +1,11 @@
 //! Experts that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
 
-use super::block::{Linear, Tap, Wanted};
+use super::layer::{Linear, Tap, Wanted};
 use super::mxfp4;
 use crate::error::Result;
 use candle_core::Tensor;
 
-/// All experts of one block.
+/// All experts of one layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Stacked {
     /// Its outputs are gate and up by turns.

@@ -1,6 +1,6 @@
-//! Blocks one after another, windows on their way through them, and what of a model is kept on its device.
+//! Layers one after another, windows on their way through them, and what of a model is kept on its device.
 
-use super::{Block, Model, Rope, Tap, Wanted};
+use super::{DecoderLayer, Model, Rope, Tap, Wanted};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::progress::Stage;
@@ -11,14 +11,14 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 impl Model {
-    /// Calls `f` with each block in turn. On a GPU the next block is read and uploaded meanwhile, so two are held; on the CPU,
+    /// Calls `f` with each layer in turn. On a GPU the next layer is read and uploaded meanwhile, so two are held; on the CPU,
     /// whose threads are busy with the first, one.
     ///
     /// # Errors
-    /// Those of [`Model::block`] and of `f`, of which the first ends it.
-    pub(crate) fn each_block(&self, f: impl FnMut(usize, Block) -> Result<()>) -> Result<()> {
+    /// Those of [`Model::layer`] and of `f`, of which the first ends it.
+    pub(crate) fn each_layer(&self, f: impl FnMut(usize, DecoderLayer) -> Result<()>) -> Result<()> {
         let ahead = !self.is_resident() && !self.device().is_cpu();
-        each(self.blocks(), |i| self.block(i), ahead, f)
+        each(self.layers(), |i| self.layer(i), ahead, f)
     }
 
     /// As [`Model::embed`], for [`Pass::through`]: what takes more than a quarter of the device's budget waits on the host.
@@ -35,31 +35,31 @@ impl Model {
     }
 }
 
-/// Calls `f` with each of `count` blocks, of which the next is made meanwhile on another thread if `ahead`.
+/// Calls `f` with each of `count` layers, of which the next is made meanwhile on another thread if `ahead`.
 fn each<B: Send>(
     count: usize,
-    block: impl Fn(usize) -> Result<B> + Sync,
+    layer: impl Fn(usize) -> Result<B> + Sync,
     ahead: bool,
     mut f: impl FnMut(usize, B) -> Result<()>,
 ) -> Result<()> {
     if !ahead {
-        return (0..count).try_for_each(|i| f(i, block(i)?));
+        return (0..count).try_for_each(|i| f(i, layer(i)?));
     }
     std::thread::scope(|scope| {
-        // Without room for a block the thread waits with one in its hands.
-        let (give, blocks) = mpsc::sync_channel(0);
-        let block = &block;
+        // Without room for a layer the thread waits with one in its hands.
+        let (give, layers) = mpsc::sync_channel(0);
+        let layer = &layer;
         scope.spawn(move || {
             for i in 0..count {
                 // Nobody takes it after a failure.
-                if give.send(block(i)).is_err() {
+                if give.send(layer(i)).is_err() {
                     return;
                 }
             }
         });
         for i in 0..count {
-            let taken = blocks.recv().map_err(|_| Error::Report {
-                doing: format!("reading block {i}"),
+            let taken = layers.recv().map_err(|_| Error::Report {
+                doing: format!("reading layer {i}"),
                 problem: "the thread that reads ahead has ended".into(),
             })?;
             f(i, taken?)?;
@@ -93,22 +93,22 @@ fn in_turns<H, D, G>(
     Ok(())
 }
 
-/// Windows on their way through a model, block by block.
+/// Windows on their way through a model, layer by layer.
 pub(crate) struct Pass<'a> {
     pub(crate) model: &'a Model,
     pub(crate) rope: &'a Rope,
-    /// Advances by a step for each window and block.
+    /// Advances by a step for each window and layer.
     pub(crate) stage: &'a Stage,
 }
 
 impl Pass<'_> {
-    /// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
+    /// Passes each window `(1, seqlen, hidden)` through a layer, several at a time: a window is large enough for one thread, and
     /// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps
-    /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the block's
+    /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the layer's
     /// outputs, unless only taps are wanted.
     pub(crate) fn through<T: Tap + Send>(
         &self,
-        block: &Block,
+        layer: &DecoderLayer,
         hidden: &mut [Tensor],
         wanted: Wanted,
         tap: impl Fn() -> T + Sync,
@@ -118,7 +118,7 @@ impl Pass<'_> {
         if !model.device.is_cpu() && hidden.iter().all(|x| x.device().is_cpu()) {
             let run = |x: Tensor| {
                 let mut tap = tap();
-                let y = block.run(&model.config, rope, &x, None, &mut tap, wanted)?;
+                let y = layer.run(&model.config, rope, &x, None, &mut tap, wanted)?;
                 each(tap);
                 stage.inc(1)?;
                 y.map(|y| Ok((y.contiguous()?, cuda::mark(&model.device)?))).transpose()
@@ -132,7 +132,7 @@ impl Pass<'_> {
                 .par_iter_mut()
                 .map(|x| {
                     let mut tap = tap();
-                    if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
+                    if let Some(y) = layer.run(&model.config, rope, x, None, &mut tap, wanted)? {
                         *x = y;
                     }
                     Ok(tap)
@@ -256,14 +256,14 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn reading_ahead_gives_the_same_blocks_and_stops_at_a_failure() {
+    fn reading_ahead_gives_the_same_layers_and_stops_at_a_failure() {
         for ahead in [false, true] {
             let mut seen = Vec::new();
-            let push = |seen: &mut Vec<_>, i, block| {
-                seen.push((i, block));
+            let push = |seen: &mut Vec<_>, i, layer| {
+                seen.push((i, layer));
                 Ok(())
             };
-            each(5, |i| Ok(i * i), ahead, |i, block| push(&mut seen, i, block)).unwrap();
+            each(5, |i| Ok(i * i), ahead, |i, layer| push(&mut seen, i, layer)).unwrap();
             assert_eq!(seen, [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)], "ahead: {ahead}");
 
             let read = AtomicUsize::new(0);
@@ -276,7 +276,7 @@ mod tests {
             assert_eq!(read.into_inner(), if ahead { 3 } else { 2 });
 
             let mut used = 0;
-            let damaged = |i| if i == 2 { Err(Error::file("block", "is damaged")) } else { Ok(i) };
+            let damaged = |i| if i == 2 { Err(Error::file("layer", "is damaged")) } else { Ok(i) };
             let failed = each(5, damaged, ahead, |_, _| {
                 used += 1;
                 Ok(())

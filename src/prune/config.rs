@@ -9,12 +9,12 @@ use crate::model::Model;
 use crate::record::PruningRecord;
 use crate::text::Windows;
 
-/// What a block's inputs are during calibration.
+/// What a layer's inputs are during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Propagate {
-    /// The outputs of the pruned blocks before it, as in the reference implementations.
+    /// The outputs of the pruned layers before it, as in the reference implementations.
     Pruned,
-    /// The outputs of the dense blocks before it: one forward pass serves every method and ratio.
+    /// The outputs of the dense layers before it: one forward pass serves every method and ratio.
     Dense,
 }
 
@@ -39,7 +39,7 @@ pub struct PruneConfig {
     pub ties: Ties,
     /// Swaps that follow the selection.
     pub refine: Option<Dsnot>,
-    /// What a block's inputs are during calibration.
+    /// What a layer's inputs are during calibration.
     pub propagate: Propagate,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
@@ -75,7 +75,7 @@ impl PruneConfig {
         PruneConfig { allocation, per, ..self }
     }
 
-    /// The same with other inputs of the blocks during calibration.
+    /// The same with other inputs of the layers during calibration.
     pub fn propagating(self, propagate: Propagate) -> Self {
         PruneConfig { propagate, ..self }
     }

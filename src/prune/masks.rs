@@ -1,8 +1,8 @@
 //! Masks of many methods and sparsities from one pass through the dense model.
 
-use super::block_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use super::config::{Propagate, PruneConfig, default_per};
 use super::known::Known;
+use super::layer_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use crate::allocate::{Allocation, Rule, Target};
 use crate::calibrate::Gather;
 use crate::error::{Error, Result};
@@ -93,7 +93,7 @@ impl MasksConfig {
 /// Masks of each method at each sparsity, ordered by method, then by sparsity as given: scores come from the dense model, so
 /// that one pass through it serves all of them, and the masks of a method are nested.
 ///
-/// Memory: one block's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
+/// Memory: one layer's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
 ///
 /// # Errors
 /// As [`super::prune`].
@@ -138,9 +138,9 @@ pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec
         sets.push(config.sparsities.iter().enumerate().map(set).collect());
     }
     let gather = config.methods.iter().any(|method| method.needs_inputs()).then(Gather::default);
-    subject.for_each_block(gather, Propagate::Dense, |block, statistics, stage| {
+    subject.for_each_layer(gather, Propagate::Dense, |layer, statistics, stage| {
         let mut silent = BTreeSet::new();
-        for linear in block.linears() {
+        for linear in layer.linears() {
             let shape = linear.weight.dims2()?;
             let mut weights = None;
             for ((&method, targets), sets) in config.methods.iter().zip(&targets).zip(&mut sets) {

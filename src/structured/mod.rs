@@ -6,7 +6,7 @@
 //! [`crate::importance`]. Every tensor of a model is described by what its dimensions count (`layout`), so that removing
 //! a unit is cutting every tensor along the dimensions that count it, and zeroing the same without the cut.
 //!
-//! `config.json` knows one number of heads, one width and so on for the whole model. So each block loses equally many units.
+//! `config.json` knows one number of heads, one width and so on for the whole model. So each layer loses equally many units.
 
 mod cut;
 mod layout;

@@ -30,7 +30,7 @@ use std::time::Instant;
 /// What to train and how. Every field shapes the weights, so all of it goes into the record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
-    /// Number of blocks.
+    /// Number of decoder layers.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -67,7 +67,7 @@ pub struct TrainConfig {
 /// Experts of a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Experts {
-    /// Experts per block.
+    /// Experts per layer.
     pub experts: usize,
     /// Experts that each token goes to.
     pub top_k: usize,
@@ -94,7 +94,7 @@ pub struct TrainRecord {
     pub test: EvaluationRecord,
     /// Simpler models on the same tokens of `test`.
     pub ngram: NgramPerplexity,
-    /// Per block, the share of `valid`'s tokens that each expert got; empty without experts. Rows sum to 1.
+    /// Per layer, the share of `valid`'s tokens that each expert got; empty without experts. Rows sum to 1.
     pub expert_share: Vec<Vec<f64>>,
     /// Times and versions.
     pub environment: BTreeMap<String, serde_json::Value>,
@@ -322,7 +322,7 @@ impl Trainer {
     }
 }
 
-/// Per block, the share of the windows' tokens that each expert gets; empty without experts.
+/// Per layer, the share of the windows' tokens that each expert gets; empty without experts.
 fn expert_share(model: &Model, windows: &Windows) -> Result<Vec<Vec<f64>>> {
     let passes: Vec<_> = windows.ids.chunks((PASS_TOKENS / windows.seqlen).max(1)).collect();
     let passes = passes.into_par_iter().map(|pass| {

@@ -41,7 +41,7 @@ impl Architecture {
 /// Sizes and constants of a model.
 pub(super) struct LlamaConfig {
     pub(super) architecture: Architecture,
-    pub(super) blocks: usize,
+    pub(super) layers: usize,
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
     pub(super) heads: usize,
@@ -124,7 +124,7 @@ impl LlamaConfig {
         let eps = key("attention.layer_norm_rms_epsilon");
         let mut config = Self {
             architecture,
-            blocks: size("block_count")?,
+            layers: size("block_count")?,
             hidden,
             intermediate: size("feed_forward_length")?,
             heads,
@@ -172,7 +172,7 @@ impl LlamaConfig {
         set("model_type", self.architecture.name().into());
         set("hidden_size", self.hidden.into());
         set("intermediate_size", self.intermediate.into());
-        set("num_hidden_layers", self.blocks.into());
+        set("num_hidden_layers", self.layers.into());
         set("num_attention_heads", self.heads.into());
         set("num_key_value_heads", self.kv_heads.into());
         if self.architecture != Architecture::Qwen2 {

@@ -24,8 +24,8 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 pub struct ImportSummary {
     /// `general.architecture` of the file.
     pub architecture: String,
-    /// Number of blocks.
-    pub blocks: usize,
+    /// Number of decoder layers.
+    pub layers: usize,
     /// Number of tensors written.
     pub tensors: usize,
     /// Number of parameters written.
@@ -92,7 +92,7 @@ pub fn import_gguf(file: &Path, out: &Path, dtype: DType, progress: Progress) ->
     writer.finish()?;
     Ok(ImportSummary {
         architecture: config.architecture.name().to_owned(),
-        blocks: config.blocks,
+        layers: config.layers,
         tensors: routes.len(),
         parameters: routes.iter().map(|route| route.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum(),
         source_dtypes,
@@ -124,7 +124,7 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
     let mut routes =
         vec![route("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], None)];
     let permuted = |heads: usize| Some(heads).filter(|_| config.architecture == Architecture::Llama);
-    for i in 0..config.blocks {
+    for i in 0..config.layers {
         let parts: [(&str, &str, &[usize], Option<usize>); 9] = [
             ("attn_norm", "input_layernorm", &[hidden], None),
             ("attn_q", "self_attn.q_proj", &[heads * head_dim, hidden], permuted(heads)),

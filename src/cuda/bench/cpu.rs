@@ -69,7 +69,7 @@ enum Stored {
 }
 
 impl Stored {
-    /// What the CPU computes with, made anew as the block loop does.
+    /// What the CPU computes with, made anew as the layer loop does.
     fn widened(&self) -> Vec<f32> {
         match self {
             Stored::Bf16(values) => values.iter().map(|w| w.to_f32()).collect(),

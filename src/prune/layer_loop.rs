@@ -1,4 +1,4 @@
-//! The block loop, and what has to be known of the dense model before it.
+//! The layer loop, and what has to be known of the dense model before it.
 
 use super::config::Propagate;
 use super::known::Known;
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Evidence, Method};
 use crate::mask::{Criterion, Mask};
-use crate::model::{Block, ExpertStorage, Linear, Model, MoeConfig, Pass, Wanted};
+use crate::model::{DecoderLayer, ExpertStorage, Linear, Model, MoeConfig, Pass, Wanted};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
 use candle_core::{DType, Device};
@@ -25,22 +25,22 @@ pub(super) struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Calls `prune` with each block and the statistics of its inputs, which are empty unless `gather` says what to look at.
-    /// What `prune` makes of the block is what the next one sees with pruned propagation.
-    pub(super) fn for_each_block(
+    /// Calls `prune` with each layer and the statistics of its inputs, which are empty unless `gather` says what to look at.
+    /// What `prune` makes of the layer is what the next one sees with pruned propagation.
+    pub(super) fn for_each_layer(
         self,
         gather: Option<Gather>,
         propagate: Propagate,
-        mut prune: impl FnMut(&mut Block, &Statistics, &Stage) -> Result<()>,
+        mut prune: impl FnMut(&mut DecoderLayer, &Statistics, &Stage) -> Result<()>,
     ) -> Result<()> {
         let Subject { model, progress, known, .. } = self;
         if let Some(gather) = gather
             && propagate == Propagate::Dense
             && known.covers(gather)
         {
-            let stage = progress.stage("prune", model.blocks() as u64);
-            return model.each_block(|i, mut block| {
-                known.with_statistics(i, gather, |statistics| prune(&mut block, statistics, &stage))?;
+            let stage = progress.stage("prune", model.layers() as u64);
+            return model.each_layer(|i, mut layer| {
+                known.with_statistics(i, gather, |statistics| prune(&mut layer, statistics, &stage))?;
                 stage.inc(1)
             });
         }
@@ -49,21 +49,21 @@ impl<'a> Subject<'a> {
             gathered.map(|(windows, _)| model.embed_for_pass(&windows.ids)).transpose()?.unwrap_or_default();
         let rope = model.rope(gathered.map_or(0, |(windows, _)| windows.seqlen));
         let gather = gathered.map(|(_, gather)| gather).unwrap_or_default();
-        // A step is one window through one block, or the selection in one block. A block that the windows pass through
+        // A step is one window through one layer, or the selection in one layer. A layer that the windows pass through
         // dense and pruned is passed twice; of the last, only the inputs are wanted.
         let passes = match propagate {
-            Propagate::Pruned => (2 * model.blocks()).saturating_sub(1),
-            Propagate::Dense => model.blocks(),
+            Propagate::Pruned => (2 * model.layers()).saturating_sub(1),
+            Propagate::Dense => model.layers(),
         };
-        let stage = progress.stage("prune", (model.blocks() + passes * hidden.len()) as u64);
+        let stage = progress.stage("prune", (model.layers() + passes * hidden.len()) as u64);
         let pass = Pass { model, rope: &rope, stage: &stage };
-        model.each_block(|i, mut block| {
-            let last = i + 1 == model.blocks();
+        model.each_layer(|i, mut layer| {
+            let last = i + 1 == model.layers();
             let wanted = if propagate == Propagate::Dense && !last { Wanted::Output } else { Wanted::Taps };
-            let statistics = Statistics::of_block(&pass, &block, &mut hidden, wanted, gather)?;
-            prune(&mut block, &statistics, &stage)?;
+            let statistics = Statistics::of_layer(&pass, &layer, &mut hidden, wanted, gather)?;
+            prune(&mut layer, &statistics, &stage)?;
             if propagate == Propagate::Pruned && !last {
-                pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ())?;
+                pass.through(&layer, &mut hidden, Wanted::Output, || (), |()| ())?;
             }
             stage.inc(1)
         })
@@ -101,7 +101,7 @@ pub(super) fn select_on_device(
     }
 }
 
-/// Says of which linears of a block the calibration text said nothing, so that they are selected by magnitude.
+/// Says of which linears of a layer the calibration text said nothing, so that they are selected by magnitude.
 pub(super) fn note_silent(stage: &Stage, silent: &BTreeSet<String>) {
     if let Some(first) = silent.first() {
         let (count, more) = (silent.len(), if silent.len() > 1 { " and others" } else { "" });
@@ -109,7 +109,7 @@ pub(super) fn note_silent(stage: &Stage, silent: &BTreeSet<String>) {
     }
 }
 
-/// What is known of the dense model before the block loop.
+/// What is known of the dense model before the layer loop.
 #[derive(Debug, Default)]
 pub(super) struct Dense {
     /// Of the inputs; empty unless the allocation looks at them.
@@ -161,11 +161,11 @@ impl Targets {
         dense: &Dense,
     ) -> Result<Self> {
         let linears = subject.model.config().linears();
-        let uniform = |sparsity: f64, block_of: &dyn Fn(&str) -> Option<f64>| {
+        let uniform = |sparsity: f64, layer_of: &dyn Fn(&str) -> Option<f64>| {
             let target = |(name, _): &(String, (usize, usize))| match rules.get(name) {
                 Some(Target::Skip) => None,
                 Some(Target::Sparsity(own)) => Some((name.clone(), own)),
-                None => Some((name.clone(), block_of(name).unwrap_or(sparsity))),
+                None => Some((name.clone(), layer_of(name).unwrap_or(sparsity))),
             };
             linears.iter().filter_map(target).collect::<BTreeMap<_, _>>()
         };
@@ -174,8 +174,8 @@ impl Targets {
             Allocation::Owl(owl) => {
                 let outliers = outliers_from(subject.model, &dense.statistics, owl, subject.progress)?;
                 let level = |&sparsity: &f64| {
-                    let blocks = owl.sparsities(&outliers, sparsity)?;
-                    Ok(uniform(sparsity, &|name| blocks.get(block_of(name)?).copied()))
+                    let layers = owl.sparsities(&outliers, sparsity)?;
+                    Ok(uniform(sparsity, &|name| layers.get(layer_of(name)?).copied()))
                 };
                 sparsities.iter().map(level).collect::<Result<_>>()?
             }
@@ -205,7 +205,7 @@ impl Targets {
     }
 }
 
-/// The share of outliers among the Wanda scores of each block of the dense model, in percent ([`Owl::outliers`]), from which
+/// The share of outliers among the Wanda scores of each layer of the dense model, in percent ([`Owl::outliers`]), from which
 /// [`Owl::sparsities`] are made.
 ///
 /// # Errors
@@ -215,16 +215,16 @@ pub fn outliers(model: &Model, calibration: &Windows, owl: Owl, progress: Progre
 }
 
 fn outliers_from(model: &Model, statistics: &Statistics, owl: Owl, progress: Progress) -> Result<Vec<f64>> {
-    let stage = progress.stage("outliers", model.blocks() as u64);
+    let stage = progress.stage("outliers", model.layers() as u64);
     let mut shares = Vec::new();
-    for i in 0..model.blocks() {
-        let block = model.block(i)?;
+    for i in 0..model.layers() {
+        let layer = model.layer(i)?;
         let score = |linear: &&Linear| {
             let evidence = Evidence::of(&linear.name, Method::Wanda, Some(statistics), None, 0)?;
             let (weights, shape) = (weights_of(linear)?, linear.weight.dims2()?);
             Ok(evidence.scorer(&linear.name, &weights, shape)?.scores())
         };
-        let scores = block.linears().iter().map(score).collect::<Result<Vec<_>>>()?;
+        let scores = layer.linears().iter().map(score).collect::<Result<Vec<_>>>()?;
         shares.push(owl.outliers(scores.iter().map(Vec::as_slice)));
         stage.inc(1)?;
     }
@@ -232,7 +232,7 @@ fn outliers_from(model: &Model, statistics: &Statistics, owl: Owl, progress: Pro
 }
 
 /// The number in `model.layers.N.`, which every prunable linear's name begins with.
-fn block_of(linear: &str) -> Option<usize> {
+fn layer_of(linear: &str) -> Option<usize> {
     linear.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
@@ -248,10 +248,10 @@ fn global(
     let Subject { model, progress, .. } = subject;
     let Dense { statistics, gradients } = dense;
     let mut threshold = GlobalThreshold::new(sparsities);
-    let stage = progress.stage("threshold", (GlobalThreshold::PASSES * model.blocks()) as u64);
+    let stage = progress.stage("threshold", (GlobalThreshold::PASSES * model.layers()) as u64);
     for _ in 0..GlobalThreshold::PASSES {
-        for i in 0..model.blocks() {
-            for linear in model.block(i)?.linears() {
+        for i in 0..model.layers() {
+            for linear in model.layer(i)?.linears() {
                 let evidence = Evidence::of(&linear.name, method, Some(statistics), gradients.as_ref(), seed)?;
                 if rules.get(&linear.name).is_none() && !evidence.is_silent() {
                     let (weights, shape) = (weights_of(linear)?, linear.weight.dims2()?);

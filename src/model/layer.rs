@@ -1,4 +1,4 @@
-//! One decoder block of the Llama family: attention and an MLP, with a tap on the input of every linear.
+//! One decoder layer of the Llama family: attention and an MLP, with a tap on the input of every linear.
 
 use super::config::{ModelConfig, QkNorm};
 use super::mixture::Mixture;
@@ -36,7 +36,7 @@ impl Linear {
     }
 }
 
-/// Sees what goes through a block. A tap that needs nothing is `()`.
+/// Sees what goes through a layer. A tap that needs nothing is `()`.
 pub trait Tap {
     /// `x (.., in)` is about to enter each of `linears`, which share it. In a mixture, an expert's input holds only the
     /// tokens routed to it.
@@ -45,7 +45,7 @@ pub trait Tap {
     /// Whatever the tap fails with; the forward pass ends with it.
     fn input(&mut self, linears: &[&Linear], x: &Tensor) -> Result<()>;
 
-    /// Router probabilities `probs (tokens, experts)` of one block, and the experts chosen for each token.
+    /// Router probabilities `probs (tokens, experts)` of one layer, and the experts chosen for each token.
     ///
     /// # Errors
     /// Whatever the tap fails with; the forward pass ends with it.
@@ -63,7 +63,7 @@ pub trait Tap {
     }
 }
 
-/// The output of one expert of a block.
+/// The output of one expert of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpertOutput<'a> {
     /// Which expert.
@@ -82,7 +82,7 @@ impl Tap for () {
     }
 }
 
-/// Keys and values of the tokens before, for one block: `(batch, kv_heads, past, head_dim)` each.
+/// Keys and values of the tokens before, for one layer: `(batch, kv_heads, past, head_dim)` each.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache(Option<(Tensor, Tensor)>);
 
@@ -216,10 +216,10 @@ impl Mlp {
     }
 }
 
-/// What a pass through a block is for.
+/// What a pass through a layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// The block's output.
+    /// The layer's output.
     Output,
     /// Only what the tap sees: the last linears need not be computed.
     Taps,
@@ -231,16 +231,16 @@ pub(crate) enum FeedForward {
     Mixture(Mixture),
 }
 
-/// One decoder block with its weights.
+/// One decoder layer with its weights.
 #[derive(Clone, Debug)]
-pub struct Block {
+pub struct DecoderLayer {
     pub(crate) attention: Attention,
     pub(crate) feed_forward: FeedForward,
     pub(crate) attention_norm: Tensor,    // (hidden,)
     pub(crate) feed_forward_norm: Tensor, // (hidden,)
 }
 
-impl Block {
+impl DecoderLayer {
     /// The prunable linears, in the order in which a token meets them. A router or a gate of a shared expert is not among
     /// them, nor are experts that are packed in MXFP4 (gpt-oss).
     pub fn linears(&self) -> Vec<&Linear> {
