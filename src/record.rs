@@ -1,5 +1,9 @@
 //! What a run leaves behind: plain data, versioned, with times and hosts apart from results.
 
+use crate::settings::{
+    Allocation, ComparisonGroup, Dsnot, FloatType, Form, GroupNorm, Method, Origin, Pattern, Propagate, Rule, Unit,
+    Zeros,
+};
 use crate::stats::Interval;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -68,50 +72,77 @@ pub struct TextRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PruningRecord {
     /// `magnitude`, `wanda`, `ria`, `gradient`, `taylor`, `random`, `sparsegpt`.
-    pub method: String,
+    pub method: Origin,
     /// `unstructured`, `n:m` as kept-of-M, or the unit of structured pruning: `heads`, `neurons` and so on.
-    pub pattern: String,
+    pub pattern: Zeros,
     /// `row`, `layer` or `alpha`; what an unstructured selection compares. `row` for N:M, `columns` for SparseGPT; for
     /// units `module`, `layer` or `model`.
-    pub per: String,
+    pub per: ComparisonGroup,
     /// Target fraction of zeros.
     pub sparsity: f64,
     /// How it was shared out: `uniform`, `owl:M:LAMBDA`, `global`.
-    #[serde(default = "uniform")]
-    pub allocation: String,
+    #[serde(default)]
+    pub allocation: Allocation,
     /// Linears with a target of their own: `GLOB=SPARSITY` or `GLOB=skip`; the last that matches counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub rules: Vec<String>,
-    /// `dsnot` where the mask was refined by swaps.
+    pub rules: Vec<Rule>,
+    /// `dsnot:MAX_CYCLES:THRESHOLD:VARIANCE_POWER`, with `:keep-sign` where signs were kept, where the mask was refined by swaps;
+    /// `dsnot` in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refine: Option<String>,
+    pub refine: Option<Dsnot>,
     /// Whether ties went as in the reference implementation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reference_ties: bool,
     /// `pruned` or `dense`.
-    pub propagate: String,
+    pub propagate: Propagate,
     /// Seed of the calibration windows and of random scores.
     pub seed: u64,
     /// Arithmetic of the forward pass: `f32`, `bf16`, `f16`.
-    pub dtype: String,
+    pub dtype: FloatType,
     /// Calibration text; `None` when the method needs none.
     pub calibration: Option<TextRecord>,
 }
 
-/// What records say that were written before there was a choice.
-fn uniform() -> String {
-    "uniform".to_owned()
+impl PruningRecord {
+    /// Pruning by `method` to a fraction of zeros, as it is without further choices: scores compared in the group that is usual for
+    /// the zeros, every linear alike, exact counts, dense inputs, f32, seed 0 and no calibration.
+    pub fn new(method: impl Into<Origin>, zeros: impl Into<Zeros>, sparsity: f64) -> Self {
+        let (method, pattern) = (method.into(), zeros.into());
+        let per = match (pattern, &method) {
+            (Zeros::Units(unit), _) => unit.per(),
+            (Zeros::Pattern(Pattern::NofM { .. }), _) => ComparisonGroup::Row,
+            (Zeros::Pattern(Pattern::Unstructured), Origin::Method(Method::SparseGpt)) => ComparisonGroup::Columns,
+            (Zeros::Pattern(Pattern::Unstructured), Origin::Method(Method::Wanda | Method::Ria)) => {
+                ComparisonGroup::Row
+            }
+            (Zeros::Pattern(Pattern::Unstructured), _) => ComparisonGroup::Layer,
+        };
+        PruningRecord {
+            method,
+            pattern,
+            per,
+            sparsity,
+            allocation: Allocation::Uniform,
+            rules: Vec::new(),
+            refine: None,
+            reference_ties: false,
+            propagate: Propagate::Dense,
+            seed: 0,
+            dtype: FloatType::F32,
+            calibration: None,
+        }
+    }
 }
 
 /// Which units structured pruning took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StructureRecord {
     /// `heads`, `neurons`, `channels`, `output-channels` or `input-channels`.
-    pub unit: String,
+    pub unit: Unit,
     /// `sum` or `l2`: how the scores of a unit's weights join.
-    pub group_norm: String,
+    pub group_norm: GroupNorm,
     /// `remove` or `zero`.
-    pub form: String,
+    pub form: Form,
     /// Number of parameters afterwards.
     pub parameters: u64,
     /// The values that changed in `config.json`; none when units were only zeroed.
@@ -187,9 +218,14 @@ impl Record {
         self.evaluation.as_ref().map(|evaluation| evaluation.perplexity)
     }
 
-    /// Pattern of the zeros, if the model was pruned.
-    pub fn pattern(&self) -> Option<&str> {
-        self.pruning.as_ref().map(|pruning| pruning.pattern.as_str())
+    /// What went, if the model was pruned.
+    pub fn zeros(&self) -> Option<Zeros> {
+        self.pruning.as_ref().map(|pruning| pruning.pattern)
+    }
+
+    /// Whether no whole units and no N:M pattern are in the way of any sparsity: dense models and unstructured ones.
+    pub fn is_unstructured(&self) -> bool {
+        self.zeros().is_none_or(|zeros| zeros == Zeros::UNSTRUCTURED)
     }
 
     /// Fraction of zeros over all pruned tensors; 0 when nothing was pruned.

@@ -3,23 +3,10 @@
 use super::alpha::select_alpha;
 use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, rank};
 use super::simd::Simd;
-use super::{Mask, Pattern, Per, check_sparsities, count_of};
+use super::{Mask, Pattern, Per, Ties, check_sparsities, count_of};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// What an unstructured selection does with scores that equal its threshold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Ties {
-    /// The counts are exact, and the first of the equals go.
-    #[default]
-    ByPosition,
-    /// As in the reference implementation of magnitude pruning and of SparseGPT, `score <= sorted[int(n * sparsity)]` goes:
-    /// one more than asked for, and all its equals.
-    Reference,
-}
-
-crate::error::listed!(Ties, ByPosition, Reference);
 
 /// What is selected by: which weights are compared, and which shape the zeros have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

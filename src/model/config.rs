@@ -3,11 +3,12 @@
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// What a forward pass needs to know about a model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
     /// Which family's names and rules apply.
     pub family: Family,
@@ -52,7 +53,7 @@ pub struct ModelConfig {
 }
 
 /// What an RMS norm on q and k takes the mean of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum QkNorm {
     /// Each head, all with the same scale `(head_dim,)` (Qwen3).
     Head,
@@ -61,7 +62,7 @@ pub enum QkNorm {
 }
 
 /// The supported families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Family {
     /// Llama, SmolLM and everything else with `model_type` `llama`.
     Llama,
@@ -103,7 +104,7 @@ impl Family {
 }
 
 /// Mixture-of-experts settings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MoeConfig {
     /// What the family calls its tensors.
     pub names: &'static MoeFamily,
@@ -132,7 +133,7 @@ impl MoeConfig {
 }
 
 /// How the experts of a mixture are stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub enum ExpertStorage {
     /// Three linears an expert, `down(silu(gate(x)) * up(x))`.
     Separate,
