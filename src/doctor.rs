@@ -3,7 +3,7 @@
 
 use crate::checkpoint::{Checkpoint, HeadersOnly, Source, float_dtype};
 use crate::error::{Error, Result};
-use crate::experts::Layout;
+use crate::experts::ExpertLayout;
 use crate::model::{Model, ModelConfig, MoeFamily};
 use crate::progress::Progress;
 use candle_core::{DType, Device};
@@ -133,7 +133,7 @@ fn examine_model(found: &mut Examination, checkpoint: &Checkpoint) -> Result<Opt
     };
     found.family = json.get("model_type").and_then(Value::as_str).map(str::to_owned);
     if found.family.as_deref().and_then(MoeFamily::find).is_some()
-        && let Err(error) = Layout::find(checkpoint)
+        && let Err(error) = ExpertLayout::find(checkpoint)
     {
         found.add(Severity::Problem, "experts", stopped(error)?);
     }

@@ -15,7 +15,7 @@ pub struct Dsnot {
     pub threshold: f64,
     /// The contribution of a weight to be grown is divided by this power of its input's variance.
     pub variance_power: f64,
-    /// Whether a row ends before the swap that would turn the sign of its error. N:M always does.
+    /// True if a row ends before the swap that would turn the sign of its error. N:M always does.
     pub keep_sign: bool,
 }
 

@@ -8,7 +8,7 @@
 mod collect;
 mod files;
 
-pub use collect::{Collect, Kept};
+pub use collect::{CachedResult, Collect};
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -154,13 +154,13 @@ impl Description {
 
 /// An entry whose files are as they were written.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct CacheEntry {
     dir: PathBuf,
     /// Results that are no arrays.
     pub(crate) value: Value,
 }
 
-impl Entry {
+impl CacheEntry {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -244,12 +244,12 @@ impl Cache {
         &self,
         key: &Key,
         progress: Progress,
-        read: impl FnOnce(&Entry) -> Result<T>,
+        read: impl FnOnce(&CacheEntry) -> Result<T>,
     ) -> Result<Option<T>> {
         let Some(dir) = self.place(key).filter(|dir| dir.is_dir()) else { return Ok(None) };
         let result = Description::read(&dir).and_then(|description| {
             files::verify(&dir, &description.files)?;
-            read(&Entry { dir: dir.clone(), value: description.value })
+            read(&CacheEntry { dir: dir.clone(), value: description.value })
         });
         match result {
             Ok(result) => {
@@ -338,7 +338,7 @@ impl Cache {
         const STAGE: &str = "hash";
         let before = files::Identity::of(files)?;
         let key = Key::new(STAGE, 1, before.inputs());
-        let read = |entry: &Entry| match entry.value.as_str() {
+        let read = |entry: &CacheEntry| match entry.value.as_str() {
             Some(sha256) => Ok(sha256.to_owned()),
             None => Err(Error::file(&entry.dir, "holds no hash")),
         };
@@ -380,7 +380,7 @@ mod tests {
             })
             .unwrap();
         let find = |key: &Key| {
-            let read = |entry: &Entry| Ok((entry.value.clone(), std::fs::read(entry.path("file")).unwrap()));
+            let read = |entry: &CacheEntry| Ok((entry.value.clone(), std::fs::read(entry.path("file")).unwrap()));
             cache.load(key, Progress::Hidden, read).unwrap()
         };
         assert_eq!(find(&one), Some((json!({"kept": [1, "two"]}), b"content".to_vec())));
@@ -391,7 +391,7 @@ mod tests {
         // A second process that kept the same meanwhile changes nothing; one that reads something else in it makes it anew.
         cache.keep(&one, "title".into(), Progress::Hidden, |_| Ok(Value::Null)).unwrap();
         assert!(find(&one).is_some_and(|(_, file)| file == b"content"));
-        let misread = |_: &Entry| -> Result<()> { Err(Error::file("x", "of another kind")) };
+        let misread = |_: &CacheEntry| -> Result<()> { Err(Error::file("x", "of another kind")) };
         assert!(cache.load(&one, Progress::Hidden, misread).unwrap().is_none() && find(&one).is_none());
         assert!(cache.load(&one, Progress::Hidden, misread).unwrap().is_none());
     }

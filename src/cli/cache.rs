@@ -1,7 +1,7 @@
 //! `lacuna cache`
 
 use super::{parse_bytes, print_json, print_table, size};
-use lacuna::cache::{Cache, Collect, Kept};
+use lacuna::cache::{Cache, CachedResult, Collect};
 use std::time::Duration;
 
 /// The subcommands.
@@ -102,7 +102,7 @@ fn place(cache: &Cache) -> String {
     cache.dir().map(|dir| format!(" in {}", dir.display())).unwrap_or_default()
 }
 
-fn list(entries: &[Kept]) {
+fn list(entries: &[CachedResult]) {
     let rows = entries.iter().map(|entry| {
         [
             entry.stage.clone(),

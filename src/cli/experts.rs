@@ -6,7 +6,7 @@ use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
 use lacuna::experts::{
-    self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts, SuperExpertsKept,
+    self, ExpertLayout, ExpertScores, Keep, Metric, Probe, Ranking, Selection, SuperExperts, SuperExpertsKept,
 };
 use lacuna::progress::Progress;
 use lacuna::record::ranges;
@@ -27,7 +27,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Score(Score),
-    Plan(Plan),
+    Plan(PlanArgs),
     Slice(Slice),
     Build(Build),
     Verify(Verify),
@@ -95,7 +95,7 @@ impl Choice {
         Ok(())
     }
 
-    fn select(&self, source: &dyn Source, layout: &Layout) -> anyhow::Result<Selection> {
+    fn select(&self, source: &dyn Source, layout: &ExpertLayout) -> anyhow::Result<Selection> {
         // What would be ignored was meant for something else.
         let (scored, random) = (matches!(self.by, Some(By::Score(_))), matches!(self.by, Some(By::Random)));
         if self.scores.is_some() && !scored {
@@ -187,7 +187,7 @@ struct Score {
 
 /// Say what a build will read, write and need; or measure one layer
 #[derive(Debug, clap::Args)]
-struct Plan {
+struct PlanArgs {
     /// Directory or hub id; of a hub, only headers are read
     model: String,
     #[command(flatten)]
@@ -287,9 +287,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn open(spec: &str) -> anyhow::Result<(Box<dyn Source>, Layout)> {
+fn open(spec: &str) -> anyhow::Result<(Box<dyn Source>, ExpertLayout)> {
     let source = open_source(spec, Progress::Stderr)?;
-    let layout = Layout::find(&*source)?;
+    let layout = ExpertLayout::find(&*source)?;
     Ok((source, layout))
 }
 
@@ -316,7 +316,7 @@ fn score(args: &Score) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn plan(args: &Plan) -> anyhow::Result<()> {
+fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let (source, layout) = open(&args.model)?;
     let source = &*source;
     let selection = args.choice.select(source, &layout)?;

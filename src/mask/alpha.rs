@@ -4,7 +4,8 @@ use super::{Mask, bad_score};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
-/// How far from the target the sparsity may end, and the width at which the bracket around alpha is no longer halved.
+/// The largest difference between target and sparsity, and the width at which the bracket around alpha is no longer
+/// halved.
 const TOLERANCE: f64 = 0.001;
 
 /// The scores of one row in ascending order, and the sums of the first of them.

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// What an unstructured selection does with scores that equal its threshold.
+/// The rule of an unstructured selection for scores that equal its threshold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Ties {
     /// The counts are exact, and the first of the equals go.
@@ -21,14 +21,14 @@ pub enum Ties {
 
 crate::error::listed!(Ties, ByPosition, Reference);
 
-/// What is selected by: which weights are compared, and which shape the zeros have.
+/// The criterion of a selection: the weights that are compared, and the shape of the zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Criterion {
     /// Shape of the zeros.
     pub pattern: Pattern,
-    /// What an unstructured selection compares.
+    /// The comparison group of an unstructured selection.
     pub per: Per,
-    /// What becomes of ties within a layer; a row's go by position.
+    /// The rule for ties within a linear ([`Per::Layer`]); ties of a row are broken by position.
     pub ties: Ties,
 }
 
@@ -118,7 +118,7 @@ pub fn select_levels(
     }
 }
 
-/// What a score says that is not a finite number, or is negative.
+/// The error for a score that is not a finite number, or is negative.
 pub(crate) fn bad_score(name: &str, row: usize, col: usize, score: f32) -> Error {
     let problem = format!(
         "the score at row {row}, column {col} is {score}: the weight or the activation there is not finite; \

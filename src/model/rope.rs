@@ -16,7 +16,7 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
 }
 
-/// How rotary frequencies are stretched.
+/// The scaling of rotary frequencies for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// As trained.
@@ -56,7 +56,7 @@ pub enum RopeScaling {
         original: usize,
         /// Multiplies cos and sin.
         attention_factor: f64,
-        /// Whether the ramp's ends are rounded to whole dimensions.
+        /// True if the ramp's ends are rounded to whole dimensions.
         truncate: bool,
     },
 }

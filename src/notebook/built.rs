@@ -74,7 +74,7 @@ fn gone(dependencies: &Path) -> anyhow::Error {
 }
 
 /// The build that a session has begun with.
-pub(super) struct Kept {
+pub(super) struct KeptBuild {
     /// This program, which runs cells and stands in for rustc.
     pub(super) executable: PathBuf,
     pub(super) library: PathBuf,
@@ -91,11 +91,11 @@ pub(super) struct Kept {
 ///
 /// # Errors
 /// When there is no build, the user does not want to wait, or something cannot be written.
-pub(super) fn keep(cache: &Path, built: &Built) -> Result<Kept> {
+pub(super) fn keep(cache: &Path, built: &Built) -> Result<KeptBuild> {
     keep_of(cache, built, Files::own())
 }
 
-fn keep_of(cache: &Path, built: &Built, own: Option<Files>) -> Result<Kept> {
+fn keep_of(cache: &Path, built: &Built, own: Option<Files>) -> Result<KeptBuild> {
     loop {
         let key = match own.as_ref().map(|own| own.give_names(cache, built)).transpose()?.flatten() {
             Some(key) => key,
@@ -111,7 +111,7 @@ fn keep_of(cache: &Path, built: &Built, own: Option<Files>) -> Result<Kept> {
         let linked = directory.join(LINKED).is_file();
         let dependencies = if linked { directory.join("deps") } else { built.dependencies.clone() };
         remove_unused(cache, Some(&key))?;
-        return Ok(Kept { executable: directory.join(PROGRAM), library, dependencies, key, _held: held });
+        return Ok(KeptBuild { executable: directory.join(PROGRAM), library, dependencies, key, _held: held });
     }
 }
 
@@ -370,7 +370,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (cache, built) = build(root.path());
         let first = keep_of(&cache, &built, None).unwrap();
-        let names = |kept: &Kept| {
+        let names = |kept: &KeptBuild| {
             let entries = fs::read_dir(&kept.dependencies).unwrap();
             let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
@@ -388,7 +388,7 @@ mod tests {
         fs::write(&built.library, "second").unwrap();
         let second = keep_of(&cache, &built, None).unwrap();
         assert_ne!(second.key, first.key);
-        let read = |kept: &Kept| fs::read_to_string(&kept.library).unwrap();
+        let read = |kept: &KeptBuild| fs::read_to_string(&kept.library).unwrap();
         assert_eq!((read(&first), read(&second)), ("first".into(), "second".into()));
         // What is held stays, and what is not goes with its lock.
         remove_unused(&cache, None).unwrap();

@@ -25,7 +25,7 @@ pub(crate) struct Document {
 
 #[derive(Debug)]
 struct Cell {
-    kind: Kind,
+    kind: CellKind,
     id: String,
     metadata: Map<String, Value>,
     source: String,
@@ -37,27 +37,27 @@ struct Cell {
 
 /// A cell's kind, as far as a report cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CellKind {
     Markdown,
     Code,
     Raw,
 }
 
-impl Kind {
-    fn of(name: &str) -> Option<Kind> {
+impl CellKind {
+    fn of(name: &str) -> Option<CellKind> {
         Some(match name {
-            "markdown" => Kind::Markdown,
-            "code" => Kind::Code,
-            "raw" => Kind::Raw,
+            "markdown" => CellKind::Markdown,
+            "code" => CellKind::Code,
+            "raw" => CellKind::Raw,
             _ => return None,
         })
     }
 
     fn name(self) -> &'static str {
         match self {
-            Kind::Markdown => "markdown",
-            Kind::Code => "code",
-            Kind::Raw => "raw",
+            CellKind::Markdown => "markdown",
+            CellKind::Code => "code",
+            CellKind::Raw => "raw",
         }
     }
 }
@@ -109,8 +109,8 @@ impl Document {
         self.cells.push(cell);
     }
 
-    /// Kind and source of each cell, from the top.
-    pub(crate) fn cells(&self) -> impl Iterator<Item = (Kind, &str)> {
+    /// CellKind and source of each cell, from the top.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = (CellKind, &str)> {
         self.cells.iter().map(|cell| (cell.kind, cell.source.as_str()))
     }
 
@@ -137,7 +137,7 @@ impl Document {
 
     /// The code cells that have the tag.
     pub(crate) fn tagged(&self, tag: &str) -> Vec<usize> {
-        let is_code = |index: &usize| self.cells[*index].kind == Kind::Code;
+        let is_code = |index: &usize| self.cells[*index].kind == CellKind::Code;
         (0..self.cells.len()).filter(is_code).filter(|index| self.has_tag(*index, tag)).collect()
     }
 
@@ -159,7 +159,7 @@ impl Document {
         let metadata = fields(&json!({"tags": [tag]}));
         let source = source.to_owned();
         let (attachments, outputs) = (Map::new(), Vec::new());
-        let cell = Cell { kind: Kind::Code, id, metadata, source, attachments, execution_count: None, outputs };
+        let cell = Cell { kind: CellKind::Code, id, metadata, source, attachments, execution_count: None, outputs };
         self.cells.insert(index, cell);
     }
 
@@ -211,7 +211,7 @@ impl Cell {
             bail!("its cell {number} is no JSON object");
         }
         let name = raw["cell_type"].as_str().unwrap_or_default();
-        let Some(kind) = Kind::of(name) else {
+        let Some(kind) = CellKind::of(name) else {
             bail!("its cell {number} has the cell_type {}; it can be code, markdown or raw", raw["cell_type"]);
         };
         let source = match &raw["source"] {
@@ -236,12 +236,12 @@ impl Cell {
             "cell_type": self.kind.name(), "id": self.id, "metadata": self.metadata, "source": lines(&self.source),
         });
         match self.kind {
-            Kind::Code => {
+            CellKind::Code => {
                 cell["execution_count"] = json!(self.execution_count);
                 cell["outputs"] = json!(self.outputs);
             }
-            Kind::Markdown | Kind::Raw if self.attachments.is_empty() => {}
-            Kind::Markdown | Kind::Raw => cell["attachments"] = json!(self.attachments),
+            CellKind::Markdown | CellKind::Raw if self.attachments.is_empty() => {}
+            CellKind::Markdown | CellKind::Raw => cell["attachments"] = json!(self.attachments),
         }
         cell
     }

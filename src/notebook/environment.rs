@@ -1,6 +1,6 @@
 //! What a session needs around it: the built library, a slot to compile cells in, evcxr's settings.
 
-use super::built::{self, Built, Kept};
+use super::built::{self, Built, KeptBuild};
 use super::{compiled, diagnostics, rust_source, stubs};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -64,7 +64,7 @@ pub(super) struct Slot {
     /// The directory.
     pub(super) path: PathBuf,
     /// The build that cells link, whose program runs them.
-    pub(super) build: Kept,
+    pub(super) build: KeptBuild,
     _locks: [File; 2],
 }
 

@@ -1,7 +1,7 @@
 //! Runs a notebook from top to bottom without Jupyter, and leaves its report.
 
 use super::compare;
-use super::document::{Document, Kind, write_file};
+use super::document::{CellKind, Document, write_file};
 use super::export::{self, gallery};
 use super::jobs;
 use super::lock::Lock;
@@ -285,11 +285,11 @@ impl<'a> Run<'a> {
         let (mut names, mut code) = (Names::new(), Vec::new());
         for (index, (kind, source)) in self.document.cells().enumerate() {
             match kind {
-                Kind::Markdown => names.pass(source),
-                Kind::Code if self.document.tag_of(index, &SKIP).is_none() => {
+                CellKind::Markdown => names.pass(source),
+                CellKind::Code if self.document.tag_of(index, &SKIP).is_none() => {
                     code.push((index, names.of(index + 1, source), source.to_owned()));
                 }
-                Kind::Code | Kind::Raw => {}
+                CellKind::Code | CellKind::Raw => {}
             }
         }
         code
@@ -379,7 +379,7 @@ impl<'a> Run<'a> {
 
     fn report(&self, startup_seconds: f64, elapsed: Duration) -> Result<Status> {
         let stem = &self.document.stem;
-        let source = export::Source {
+        let source = export::ReportSource {
             document: &self.document,
             outcomes: &self.outcomes,
             parameters: &self.parameters,

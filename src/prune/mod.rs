@@ -46,7 +46,7 @@ pub struct Pruned {
     pub model: Model,
     /// The mask of each pruned linear, in model order.
     pub masks: Vec<(String, Mask)>,
-    /// What was done.
+    /// The record of the settings and results.
     pub record: Record,
 }
 
@@ -181,7 +181,7 @@ fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &s
     Ok(bytes)
 }
 
-/// What is written of a linear.
+/// The form in which a linear is written.
 enum Outcome {
     Mask(Mask),
     Weights(Tensor),
@@ -249,7 +249,7 @@ struct Pruner<'a> {
     config: &'a PruneConfig,
     statistics: &'a Statistics,
     gradients: Option<&'a Gradients>,
-    /// What the model was opened from.
+    /// The checkpoint that the model was opened from.
     checkpoint: Option<&'a Checkpoint>,
     stage: &'a Stage,
     /// The last linear that had one, and the factor of its gram matrix: the next may share its input.

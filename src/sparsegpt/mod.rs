@@ -19,7 +19,7 @@ const ROWS: usize = 64;
 pub struct SparseGpt {
     /// Columns whose weights are selected together, and after which the columns behind them are brought up to date.
     pub block_size: usize,
-    /// What is added to the diagonal of the Hessian, as a fraction of its mean.
+    /// The value that is added to the diagonal of the Hessian, as a fraction of its mean.
     pub damping: f64,
 }
 
@@ -50,7 +50,7 @@ impl SparseGpt {
     }
 }
 
-/// What SparseGPT did to one linear.
+/// The result of SparseGPT for one linear.
 #[derive(Clone, Debug)]
 pub struct Reconstruction {
     /// The selected weights, which are zero now.
@@ -196,7 +196,7 @@ impl Block {
         Block { start, upper, diagonal }
     }
 
-    /// What the loss grows by when the weight in column `col` of the block goes, up to a constant.
+    /// The growth of the loss when the weight in column `col` of the block is pruned, up to a constant.
     fn score(&self, col: usize, weight: f32) -> f32 {
         let d = self.diagonal[col];
         weight * weight / (d * d)

@@ -1,11 +1,11 @@
-//! What the dimensions of every tensor count, and what `config.json` says when there are fewer.
+//! The units that each dimension of a tensor counts, and the entries of `config.json` for fewer units.
 
 use super::{Form, StructuredConfig, Unit};
 use crate::error::{Error, Result};
 use crate::model::{EMBEDDING, Family, HEAD, MLP, ModelConfig, NORM, QkNorm};
 use serde_json::Value;
 
-/// What a dimension counts.
+/// The units that a dimension counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Axis {
     /// Channels of the residual stream.
@@ -16,11 +16,11 @@ enum Axis {
     Keys,
     /// Neurons of an MLP.
     Neurons,
-    /// What is never pruned here: tokens, experts, elements of one head.
+    /// Units that are never pruned here: tokens, experts, elements of one head.
     Other,
 }
 
-/// What a tensor is for.
+/// The purpose of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     /// The weight of a prunable linear; its elements have scores.
@@ -96,12 +96,12 @@ pub(super) fn place<'a>(config: &ModelConfig, name: &'a str) -> Option<Place<'a>
 }
 
 impl Place<'_> {
-    /// Whether its elements have scores.
+    /// Returns whether the tensor's elements have scores.
     pub(super) fn is_linear(&self) -> bool {
         self.role == Role::Linear
     }
 
-    /// Whether it is the scale of a norm.
+    /// Returns whether the tensor is the scale of a norm.
     pub(super) fn is_norm(&self) -> bool {
         self.role == Role::Norm
     }
@@ -179,7 +179,7 @@ pub(super) fn resized(config: &ModelConfig, settings: &StructuredConfig) -> Resu
     Ok(new)
 }
 
-/// Whether `config.json` knows a width of experts apart from that of dense layers.
+/// Returns whether `config.json` has a width of experts apart from that of dense layers.
 fn has_expert_width(family: Family) -> bool {
     matches!(family, Family::Qwen2Moe | Family::Qwen3Moe)
 }

@@ -24,12 +24,12 @@ use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsR
 use crate::text::Windows;
 use candle_core::{Device, Tensor};
 use cut::Cut;
-use score::Known;
+use score::DenseData;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// What goes as a whole.
+/// A unit that is pruned as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unit {
     /// A key/value head with all query heads that read it: rows of q, k and v with their biases, columns of o.
@@ -51,7 +51,7 @@ crate::error::named!(
     OutputChannels => "output-channels", InputChannels => "input-channels",
 );
 
-/// How the scores of a unit's weights join to the score of the unit.
+/// The norm that joins the scores of a unit's weights to the score of the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GroupNorm {
     /// Their sum.
@@ -62,7 +62,7 @@ pub enum GroupNorm {
 
 crate::error::named!(GroupNorm, "group norm", Sum => "sum", L2 => "l2");
 
-/// What becomes of the units that go.
+/// The form of the result: pruned units are cut out or zeroed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// They are cut out of the tensors; the model is smaller and computes what the zeroed one computes.
@@ -73,10 +73,10 @@ pub enum Form {
 
 crate::error::named!(Form, "form", Remove => "remove", Zero => "zero");
 
-/// How to prune units.
+/// Settings of structured pruning.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StructuredConfig {
-    /// What goes as a whole.
+    /// The unit that is pruned as a whole.
     pub unit: Unit,
     /// Importance metric of a single weight; any but SparseGPT. One that needs calibration sees the dense model.
     pub method: Method,
@@ -84,9 +84,9 @@ pub struct StructuredConfig {
     /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first. Above 0 it is an
     /// error if that is none in every module.
     pub sparsity: f64,
-    /// How the scores of a unit's weights join.
+    /// The norm that joins the scores of a unit's weights.
     pub norm: GroupNorm,
-    /// What becomes of the units that go.
+    /// The form of the result.
     pub form: Form,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
@@ -140,7 +140,7 @@ impl StructuredConfig {
         Ok(())
     }
 
-    /// How many of `units` go.
+    /// The number of units, of `units`, that are pruned.
     fn count(&self, units: usize) -> usize {
         let least = usize::from(self.at_least_one && self.sparsity > 0.0 && units > 1);
         ((units as f64 * self.sparsity) as usize).max(least)
@@ -175,7 +175,7 @@ fn least_fraction(units: usize) -> f64 {
 }
 
 impl Unit {
-    /// Whether a model without some of these units is a model of its family.
+    /// Returns whether a model without some of these units is still a model of its family.
     pub fn is_removable(self) -> bool {
         matches!(self, Unit::Heads | Unit::Neurons | Unit::Channels)
     }
@@ -195,7 +195,7 @@ impl Unit {
 pub struct Structured {
     /// The model: smaller, or with zeros in place.
     pub model: Model,
-    /// What was done, with the units that went.
+    /// The record of the settings and results, with the units that were pruned.
     pub record: Record,
 }
 
@@ -210,8 +210,8 @@ struct Module {
     gone: Vec<usize>,
 }
 
-/// What is to be done to a model.
-struct Plan<'a> {
+/// The cuts that are to be made in a model.
+struct CutPlan<'a> {
     settings: &'a StructuredConfig,
     model: &'a Model,
     /// The configuration afterwards.
@@ -232,7 +232,7 @@ pub fn prune_structured(
     progress: Progress,
 ) -> Result<Structured> {
     let started = Instant::now();
-    let plan = Plan::new(model, calibration, config, progress)?;
+    let plan = CutPlan::new(model, calibration, config, progress)?;
     let names = model.config().tensors();
     let stage = progress.stage("cut", names.len() as u64);
     let (mut tensors, mut zeros) = (HashMap::new(), HashMap::new());
@@ -253,7 +253,8 @@ pub fn prune_structured(
 /// place, `config.json` with the new numbers and all its other keys, and `lacuna.json` with the record. `model` is that
 /// checkpoint opened with the dtype and device to compute on.
 ///
-/// What stays is bit-exact, but for norms that take the mean of what has become narrower: their scales, and for channels
+/// Weights that stay are bit-exact, except for norms that take the mean of a dimension that has become narrower: their
+/// scales, and for channels
 /// `rms_norm_eps`, make up for it.
 /// A Llama whose `hidden_size` is no multiple of its heads afterwards becomes a `mistral` without a window, which is the same
 /// arithmetic, because transformers refuses such a `llama`.
@@ -276,7 +277,7 @@ pub fn prune_structured_to(
         return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
     };
     check_output(out)?;
-    let plan = Plan::new(model, calibration, config, progress)?;
+    let plan = CutPlan::new(model, calibration, config, progress)?;
     let json = plan.config_json(checkpoint)?;
     let mut shards = vec![Vec::new(); checkpoint.shards().len()];
     for info in checkpoint.tensors() {
@@ -302,14 +303,14 @@ pub fn prune_structured_to(
     Ok(record)
 }
 
-impl<'a> Plan<'a> {
+impl<'a> CutPlan<'a> {
     /// Scores all units and decides which ones go.
     fn new(
         model: &'a Model,
         calibration: Option<&Windows>,
         settings: &'a StructuredConfig,
         progress: Progress,
-    ) -> Result<Plan<'a>> {
+    ) -> Result<CutPlan<'a>> {
         settings.validate_with(model, calibration)?;
         settings.check_rounding(score::sizes(model.config(), settings.unit))?;
         let config = layout::resized(model.config(), settings)?;
@@ -321,13 +322,13 @@ impl<'a> Plan<'a> {
             Some(windows) => Some(gradients(model, windows, Accumulate::Sum, progress)?),
             None => None,
         };
-        let known = Known { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
+        let known = DenseData { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
         let modules = score::choose(model, known, settings, progress)?;
         let by_name = modules.iter().enumerate().map(|(i, module)| (module.name.clone(), i)).collect();
-        Ok(Plan { settings, model, config, modules, by_name })
+        Ok(CutPlan { settings, model, config, modules, by_name })
     }
 
-    /// How the tensor is cut; `None` where it has no such units.
+    /// The cut of the tensor; `None` where it has no such units.
     fn cut(&self, name: &str, shape: &[usize]) -> Result<Option<Cut>> {
         let Some(place) = layout::place(self.model.config(), name) else {
             // Older checkpoints store the frequencies of the rotary embedding, which depend on the width of a head only.

@@ -140,7 +140,7 @@ impl Part {
         }
     }
 
-    /// Which part of how many it is.
+    /// Returns the number of this part, from 0, and the number of parts.
     fn split(&self) -> Result<(usize, usize)> {
         let metadata = Metadata::new(&self.path, &self.content.metadata);
         let count = metadata.integer("split.count")?.unwrap_or(1).max(1);

@@ -17,7 +17,7 @@ pub(crate) use html::is_ours as is_our_html;
 pub(crate) use shown::is_extension;
 pub(crate) use text::without_ansi;
 
-use super::document::{Document, Kind};
+use super::document::{CellKind, Document};
 use super::output::{Bundle, Output, Stream};
 use super::runner::SKIP;
 use super::session::Outcome;
@@ -35,7 +35,7 @@ pub(crate) const ENVIRONMENT: &str = "environment";
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 /// What goes into a report.
-pub(crate) struct Source<'a> {
+pub(crate) struct ReportSource<'a> {
     pub(crate) document: &'a Document,
     /// Outcomes by cell index.
     pub(crate) outcomes: &'a BTreeMap<usize, Outcome>,
@@ -75,14 +75,14 @@ struct View {
 }
 
 impl View {
-    fn of(source: &Source, index: usize) -> View {
+    fn of(source: &ReportSource, index: usize) -> View {
         let has = |tags: &[&'static str]| source.document.tag_of(index, tags).is_some();
         let shown = |remove: &[&'static str], hide: &[&'static str]| match (has(remove), has(hide)) {
             (true, _) => Shown::Not,
             (false, true) => Shown::Folded,
             (false, false) => Shown::Open,
         };
-        let is_text = source.document.cells().nth(index).is_some_and(|(kind, _)| kind == Kind::Markdown);
+        let is_text = source.document.cells().nth(index).is_some_and(|(kind, _)| kind == CellKind::Markdown);
         let cell = shown(&["remove-cell", "remove_cell"], &["hide-cell", "hide_cell"]);
         if is_text {
             return View { cell, input: cell, output: cell };
@@ -102,7 +102,7 @@ impl View {
 ///
 /// # Errors
 /// When there is no memory for its JSON.
-pub(crate) fn render(source: &Source) -> Result<Files> {
+pub(crate) fn render(source: &ReportSource) -> Result<Files> {
     let stem = source.document.stem.as_str();
     let mut report = Report { stem, ..Report::default() };
     let (mut cells, mut environments) = (Vec::new(), BTreeMap::new());
@@ -110,12 +110,12 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
         let number = index + 1;
         let view = View::of(source, index);
         match (kind, source.outcomes.get(&index)) {
-            (Kind::Markdown, _) => {
+            (CellKind::Markdown, _) => {
                 let attached = report.attachments(source.document.attachments(index));
                 let text = closed::closed(&links::moved(text, source.directory, source.out, &attached));
                 report.shown(view.input, "Text", |report| report.paragraph(&text));
             }
-            (Kind::Code, Some(outcome)) => {
+            (CellKind::Code, Some(outcome)) => {
                 report.shown(view.cell, "Cell", |report| {
                     report.shown(view.input, "Code", |report| report.fence("rust", text));
                     let mut cell = report.shown(view.output, "Output", |report| report.outcome(number, outcome));
@@ -130,7 +130,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
                     cells.push(cell);
                 });
             }
-            (Kind::Code, None) if let Some(tag) = source.document.tag_of(index, &SKIP) => {
+            (CellKind::Code, None) if let Some(tag) = source.document.tag_of(index, &SKIP) => {
                 report.shown(view.cell, "Cell", |report| {
                     report.shown(view.input, "Code", |report| report.fence("rust", text));
                     report.paragraph(&format!("*This cell was not run: it is tagged `{tag}`.*"));
@@ -138,7 +138,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
                 cells.push(model::Cell { cell: number, skipped: true, ..model::Cell::default() });
             }
             // What was not run has no place in a report, and raw cells are for nbconvert.
-            (Kind::Code, None) | (Kind::Raw, _) => {}
+            (CellKind::Code, None) | (CellKind::Raw, _) => {}
         }
     }
     let json = model::Report {
@@ -296,7 +296,7 @@ impl Report<'_> {
         if let Some(error) = &outcome.error {
             let (kind, message) = (error.kind.name().to_owned(), without_ansi(&error.message));
             self.fence("text", &format!("{kind}: {message}"));
-            cell.error = Some(model::Failure { kind, message });
+            cell.error = Some(model::CellFailure { kind, message });
         }
         cell.files = parts.iter().flat_map(|part| part.files.iter().cloned()).collect();
         let mut values = parts.iter().filter(|part| part.stdout.is_none());

@@ -47,7 +47,7 @@ pub(super) struct Cell {
     pub(super) stdout: Option<String>,
     /// Why it failed; absent when it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<Failure>,
+    pub(super) error: Option<CellFailure>,
     /// Its value (of several, the last) as data (`application/json`): a table, records. The parts of records that may differ from run to run
     /// stand in `environment.cells`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,7 +105,7 @@ impl Cell {
 
 /// Why a cell failed.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Failure {
+pub(super) struct CellFailure {
     /// `CompileError`, `Panic` or `Error` (a `?`).
     pub(super) kind: String,
     /// The compiler's or the cell's own message.

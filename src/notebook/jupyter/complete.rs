@@ -1,6 +1,6 @@
 //! What a client asks about unfinished code: what could follow, what something is, whether a cell has come to its end.
 
-use super::cursor::{self, Kind};
+use super::cursor::{self, TokenKind};
 use super::documentation::Documentation;
 use super::message::Request;
 use crate::notebook::session::Session;
@@ -18,8 +18,8 @@ pub(super) fn answer(code: &str) -> Value {
 /// counts as one.
 fn open_brackets(code: &str) -> usize {
     cursor::tokens(code).iter().fold(0, |depth: usize, token| match token.kind {
-        Kind::Unfinished | Kind::Mark('(' | '[' | '{') => depth + 1,
-        Kind::Mark(')' | ']' | '}') => depth.saturating_sub(1),
+        TokenKind::Unfinished | TokenKind::Mark('(' | '[' | '{') => depth + 1,
+        TokenKind::Mark(')' | ']' | '}') => depth.saturating_sub(1),
         _ => depth,
     })
 }

@@ -25,7 +25,7 @@ use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use wire::{Frames, Kind, Peer, Socket};
+use wire::{Frames, Peer, Socket, SocketKind};
 
 /// Lines that a cell prints within this time travel together: a client that gets each on its own falls behind.
 const TEXT_INTERVAL: Duration = Duration::from_millis(40);
@@ -49,9 +49,9 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
     set_signals();
     end_with_parent();
     let address = |port: u16| (connection.ip.as_str(), port);
-    let iopub = Socket::bind(address(connection.iopub_port), Kind::Pub, |_, _| {})?;
+    let iopub = Socket::bind(address(connection.iopub_port), SocketKind::Pub, |_, _| {})?;
     let (answered, answers) = mpsc::channel();
-    let stdin = Socket::bind(address(connection.stdin_port), Kind::Router, move |_, frames| {
+    let stdin = Socket::bind(address(connection.stdin_port), SocketKind::Router, move |_, frames| {
         // It only fails when the process is about to end.
         let _ = answered.send(frames);
     })?;
@@ -67,13 +67,17 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
         text: Mutex::default(),
     });
     let (sender, queue) = mpsc::channel();
-    Socket::bind(address(connection.hb_port), Kind::Rep, |peer, frames| {
+    Socket::bind(address(connection.hb_port), SocketKind::Rep, |peer, frames| {
         let _ = peer.send(&frames);
     })?;
     let control = kernel.clone();
-    Socket::bind(address(connection.control_port), Kind::Router, move |peer, frames| control.control(peer, frames))?;
+    Socket::bind(address(connection.control_port), SocketKind::Router, move |peer, frames| {
+        control.control(peer, frames)
+    })?;
     let shell = kernel.clone();
-    Socket::bind(address(connection.shell_port), Kind::Router, move |peer, frames| shell.shell(peer, frames, &sender))?;
+    Socket::bind(address(connection.shell_port), SocketKind::Router, move |peer, frames| {
+        shell.shell(peer, frames, &sender)
+    })?;
     let writer = kernel.clone();
     std::thread::spawn(move || {
         loop {

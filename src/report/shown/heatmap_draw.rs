@@ -30,7 +30,7 @@ const BAR_GAP: f64 = 20.0;
 const TICK_MARK: f64 = 4.0;
 
 /// A map that was checked and laid out.
-pub(super) struct Scene<'a> {
+pub(super) struct HeatMapScene<'a> {
     map: &'a HeatMap,
     columns: usize,
     colors: Axis,
@@ -45,8 +45,8 @@ pub(super) struct Scene<'a> {
     frame: [f64; 4],
 }
 
-impl<'a> Scene<'a> {
-    pub(super) fn new(map: &'a HeatMap) -> Result<Scene<'a>> {
+impl<'a> HeatMapScene<'a> {
+    pub(super) fn new(map: &'a HeatMap) -> Result<HeatMapScene<'a>> {
         let title = &map.title;
         check_size(title, map.pixels())?;
         let (rows, columns) = (map.values.len(), map.values.first().map_or(0, Vec::len));
@@ -76,7 +76,7 @@ impl<'a> Scene<'a> {
         let names = |names: &Option<Vec<String>>, of: usize| -> Vec<String> {
             names.clone().unwrap_or_else(|| (0..of).map(|i| i.to_string()).collect())
         };
-        let mut scene = Scene {
+        let mut scene = HeatMapScene {
             map,
             columns,
             colors: Axis::tight(map.scale, low, high),
@@ -259,7 +259,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-impl Drawing for Scene<'_> {
+impl Drawing for HeatMapScene<'_> {
     fn title(&self) -> &str {
         &self.map.title
     }

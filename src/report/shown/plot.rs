@@ -1,7 +1,7 @@
 //! Plots: what to show. How it is drawn is in `draw`.
 
-use super::axis::Scale;
-use super::draw::Scene;
+use super::axis::AxisScale;
+use super::draw::PlotScene;
 use super::labels::Labels;
 use super::numbers::{Number, Point};
 use super::pen::{self, error};
@@ -38,8 +38,8 @@ pub struct Plot {
     pub(super) title: String,
     pub(super) x_label: String,
     pub(super) y_label: String,
-    pub(super) x_scale: Scale,
-    pub(super) y_scale: Scale,
+    pub(super) x_scale: AxisScale,
+    pub(super) y_scale: AxisScale,
     pub(super) size: (u32, u32),
     pub(super) series: Vec<Series>,
     pub(super) baselines: Vec<(String, f64)>,
@@ -73,8 +73,8 @@ impl Plot {
             title: title.into(),
             x_label: String::new(),
             y_label: String::new(),
-            x_scale: Scale::Linear,
-            y_scale: Scale::Linear,
+            x_scale: AxisScale::Linear,
+            y_scale: AxisScale::Linear,
             size: (800, 500),
             series: Vec::new(),
             baselines: Vec::new(),
@@ -361,7 +361,7 @@ impl Plot {
     /// # Errors
     /// When there is no series, a series has no point, or no point can be shown.
     pub fn svg(&self) -> Result<String> {
-        pen::svg(&Scene::new(self)?)
+        pen::svg(&PlotScene::new(self)?)
     }
 
     /// The plot as a PNG of twice its nominal width and height.
@@ -369,7 +369,7 @@ impl Plot {
     /// # Errors
     /// As [`Plot::svg`].
     pub fn png(&self) -> Result<Vec<u8>> {
-        bitmap::png(&Scene::new(self)?)
+        bitmap::png(&PlotScene::new(self)?)
     }
 
     /// One line that says what the plot shows.
