@@ -1,4 +1,4 @@
-//! What a cache holds, and what of it goes.
+//! Lists the results in a cache, and removes some of them.
 
 use super::{Cache, DESCRIPTION, Description, files};
 use crate::error::{Error, Result};
@@ -16,11 +16,11 @@ pub struct CachedResult {
     pub name: String,
     /// The stage that it came from; `damaged` for what cannot be read, `unfinished` for what a killed process left.
     pub stage: String,
-    /// What it is about.
+    /// A title for people.
     pub title: String,
     /// Bytes of its files.
     pub bytes: u64,
-    /// When it was made or used last.
+    /// The time at which it was made or used last.
     pub used: SystemTime,
     #[serde(skip)]
     path: PathBuf,
@@ -48,18 +48,19 @@ impl CachedResult {
     }
 }
 
-/// What to remove. What is damaged or was left over by a killed process goes in any case.
+/// The results to be removed. Damaged entries and leftovers of killed processes are removed in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collect {
-    /// What was not used for so long.
+    /// Removes results that were not used for this long.
     pub older_than: Option<Duration>,
-    /// What was used least recently, until so many bytes are left.
+    /// Removes the results that were used least recently, until this many bytes are left.
     pub max_bytes: Option<u64>,
     /// Removes nothing.
     pub dry_run: bool,
 }
 
-/// Whether the cache gives such names: `STAGE-HASH`, and `.STAGE-HASH.` with more behind it while it is filled or removed.
+/// Returns whether the cache gives such names: `STAGE-HASH`, and `.STAGE-HASH.` with more behind it while it is filled
+/// or removed.
 fn is_ours(name: &str) -> bool {
     let entry = match name.strip_prefix('.') {
         Some(hidden) => hidden.split('.').next().filter(|entry| entry.len() + 1 < hidden.len()),

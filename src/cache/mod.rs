@@ -1,4 +1,4 @@
-//! What expensive stages gave, kept on disk under a name made of everything that it follows from.
+//! A cache of expensive stages' results on disk; an entry's name is a hash of everything that the result depends on.
 //!
 //! An entry is a directory `STAGE-HASH` with the stage's files, and with `entry`, which says what it is and has a CRC-32 of
 //! every file. It is filled under a hidden name beside its place, flushed, and renamed; so it is there whole or not at all,
@@ -67,7 +67,7 @@ struct Inner {
     uses: Mutex<BTreeMap<&'static str, Uses>>,
 }
 
-/// How often a stage was computed, and how often it was there already.
+/// Numbers of times that a stage was computed, and that its result was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Uses {
     /// Times that it was computed.
@@ -78,7 +78,7 @@ pub struct Uses {
     pub memory_hits: u64,
 }
 
-/// Where a result was found.
+/// The place in which a result was found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Found {
     Computed,
@@ -86,7 +86,7 @@ pub(crate) enum Found {
     Memory,
 }
 
-/// What a result follows from.
+/// The inputs that a result depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     stage: &'static str,
@@ -112,13 +112,13 @@ impl Key {
     }
 }
 
-/// What stands in an entry's `entry`, behind a line with the CRC-32 of the rest.
+/// The contents of an entry's file `entry`, after a line with the CRC-32 of the rest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Description {
     stage: String,
     /// For people: which model, which text.
     title: String,
-    /// What the name is a hash of, for people too.
+    /// The inputs of which the name is a hash, for people too.
     inputs: Value,
     /// Results that are no arrays.
     value: Value,
@@ -210,7 +210,7 @@ impl Cache {
         Cache(Arc::new(Inner { dir: None, max_bytes: 0, uses: Mutex::default() }))
     }
 
-    /// Where entries are; `None` where nothing is kept.
+    /// The directory of the entries; `None` for a cache that keeps nothing.
     pub fn dir(&self) -> Option<&Path> {
         self.0.dir.as_deref()
     }
@@ -220,7 +220,7 @@ impl Cache {
         self.0.max_bytes
     }
 
-    /// How often each stage was computed and found, by this value and its clones.
+    /// Numbers of times that each stage was computed and found, by this value and its clones.
     pub fn uses(&self) -> BTreeMap<&'static str, Uses> {
         self.0.uses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -16,11 +16,12 @@ pub(crate) enum Command {
     /// Remove what was not used for long, down to a size; what is damaged goes in any case, and so do compiled cells of
     /// builds that are gone
     Gc {
-        /// What was not used for so long: 90s, 30m, 12h, 30d or 4w. Compiled cells that sessions use stay
+        /// Remove results that were not used for this long: 90s, 30m, 12h, 30d or 4w. Compiled cells that sessions use
+        /// stay
         #[arg(long, value_name = "AGE", value_parser = parse_age)]
         older_than: Option<Duration>,
-        /// What was used least recently, until so much is left: bytes, or 500M, 2G (powers of 1024) [default: the cache's
-        /// limit]
+        /// Remove the least recently used results until this much is left: bytes, or 500M, 2G (powers of 1024)
+        /// [default: the cache's limit]
         #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
         max_bytes: Option<u64>,
         /// Say what would go, and remove nothing

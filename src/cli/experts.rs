@@ -33,7 +33,7 @@ enum Command {
     Verify(Verify),
 }
 
-/// Which experts stay.
+/// Options for the experts that stay.
 #[derive(Debug, clap::Args)]
 struct Choice {
     /// Fraction of each layer's experts that stays
@@ -45,8 +45,8 @@ struct Choice {
     /// JSON file of the experts that stay: {"0": [1, 5], ..} by layer, or a list of lists
     #[arg(long, value_name = "FILE", group = "how_many", conflicts_with = "by")]
     keep_list: Option<PathBuf>,
-    /// What decides: first, last, random, router-norm, weight-norm; with --scores also frequency, ean, reap,
-    /// reap-softmax, max-activation
+    /// Criterion: first, last, random, router-norm, weight-norm; with --scores also frequency, ean, reap, reap-softmax,
+    /// max-activation
     #[arg(long)]
     by: Option<By>,
     /// Scores that `lacuna experts score` wrote
@@ -60,7 +60,7 @@ struct Choice {
     seed: Option<u64>,
 }
 
-/// What decides which experts stay.
+/// The criterion by which experts stay.
 #[derive(Clone, Copy, Debug)]
 enum By {
     First,
@@ -195,7 +195,7 @@ struct PlanArgs {
     /// Longest weight file
     #[arg(long, default_value = "5GB", value_parser = parse_shard_bytes)]
     max_shard_size: u64,
-    /// Where the output would go: its disk is measured
+    /// Output directory of the later build: its disk is measured
     #[arg(long, default_value = "pruned")]
     out: PathBuf,
     /// Slice one layer to a scratch directory beside the output, and say what it cost
@@ -270,7 +270,7 @@ struct Build {
 struct Verify {
     /// Directory or hub id that the output was made from
     base: String,
-    /// What `build` or `slice` wrote
+    /// Output of `build` or `slice`
     out: PathBuf,
     /// Print JSON
     #[arg(long)]

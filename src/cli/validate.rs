@@ -25,7 +25,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What is said of one file.
+/// The result for one file.
 #[derive(Serialize)]
 struct Verdict {
     file: PathBuf,

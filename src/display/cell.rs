@@ -35,7 +35,7 @@ pub trait EvcxrDisplay {
     /// Shows the value as a cell's value.
     ///
     /// # Panics
-    /// When a table or a picture of it cannot be made: a cell's display has no other way to fail.
+    /// Panics when a table or a picture of it cannot be made: a cell's display has no other way to fail.
     fn evcxr_display(&self);
 }
 
@@ -50,7 +50,7 @@ impl<T: Debug> EvcxrDisplay for T {
 /// be a cell's value.
 ///
 /// # Panics
-/// When a table or a picture of it cannot be made, as where it is a cell's value.
+/// Panics when a table or a picture of it cannot be made, as if it were a cell's value.
 pub fn display<T: Debug>(value: &T) {
     super::runtime::between(|| show_any(Unknown::of(value), value));
 }
@@ -71,7 +71,7 @@ impl<'a> Unknown<'a> {
     /// The value, if it is a `T`, lifetimes aside: a `&'static str` may be any `&str`.
     ///
     /// # Safety
-    /// What `T` borrows must not be used after 'a, whatever lifetime `T` gives it.
+    /// Data that `T` borrows must not be used after 'a, whatever lifetime `T` gives it.
     unsafe fn get<T: 'static>(self) -> Option<&'a T> {
         // SAFETY: `at` comes from a reference that lives for 'a, and its type is `T` but for lifetimes, which change no
         // layout; that they are longer in `T` is what the caller answers for.

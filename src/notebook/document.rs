@@ -66,7 +66,7 @@ impl Document {
     /// Reads a notebook of format 4, without its outputs.
     ///
     /// # Errors
-    /// When the file cannot be read, is no notebook, or is not in Rust.
+    /// Fails when the file cannot be read, is no notebook, or is not in Rust.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
         let raw = read_json(path)?;
@@ -124,7 +124,7 @@ impl Document {
         &self.cells[index].attachments
     }
 
-    /// Whether the cell has the tag.
+    /// Returns whether the cell has the tag.
     pub(crate) fn has_tag(&self, index: usize, tag: &str) -> bool {
         let tags = self.cells[index].metadata.get("tags").and_then(Value::as_array);
         tags.is_some_and(|tags| tags.iter().any(|other| other == tag))
@@ -141,7 +141,7 @@ impl Document {
         (0..self.cells.len()).filter(is_code).filter(|index| self.has_tag(*index, tag)).collect()
     }
 
-    /// Whether Jupyter shows the cell's source only when it is asked to.
+    /// Returns whether Jupyter shows the cell's source only when it is asked to.
     pub(crate) fn is_collapsed(&self, index: usize) -> bool {
         self.cells[index].metadata.get("jupyter").is_some_and(|jupyter| jupyter["source_hidden"] == true)
     }
@@ -178,7 +178,7 @@ impl Document {
     /// The executed notebook as Jupyter writes it (sorted keys, one space of indentation), with a word that it is one.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// Fails when there is no memory for it.
     pub(crate) fn executed(&self) -> Result<Vec<u8>> {
         let mut metadata = self.metadata.clone();
         metadata.insert(EXECUTED.into(), executed_mark());
@@ -264,7 +264,7 @@ fn executed_mark() -> Value {
     json!({"executed": true})
 }
 
-/// Whether a run wrote the notebook at `path`.
+/// Returns whether a run wrote the notebook at `path`.
 pub(super) fn is_executed(path: &Path) -> bool {
     path.is_file() && read_json(path).is_ok_and(|notebook| notebook["metadata"][EXECUTED] == executed_mark())
 }
@@ -273,7 +273,7 @@ pub(super) fn is_executed(path: &Path) -> bool {
 /// without any is not written; says whether it was.
 ///
 /// # Errors
-/// When the file cannot be read or written, or is no notebook.
+/// Fails when the file cannot be read or written, or is no notebook.
 pub(crate) fn clean(path: &Path) -> Result<bool> {
     let (text, encoding) = read_text(path)?;
     let raw = parse_json(path, &text)?;
@@ -400,7 +400,7 @@ pub(super) const DATA: &str = "application/vnd.lacuna+json";
 /// Writes a file in one piece: beside it, then renamed into its place.
 ///
 /// # Errors
-/// When the file cannot be written; what was there before is then still there.
+/// Fails when the file cannot be written; the file that was there before is then still there.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     // Behind a link stands the file that is meant.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

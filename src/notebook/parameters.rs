@@ -28,7 +28,7 @@ impl Overrides {
     /// Joins `name=value` arguments and the JSON object of a file; what is given as an argument wins.
     ///
     /// # Errors
-    /// When an argument has no `=`, a name comes twice, or the file is no JSON object.
+    /// Fails when an argument has no `=`, a name comes twice, or the file is no JSON object.
     pub(crate) fn new(arguments: &[String], file: Option<&Path>) -> Result<Self> {
         let mut values: Vec<(String, Given)> = Vec::new();
         for argument in arguments {
@@ -64,7 +64,7 @@ impl Overrides {
     /// nothing.
     ///
     /// # Errors
-    /// When the notebook has no such parameter, or a value is not of its type.
+    /// Fails when the notebook has no such parameter, or a value is not of its type.
     pub(crate) fn apply(&self, document: &mut Document) -> Result<Map<String, Value>> {
         if self.is_empty() {
             return Ok(Map::new());
@@ -136,7 +136,7 @@ struct Question {
 #[derive(Serialize)]
 struct Declared {
     name: String,
-    /// What it may be, in words.
+    /// Its type, in words.
     kind: String,
     /// Its value in the notebook, as Rust.
     value: String,
@@ -152,7 +152,7 @@ struct Answer {
 /// Answers a question in JSON, as `clients/papermill` asks it.
 ///
 /// # Errors
-/// When it is none, the cell has no such parameter, or a value is not of its type.
+/// Fails when it is none, the cell has no such parameter, or a value is not of its type.
 pub(crate) fn answer(question: &str) -> Result<String> {
     let question: Question = serde_json::from_str(question).context("no JSON with `source` and `values`")?;
     let values = question.values.into_iter().map(|(name, value)| (name, Given::Json(value))).collect();
@@ -203,7 +203,7 @@ enum ParameterType {
     List(Box<ParameterType>, Form),
 }
 
-/// How a list is written.
+/// The Rust form of a list.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     /// With the length that the annotation asks for.

@@ -31,7 +31,7 @@ const NO_CHECK: &str = "no-check";
 /// The tag of a cell that may fail, as nbclient has it: an exercise, until somebody solves it.
 pub(super) const RAISES: &str = "raises-exception";
 
-/// How a run ended; the documentation of `lacuna notebook run` lists the codes.
+/// The outcome of a run; the documentation of `lacuna notebook run` lists the codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     Success = 0,
@@ -60,10 +60,10 @@ impl From<Status> for ExitCode {
     }
 }
 
-/// What to do with the notebooks.
+/// Options of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// Where reports go; `None` for `reports/` beside `notebooks/`.
+    /// The directory of reports; `None` for `reports/` beside `notebooks/`.
     pub(crate) out: Option<PathBuf>,
     /// Compare with the reports that are there instead of writing them.
     pub(crate) check: bool,
@@ -120,8 +120,8 @@ impl Options {
 /// to the next one after differences).
 ///
 /// # Errors
-/// When a session cannot be started or a file cannot be written. What a notebook does wrong is a [`Status`], and has
-/// been said on standard error.
+/// Fails when a session cannot be started or a file cannot be written. Errors of a notebook itself are a [`Status`],
+/// and have been printed to standard error.
 pub(crate) fn run(notebooks: &[PathBuf], options: &Options) -> Result<Status> {
     // All are read before the first runs: a misspelt name should not cost the time of the others.
     let runs = match Run::all(notebooks, options) {
@@ -167,7 +167,7 @@ struct Run<'a> {
     outcomes: BTreeMap<usize, Outcome>,
 }
 
-/// How a cell ended, as far as the run is concerned.
+/// The outcome of a cell, as far as the run is concerned.
 enum Verdict {
     Fine,
     /// The rest can run all the same.
@@ -357,7 +357,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Which cell, what is in it, and why it failed.
+    /// An error message with the cell, its title and the reason of its failure.
     fn complaint(&self, index: usize, name: &Name, source: &str, what: &str, message: &str) -> String {
         let id = self.document.id(index);
         let mut text = format!("error: {}: cell {} (id {id}) {what}", self.shown, name.number);

@@ -1,4 +1,4 @@
-//! What an earlier run stored: outputs of an executed notebook, as if its cells had just run.
+//! Results of an earlier run: the outputs of an executed notebook, as if its cells had just run.
 
 use super::document::{CellKind, DATA, Document, read_json};
 use super::output::{Bundle, Output, Stream};
@@ -12,7 +12,7 @@ use std::path::Path;
 /// Outcomes of the code cells before cell `from` (counted from 1) in the executed notebook at `path`.
 ///
 /// # Errors
-/// When there is none, its cells say something else, or one of them did not run to its end.
+/// Fails when there is none, its cells have other code, or one of them did not run to its end.
 pub(super) fn outcomes(path: &Path, document: &Document, from: usize) -> Result<BTreeMap<usize, Outcome>> {
     let cells = document.cells().count();
     if from == 0 || from > cells {

@@ -1,4 +1,4 @@
-//! What a rewrite of experts costs, as Markdown.
+//! The cost of a rewrite of experts, as Markdown.
 
 use crate::checkpoint::Seconds;
 use crate::experts::{Estimate, ExpertPlan, Probe};

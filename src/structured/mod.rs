@@ -254,8 +254,7 @@ pub fn prune_structured(
 /// checkpoint opened with the dtype and device to compute on.
 ///
 /// Weights that stay are bit-exact, except for norms that take the mean of a dimension that has become narrower: their
-/// scales, and for channels
-/// `rms_norm_eps`, make up for it.
+/// scales, and for channels `rms_norm_eps`, make up for it.
 /// A Llama whose `hidden_size` is no multiple of its heads afterwards becomes a `mistral` without a window, which is the same
 /// arithmetic, because transformers refuses such a `llama`.
 ///

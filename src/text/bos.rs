@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum Bos {
     /// The tokens that the post-processor of `tokenizer.json` adds, as transformers and lm-evaluation-harness have it:
-    /// a BOS for Llama,
-    /// Mistral and Mixtral, nothing for Qwen and GPT-2. A text that already begins with the token gets no second one.
+    /// a BOS for Llama, Mistral and Mixtral, nothing for Qwen and GPT-2. A text that already begins with the token gets
+    /// no second one.
     #[default]
     Auto,
     /// The same, and where the post-processor puts nothing in front the model's start token stands there.

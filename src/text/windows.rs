@@ -35,8 +35,7 @@ impl Windows {
     ///
     /// # Errors
     /// Fails when the text cannot be read, has fewer than `seqlen` tokens, or (not for token ids) there is no
-    /// tokenizer; when
-    /// `windows` is 0 or `seqlen` less than 2.
+    /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
     pub fn calibration(
         path: impl AsRef<Path>,
         tokenizer: Option<&Tokenizer>,
@@ -87,8 +86,7 @@ impl Windows {
     ///
     /// # Errors
     /// Fails when the text cannot be read, has fewer windows than asked for, or (not for token ids) there is no
-    /// tokenizer; when
-    /// `windows` is 0 or `seqlen` less than 2.
+    /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
     pub fn evaluation(
         path: impl AsRef<Path>,
         tokenizer: Option<&Tokenizer>,

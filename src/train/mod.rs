@@ -166,8 +166,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Fails when `out` exists, a part of the corpus is missing or too short, the configuration contradicts itself, or
-    /// the
-    /// saved state belongs to another run.
+    /// the saved state belongs to another run.
     pub fn open(corpus: impl AsRef<Path>, out: impl AsRef<Path>, config: &TrainConfig) -> Result<Self> {
         let (corpus, out) = (corpus.as_ref(), out.as_ref());
         config.check()?;

@@ -34,7 +34,7 @@ pub(crate) const ENVIRONMENT: &str = "environment";
 /// The report's files: path relative to the output directory, and bytes.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-/// What goes into a report.
+/// The contents of a report, and its options.
 pub(crate) struct ReportSource<'a> {
     pub(crate) document: &'a Document,
     /// Outcomes by cell index.
@@ -43,13 +43,13 @@ pub(crate) struct ReportSource<'a> {
     pub(crate) parameters: &'a Map<String, Value>,
     /// Seconds before the first cell.
     pub(crate) startup_seconds: f64,
-    /// Where the notebook is: what its text shows and links is meant from there.
+    /// The directory of the notebook: links and pictures of its text are relative to it.
     pub(crate) directory: &'a Path,
-    /// Where the report goes.
+    /// The directory of the report.
     pub(crate) out: &'a Path,
-    /// Whether to write HTML.
+    /// True to write HTML.
     pub(crate) html: bool,
-    /// Whether to leave the code of cells out of what people read.
+    /// True to leave the code of cells out of the files for people.
     pub(crate) no_input: bool,
 }
 
@@ -67,7 +67,8 @@ enum Shown {
     Not,
 }
 
-/// What a report shows of a cell. The tags are those of Jupyter Book and nbconvert, which some write with an underscore.
+/// The parts of a cell that a report shows. The tags are those of Jupyter Book and nbconvert, which some write with an
+/// underscore.
 struct View {
     cell: Shown,
     input: Shown,
@@ -101,7 +102,7 @@ impl View {
 /// Renders the report.
 ///
 /// # Errors
-/// When there is no memory for its JSON.
+/// Fails when there is no memory for its JSON.
 pub(crate) fn render(source: &ReportSource) -> Result<Files> {
     let stem = source.document.stem.as_str();
     let mut report = Report { stem, ..Report::default() };
@@ -296,7 +297,7 @@ impl Report<'_> {
         if let Some(error) = &outcome.error {
             let (kind, message) = (error.kind.name().to_owned(), without_ansi(&error.message));
             self.fence("text", &format!("{kind}: {message}"));
-            cell.error = Some(model::CellFailure { kind, message });
+            cell.error = Some(model::Failure { kind, message });
         }
         cell.files = parts.iter().flat_map(|part| part.files.iter().cloned()).collect();
         let mut values = parts.iter().filter(|part| part.stdout.is_none());
@@ -431,7 +432,7 @@ impl Report<'_> {
         }
     }
 
-    /// What has no other place goes into the JSON, and a line says so.
+    /// Puts representations that have no other place into the JSON, and says so in a line.
     fn others(&mut self, bundle: &Bundle, is_html: bool, value: &mut model::Output) {
         let mut names = Vec::new();
         for (name, content) in bundle {

@@ -18,7 +18,8 @@ pub(super) const PICTURES: [(&str, &str); 8] = [
     ("image/bmp", "bmp"),
 ];
 
-/// What a report keeps as a file beside it: MIME type, extension, and the element that plays it on a page.
+/// Representations that a report keeps as a file beside it: MIME type, extension, and the element that plays it on a
+/// page.
 pub(super) const KEPT: [(&str, &str, Option<&str>); 12] = [
     ("application/pdf", "pdf", None),
     ("audio/wav", "wav", Some("audio")),
@@ -53,7 +54,8 @@ pub(super) fn picture_mime(extension: &str) -> Option<&'static str> {
     PICTURES.iter().find(|(_, of)| *of == extension).map(|(mime, _)| *mime)
 }
 
-/// Whether a report takes this form into one of its files, so that it needs no place of its own in the JSON.
+/// Returns whether a report writes this representation to one of its files, so that it needs no place of its own in the
+/// JSON.
 pub(super) fn has_place(name: &str) -> bool {
     [mime::PLAIN, mime::MARKDOWN, mime::CSV, mime::JSON].contains(&name)
         || picture_extension(name).is_some()
@@ -67,7 +69,7 @@ pub(super) fn html(bundle: &Bundle) -> Option<&str> {
     bundle.get(mime::HTML).filter(|_| !has_better).map(String::as_str)
 }
 
-/// Whether the plain text says all that the HTML does.
+/// Returns whether the plain text says all that the HTML does.
 pub(super) fn is_as_plain(html: &str, plain: &str) -> bool {
     let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
     !html.contains("<script") && letters(&text_of_html(html)) == letters(plain)

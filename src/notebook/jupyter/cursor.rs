@@ -193,7 +193,7 @@ impl<'a> Around<'a> {
         at.checked_sub(1).map_or("", |at| self.text(at))
     }
 
-    /// Where the token's statement begins: behind the last `;` or brace before it, on whatever level.
+    /// The start of the token's statement: behind the last `;` or brace before it, on whatever level.
     fn statement(&self, at: usize) -> usize {
         let ends = |token: &&Token| matches!(token.kind, TokenKind::Mark(';' | '{' | '}'));
         self.tokens[..at].iter().rev().find(ends).map_or(0, |token| token.end)
@@ -216,7 +216,7 @@ impl<'a> Around<'a> {
         })
     }
 
-    /// Where the statement of the cell ends that the token is in: later ones may define what it names.
+    /// The end of the cell's statement that contains the token: later statements may define the name.
     fn end_of_outer_statement(&self) -> usize {
         let mut depth = 0_usize;
         for (at, token) in self.tokens.iter().enumerate() {
@@ -262,7 +262,7 @@ impl<'a> Around<'a> {
         Some((bracket - 2, begin))
     }
 
-    /// Where what a pattern binds is known: behind its `let`, or inside the block that it is for.
+    /// The position from which a pattern's bindings are in scope: behind its `let`, or inside the block that it is for.
     fn binding(&self) -> Option<usize> {
         let mut at = self.at;
         let scope = loop {

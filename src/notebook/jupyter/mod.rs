@@ -33,17 +33,18 @@ const TEXT_INTERVAL: Duration = Duration::from_millis(40);
 /// Text that is not sent within the interval, because there is so much of it.
 const TEXT_BYTES: usize = 1 << 20;
 
-/// What an interrupt or the end of a process means for the next cell.
+/// The consequence of an interrupt, or of the end of the process, for the next cell.
 const VARIABLES_GONE: &str = "Variables of earlier cells are gone; imports, functions and types are still there. \
                               Run the cells again that define what you need";
 
-/// What an interrupt of a compilation means.
+/// The consequence of an interrupt of a compilation.
 const VARIABLES_KEPT: &str = "interrupted while it was compiled. Variables of earlier cells are still there";
 
 /// Serves the clients of a connection file until one asks for the end; then the process exits.
 ///
 /// # Errors
-/// When the connection file cannot be used, or its ports cannot be bound. What else goes wrong is said to the clients.
+/// Fails when the connection file cannot be used, or its ports cannot be bound. Other failures are reported to the
+/// clients.
 pub(super) fn serve(connection_file: &Path) -> Result<()> {
     let connection = Connection::read(connection_file)?;
     set_signals();
@@ -129,7 +130,7 @@ struct Kernel {
     process: OnceLock<Arc<Mutex<Child>>>,
     /// Ends cells that are interrupted, and what a cell has started when that process dies: evcxr would wait for it.
     watch: OnceLock<Watch>,
-    /// What the cell has printed and nobody has seen.
+    /// Text that the cell has printed and that was not sent yet.
     text: Mutex<Text>,
 }
 
@@ -428,7 +429,7 @@ impl Kernel {
         }
     }
 
-    /// What was kept back of a long text while it was printed: its end, and a word on what is left out.
+    /// Sends the part of a long text that was held back while it was printed: its end, and a word on the omission.
     fn rest(&self, outcome: &Outcome) {
         let mut text = lock(&self.text);
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -452,7 +453,7 @@ impl Kernel {
     }
 }
 
-/// What clients need to know of the language, to colour cells and to save notebooks.
+/// The description of the language that clients need to colour cells and to save notebooks.
 fn kernel_info() -> Value {
     let mut links = Vec::new();
     if let Some(url) = documentation_link() {

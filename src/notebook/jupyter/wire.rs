@@ -19,7 +19,7 @@ use std::time::Duration;
 /// A message is a list of frames.
 pub(super) type Frames = Vec<Vec<u8>>;
 
-/// How a socket presents itself; each kind accepts what Jupyter's clients use at the other end.
+/// The type that a socket announces; each accepts the type that Jupyter's clients use at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SocketKind {
     Router,
@@ -115,7 +115,7 @@ impl Socket {
     /// Listens at `address`; `on_message` gets what clients send, on a thread of each client's own.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// Fails when the address cannot be bound.
     pub(super) fn bind(
         address: (&str, u16),
         kind: SocketKind,

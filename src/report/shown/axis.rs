@@ -1,6 +1,6 @@
-//! Where an axis begins and ends, and where its labels stand.
+//! The range of an axis, and the positions of its labels.
 
-/// How an axis writes its labels and spaces its values.
+/// The labels of an axis and the spacing of its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AxisScale {
     Linear,
@@ -76,7 +76,7 @@ impl Axis {
         Axis { scale: AxisScale::Linear, range: -0.5..names.len() as f64 - 0.5, ticks }
     }
 
-    /// Where `value` stands.
+    /// The position of `value` on the axis.
     pub(super) fn position(&self, value: f64) -> f64 {
         if self.scale.is_log() { value.log10() } else { value }
     }

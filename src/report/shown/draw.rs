@@ -42,11 +42,11 @@ pub(super) struct PlotScene<'a> {
     plot: &'a Plot,
     x: Axis,
     y: Axis,
-    /// Where bars begin.
+    /// The value at which bars begin.
     floor: f64,
     legend: Vec<LegendEntry<'a>>,
     legend_rows: usize,
-    /// Whether single points are so many that their markers must be small.
+    /// True if points are so many that their markers must be small.
     crowded: bool,
     caption: String,
 }

@@ -175,8 +175,8 @@ impl HeatMap {
     /// The map as an SVG document.
     ///
     /// # Errors
-    /// When there is no value, rows differ in length, a value is not finite (or, on a log scale, not positive), names or
-    /// marks do not fit the cells, or the size cannot be drawn.
+    /// Fails when there is no value, rows differ in length, a value is not finite (or, on a log scale, not positive),
+    /// names or marks do not fit the cells, or the size cannot be drawn.
     pub fn svg(&self) -> Result<String> {
         Ok(merge_shapes(&pen::svg(&HeatMapScene::new(self)?)?))
     }
@@ -203,7 +203,7 @@ impl HeatMap {
         format!("{}: {rows} × {columns} cells, {range}{marks}", self.title)
     }
 
-    /// What a notebook shows, by MIME type; the PNG is in base64.
+    /// The representations in a notebook, by MIME type; the PNG is in base64.
     ///
     /// # Errors
     /// As [`HeatMap::svg`].

@@ -22,7 +22,7 @@ const LEVELS: usize = 128;
 const LABELLED_CELLS: usize = 100;
 /// Kinds of marks that are told apart.
 const MARKS: usize = 3;
-/// What a cell without a value looks like.
+/// The colour of a cell without a value.
 const BLANK: RGBColor = RGBColor(240, 240, 240);
 /// Width of the bar of colours, and the air before it, in nominal pixels.
 const BAR: f64 = 16.0;
@@ -39,7 +39,7 @@ pub(super) struct HeatMapScene<'a> {
     /// Every so many rows and columns have a label.
     row_step: usize,
     column_step: usize,
-    /// Whether values stand in the cells.
+    /// True if values are written in the cells.
     labelled: bool,
     /// Left, top, right, bottom of the cells, in nominal pixels.
     frame: [f64; 4],
@@ -320,7 +320,7 @@ fn level_color(level: usize) -> RGBColor {
     palette::scale((level as f64 + 0.5) / LEVELS as f64)
 }
 
-/// What reads well on `color`.
+/// A text colour that is readable on `color`.
 fn ink(color: RGBColor) -> RGBColor {
     if palette::is_dark(color) { WHITE } else { TEXT }
 }

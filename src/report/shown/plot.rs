@@ -43,7 +43,7 @@ pub struct Plot {
     pub(super) size: (u32, u32),
     pub(super) series: Vec<Series>,
     pub(super) baselines: Vec<(String, f64)>,
-    /// Whether colours follow the order of the series.
+    /// True if colours follow the order of the series.
     pub(super) ordered: bool,
     /// Names of the groups of bars; `None` for curves.
     pub(super) categories: Option<Vec<String>>,
@@ -56,7 +56,7 @@ crate::debug::one_line!(rich Plot, |plot| format!("Plot({})", plot.summary()));
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
-    /// What is shaded around a curve: `(x, low, high)`, by x.
+    /// The shaded band around a curve: `(x, low, high)`, by x.
     pub(super) band: Vec<(f64, f64, f64)>,
     /// Joined by a line, with filled markers; otherwise hollow markers alone.
     pub(super) line: bool,
@@ -107,7 +107,7 @@ impl Plot {
     /// Columns name the axes, as they would head a table: `nll_nats` is `nll (nats)`. Rows without a number are left out.
     ///
     /// # Errors
-    /// When there is no such column, or x or y is not of numbers.
+    /// Fails when there is no such column, or x or y is not of numbers.
     pub fn from_frame(frame: &DataFrame, x: &str, y: &str, by: Option<&str>) -> Result<Plot> {
         let table = Table::from(frame.clone());
         let head = |name: &str| {
@@ -235,7 +235,7 @@ impl Plot {
     /// vary among the records are named in the legend.
     ///
     /// # Errors
-    /// When no record is both pruned and evaluated.
+    /// Fails when no record is both pruned and evaluated.
     pub fn perplexity_vs_sparsity(records: &[Record]) -> Result<Plot> {
         let labels = Labels::of(records);
         let mut plot = Plot::curves("Perplexity against sparsity")
@@ -291,7 +291,7 @@ impl Plot {
     /// Perplexity (log scale) of each pattern at one target sparsity: a bar per method, unstructured first.
     ///
     /// # Errors
-    /// When no record was pruned to `sparsity` and evaluated.
+    /// Fails when no record was pruned to `sparsity` and evaluated.
     pub fn perplexity_by_pattern(records: &[Record], sparsity: f64) -> Result<Plot> {
         let (mut patterns, mut methods): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
         let mut found: Vec<(usize, usize, f64)> = Vec::new(); // pattern, method, perplexity
@@ -324,8 +324,8 @@ impl Plot {
         Ok(plot)
     }
 
-    /// What the plot does not show: one line per series with points that are not finite, or not positive on a log
-    /// axis. Empty when everything is shown.
+    /// Lists the points that the plot does not show: one line per series with points that are not finite, or not
+    /// positive on a log axis. Empty when everything is shown.
     pub fn caption(&self) -> String {
         let mut notes = Vec::new();
         for series in &self.series {
@@ -346,12 +346,12 @@ impl Plot {
         format!("Not shown ({reason}): {}.", notes.join("; "))
     }
 
-    /// Whether a point can stand on the axes.
+    /// Returns whether a point has a place on the axes.
     pub(super) fn shows(&self, (x, y): (f64, f64)) -> bool {
         x.is_finite() && (!self.x_scale.is_log() || x > 0.0) && self.shows_y(y)
     }
 
-    /// Whether `y` can stand on its axis.
+    /// Returns whether `y` has a place on its axis.
     pub(super) fn shows_y(&self, y: f64) -> bool {
         y.is_finite() && (!self.y_scale.is_log() || y > 0.0)
     }
@@ -359,7 +359,7 @@ impl Plot {
     /// The plot as an SVG document.
     ///
     /// # Errors
-    /// When there is no series, a series has no point, or no point can be shown.
+    /// Fails when there is no series, a series has no point, or no point can be shown.
     pub fn svg(&self) -> Result<String> {
         pen::svg(&PlotScene::new(self)?)
     }
@@ -382,7 +382,7 @@ impl Plot {
         format!("{}: {all}{}{caption}", self.title, if caption.is_empty() { "" } else { ". " })
     }
 
-    /// What a notebook shows, by MIME type; the PNG is in base64.
+    /// The representations in a notebook, by MIME type; the PNG is in base64.
     ///
     /// # Errors
     /// As [`Plot::svg`].
