@@ -285,9 +285,9 @@ impl Ruled {
     }
 }
 
-/// The number of weights that each linear loses when the `floor(n * sparsity)` smallest of all scores go, for each of several
-/// sparsities; ties go by position, in the order of the linears. Exact, in three passes over the scores that hold one
-/// linear's at a time.
+/// The number of weights that each linear loses when the `floor(n * sparsity)` smallest of all scores are pruned, for
+/// each of several sparsities; ties are broken by position, in the order of the linears. Exact, in three passes over
+/// the scores that hold one linear's at a time.
 #[derive(Debug)]
 pub struct GlobalThreshold {
     sparsities: Vec<f64>,
@@ -300,7 +300,7 @@ enum ThresholdPass {
     Upper { counts: Vec<u64> },
     /// Per level, those with the threshold's upper half, by the lower half.
     Lower { levels: Vec<Level> },
-    /// Per level, the threshold, and how many of its equals are left to go.
+    /// Per level, the threshold, and how many scores equal to it are still to be pruned.
     Count { thresholds: Vec<(u32, u64)>, lost: BTreeMap<String, Vec<u64>> },
 }
 

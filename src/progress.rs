@@ -53,7 +53,8 @@ const MARKED: Pace =
     Pace { first: Duration::from_secs(1), every: Duration::from_millis(500), share: u32::MAX, marked: true };
 
 impl Pace {
-    /// Of the process that runs cells the variable tells that somebody reads marks.
+    /// The pace of this process: if it runs cells, the variable says that the program that reads its output understands
+    /// marks.
     fn of_process() -> Pace {
         if std::env::var_os("LACUNA_MARK_PROGRESS").is_some() { MARKED } else { LINES }
     }

@@ -70,7 +70,7 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
     let Some((parent, name)) = dir.parent().zip(dir.file_name()) else { return Ok(()) };
     let gone =
         tempfile::Builder::new().prefix(&format!(".{}.", name.to_string_lossy())).suffix(".gone").tempdir_in(parent);
-    // A full disk has no room for another name, and is when something has to go.
+    // A full disk has no room for another name, and is the very case in which entries have to be removed.
     let Ok(gone) = gone else {
         return std::fs::remove_dir_all(dir).map_err(Error::io("remove", dir));
     };

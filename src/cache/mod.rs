@@ -136,7 +136,8 @@ impl Description {
         parsed.ok_or_else(|| Error::file(&path, "is damaged"))
     }
 
-    /// Writes it into `staging`, from where it goes to `dir`, unless the entry would then have more than `max_bytes`.
+    /// Writes the file `entry` into `staging`, which is then renamed to `dir`, unless the entry would then have more
+    /// than `max_bytes`.
     fn write(&self, staging: &Path, dir: &Path, max_bytes: u64) -> Result<()> {
         let path = staging.join(DESCRIPTION);
         let json = serde_json::to_string_pretty(self).map_err(|error| Error::file(dir, error))?;
@@ -196,8 +197,8 @@ impl Cache {
         Ok(Cache::at(dir.join("stages"), max_bytes))
     }
 
-    /// A cache in `dir`, which is made when something is kept, of at most `max_bytes`: what was used least recently goes
-    /// first. What is larger than that is not kept.
+    /// A cache of at most `max_bytes` in `dir`, which is made when the first result is kept. Results that were used
+    /// least recently are evicted first; a result larger than that is not kept.
     pub fn at(dir: impl Into<PathBuf>, max_bytes: u64) -> Cache {
         let dir: PathBuf = dir.into();
         // Cells may change the working directory.

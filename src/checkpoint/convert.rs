@@ -120,7 +120,7 @@ fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-/// Why a read or write of numbers failed.
+/// The reason why a read or write of numbers failed.
 pub(super) enum ConversionFailure {
     Io(io::Error),
     /// From whoever reads.

@@ -69,7 +69,7 @@ pub(super) struct Client {
     received: Arc<AtomicU64>,
 }
 
-/// Why an attempt failed.
+/// The reason why an attempt failed.
 enum RequestFailure {
     /// Another one may do better, after this pause if the server asked for one. `progress`: it had brought something.
     Passing { problem: String, pause: Option<Duration>, progress: bool },

@@ -13,8 +13,8 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove what was not used for long, down to a size; what is damaged goes in any case, and so do compiled cells of
-    /// builds that are gone
+    /// Remove results that were not used for long, down to a size. Damaged results, and compiled cells of builds that
+    /// no longer exist, are removed in any case
     Gc {
         /// Remove results that were not used for this long: 90s, 30m, 12h, 30d or 4w. Compiled cells that sessions use
         /// stay
@@ -24,7 +24,7 @@ pub(crate) enum Command {
         /// [default: the cache's limit]
         #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
         max_bytes: Option<u64>,
-        /// Say what would go, and remove nothing
+        /// List the results that would be removed, and remove nothing
         #[arg(long)]
         dry_run: bool,
     },

@@ -344,7 +344,7 @@ fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A sentence on the super-experts that stay and that go.
+/// A sentence on the super-experts that stay and that are dropped.
 fn super_experts(supers: &SuperExpertsKept, [stay, go]: [&str; 2]) -> String {
     let SuperExpertsKept { kept, dropped } = supers;
     if kept.is_empty() && dropped.is_empty() {

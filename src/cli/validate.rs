@@ -30,7 +30,7 @@ pub(crate) struct Args {
 struct Verdict {
     file: PathBuf,
     valid: bool,
-    /// Why it could not be read.
+    /// The reason why it could not be read.
     error: Option<String>,
     tensors: usize,
     sparsity: Option<f64>,

@@ -29,8 +29,9 @@ use std::sync::Arc;
 /// Shows any value that can be printed as a cell's value: what is [`Rich`] with all its representations, also where other values
 /// hold it (each of a tuple of tables or a vector of plots), everything else as text. The prelude brings it into scope.
 ///
-/// evcxr first compiles a cell with a call of this method, and again with `{:?}` when there is none; numbers, collections and
-/// structs of the cell's own would cost a second compilation. A method of the same name that a type has itself goes first.
+/// evcxr first compiles a cell with a call of this method, and again with `{:?}` when there is none; numbers,
+/// collections and structs of the cell's own would cost a second compilation. If a type has a method of this name
+/// itself, that one is called.
 pub trait EvcxrDisplay {
     /// Shows the value as a cell's value.
     ///

@@ -207,8 +207,8 @@ fn question(text: &str) -> String {
     format!("Question: {text}\nAnswer:")
 }
 
-/// A text of HellaSwag as lm-evaluation-harness cleans it of the marks that its WikiHow part has: `[title]` ends a
-/// sentence, anything else in brackets goes.
+/// A text of HellaSwag as lm-evaluation-harness cleans it of the marks that its WikiHow part has: `[title]` becomes the
+/// end of a sentence, any other text in brackets is dropped.
 fn hellaswag(text: impl AsRef<str>) -> String {
     let text = text.as_ref().trim().replace(" [title]", ". ");
     let (mut clean, mut rest) = (String::new(), text.as_str());

@@ -28,7 +28,7 @@ crate::debug::one_line!(rich Selection, |selection| format!("Selection({:?})", s
 pub struct SuperExpertsKept {
     /// Those that stay.
     pub kept: Vec<(usize, usize)>,
-    /// Those that go.
+    /// Those that are dropped.
     pub dropped: Vec<(usize, usize)>,
 }
 

@@ -26,7 +26,7 @@ impl Row {
         Row { sums: sums.collect(), sorted }
     }
 
-    /// The largest score that goes: the last of the longest run whose sum is at most `alpha` of all.
+    /// The largest score that is pruned: the last of the longest run whose sum is at most `alpha` of all.
     fn threshold(&self, alpha: f64) -> Option<f32> {
         let bound = self.sums.last()? * alpha as f32;
         let within = self.sums.partition_point(|&sum| sum <= bound);

@@ -15,7 +15,7 @@ pub(super) const MOST_LEVELS: usize = 127;
 /// Scores that one pass serves: positions and counts have 32 bits.
 pub(super) const MOST_SCORES: usize = u32::MAX as usize;
 
-/// Marks a bin that has to be sorted, in the place of its scores' rank.
+/// The entry of [`Scratch::table`] for a bin whose scores have to be sorted, in the place of a rank.
 const SORTED: u8 = 0x80;
 /// Scores beyond this many are spread over threads.
 const CHUNK: usize = 1 << 16;
@@ -34,11 +34,11 @@ pub(super) struct Scratch {
     /// Per bin, its scores.
     counts: Vec<u32>,
     starts: Starts,
-    /// Per level, where its count is reached.
+    /// Per level, the place at which its count is reached.
     cuts: Vec<Cut>,
     /// Per bin, the rank of its scores, or [`SORTED`].
     table: Vec<u8>,
-    /// Per level, how many of the scores that have to be sorted go.
+    /// Per level, the number of scores to drop among those that have to be sorted.
     ends: Vec<u32>,
     /// Positions of the scores that have to be sorted; `entries` are their sorting keys.
     found: Vec<u32>,
@@ -69,9 +69,9 @@ impl Binning {
     }
 }
 
-/// Writes for each score the first of the levels that it goes at, or their number: at level `i` the `ks[i]` smallest scores go,
-/// ties by position, or with [`Ties::Reference`] all that equal the largest of them. `ks` ascend; there are at most
-/// [`MOST_LEVELS`] of them, and [`MOST_SCORES`] scores.
+/// Writes for each score the index of the first level that drops it, or the number of levels: level `i` drops the
+/// `ks[i]` smallest scores, ties by position, or with [`Ties::Reference`] all that equal the largest of them. `ks`
+/// ascend; there are at most [`MOST_LEVELS`] of them, and [`MOST_SCORES`] scores.
 ///
 /// # Errors
 /// The position of a score that is not finite, or negative.
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition: a stable sort, of which the first `k` go.
+    /// The definition: a stable sort, of which the first `k` are dropped.
     fn expected(scores: &[f32], ks: &[usize], ties: Ties) -> Vec<u8> {
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));

@@ -19,7 +19,7 @@ pub(super) enum Change {
     Values(Tensor),
 }
 
-/// The changes of one model. What it had on the device goes with it.
+/// The changes of one model. When they are dropped, the tensors that they had cached on the device are dropped, too.
 #[derive(Debug)]
 pub(super) struct Changes {
     by_name: HashMap<String, Change>,

@@ -233,7 +233,7 @@ impl Model {
         })
     }
 
-    /// A model in memory that this one has become: other tensors, of the shapes that `config` calls for, under the same name
+    /// A model in memory that replaces this one: `tensors` of the shapes that `config` calls for, under the same name
     /// and with the same tokenizer.
     ///
     /// # Errors

@@ -21,10 +21,11 @@ impl Model {
         each(self.layers(), |i| self.layer(i), ahead, f)
     }
 
-    /// As [`Model::embed`], for [`ForwardPass::through`]: what takes more than a quarter of the device's budget waits on the host.
+    /// Embeds windows for [`ForwardPass::through`]; if they take more than a quarter of the device's budget, they wait
+    /// on the host.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Model::embed`].
     pub(crate) fn embed_for_pass(&self, windows: &[Vec<u32>]) -> Result<Vec<Tensor>> {
         let tokens: usize = windows.iter().map(Vec::len).sum();
         let bytes = (tokens * self.config.hidden_size * self.dtype.size_in_bytes()) as u64;
@@ -224,7 +225,7 @@ impl TensorCache {
         Some(tensor.clone())
     }
 
-    /// Lets go of what is `owner`'s.
+    /// Removes the tensors of `owner`.
     pub(super) fn forget(&self, owner: u64) {
         let State { tensors, residency, .. } = &mut *self.state();
         tensors.retain(|(of, _), (tensor, _)| {

@@ -86,8 +86,8 @@ pub(super) struct KeptBuild {
     _held: File,
 }
 
-/// Keeps the build in `cache` for a session, and removes those that no session uses any more: the build that this process
-/// runs, or where that is gone, the one on disk, for which it waits as long as cargo works on it.
+/// Keeps the build in `cache` for a session, and removes those that no session uses any more. It is the build that this
+/// process runs, or if that was removed, the one on disk, for which this waits as long as cargo works on it.
 ///
 /// # Errors
 /// Fails when there is no build, the user does not want to wait, or a file cannot be written.

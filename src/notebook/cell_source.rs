@@ -145,7 +145,8 @@ fn type_name(text: &str) -> Option<&str> {
     is_type.then_some(name)
 }
 
-/// Why a compiled cell must not run, if it must not: it calls `std::process::exit`, and with the process all variables would be gone.
+/// The reason why a compiled cell must not run, if there is one: it calls `std::process::exit`, and all variables would
+/// be lost with the process.
 /// The call is found in the library, whatever name the source has for it; that what others have compiled into the cell makes it is not
 /// its fault.
 pub(super) fn refusal(source: &str, library: &Path) -> Option<Diagnostic> {

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Held while a report is being made; the file behind it goes when this is dropped.
+/// Held while a report is being made; the file behind it is removed when this is dropped.
 pub(super) struct Lock {
     path: PathBuf,
     _file: File,

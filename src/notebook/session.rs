@@ -25,7 +25,7 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Outcome {
     /// Its outputs, in order.
     pub(crate) outputs: Vec<Output>,
-    /// Why it failed.
+    /// The reason why it failed.
     pub(crate) error: Option<CellError>,
     /// The time that it took.
     pub(crate) times: Times,
@@ -60,7 +60,7 @@ impl Outcome {
     }
 }
 
-/// Why a cell failed.
+/// The reason why a cell failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CellError {
     pub(crate) kind: ErrorKind,
@@ -483,7 +483,7 @@ impl Session {
         None
     }
 
-    /// Why a cell that was compiled did not succeed, if it did not.
+    /// The reason why a cell that was compiled did not succeed, if it did not.
     fn failure(&mut self, ended: Option<(Option<u64>, How)>) -> Option<CellError> {
         let Some((_, how)) = ended.filter(|(cell, _)| *cell == Some(self.number)) else {
             return Some(self.out_of_step(ended.and_then(|(cell, _)| cell)));

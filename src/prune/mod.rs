@@ -1,8 +1,8 @@
 //! Pruning: a method, a configuration, and the layer loop.
 //!
-//! The loop holds one layer's weights and the calibration activations, never the model: a layer is read, its inputs pass
-//! through it, its weights are scored and selected, and what comes out of the pruned layer (or of the dense one) goes into
-//! the next.
+//! The loop holds one layer's weights and the calibration activations, never the model: a layer is read, its inputs
+//! pass through it, its weights are scored and selected, and the outputs of the pruned layer (or of the dense one) are
+//! the inputs of the next.
 
 mod apply;
 mod config;

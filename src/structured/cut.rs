@@ -20,7 +20,7 @@ impl Cut {
         Cut { form, norm, stays: [None, None] }
     }
 
-    /// Takes the units that go from `dim`, each of which is `span` elements there.
+    /// Removes the module's pruned units from `dim`, each of which is `span` elements there.
     pub(super) fn along(&mut self, dim: usize, module: &Module, span: usize) {
         let mut stays = vec![true; module.units * span];
         for &unit in &module.gone {
@@ -34,7 +34,7 @@ impl Cut {
         self.stays.iter().any(Option::is_some)
     }
 
-    /// The dimensions along which something goes.
+    /// The dimensions along which units are pruned.
     fn dims(&self) -> impl Iterator<Item = (usize, &Vec<bool>)> {
         let dims = self.stays.iter().enumerate().filter_map(|(dim, stays)| Some((dim, stays.as_ref()?)));
         dims.filter(|(_, stays)| stays.contains(&false))

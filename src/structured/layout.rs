@@ -128,11 +128,11 @@ impl Place<'_> {
 /// The configuration of the model that is left.
 ///
 /// Without some channels, `h'` of `h`, an RMS norm divides by fewer: its mean of squares grows by `h / h'` although the
-/// channels that went were zero. Scaling by `sqrt(h / h')` ([`super::cut`]) and an epsilon larger by `h / h'` undo that:
-/// `w sqrt(h/h') x / sqrt(sum x^2 / h' + eps h/h') = w x / sqrt(sum x^2 / h + eps)`. All norms of a model share an epsilon, so
-/// those on q and k get one too large when channels go, and the one over all heads of a layer (OLMoE) one too small when
-/// heads go: `q / sqrt(mean q^2 + eps)` is off by `eps (h/h' - 1) / (2 mean q^2)` relatively, some rounding errors of f32 for
-/// queries of order one.
+/// pruned channels were zero. Scaling by `sqrt(h / h')` ([`super::cut`]) and an epsilon larger by `h / h'` undo that:
+/// `w sqrt(h/h') x / sqrt(sum x^2 / h' + eps h/h') = w x / sqrt(sum x^2 / h + eps)`. All norms of a model share an
+/// epsilon, so those on q and k get one too large when channels are pruned, and the one over all heads of a layer
+/// (OLMoE) one too small when heads are pruned: `q / sqrt(mean q^2 + eps)` is off by `eps (h/h' - 1) / (2 mean q^2)`
+/// relatively, some rounding errors of f32 for queries of order one.
 ///
 /// # Errors
 /// [`Error::Argument`] for a Llama with biases that transformers would refuse.

@@ -1,4 +1,5 @@
-//! Structured pruning: whole units go, attention heads, neurons or channels, so that what is left is a smaller dense model.
+//! Structured pruning: whole units (attention heads, neurons or channels) are removed, so that a smaller dense model
+//! remains.
 //!
 //! A unit is a group of rows and columns of several linears that only make sense together (Ma et al. 2023, "LLM-Pruner: On
 //! the Structural Pruning of Large Language Models"): a neuron is a row of the gate and of the up projection and the column
@@ -80,9 +81,9 @@ pub struct StructuredConfig {
     pub unit: Unit,
     /// Importance metric of a single weight; any but SparseGPT. One that needs calibration sees the dense model.
     pub method: Method,
-    /// Fraction of the units that goes, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or expert;
-    /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first. Above 0 it is an
-    /// error if that is none in every module.
+    /// Fraction of the units to prune, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or
+    /// expert; linear; for channels the model), so at least one stays. Ties are broken by position, the lower index
+    /// first. Above 0 it is an error if that is none in every module.
     pub sparsity: f64,
     /// The norm that joins the scores of a unit's weights.
     pub norm: GroupNorm,
@@ -90,8 +91,8 @@ pub struct StructuredConfig {
     pub form: Form,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
-    /// One unit goes of each module that has several, where `sparsity` rounds down to none. Else it is an error if nothing
-    /// goes at all.
+    /// If `sparsity` rounds down to no unit of a module that has several, prune one. Else it is an error if nothing is
+    /// pruned at all.
     pub at_least_one: bool,
 }
 
@@ -146,7 +147,7 @@ impl StructuredConfig {
         ((units as f64 * self.sparsity) as usize).max(least)
     }
 
-    /// Fails when `modules`, of so many units each, would lose none although some should go.
+    /// Fails when `modules`, of so many units each, would lose none although some should be pruned.
     fn check_rounding(&self, units: impl Iterator<Item = usize>) -> Result<()> {
         let most = units.max().unwrap_or_default();
         if self.sparsity == 0.0 || self.count(most) > 0 {
@@ -154,7 +155,7 @@ impl StructuredConfig {
         }
         let problem = if most > 1 {
             format!(
-                "rounds down to none of {most} {}, so that nothing would go; give at least {}, or take one of each module with \
+                "rounds down to none of {most} {}, so that nothing would be pruned; give at least {}, or take one of each module with \
                  `--at-least-one`",
                 self.unit,
                 least_fraction(most)
@@ -166,7 +167,7 @@ impl StructuredConfig {
     }
 }
 
-/// The least fraction in two digits of which one unit of `units` goes.
+/// The least fraction in two digits at which one unit of `units` is pruned.
 fn least_fraction(units: usize) -> f64 {
     let scale = 10f64.powi(2i32.max(units.ilog10() as i32 + 1));
     let fraction = (scale / units as f64).ceil() / scale;
@@ -206,7 +207,7 @@ crate::debug::one_line!(rich Structured, |structured| format!("Structured({:?})"
 struct Module {
     name: String,
     units: usize,
-    /// Those that go, ascending.
+    /// Indices of the pruned ones, ascending.
     gone: Vec<usize>,
 }
 
@@ -303,7 +304,7 @@ pub fn prune_structured_to(
 }
 
 impl<'a> CutPlan<'a> {
-    /// Scores all units and decides which ones go.
+    /// Scores all units and decides which ones are pruned.
     fn new(
         model: &'a Model,
         calibration: Option<&Windows>,

@@ -1,4 +1,4 @@
-//! The scores of units, from those of their weights, and the choice of those that go.
+//! The scores of units, from those of their weights, and the choice of those that are pruned.
 
 use super::layout::{self, Group};
 use super::{GroupNorm, Module, StructuredConfig, Unit};

@@ -45,7 +45,7 @@ pub(super) struct Cell {
     /// Text that it printed, without terminal escape sequences; absent when there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stdout: Option<String>,
-    /// Why it failed; absent when it did not.
+    /// The reason why it failed; absent when it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<Failure>,
     /// Its value (of several, the last) as data (`application/json`): a table, records. The parts of records that may differ from run to run
@@ -103,7 +103,7 @@ impl Cell {
     }
 }
 
-/// Why a cell failed.
+/// The reason why a cell failed.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Failure {
     /// `CompileError`, `Panic` or `Error` (a `?`).

@@ -105,7 +105,7 @@ pub(super) fn text_of_html(html: &str) -> String {
         let name: String = rest[1..].trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
         let name = name.to_ascii_lowercase();
         let is_start = !rest.starts_with("</");
-        // What is no text goes with its end; an end that is missing is that of everything.
+        // An element that is no text is dropped with its end tag; one without an end tag reaches to the end.
         let end = match name.as_str() {
             _ if rest.starts_with("<!--") => find_end(rest, "-->"),
             "script" | "style" | "head" | "template" if is_start => {

@@ -20,7 +20,7 @@ const WIDTH: u32 = 760;
 /// Side of a weight in the corner, and the air between groups of N:M, in nominal pixels.
 const WEIGHT: f64 = 9.0;
 const GROUP_GAP: f64 = 3.0;
-/// A weight that is gone.
+/// The colour of a pruned weight.
 const GONE: RGBColor = RGBColor(226, 226, 226);
 /// Positions of the parts, in nominal pixels.
 const TOP: f64 = 74.0;
