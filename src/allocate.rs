@@ -1,4 +1,4 @@
-//! Which linear gets which sparsity: uniform, OWL, one threshold over all linears, and rules by name.
+//! The sparsity of each linear: uniform, OWL, one threshold over all linears, and rules by name.
 
 use crate::error::{Error, Result};
 use crate::mask::bad_score;
@@ -44,7 +44,7 @@ impl Owl {
     }
 }
 
-/// What rules say of linears; of those that match one, the last counts.
+/// The rules' targets by linear; of the rules that match one linear, the last counts.
 #[derive(Clone, Default, PartialEq)]
 pub struct Ruled(HashMap<String, Target>);
 
@@ -99,46 +99,46 @@ impl Ruled {
         Ok(Ruled(targets))
     }
 
-    /// What they say of a linear; `None` when none does.
+    /// The target of a linear; `None` when no rule matches it.
     pub fn get(&self, linear: &str) -> Option<Target> {
         self.0.get(linear).copied()
     }
 }
 
-/// The number of weights that each linear loses when the `floor(n * sparsity)` smallest of all scores go, for each of several
-/// sparsities; ties go by position, in the order of the linears. Exact, in three passes over the scores that hold one
-/// linear's at a time.
+/// The number of weights that each linear loses when the `floor(n * sparsity)` smallest of all scores are pruned, for
+/// each of several sparsities; ties are broken by position, in the order of the linears. Exact, in three passes over
+/// the scores that hold one linear's at a time.
 #[derive(Debug)]
 pub struct GlobalThreshold {
     sparsities: Vec<f64>,
-    pass: Pass,
+    pass: ThresholdPass,
 }
 
 #[derive(Debug)]
-enum Pass {
+enum ThresholdPass {
     /// Scores by the upper half of their bits.
     Upper { counts: Vec<u64> },
     /// Per level, those with the threshold's upper half, by the lower half.
     Lower { levels: Vec<Level> },
-    /// Per level, the threshold, and how many of its equals are left to go.
+    /// Per level, the threshold, and how many scores equal to it are still to be pruned.
     Count { thresholds: Vec<(u32, u64)>, lost: BTreeMap<String, Vec<u64>> },
 }
 
 #[derive(Debug)]
 struct Level {
     upper: u32,
-    /// How many go of those with that upper half.
+    /// The number of scores with that upper half that are pruned.
     rest: u64,
     counts: Vec<u64>,
 }
 
 impl GlobalThreshold {
-    /// How often all scores are to be added.
+    /// The number of passes in which all scores are added.
     pub const PASSES: usize = 3;
 
     /// The beginning of the first pass.
     pub fn new(sparsities: &[f64]) -> Self {
-        GlobalThreshold { sparsities: sparsities.to_vec(), pass: Pass::Upper { counts: vec![0; 1 << 16] } }
+        GlobalThreshold { sparsities: sparsities.to_vec(), pass: ThresholdPass::Upper { counts: vec![0; 1 << 16] } }
     }
 
     /// Adds the scores `(out, width)` of one linear, which must be finite and not negative, to the pass.
@@ -151,15 +151,15 @@ impl GlobalThreshold {
         }
         let keys = scores.iter().map(|score| score.abs().to_bits());
         match &mut self.pass {
-            Pass::Upper { counts } => keys.for_each(|key| counts[(key >> 16) as usize] += 1),
-            Pass::Lower { levels } => {
+            ThresholdPass::Upper { counts } => keys.for_each(|key| counts[(key >> 16) as usize] += 1),
+            ThresholdPass::Lower { levels } => {
                 for level in levels {
                     keys.clone()
                         .filter(|key| key >> 16 == level.upper)
                         .for_each(|key| level.counts[(key & 0xffff) as usize] += 1);
                 }
             }
-            Pass::Count { thresholds, lost } => {
+            ThresholdPass::Count { thresholds, lost } => {
                 let losses = thresholds.iter_mut().map(|(threshold, ties)| {
                     let below = keys.clone().filter(|key| *key < *threshold).count() as u64;
                     let equal = (keys.clone().filter(|key| *key == *threshold).count() as u64).min(*ties);
@@ -185,29 +185,29 @@ impl GlobalThreshold {
             (counts.len() as u32, 0)
         }
         self.pass = match &self.pass {
-            Pass::Upper { counts } => {
+            ThresholdPass::Upper { counts } => {
                 let n: u64 = counts.iter().sum();
                 let level = |sparsity: &f64| {
                     let (upper, rest) = reach(counts, (n as f64 * sparsity) as u64);
                     Level { upper, rest, counts: vec![0; 1 << 16] }
                 };
-                Pass::Lower { levels: self.sparsities.iter().map(level).collect() }
+                ThresholdPass::Lower { levels: self.sparsities.iter().map(level).collect() }
             }
-            Pass::Lower { levels } => {
+            ThresholdPass::Lower { levels } => {
                 let threshold = |level: &Level| {
                     let (lower, ties) = reach(&level.counts, level.rest);
                     ((level.upper << 16) + lower, ties)
                 };
-                Pass::Count { thresholds: levels.iter().map(threshold).collect(), lost: BTreeMap::new() }
+                ThresholdPass::Count { thresholds: levels.iter().map(threshold).collect(), lost: BTreeMap::new() }
             }
-            Pass::Count { .. } => return,
+            ThresholdPass::Count { .. } => return,
         };
     }
 
     /// After the last pass: what each linear loses at each sparsity.
     pub fn lost(self) -> BTreeMap<String, Vec<u64>> {
         match self.pass {
-            Pass::Count { lost, .. } => lost,
+            ThresholdPass::Count { lost, .. } => lost,
             _ => BTreeMap::new(),
         }
     }

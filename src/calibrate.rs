@@ -6,7 +6,7 @@ pub(crate) use file::SavedStatistics;
 
 use crate::cuda::{self, ColumnSums};
 use crate::error::Result;
-use crate::model::{DecoderLayer, Linear, Model, Pass, Tap, Wanted};
+use crate::model::{DecoderLayer, ForwardPass, Linear, Model, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-/// What a pass gathers besides the squared column norms, which cost next to nothing.
+/// Statistics that a pass gathers besides the squared column norms, which cost next to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gather {
     /// Sums of the columns, for [`Statistics::column_sums`] and [`Statistics::column_variances`].
@@ -88,12 +88,12 @@ impl Statistics {
         self.windows
     }
 
-    /// Whether sums of the columns were gathered for `linear`.
+    /// Returns whether sums of the columns were gathered for `linear`.
     pub fn has_sums(&self, linear: &str) -> bool {
         self.inputs.get(linear).is_some_and(|input| !input.sums.is_empty())
     }
 
-    /// Whether the gram matrix of `linear` was gathered.
+    /// Returns whether the gram matrix of `linear` was gathered.
     pub fn has_gram(&self, linear: &str) -> bool {
         self.inputs.get(linear).is_some_and(|input| !input.gram.is_empty())
     }
@@ -129,7 +129,7 @@ impl Statistics {
         Some(input.gram.iter().map(|x| x * scale).collect())
     }
 
-    /// Whether two linears share one input, so that what is derived from it need be computed once.
+    /// Returns whether two linears share one input, so that anything derived from it need be computed only once.
     pub fn same_input(&self, linear: &str, other: &str) -> bool {
         match (self.inputs.get(linear), self.inputs.get(other)) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
@@ -145,7 +145,7 @@ impl Statistics {
     /// Passes windows through a layer, and gathers what enters its linears; those which no token reaches have statistics of
     /// zeros.
     pub(crate) fn of_layer(
-        pass: &Pass<'_>,
+        pass: &ForwardPass<'_>,
         layer: &DecoderLayer,
         hidden: &mut [Tensor],
         wanted: Wanted,
@@ -157,10 +157,10 @@ impl Statistics {
     }
 }
 
-/// What taps saw so far, by the linears that share an input, of which the first stands for all. After a failure to add on a
-/// device, that.
+/// Sums over the inputs that taps have seen, by the names of the linears that share an input. After a failure to add on
+/// a device, the error stands in the place of the sum.
 #[derive(Debug, Default)]
-struct Sums(BTreeMap<Vec<String>, Result<Seen>>);
+struct Sums(BTreeMap<Vec<String>, Result<InputSums>>);
 
 impl Sums {
     /// Adds what a tap saw of one window.
@@ -198,7 +198,7 @@ impl Sums {
 
 /// Sums where the activations are.
 #[derive(Debug)]
-enum Seen {
+enum InputSums {
     Host(Input),
     /// Asking a device for its sums would wait until it has them.
     Device(OnDevice),
@@ -212,11 +212,11 @@ struct OnDevice {
     deviations: Option<Tensor>,
 }
 
-impl Seen {
-    fn add(&mut self, other: Seen) -> Result<()> {
+impl InputSums {
+    fn add(&mut self, other: InputSums) -> Result<()> {
         match (self, other) {
-            (Seen::Host(sums), other) => sums.add(&other.into_input()?),
-            (Seen::Device(sums), Seen::Device(other)) => {
+            (InputSums::Host(sums), other) => sums.add(&other.into_input()?),
+            (InputSums::Device(sums), InputSums::Device(other)) => {
                 let add = |sum: &Option<Tensor>, x: &Option<Tensor>| match (sum, x) {
                     (Some(sum), Some(x)) => (sum + x).map(Some),
                     _ => Ok(None),
@@ -229,9 +229,9 @@ impl Seen {
             }
             (seen, other) => {
                 // An input of a few tokens may have gone the other way.
-                let mut sums = std::mem::replace(seen, Seen::Host(Input::default())).into_input()?;
+                let mut sums = std::mem::replace(seen, InputSums::Host(Input::default())).into_input()?;
                 sums.add(&other.into_input()?);
-                *seen = Seen::Host(sums);
+                *seen = InputSums::Host(sums);
             }
         }
         Ok(())
@@ -239,8 +239,8 @@ impl Seen {
 
     fn into_input(self) -> Result<Input> {
         let OnDevice { tokens, sums, deviations } = match self {
-            Seen::Host(input) => return Ok(input),
-            Seen::Device(sums) => sums,
+            InputSums::Host(input) => return Ok(input),
+            InputSums::Device(sums) => sums,
         };
         let column = |x: Option<Tensor>| -> Result<Vec<f64>> { Ok(x.map_or(Ok(Vec::new()), |x| x.to_vec1())?) };
         Ok(Input {
@@ -288,19 +288,19 @@ pub(crate) fn calibrate_each(
     let mut hidden = model.embed_for_pass(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("calibrate", (model.layers() * hidden.len()) as u64);
-    let pass = Pass { model, rope: &rope, stage: &stage };
+    let pass = ForwardPass { model, rope: &rope, stage: &stage };
     model.each_layer(|i, layer| {
         let wanted = if i + 1 == model.layers() { Wanted::Taps } else { Wanted::Output };
         each(i, Statistics::of_layer(&pass, &layer, &mut hidden, wanted, gather)?)
     })
 }
 
-/// What enters each linear in one window.
+/// A tap (hook) that sums the inputs of each linear over one window.
 #[derive(Debug)]
 pub(crate) struct InputTap {
     gather: Gather,
     /// The linears that share an input, and its sums.
-    seen: Vec<(Vec<String>, Seen)>,
+    seen: Vec<(Vec<String>, InputSums)>,
 }
 
 impl InputTap {
@@ -318,13 +318,13 @@ impl Tap for InputTap {
 }
 
 /// The sums of `x (.., in)`.
-fn sums(x: &Tensor, gather: Gather) -> Result<Seen> {
+fn sums(x: &Tensor, gather: Gather) -> Result<InputSums> {
     let dims = x.dims();
     let width = dims[dims.len() - 1];
     let rows: usize = dims[..dims.len() - 1].iter().product();
     let (x, tokens) = (x.reshape((rows, width))?.contiguous()?, rows as u64);
     if let Some(sums) = cuda::column_sums(&x, gather)? {
-        return Ok(Seen::Device(OnDevice { tokens, deviations: deviations(&sums, tokens)?, sums }));
+        return Ok(InputSums::Device(OnDevice { tokens, deviations: deviations(&sums, tokens)?, sums }));
     }
     let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
     let (storage, layout) = x.storage_and_layout();
@@ -340,7 +340,7 @@ fn sums(x: &Tensor, gather: Gather) -> Result<Seen> {
     if gather.gram {
         input.gram = gram(values, rows, width);
     }
-    Ok(Seen::Host(input))
+    Ok(InputSums::Host(input))
 }
 
 /// The deviations of one window, as [`Input::deviate`] has them.
@@ -419,7 +419,7 @@ mod tests {
             let gram = Some(x.t().unwrap().matmul(&x).unwrap());
             let sums = ColumnSums { squares, sums: Some(values), gram };
             let seen = OnDevice { tokens: 2, deviations: deviations(&sums, 2).unwrap(), sums };
-            InputTap { gather, seen: vec![(vec!["w".into(), "v".into()], Seen::Device(seen))] }
+            InputTap { gather, seen: vec![(vec!["w".into(), "v".into()], InputSums::Device(seen))] }
         });
         let statistics = sums(taps.into());
         assert_eq!(sums(on_device.into()), statistics);

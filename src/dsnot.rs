@@ -22,14 +22,15 @@ pub struct DsnotInputs<'a> {
 /// Swaps pruned and kept weights of `weights (out, in)`, which are row-major and not zeroed yet, and returns how many pairs
 /// were swapped. Each row keeps its number of pruned weights; with an N:M `pattern`, each group does.
 ///
-/// A row's expected error is the sum of `W_ij * sums_j` over its pruned weights. As long as that is above the threshold, the
-/// pruned weight that takes most from it is grown, judged by `W_ij * sums_j / variances_j ^ power`. Unstructured: what goes
-/// instead is the kept weight with the lowest Wanda score among those whose loss takes from the error too. N:M: it is the
-/// kept weight of the same group with the lowest Wanda score. No weight is swapped twice.
+/// A row's expected error is the sum of `W_ij * sums_j` over its pruned weights. As long as that is above the
+/// threshold, the pruned weight that takes most from it is grown, judged by `W_ij * sums_j / variances_j ^ power`.
+/// Another weight is pruned in its place. Unstructured: the kept weight with the lowest Wanda score among those whose
+/// loss takes from the error too. N:M: the kept weight of the same group with the lowest Wanda score. No weight is
+/// swapped twice.
 ///
 /// This is the reference implementation (zyxxmu/DSnoT) with a Wanda mask, and works on any mask. It differs where the
-/// reference runs out of candidates: that goes on to weights of the wrong kind, and changes the number of pruned weights; here
-/// the row ends, and a group with no weight left to prune is passed over.
+/// reference runs out of candidates: the reference then takes weights of the wrong kind, and changes the number of
+/// pruned weights; here the row ends, and a group with no weight left to prune is passed over.
 ///
 /// # Errors
 /// [`Error::Argument`] for settings out of range or inputs that `m` does not divide; [`Error::Tensor`] naming `name` for

@@ -81,7 +81,7 @@ pub enum Error {
 pub struct Parts {
     /// What was being done, to which file, tensor or argument.
     pub what: String,
-    /// Why that failed.
+    /// The reason of the failure.
     pub cause: Option<String>,
     /// What to do about it, where that is known.
     pub remedy: Option<String>,

@@ -1,4 +1,4 @@
-//! How numbers are written for people: four significant digits, thousands separated.
+//! Numbers for people: four significant digits, thousands separated.
 
 /// `value` with four significant digits; every digit before the point is kept up to 1e9.
 pub fn number(value: f64) -> String {

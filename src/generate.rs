@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How to continue a text; the names are those of Hugging Face's `generate`.
+/// Settings of generation; the names are those of Hugging Face's `generate`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GenerateConfig {
     /// Tokens to add at most; generation ends earlier at an `eos_token_id` of

@@ -10,7 +10,7 @@ mod file;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::model::{DecoderLayer, Head, LOGIT_ROWS, Model, Pass, Rope, Wanted, cross_entropy};
+use crate::model::{DecoderLayer, ForwardPass, Head, LOGIT_ROWS, Model, Rope, Wanted, cross_entropy};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::text::Windows;
@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// How the gradients of the windows become one.
+/// The way in which the gradients of the windows become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accumulate {
     /// Their sum, as a gradient or Taylor metric takes it.
@@ -69,7 +69,7 @@ struct Stored {
 
 #[derive(Debug)]
 enum Values {
-    /// Where each linear's begin, and how many they are.
+    /// Offset and length of each linear's values, by name.
     Scratch { places: HashMap<String, (u64, usize)>, scratch: Scratch },
     /// A tensor of each linear's name.
     Saved(Checkpoint),
@@ -125,7 +125,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
     let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("gradients", ((2 * layers + 1) * count) as u64);
-    let pass = Pass { model, rope: &rope, stage: &stage };
+    let pass = ForwardPass { model, rope: &rope, stage: &stage };
     let mut names = Vec::new();
     for i in 0..layers {
         for (window, x) in hidden.iter().enumerate() {
@@ -214,7 +214,7 @@ fn together(model: &Model, bytes: usize) -> usize {
     IN_FLIGHT.checked_div(bytes).unwrap_or(usize::MAX).clamp(1, rayon::current_num_threads())
 }
 
-/// What enters layer `i` in one window, or leaves the last, `(seqlen * hidden,)`.
+/// The inputs of layer `i` in one window, or the outputs of the last layer, `(seqlen * hidden,)`.
 fn activations(model: &Model, i: usize, window: usize, x: &Tensor) -> Result<Vec<f32>> {
     let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     if values.iter().all(|x| x.is_finite()) {

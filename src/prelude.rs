@@ -10,7 +10,9 @@ pub use crate::error::{Error, Result};
 pub use crate::evaluate::{
     ChoiceScores, Evaluation, GenerationScores, Task, evaluate, score_choices, score_generation,
 };
-pub use crate::experts::{self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts};
+pub use crate::experts::{
+    self, ExpertLayout, ExpertScores, Keep, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
+};
 #[cfg(feature = "report")]
 pub use crate::frames::{Aggregate, Frames as _, Join, Order};
 pub use crate::generate::{GenerateConfig, generate};

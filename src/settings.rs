@@ -85,17 +85,17 @@ pub enum Method {
 }
 
 impl Method {
-    /// Whether the method needs calibration text.
+    /// Returns whether the method needs calibration text.
     pub fn needs_calibration(self) -> bool {
         self.needs_inputs() || self.needs_gradients()
     }
 
-    /// Whether it needs statistics of what enters a linear.
+    /// Returns whether the method needs statistics of the inputs of a linear.
     pub fn needs_inputs(self) -> bool {
         matches!(self, Method::Wanda | Method::Ria | Method::SparseGpt)
     }
 
-    /// Whether it needs gradients of the dense model's loss.
+    /// Returns whether the method needs gradients of the dense model's loss.
     pub fn needs_gradients(self) -> bool {
         matches!(self, Method::Gradient | Method::Taylor)
     }
@@ -236,7 +236,7 @@ impl FromStr for Zeros {
     }
 }
 
-/// What an unstructured selection compares.
+/// The comparison group of an unstructured selection (Wanda, section 3): the weights that compete with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Per {
     /// The weights of one output row: each row loses `floor(in * sparsity)`.
@@ -283,20 +283,20 @@ impl ComparisonGroup {
     }
 }
 
-/// What an unstructured selection does with scores that equal its threshold.
+/// The rule of an unstructured selection for scores that equal its threshold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Ties {
-    /// The counts are exact, and the first of the equals go.
+    /// The counts are exact; of equal scores, the first by position are pruned.
     #[default]
     ByPosition,
-    /// As in the reference implementation of magnitude pruning and of SparseGPT, `score <= sorted[int(n * sparsity)]` goes:
-    /// one more than asked for, and all its equals.
+    /// As in the reference implementation of magnitude pruning and of SparseGPT, a weight is pruned if `score <=
+    /// sorted[int(n * sparsity)]`: one more than asked for, and all its equals.
     Reference,
 }
 
 crate::error::named!(Ties, "ties", ByPosition => "by-position", Reference => "reference");
 
-/// How a target sparsity is shared out among the linears.
+/// The distribution of a target sparsity over the linears.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Allocation {
     /// Every linear gets it.
@@ -354,7 +354,7 @@ impl Default for Owl {
     }
 }
 
-/// What a rule says of the linears that it matches.
+/// The treatment of the linears that a rule matches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// This fraction of zeros, in `[0, 1)`.
@@ -418,7 +418,7 @@ impl Rule {
         entries.iter().map(|entry| rule(entry).map_err(|error| Error::file(path, error))).collect()
     }
 
-    /// Whether it leaves alone what it matches.
+    /// Returns whether the rule leaves the linears that it matches unpruned.
     pub fn is_skip(&self) -> bool {
         self.target == Target::Skip
     }
@@ -482,7 +482,7 @@ pub struct Dsnot {
     pub threshold: f64,
     /// The contribution of a weight to be grown is divided by this power of its input's variance.
     pub variance_power: f64,
-    /// Whether a row ends before the swap that would turn the sign of its error. N:M always does.
+    /// True if a row ends before the swap that would turn the sign of its error. N:M always does.
     pub keep_sign: bool,
 }
 
@@ -541,7 +541,7 @@ impl FromStr for Dsnot {
     }
 }
 
-/// What a layer's inputs are during calibration.
+/// The inputs of a layer during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Propagate {
     /// The outputs of the pruned layers before it, as in the reference implementations.
@@ -552,7 +552,7 @@ pub enum Propagate {
 
 crate::error::named!(Propagate, "propagate", Pruned => "pruned", Dense => "dense");
 
-/// What goes as a whole.
+/// A unit that is pruned as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unit {
     /// A key/value head with all query heads that read it: rows of q, k and v with their biases, columns of o.
@@ -574,7 +574,7 @@ crate::error::named!(
     OutputChannels => "output-channels", InputChannels => "input-channels",
 );
 
-/// How the scores of a unit's weights join to the score of the unit.
+/// The norm that joins the scores of a unit's weights to the score of the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GroupNorm {
     /// Their sum.
@@ -585,7 +585,7 @@ pub enum GroupNorm {
 
 crate::error::named!(GroupNorm, "group norm", Sum => "sum", L2 => "l2");
 
-/// What becomes of the units that go.
+/// The form of the result: pruned units are cut out or zeroed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// They are cut out of the tensors; the model is smaller and computes what the zeroed one computes.
@@ -597,7 +597,7 @@ pub enum Form {
 crate::error::named!(Form, "form", Remove => "remove", Zero => "zero");
 
 impl Unit {
-    /// Whether a model without some of these units is a model of its family.
+    /// Returns whether a model without some of these units is still a model of its family.
     pub fn is_removable(self) -> bool {
         matches!(self, Unit::Heads | Unit::Neurons | Unit::Channels)
     }

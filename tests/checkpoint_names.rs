@@ -790,7 +790,7 @@ fn mixtures_are_cut_under_the_names_that_they_have() {
         .collect();
     fs::write(base.join("model.safetensors"), file(&wrapped)).unwrap();
     let base = Checkpoint::open(&base).unwrap();
-    let layout = lacuna::experts::Layout::find(&base).unwrap();
+    let layout = lacuna::experts::ExpertLayout::find(&base).unwrap();
     let lists = layout.mixtures.keys().map(|&layer| (layer, vec![0, 2])).collect();
     let keep = lacuna::experts::Keep::new(&layout, lists).unwrap();
     let selection = lacuna::experts::Selection { keep, by: Map::new() };

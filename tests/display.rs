@@ -5,7 +5,7 @@ use lacuna::calibrate::calibrate;
 use lacuna::checkpoint::Checkpoint;
 use lacuna::display::{Rich, mime};
 use lacuna::evaluate::{ChoiceScores, GenerationPrediction, GenerationScores, TaskRecord, evaluate};
-use lacuna::experts::{ExpertScores, Layout, Metric, Ranking, Selection, SuperExperts};
+use lacuna::experts::{ExpertLayout, ExpertScores, Metric, Ranking, Selection, SuperExperts};
 use lacuna::importance::{Inputs, Method, Scorer};
 use lacuna::mask::{Mask, MaskSet};
 use lacuna::model::Model;
@@ -208,7 +208,7 @@ fn records_and_reports() -> Result<()> {
 #[test]
 fn experts() -> Result<()> {
     let checkpoint = Checkpoint::open(format!("{DATA}/tiny-mixtral"))?;
-    let layout = Layout::find(&checkpoint)?;
+    let layout = ExpertLayout::find(&checkpoint)?;
     let scores = ExpertScores::data_free(&checkpoint, &layout, Metric::RouterNorm, Progress::Hidden)?;
     let of = bundle(&scores);
     assert!(of[mime::PLAIN].contains("router norm median") && of[mime::SVG].contains("Scores by router-norm"));
@@ -274,7 +274,7 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
     let scores = score_choices(&model, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden)?;
     let headers = HeadersOnly::open(format!("{root}/gpt-oss-120b-headers"))?;
     let mixture = Checkpoint::open(format!("{DATA}/tiny-mixtral"))?;
-    let layout = Layout::find(&mixture)?;
+    let layout = ExpertLayout::find(&mixture)?;
     let experts = ExpertScores::data_free(&mixture, &layout, Metric::RouterNorm, Progress::Hidden)?;
     let ranking = Ranking::first(&layout);
     let keep = ranking.keep(&layout, 2)?;

@@ -8,7 +8,7 @@ mod moe;
 
 use common::{assert_says, fingerprint, names};
 use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
-use lacuna::experts::{self, Keep, Layout, Ranking, Selection};
+use lacuna::experts::{self, ExpertLayout, Keep, Ranking, Selection};
 use lacuna::progress::Progress;
 use moe::Moe;
 use proptest::prelude::*;
@@ -25,7 +25,7 @@ fn selection(keep: Keep) -> Selection {
 }
 
 fn build(base: &Checkpoint, keep: &Keep, shard: u64, out: &Path) -> lacuna::Result<lacuna::checkpoint::Copied> {
-    let layout = Layout::find(base)?;
+    let layout = ExpertLayout::find(base)?;
     experts::build(base, &layout, &selection(keep.clone()), shard, out, Progress::Hidden)
 }
 
@@ -64,7 +64,7 @@ fn every_family_is_pruned_and_verified() {
         let moe = Moe::small(model_type);
         let base = moe.write(&base, 3, 1);
         let before = fingerprint(base.dir());
-        let layout = Layout::find(&base).unwrap();
+        let layout = ExpertLayout::find(&base).unwrap();
         let mixtures = moe.layers - moe.dense_layers() + usize::from(model_type == "qwen3_next");
         assert_eq!((layout.mixtures.len(), layout.experts, layout.top_k), (mixtures, 8, 2), "{model_type}");
 
@@ -120,7 +120,7 @@ fn what_goes_with_a_quantised_weight_may_differ_in_length() {
         tensors.push((name, "U8", 1, vec![70 + expert % 2]));
     }
     let base = moe::write(&dir.path().join("base"), &moe.config(), tensors, 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::random(&layout, 1).keep(&layout, 3).unwrap();
     build(&base, &keep, 1 << 30, &dir.path().join("out")).unwrap();
     assert_eq!(experts::verify(&base, &dir.path().join("out"), Progress::Hidden).unwrap().mismatch_count, 0);
@@ -130,7 +130,7 @@ fn what_goes_with_a_quantised_weight_may_differ_in_length() {
 fn keeping_everything_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("qwen3_moe").write(&dir.path().join("base"), 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let all = Ranking::last(&layout).keep(&layout, 8).unwrap();
     build(&base, &all, 1 << 30, &dir.path().join("out")).unwrap();
     let out = Checkpoint::open(dir.path().join("out")).unwrap();
@@ -142,7 +142,7 @@ fn keeping_everything_changes_nothing() {
 fn manifest_says_where_every_byte_came_from() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("gpt_oss").write(&dir.path().join("base"), 4, 5);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::random(&layout, 1).keep(&layout, 3).unwrap();
     let out = dir.path().join("out");
     build(&base, &keep, 4 << 10, &out).unwrap();
@@ -171,7 +171,7 @@ fn manifest_says_where_every_byte_came_from() {
 fn same_bytes_wherever_and_however_often_it_is_built() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("olmoe").write(&dir.path().join("base"), 3, 2);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::first(&layout).keep(&layout, 5).unwrap();
     let bytes = |out: &Path| -> BTreeMap<String, Vec<u8>> {
         fingerprint(out).into_iter().map(|(name, (bytes, _))| (name, bytes)).collect()
@@ -199,7 +199,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let moe = Moe { experts: 4 * experts, ..Moe::small(FAMILIES[family]) };
         let base = moe.write(&dir.path().join("base"), shards, seed);
-        let layout = Layout::find(&base).unwrap();
+        let layout = ExpertLayout::find(&base).unwrap();
         let count = (2 + picks[0] as usize % (4 * experts - 1)).next_multiple_of(2).clamp(4, 4 * experts);
         let keep = Ranking::random(&layout, seed).keep(&layout, count).unwrap();
         let out = dir.path().join("out");
@@ -227,7 +227,7 @@ proptest! {
 fn verification_tells_a_changed_base_from_a_changed_output() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("mixtral").write(&dir.path().join("base"), 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::first(&layout).keep(&layout, 4).unwrap();
     let out = dir.path().join("out");
     build(&base, &keep, 1 << 30, &out).unwrap();

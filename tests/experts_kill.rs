@@ -8,7 +8,7 @@ mod server;
 
 use common::names;
 use lacuna::checkpoint::{Checkpoint, Rewrite, Source};
-use lacuna::experts::{self, Layout, Ranking, Selection};
+use lacuna::experts::{self, ExpertLayout, Ranking, Selection};
 use lacuna::progress::Progress;
 use moe::Moe;
 use rand::{Rng, SeedableRng};
@@ -188,7 +188,7 @@ fn fetch_takes_what_stays_and_little_else() {
         let remote = server.hub(&dir.path().join("cache")).headers("owner/model", Progress::Hidden).unwrap();
         assert_eq!(remote.index(), base.index());
         let headers = server.sent_of(".safetensors");
-        let layout = Layout::find(&remote).unwrap();
+        let layout = ExpertLayout::find(&remote).unwrap();
         let keep = Ranking::random(&layout, 1).keep(&layout, keep).unwrap();
         let selection = Selection { keep: keep.clone(), by: Map::new() };
         let planned: Rewrite = experts::plan_model(&remote, &layout, &keep, 1 << 20).unwrap();
@@ -212,7 +212,7 @@ fn a_failing_link_changes_nothing() {
     let base = Moe { hidden: 256, width: 256, ..Moe::small("mixtral") }.write(&dir.path().join("base"), 3, 3);
     let server = Server::serve_dir(base.dir()).with_storage();
     let remote = server.hub(&dir.path().join("cache")).headers("owner/model", Progress::Hidden).unwrap();
-    let layout = Layout::find(&remote).unwrap();
+    let layout = ExpertLayout::find(&remote).unwrap();
     let keep = Ranking::last(&layout).keep(&layout, 4).unwrap();
     let selection = Selection { keep, by: Map::new() };
     let build = |source: &dyn Source, out: &str| {

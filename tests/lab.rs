@@ -2,7 +2,7 @@
 //! damaged, full, shared, or left by a process that was killed.
 
 use candle_core::{DType, Device, Tensor};
-use lacuna::cache::{Cache, Collect, Kept, Uses};
+use lacuna::cache::{Cache, CachedResult, Collect, Uses};
 use lacuna::display::Rich;
 use lacuna::dsnot::Dsnot;
 use lacuna::gradients::{Accumulate, gradients};
@@ -357,7 +357,7 @@ fn results_are_right_where_nothing_can_be_kept() {
     }
 }
 
-fn entries_of(lab: &Lab) -> Vec<Kept> {
+fn entries_of(lab: &Lab) -> Vec<CachedResult> {
     lab.cache().dir.map(|dir| Cache::at(dir, 0).entries().unwrap_or_default()).unwrap_or_default()
 }
 

@@ -7,7 +7,7 @@ mod common;
 use common::file_of;
 use lacuna::checkpoint::{Checkpoint, Source, compress};
 use lacuna::evaluate::evaluate;
-use lacuna::experts::{ExpertScores, Keep, Layout, Metric, Selection, build, verify};
+use lacuna::experts::{ExpertLayout, ExpertScores, Keep, Metric, Selection, build, verify};
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::importance::Method;
 use lacuna::mask::Mask;
@@ -176,7 +176,7 @@ fn prepared(row: &Row, dir: &Path) -> lacuna::Result<PathBuf> {
     if let Some(kept) = &row.keep {
         let out = dir.join("built");
         let source = Checkpoint::open(&at)?;
-        let layout = Layout::find(&source)?;
+        let layout = ExpertLayout::find(&source)?;
         let keep = Keep::new(&layout, layout.mixtures.keys().map(|&layer| (layer, kept.clone())).collect())?;
         build(&source, &layout, &Selection { keep, by: Map::new() }, u64::MAX, &out, Progress::Hidden)?;
         assert_eq!(verify(&source, &out, Progress::Hidden)?.mismatch_count, 0, "{}", row.name);
@@ -271,7 +271,7 @@ fn experts_in_one_tensor_are_pruned_as_those_that_stand_alone() {
         let row = row(&format!("{family}: experts fused"));
         let scores = |dir: &Path| {
             let source = Checkpoint::open(dir).unwrap();
-            let layout = Layout::find(&source).unwrap();
+            let layout = ExpertLayout::find(&source).unwrap();
             let measured = ExpertScores::calibrated(&model(dir).unwrap(), &text, Progress::Hidden).unwrap();
             let by_weights = [Metric::RouterNorm, Metric::WeightNorm].map(|metric| {
                 ExpertScores::data_free(&source, &layout, metric, Progress::Hidden).unwrap().metrics.remove(&metric)

@@ -5,7 +5,7 @@ use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::settings::FloatType;
 use lacuna::text::{Tokenizer, Windows};
-use lacuna::train::{Experts, TrainConfig, TrainRecord, Trainer, train};
+use lacuna::train::{ExpertsConfig, TrainConfig, TrainRecord, Trainer, train};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,7 +63,7 @@ fn config(steps: usize) -> TrainConfig {
 }
 
 fn mixture(steps: usize) -> TrainConfig {
-    let moe = Some(Experts { experts: 4, top_k: 2 });
+    let moe = Some(ExpertsConfig { experts: 4, top_k: 2 });
     TrainConfig { moe, tie_word_embeddings: false, shards: 2, intermediate_size: 32, ..config(steps) }
 }
 
@@ -279,7 +279,7 @@ fn what_cannot_be_trained_is_said() {
         (TrainConfig { dtype: FloatType::F64, ..base.clone() }, "dtype = f64"),
         (TrainConfig { vocab_size: 100, ..base.clone() }, "vocab = 100"),
         (TrainConfig { seqlen: 100_000, ..base.clone() }, "100000"),
-        (TrainConfig { moe: Some(Experts { experts: 2, top_k: 3 }), ..base.clone() }, "top-k = 3"),
+        (TrainConfig { moe: Some(ExpertsConfig { experts: 2, top_k: 3 }), ..base.clone() }, "top-k = 3"),
     ] {
         let problem = problem(&config);
         assert!(problem.contains(says), "`{problem}` does not say `{says}`");

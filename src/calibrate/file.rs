@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 const DESCRIPTION: &str = "statistics.json";
 
-/// What the arrays belong to.
+/// The linears and counts of tokens that the stored arrays belong to.
 #[derive(Debug, Serialize, Deserialize)]
 struct Description {
     windows: usize,

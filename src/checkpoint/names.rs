@@ -87,7 +87,7 @@ impl Names {
         }
     }
 
-    /// What of the names the user should know, if anything.
+    /// A remark about the names for the user, if there is one.
     pub(super) fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }

@@ -17,7 +17,7 @@ pub(crate) struct Part {
     pub(crate) start: u64,
     /// As it is read: `(out, in)` for a linear's weight.
     pub(crate) shape: Vec<usize>,
-    /// Whether the matrix is stored the other way around, `(in, out)`.
+    /// True if the matrix is stored the other way around, `(in, out)`.
     pub(crate) transposed: bool,
 }
 

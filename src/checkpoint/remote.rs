@@ -118,7 +118,7 @@ impl Remote {
         self.client.received()
     }
 
-    /// What messages call a file.
+    /// The path by which messages name a file.
     fn path(&self, name: &str) -> PathBuf {
         Path::new(&self.origin()).join(name)
     }

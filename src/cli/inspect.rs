@@ -26,7 +26,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What is printed.
+/// The output of `inspect`.
 #[derive(Serialize)]
 struct Inspection {
     family: Option<String>,
@@ -39,8 +39,8 @@ struct Inspection {
     heads: Option<u64>,
     kv_heads: Option<u64>,
     vocab_size: Option<u64>,
-    /// Whether the output head is the embedding. Unknown where only headers are at hand, `config.json` says so, and a head is
-    /// stored all the same: it counts if it differs.
+    /// True if the output head is the embedding. `None` where only headers are at hand, `config.json` says that it is,
+    /// and a head is stored all the same: that one counts if it differs.
     tied_embeddings: Option<bool>,
     #[serde(skip)]
     tied_by_config: bool,
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether the output head is the embedding, by `config.json` and by what is stored.
+/// Returns whether the output head is the embedding, by `config.json` and by the tensors that are stored.
 fn tied(source: &dyn Source, config: &Map<String, Value>) -> Result<Option<bool>> {
     let stored = source.index().iter().any(|tensor| tensor.name == "lm_head.weight");
     Ok(match config.get("tie_word_embeddings").and_then(Value::as_bool) {

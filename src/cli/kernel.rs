@@ -54,7 +54,7 @@ pub(crate) struct WarmArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
-    /// Where to listen, as Jupyter writes it
+    /// Connection file with the addresses to listen on, as Jupyter writes it
     connection_file: PathBuf,
 }
 

@@ -53,7 +53,7 @@ enum Command {
     Experts(experts::Args),
     Generate(generate::Args),
     Train(train::Args),
-    /// What labs keep: calibration statistics, gradients, masks, evaluations
+    /// Results that labs keep: calibration statistics, gradients, masks, evaluations
     #[command(subcommand)]
     Cache(cache::Command),
     /// Check and time what this machine computes with
@@ -70,8 +70,8 @@ enum Command {
 }
 
 impl Command {
-    /// Whether a closed pipe may be a child process that died, which is to be reported; for the other commands it is
-    /// `| head`, which ends them quietly as it ends any Unix tool.
+    /// Returns whether a closed pipe may be a child process that died, which is to be reported; for the other commands
+    /// it is `| head`, which ends them quietly as it ends any Unix tool.
     #[cfg(unix)]
     fn talks_to_children(&self) -> bool {
         #[cfg(feature = "notebook")]
@@ -135,7 +135,7 @@ fn message(error: &anyhow::Error) -> String {
     })
 }
 
-/// Where and in which precision to compute.
+/// Device and precision of the computation.
 #[derive(Debug, clap::Args)]
 struct Compute {
     /// Precision of the forward pass: f32, bf16 or f16
@@ -224,7 +224,7 @@ impl Sampling {
     }
 }
 
-/// How a sparsity is shared out among the linears.
+/// Distribution of a sparsity over the linears.
 #[derive(Debug, clap::Args)]
 struct Share {
     /// uniform, owl, owl:M:LAMBDA, or global (one threshold over all linears)

@@ -20,7 +20,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Write a notebook to begin with: question, parameters, load, prune, picture, meaning
     New {
-        /// Where; `.ipynb` is added if it is missing
+        /// Path; `.ipynb` is added if it is missing
         name: PathBuf,
     },
     /// Take the outputs out of notebooks, in place; a clean one is not touched

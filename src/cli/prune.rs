@@ -24,8 +24,8 @@ pub(crate) struct Args {
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]
     pattern: Pattern,
-    /// What an unstructured selection compares: row, layer or alpha (Wanda's variant) [default: row for wanda and ria,
-    /// otherwise layer]
+    /// Comparison group of an unstructured selection: row, layer or alpha (Wanda's variant) [default: row for wanda and
+    /// ria, otherwise layer]
     #[arg(long)]
     per: Option<Per>,
     #[command(flatten)]

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use lacuna::progress::Progress;
 use lacuna::settings::FloatType;
-use lacuna::train::{Experts, TrainConfig, train};
+use lacuna::train::{ExpertsConfig, TrainConfig, train};
 use std::path::PathBuf;
 
 /// Train a small model from scratch: tokenizer and weights, on a CPU
@@ -89,7 +89,7 @@ enum Family {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     settle_process();
     let moe = match (args.family, args.experts, args.top_k) {
-        (Family::Mixtral, Some(experts), Some(top_k)) => Some(Experts { experts, top_k }),
+        (Family::Mixtral, Some(experts), Some(top_k)) => Some(ExpertsConfig { experts, top_k }),
         (Family::Llama, None, None) => None,
         _ => anyhow::bail!("--experts and --top-k belong to --family mixtral, which needs both"),
     };

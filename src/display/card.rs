@@ -6,7 +6,7 @@ use crate::report::{Figure, Table, escape_html};
 use polars::prelude::{Column, DataFrame, NamedFrom, Series};
 use serde_json::Value;
 
-/// What a value shows. Every representation is made of the same parts.
+/// The parts of a value's display, of which every representation is made.
 pub(super) struct Card {
     summary: String,
     tables: Vec<Table>,

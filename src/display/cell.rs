@@ -29,13 +29,14 @@ use std::sync::Arc;
 /// Shows any value that can be printed as a cell's value: what is [`Rich`] with all its representations, also where other values
 /// hold it (each of a tuple of tables or a vector of plots), everything else as text. The prelude brings it into scope.
 ///
-/// evcxr first compiles a cell with a call of this method, and again with `{:?}` when there is none; numbers, collections and
-/// structs of the cell's own would cost a second compilation. A method of the same name that a type has itself goes first.
+/// evcxr first compiles a cell with a call of this method, and again with `{:?}` when there is none; numbers,
+/// collections and structs of the cell's own would cost a second compilation. If a type has a method of this name
+/// itself, that one is called.
 pub trait EvcxrDisplay {
     /// Shows the value as a cell's value.
     ///
     /// # Panics
-    /// When a table or a picture of it cannot be made: a cell's display has no other way to fail.
+    /// Panics when a table or a picture of it cannot be made: a cell's display has no other way to fail.
     fn evcxr_display(&self);
 }
 
@@ -50,7 +51,7 @@ impl<T: Debug> EvcxrDisplay for T {
 /// be a cell's value.
 ///
 /// # Panics
-/// When a table or a picture of it cannot be made, as where it is a cell's value.
+/// Panics when a table or a picture of it cannot be made, as if it were a cell's value.
 pub fn display<T: Debug>(value: &T) {
     super::runtime::between(|| show_any(Unknown::of(value), value));
 }
@@ -71,7 +72,7 @@ impl<'a> Unknown<'a> {
     /// The value, if it is a `T`, lifetimes aside: a `&'static str` may be any `&str`.
     ///
     /// # Safety
-    /// What `T` borrows must not be used after 'a, whatever lifetime `T` gives it.
+    /// Data that `T` borrows must not be used after 'a, whatever lifetime `T` gives it.
     unsafe fn get<T: 'static>(self) -> Option<&'a T> {
         // SAFETY: `at` comes from a reference that lives for 'a, and its type is `T` but for lifetimes, which change no
         // layout; that they are longer in `T` is what the caller answers for.

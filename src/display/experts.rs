@@ -1,4 +1,4 @@
-//! Which experts stay, in cells.
+//! The experts that stay, in cells.
 
 use super::card::{Card, column, table};
 use super::{Bundle, Rich, shown_in_cells};

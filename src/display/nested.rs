@@ -1,9 +1,9 @@
 //! Values within values: what a tuple, a vector, a map or a struct of the cell's own holds is shown as it is alone.
 //!
-//! What holds it is not known here, only that it can be printed. So the library's own types, when they are asked to print
-//! themselves for a cell ([`set_aside`]), put their representations aside and write a mark, wherever they stand; the text
-//! between the marks is shown between them. Types of other crates print what they always do, and are found by their type in the
-//! collections that `cell` lists, whose members [`Held`] names.
+//! Values are shown within a container of an unknown type, which can only be printed. So the library's own types, when
+//! they are asked to print themselves for a cell ([`set_aside`]), put their representations aside and write a mark,
+//! wherever they stand; the text between the marks is shown between them. Types of other crates print what they always
+//! do, and are found by their type in the collections that `cell` lists, whose members [`Held`] names.
 
 use super::card::{column, table};
 use super::cell::{line, text};
@@ -61,7 +61,8 @@ impl Drop for Collecting {
     }
 }
 
-/// Where a value prints itself that a cell shows within another: a mark to print in its place.
+/// Puts the representations of a value aside when a cell prints it within another; returns the mark to print in its
+/// place.
 pub(crate) fn set_aside(value: &dyn Rich) -> Option<String> {
     // While it makes its representations, what it prints in turn is text.
     let mut aside = ASIDE.take()?;
@@ -113,8 +114,8 @@ fn between(text: &str) -> Option<String> {
 const OPENING: [char; 3] = ['(', '[', '{'];
 const CLOSING: [char; 3] = [')', ']', '}'];
 
-/// Whether the bracket that comes first has no other half. Brackets within strings are taken for brackets, as what is printed need be
-/// no Rust.
+/// Returns whether the first bracket has no other half. Brackets within strings are taken for brackets, as the printed
+/// text need not be Rust.
 fn is_open(chars: impl Iterator<Item = char>, open: [char; 3], close: [char; 3]) -> bool {
     let mut depth = 0usize;
     for c in chars {

@@ -35,7 +35,7 @@ pub trait Host: Send + Sync {
 /// The place of a value among a cell's outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Where the cell says so, in the order of its outputs.
+    /// In the place that the cell gives it, in the order of its outputs.
     Between,
     /// As the cell's value, if it is the last one that the cell shows.
     Value,
@@ -169,7 +169,7 @@ fn chain<T: Display>(error: &T, types: &[ErrorType]) -> Vec<String> {
 /// The chain of `error`, whose type has the id `id`, and which is at `at`. Not generic, so that it is compiled once, in the library.
 ///
 /// # Safety
-/// What is at `at` has the type whose id is `id`.
+/// The value at `at` must have the type whose id is `id`.
 unsafe fn chain_of(error: &dyn Display, id: TypeId, at: *const (), types: &[ErrorType]) -> Vec<String> {
     let mut source = None;
     macro_rules! known {
@@ -243,7 +243,7 @@ pub mod store {
             self.put(name, Box::new(value));
         }
 
-        /// Whether the variable, if there is one, is a `T`; otherwise it is lost, which the host is told.
+        /// Returns whether the variable, if there is one, is a `T`; otherwise it is lost, which the host is told.
         pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
             let is_same = self.get(name).is_none_or(|value| value.is::<T>());
             if !is_same {
@@ -255,7 +255,7 @@ pub mod store {
         /// Takes a variable out, as a `T`.
         ///
         /// # Panics
-        /// When there is none, or it is no `T`; evcxr asks before.
+        /// Panics when there is none, or it is no `T`; evcxr asks before.
         pub fn take_variable<T: 'static>(&mut self, name: &str) -> T {
             match self.take(name).downcast() {
                 Ok(value) => *value,
@@ -266,7 +266,7 @@ pub mod store {
         /// A value that is made when it is first asked for.
         ///
         /// # Panics
-        /// When the value of this name has another type.
+        /// Panics when the value of this name has another type.
         pub fn lazy_arc<T: 'static, F: FnOnce() -> T>(&mut self, name: &str, create: F) -> Arc<T> {
             let value = self.0.entry(name.to_owned()).or_insert_with(|| Box::new(Arc::new(create())));
             match value.downcast_ref::<Arc<T>>() {

@@ -1,4 +1,4 @@
-//! What was measured, in cells.
+//! Measurements, in cells.
 
 use super::card::{Card, column, percent, table};
 use super::models::{losses, spread};
@@ -130,7 +130,7 @@ impl Rich for GenerationScores {
     }
 }
 
-/// What was done to which model, and what came out.
+/// The facts of a record: the model, its pruning, and the results.
 pub(super) fn record_facts(record: &Record) -> Vec<(&'static str, String)> {
     let mut facts = vec![("family", record.model.family.clone()), ("parameters", count(record.model.parameters))];
     match &record.pruning {

@@ -11,12 +11,12 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a model scores on a multiple-choice task.
+/// The scores of a model on a multiple-choice task.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChoiceScores {
     /// The task.
     pub task: TaskRecord,
-    /// What stood in front of each example. Older results lack it.
+    /// The tokens in front of each example. Older results lack it.
     #[serde(default)]
     pub bos: BosRecord,
     /// Share of examples whose answer has the highest log-likelihood: the harness's `acc`.
@@ -24,7 +24,7 @@ pub struct ChoiceScores {
     /// The same with each log-likelihood divided by the number of characters of its choice: the harness's `acc_norm`. Long
     /// choices are less likely whatever they say.
     pub acc_norm: Score,
-    /// What guessing scores: the mean of one over the number of choices.
+    /// The accuracy of guessing: the mean of one over the number of choices.
     pub chance: f64,
     /// Examples that were longer than the model's context and lost tokens at their beginning.
     pub truncated: usize,
@@ -37,7 +37,7 @@ crate::debug::one_line!(rich ChoiceScores, |scores| {
     format!("ChoiceScores({}: acc {acc:.4}, acc_norm {norm:.4}, {of} examples)", scores.task.name)
 });
 
-/// What a model makes of one example.
+/// A model's prediction for one example.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChoicePrediction {
     /// Its line in the file, from 1.
@@ -150,7 +150,7 @@ struct Run {
     /// Tokens that the context lost at its beginning.
     dropped: usize,
     context: Vec<u32>,
-    /// Which choice, and its tokens.
+    /// Index and tokens of each choice.
     continuations: Vec<(usize, Vec<u32>)>,
 }
 

@@ -1,4 +1,4 @@
-//! What a model scores: perplexity, as the Wanda and SparseGPT reference codes compute it; multiple choice and generation,
+//! Scores of models: perplexity, as the Wanda and SparseGPT reference codes compute it; multiple choice and generation,
 //! as lm-evaluation-harness does. Every score has a bootstrap interval.
 
 mod choice;
@@ -9,7 +9,7 @@ mod task;
 
 pub use choice::{ChoicePrediction, ChoiceScores, score_choices};
 pub use generation::{GenerationConfig, GenerationPrediction, GenerationScores, score_generation};
-pub use hub::Kind;
+pub use hub::TaskKind;
 pub use suite::{Suite, SuiteRow, SuiteScores, score_suite, suite_tasks};
 pub use task::{Choice, Glue, Prompt, Task, TaskRecord};
 
@@ -22,7 +22,7 @@ use crate::text::Windows;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// What a model scores on a text.
+/// The scores of a model on a text.
 #[derive(Clone, PartialEq)]
 pub struct Evaluation {
     /// The text and its windows.
@@ -43,7 +43,8 @@ crate::debug::one_line!(rich Evaluation, |evaluation| {
 });
 
 impl Evaluation {
-    /// What follows from the losses of each predicted token in nats, `(windows, seqlen - 1)`, with the default bootstrap.
+    /// Computes the scores from the losses of each predicted token in nats, `(windows, seqlen - 1)`, with the default
+    /// bootstrap.
     pub(crate) fn from_losses(text: TextRecord, losses: Vec<Vec<f64>>) -> Result<Evaluation> {
         let tokens: usize = losses.iter().map(Vec::len).sum();
         let nll_nats = losses.iter().flatten().sum::<f64>() / tokens as f64;

@@ -1,4 +1,4 @@
-//! Where a checkpoint keeps its experts, found by the family's names.
+//! The tensors of a checkpoint that hold its experts, found by the family's names.
 
 use crate::checkpoint::{Source, TensorInfo};
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use std::path::Path;
 /// More than any model has, and few enough to count them.
 const MOST_EXPERTS: usize = 1 << 16;
 
-/// What a tensor of a mixture is.
+/// The role of a tensor in a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Belongs to the expert of this number.
@@ -52,7 +52,7 @@ fn canonical(text: &str) -> Option<usize> {
     text.parse().ok().filter(|number: &usize| number.to_string() == text)
 }
 
-/// Whether a tensor only goes with a weight: its bias, or what a quantised one is scaled by.
+/// Returns whether a tensor only accompanies a weight: its bias, or the scales of a quantised one.
 fn is_companion(name: &str) -> bool {
     let ends = ["bias", "scales", "_scale", "scale_inv", "_scale_2", "qzeros", "g_idx", ".absmax", ".quant_map"];
     name.contains(".quant_state.") || ends.iter().any(|end| name.ends_with(end))
@@ -77,7 +77,7 @@ pub struct Groups {
 
 /// The mixtures of a checkpoint.
 #[derive(Clone)]
-pub struct Layout {
+pub struct ExpertLayout {
     /// The family's names and keys.
     pub family: &'static MoeFamily,
     /// Layers of the model, as `config.json` counts them; those for multi-token prediction come after.
@@ -92,12 +92,15 @@ pub struct Layout {
     pub mixtures: BTreeMap<usize, Vec<(Role, usize)>>,
 }
 
-crate::debug::one_line!(Layout, |layout| {
+crate::debug::one_line!(ExpertLayout, |layout| {
     let (family, layers) = (layout.family.model_type, layout.mixtures.len());
-    format!("Layout({family}: {} experts in each of {layers} layers, {} for a token)", layout.experts, layout.top_k)
+    format!(
+        "ExpertLayout({family}: {} experts in each of {layers} layers, {} for a token)",
+        layout.experts, layout.top_k
+    )
 });
 
-impl Layout {
+impl ExpertLayout {
     /// Finds the mixtures of `source`, and checks that every one has a router and all its experts.
     ///
     /// # Errors
@@ -147,7 +150,7 @@ impl Layout {
         if mixtures.is_empty() {
             return Err(Error::file(&path, "the config is that of a mixture, but no tensor is an expert's"));
         }
-        let layout = Layout { family, layers, experts, top_k, groups, mixtures };
+        let layout = ExpertLayout { family, layers, experts, top_k, groups, mixtures };
         layout.check(source)?;
         Ok(layout)
     }
@@ -173,7 +176,7 @@ impl Layout {
         }
     }
 
-    /// Whether tokens can be routed when each mixture keeps `count` experts, as many of each group.
+    /// Returns whether tokens can be routed when each mixture keeps `count` experts, as many of each group.
     pub(super) fn routable(&self, count: usize) -> bool {
         let enough = self.top_k <= count && count <= self.experts;
         enough

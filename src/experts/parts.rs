@@ -1,4 +1,4 @@
-//! What a model's bytes are spent on, and which shards hold the mixture of a layer: from headers alone.
+//! The parts that a model's bytes belong to, and the shards that hold the mixture of each layer: from headers alone.
 
 use super::layout::{Role, place};
 use crate::checkpoint::TensorInfo;
@@ -7,7 +7,7 @@ use crate::model::MoeFamily;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What a tensor is part of.
+/// The part of a model that a tensor belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -15,7 +15,7 @@ pub enum Part {
     Experts,
     /// Experts that every token passes through.
     SharedExperts,
-    /// Which expert a token goes to.
+    /// The weights that decide about the experts of a token.
     Router,
     /// Attention of any kind, with the norms inside it.
     Attention,
@@ -70,7 +70,7 @@ impl Part {
 /// One part of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PartSize {
-    /// Which one.
+    /// The part.
     pub part: Part,
     /// Number of its tensors.
     pub tensors: u64,
@@ -106,7 +106,8 @@ impl Parts {
     }
 }
 
-/// Which shards hold the mixture of which layer. Only what expert pruning reads counts: routed experts and routers.
+/// The shards that hold the mixture of each layer. Only the tensors that expert pruning reads count: routed experts and
+/// routers.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 pub struct Locality {
     /// File names of all shards of the checkpoint.
@@ -130,7 +131,7 @@ pub struct LayerShards {
     pub shards: Vec<ShardBytes>,
 }
 
-/// What one shard holds of a layer.
+/// The bytes of a layer in one shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ShardBytes {
     /// Position in [`Locality::files`].

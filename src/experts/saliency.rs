@@ -1,14 +1,14 @@
-//! How much each expert does, measured with calibration text: routing frequency, expert activation norm (EAN) and
+//! Measures of the experts' work on calibration text: routing frequency, expert activation norm (EAN) and
 //! router-weighted activation (REAP, Lasby et al. 2025).
 
 use crate::error::{Error, Result};
-use crate::model::{ExpertOutput, Linear, Model, Pass, Tap, Wanted};
+use crate::model::{ExpertOutput, ForwardPass, Linear, Model, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
 
-/// What the experts of one mixture did with the calibration tokens; the lists have one element an expert. An expert that
-/// was never chosen has zeros.
+/// Measures of the experts of one mixture over the calibration tokens; the lists have one element an expert. An expert
+/// that was never chosen has zeros.
 #[derive(Clone, PartialEq)]
 pub struct ExpertSaliency {
     /// The layer.
@@ -57,7 +57,7 @@ pub fn saliency(model: &Model, windows: &Windows, progress: Progress) -> Result<
     let mut hidden = model.embed_for_pass(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("experts", ((last + 1) * hidden.len()) as u64);
-    let pass = Pass { model, rope: &rope, stage: &stage };
+    let pass = ForwardPass { model, rope: &rope, stage: &stage };
     let mut layers = Vec::new();
     for i in 0..=last {
         let layer = model.layer(i)?;

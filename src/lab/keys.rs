@@ -1,4 +1,4 @@
-//! What results follow from.
+//! Cache keys: digests of everything that decides about a result.
 
 use super::Lab;
 use crate::cache::Key;
@@ -50,7 +50,7 @@ impl Stage {
     }
 }
 
-/// What the model is, and where it runs.
+/// The identity of the lab's model: its weights and config, its dtype, and the device that computes with it.
 #[derive(Clone, Debug)]
 pub(super) struct Identity(Value);
 
@@ -66,7 +66,7 @@ impl Identity {
     }
 }
 
-/// What the last digits of a matrix product depend on.
+/// The properties of a device that the last digits of a matrix product depend on.
 fn processor(device: &Device) -> String {
     match device {
         Device::Cpu => {
@@ -101,8 +101,8 @@ impl Lab {
         self.key(Stage::Evaluation, json!({"content": content, "windows": test.sha256()}))
     }
 
-    /// What a model's weights are, beside those of the lab's: `dense` for those themselves, else a hash. Tensors that are shared
-    /// with the lab's model need not be read for it.
+    /// Identifies a model's weights: `dense` for those of the lab's model, else a hash. Tensors that are shared with
+    /// the lab's model need not be read for it.
     pub(super) fn content(&self, model: &Model) -> Result<String> {
         let alike = model.config() == self.model.config()
             && model.dtype() == self.model.dtype()

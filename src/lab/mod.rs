@@ -25,7 +25,7 @@
 //! # }
 //! ```
 //!
-//! What can be used again depends on how pruned layers propagate:
+//! Results that can be used again depend on the propagation of pruned layers:
 //! - With [`Propagate::Dense`], which [`Lab::config`] chooses, statistics and gradients are those of the dense model, whatever the
 //!   sparsity and the method. Another sparsity costs a selection and an evaluation.
 //! - With [`Propagate::Pruned`], as in the reference implementations and in [`PruneConfig::new`], a layer is calibrated on what the
@@ -68,7 +68,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A model on its device, the text that it is calibrated on, and everything expensive that is known of them.
 ///
-/// What follows from the calibration text is computed when it is first needed. Two sessions may share a cache.
+/// Results that depend on the calibration text are computed when they are first needed. Two sessions may share a cache.
 pub struct Lab {
     model: Model,
     identity: Identity,
@@ -83,7 +83,7 @@ crate::debug::one_line!(rich Lab, |lab| {
     format!("Lab({:?}, {text})", lab.model)
 });
 
-/// What this session holds besides the weights.
+/// Results that this session holds in memory, besides the weights.
 #[derive(Debug, Default)]
 struct Memory {
     statistics: Option<Arc<Statistics>>,
@@ -95,18 +95,18 @@ struct Memory {
     evaluations: HashMap<String, Evaluation>,
 }
 
-/// What is known of a pruned model without its weights.
+/// The facts about a pruned model that can be kept without its weights.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Made {
-    /// What its weights are ([`Lab::content`]).
+    /// The identity of its weights ([`Lab::content`]).
     content: String,
     tensors: Vec<TensorRecord>,
 }
 
-/// What [`Lab::evaluate`] scores.
+/// A model that [`Lab::evaluate`] scores.
 #[derive(Clone, Copy, Debug)]
 pub enum Candidate<'a> {
-    /// What pruning as configured gives. It is pruned only if no evaluation of it is known.
+    /// The model that pruning with this configuration gives. It is pruned only if no evaluation of it is cached.
     Config(&'a PruneConfig),
     /// The lab's model with zeros where the masks say so.
     Masks(&'a MaskSet),
@@ -181,7 +181,7 @@ impl Lab {
         Lab { progress, ..self }
     }
 
-    /// What of the model is on its device, and what that has left.
+    /// Weights of the model on its device, and the device's free memory.
     pub fn device_memory(&self) -> DeviceMemory {
         DeviceMemory::of(&self.model)
     }
@@ -453,7 +453,7 @@ impl Lab {
         Ok(pruned.record.with_evaluation(evaluation.record()))
     }
 
-    /// What is known of a configuration's evaluation, without pruning.
+    /// The cached evaluation of a configuration, found without pruning; `None` if there is none.
     fn evaluated(&self, config: &PruneConfig, test: &Windows) -> Result<Option<(Made, Evaluation)>> {
         let key = self.pruned_key(config)?;
         let in_memory = self.memory().made.get(&key.name()).cloned();
@@ -503,7 +503,7 @@ impl Lab {
         Ok(found)
     }
 
-    /// What is kept of which stage, and how often it was found.
+    /// Results that the cache keeps, by stage, and how often this session found one.
     pub fn cache(&self) -> CacheSummary {
         CacheSummary::of(&self.cache)
     }

@@ -1,4 +1,5 @@
-//! Which weights go: patterns, exact selection, masks of one bit a weight, and sets of them as files.
+//! Selection of the weights that are pruned: patterns, exact selection, masks of one bit a weight, and sets of them as
+//! files.
 
 mod alpha;
 mod bits;
@@ -38,7 +39,7 @@ impl Pattern {
     }
 }
 
-/// How many of `n` weights go at a sparsity.
+/// The number of weights, of `n`, that are pruned at a sparsity.
 pub(crate) fn count_of(n: usize, sparsity: f64) -> usize {
     (n as f64 * sparsity) as usize
 }
@@ -105,7 +106,7 @@ impl Mask {
         self.cols.div_ceil(64)
     }
 
-    /// Whether the weight at `(row, col)` is pruned; `false` outside the shape.
+    /// Returns whether the weight at `(row, col)` is pruned; `false` outside the shape.
     pub fn is_pruned(&self, row: usize, col: usize) -> bool {
         row < self.rows && col < self.cols && self.words[row * self.words_per_row() + col / 64] >> (col % 64) & 1 == 1
     }

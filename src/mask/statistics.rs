@@ -1,4 +1,4 @@
-//! How many weights of which tensors go.
+//! Numbers of pruned weights: by tensor, by layer, by kind of tensor, and over rows and columns.
 
 use super::{Mask, MaskSet};
 use rayon::prelude::*;

@@ -1,4 +1,4 @@
-//! Whether masks are what they say, and fit a model.
+//! Validation of masks: against their own metadata, and against a model.
 
 use super::{Mask, MaskMetadata, MaskSet, Pattern};
 use crate::settings::{Allocation, ComparisonGroup};
@@ -13,7 +13,7 @@ pub struct Violation {
     pub tensor: Option<String>,
     /// Its kind.
     pub kind: ViolationKind,
-    /// What was expected and what is there.
+    /// The expectation and the finding.
     pub problem: String,
 }
 
@@ -112,7 +112,7 @@ impl MaskSet {
     }
 }
 
-/// What is wrong with a mask by its own metadata.
+/// The first contradiction between a mask and its own metadata.
 fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Violation> {
     let pruning = about.pruning.as_ref()?;
     let (rows, cols) = mask.shape();
@@ -143,7 +143,7 @@ fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Viola
     problem.map(|problem| Violation::of(name, ViolationKind::Sparsity, problem))
 }
 
-/// What is wrong with `pruned` of `elements` weights in `rows` rows at a target sparsity.
+/// Describes how `pruned` of `elements` weights in `rows` rows miss a target sparsity; `None` if they meet it.
 fn off_target(pruned: u64, elements: u64, rows: u64, target: f64) -> Option<String> {
     let wanted = elements as f64 * target;
     let off = pruned as f64 - wanted;
@@ -154,7 +154,7 @@ fn off_target(pruned: u64, elements: u64, rows: u64, target: f64) -> Option<Stri
     Some(format!("{pruned} of {elements} weights are pruned, sparsity {is:.6}; the target {target} means {wanted:.1}"))
 }
 
-/// What is wrong with a mask of whose every `m` consecutive inputs `dropped` should be pruned.
+/// Describes a group of `m` consecutive inputs of which not exactly `dropped` are pruned; `None` if there is none.
 fn broken_group(mask: &Mask, m: usize, dropped: usize) -> Option<String> {
     let (rows, cols) = mask.shape();
     if cols % m != 0 {

@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What a forward pass needs to know about a model.
+/// The settings of a model that its forward pass reads.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
-    /// Which family's names and rules apply.
+    /// The family, which decides about names and rules.
     pub family: Family,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -46,13 +46,13 @@ pub struct ModelConfig {
     pub clip_qkv: Option<f64>,
     /// A learned logit per query head that takes part in the softmax and carries no value (gpt-oss).
     pub sinks: bool,
-    /// Whether the output projection is the embedding.
+    /// True if the output projection is the embedding.
     pub tie_word_embeddings: bool,
     /// Experts, where some layer has a mixture of them.
     pub moe: Option<MoeConfig>,
 }
 
-/// What an RMS norm on q and k takes the mean of.
+/// The group of elements over which an RMS norm on q and k takes its mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum QkNorm {
     /// Each head, all with the same scale `(head_dim,)` (Qwen3).
@@ -106,7 +106,7 @@ impl Family {
 /// Mixture-of-experts settings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MoeConfig {
-    /// What the family calls its tensors.
+    /// The family's names of tensors.
     pub names: &'static MoeFamily,
     /// Experts per mixture.
     pub experts: usize,
@@ -116,23 +116,23 @@ pub struct MoeConfig {
     pub intermediate_size: usize,
     /// Width of the expert that every token passes through, scaled by a gate of its own (Qwen2-MoE).
     pub shared_intermediate_size: Option<usize>,
-    /// Whether the probabilities of the chosen experts are made to sum to one. That is the same as a softmax over the
+    /// True if the probabilities of the chosen experts are made to sum to one. That is the same as a softmax over the
     /// chosen logits only, as gpt-oss writes it.
     pub norm_topk_prob: bool,
-    /// How the experts are stored, and with it what they compute.
+    /// The form in which the experts are stored, which also decides what they compute.
     pub storage: ExpertStorage,
     /// For each layer, whether it has a mixture; the others have an MLP.
     pub layers: Vec<bool>,
 }
 
 impl MoeConfig {
-    /// Whether the router has a bias.
+    /// Returns whether the router has a bias.
     pub(crate) fn router_bias(&self) -> bool {
         matches!(self.storage, ExpertStorage::Stacked { .. })
     }
 }
 
-/// How the experts of a mixture are stored.
+/// The form in which the experts of a mixture are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub enum ExpertStorage {
     /// Three linears an expert, `down(silu(gate(x)) * up(x))`.
@@ -140,7 +140,7 @@ pub enum ExpertStorage {
     /// gpt-oss: all experts in one tensor, gate and up interleaved, biases throughout, the router's included;
     /// `(up + 1) * gate * sigmoid(alpha * gate)`.
     Stacked {
-        /// Whether weights are packed in MXFP4: two 4-bit floats a byte, a scale for 32 of them.
+        /// True if weights are packed in MXFP4: two 4-bit floats a byte, a scale for 32 of them.
         mxfp4: bool,
         /// Bound of the gate from above, and of `up` on both sides.
         limit: f64,

@@ -53,8 +53,8 @@ pub trait Tap {
         Ok(())
     }
 
-    /// What an expert made of the tokens routed to it. Comes after [`Tap::router`], expert by expert, for those that were
-    /// chosen; not at all in a pass that only feeds inputs to taps, and not for shared experts.
+    /// Receives the output of an expert for the tokens that were routed to it. Called after [`Tap::router`], once for
+    /// each chosen expert, in order; never in a pass that only feeds inputs to taps, and never for shared experts.
     ///
     /// # Errors
     /// Whatever the tap fails with; the forward pass ends with it.
@@ -66,11 +66,11 @@ pub trait Tap {
 /// The output of one expert of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpertOutput<'a> {
-    /// Which expert.
+    /// Index of the expert.
     pub expert: usize,
     /// The tokens that were routed to it, ascending.
     pub tokens: &'a [u32],
-    /// What the forward pass multiplies each token's output by, `(tokens,)`.
+    /// Factor of each token's output in the forward pass, `(tokens,)`.
     pub weights: &'a Tensor,
     /// The output before that, `(tokens, hidden)`.
     pub output: &'a Tensor,
@@ -92,7 +92,7 @@ impl KvCache {
         self.0.as_ref().map_or(0, |(keys, _)| keys.dims()[2])
     }
 
-    /// Whether no token is held.
+    /// Returns whether no token is held.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
@@ -162,8 +162,8 @@ impl Attention {
 /// Queries of which a GPU makes scores at a time.
 const QUERIES: usize = 512;
 
-/// What `q (batch, heads, seq, head_dim)`, whose last stands where the last key does, sees of `v` by `k`, both `(batch, kv_heads, keys,
-/// head_dim)`: `together` queries at a time.
+/// Attention of `q (batch, heads, seq, head_dim)` over `k` and `v`, both `(batch, kv_heads, keys, head_dim)`; the last
+/// query stands where the last key does. Computes `together` queries at a time.
 fn attend([q, k, v]: [&Tensor; 3], together: usize, window: Option<usize>, sinks: Option<&Tensor>) -> Result<Tensor> {
     let ((batch, heads, seq, dim), (_, kv, keys, _)) = (q.dims4()?, k.dims4()?);
     let (group, past) = (heads / kv, keys - seq);
@@ -216,7 +216,7 @@ impl Mlp {
     }
 }
 
-/// What a pass through a layer is for.
+/// The purpose of a pass through a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     /// The layer's output.

@@ -31,7 +31,7 @@ pub(crate) use layer::Wanted;
 pub(crate) use layout::{EMBEDDING, HEAD, MLP, NORM};
 pub(crate) use ops::{CausalSoftmax, log_sum_exp, rotate, swiglu_values};
 pub(crate) use rope::Rope;
-pub(crate) use stream::Pass;
+pub(crate) use stream::ForwardPass;
 
 use crate::checkpoint::Checkpoint;
 use crate::cuda;
@@ -42,24 +42,24 @@ use crate::text::Tokenizer;
 use candle_core::{DType, Device, Tensor};
 use changes::Changes;
 use layer::{Attention, FeedForward, Mlp};
-use layout::{Kind, Needed};
-use mixture::{Experts, Mixture, Shared};
+use layout::{Encoding, Needed};
+use mixture::{ExpertWeights, Mixture, Shared};
 use safetensors::Dtype;
 use stacked::{Stacked, StackedLinear, StackedWeight};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use stream::{CHECKPOINT, Kept};
+use stream::{CHECKPOINT, TensorCache};
 
 /// A language model: its configuration and where its weights are.
 #[derive(Clone)]
 pub struct Model {
     name: String,
     config: Arc<ModelConfig>,
-    source: Source,
-    /// Where config and tokenizer are, and the weights unless `changed`.
+    source: WeightSource,
+    /// The checkpoint of config and tokenizer, and of the weights unless `changed`.
     checkpoint: Option<Checkpoint>,
-    /// Whether some weights in memory are no longer those of the checkpoint.
+    /// True if some weights in memory are no longer those of the checkpoint.
     changed: bool,
     dtype: DType,
     device: Device,
@@ -75,23 +75,23 @@ crate::debug::one_line!(rich Model, |model| {
 });
 
 #[derive(Clone, Debug)]
-enum Source {
+enum WeightSource {
     /// Each tensor is read when asked for.
     Checkpoint(Checkpoint),
     /// Likewise, and those that were used lately stay on the device; some may be changed.
-    Kept(Checkpoint, Arc<Kept>, Option<Arc<Changes>>),
+    Cached(Checkpoint, Arc<TensorCache>, Option<Arc<Changes>>),
     /// All tensors are in memory, on the device.
     Resident(Arc<HashMap<String, Tensor>>),
 }
 
-/// What is wrong with a tensor of `shape` where another was `needed`, if anything.
+/// Describes the mismatch between a tensor of `shape` and the one that is `needed`; `None` if it fits.
 fn misfit(needed: &Needed, shape: &[usize], bytes: bool) -> Option<String> {
     if shape != needed.shape {
         return Some(format!("has shape {shape:?}, but config.json calls for {:?}", needed.shape));
     }
     match (needed.kind, bytes) {
-        (Kind::Float, true) => Some("holds bytes, but config.json calls for floats".into()),
-        (Kind::Fp4 | Kind::Scales, false) => Some("holds no bytes, but config.json calls for MXFP4".into()),
+        (Encoding::Float, true) => Some("holds bytes, but config.json calls for floats".into()),
+        (Encoding::Fp4 | Encoding::Scales, false) => Some("holds no bytes, but config.json calls for MXFP4".into()),
         _ => None,
     }
 }
@@ -127,7 +127,7 @@ impl Model {
         let model = Model {
             name: checkpoint.name().to_owned(),
             config: Arc::new(config),
-            source: Source::Checkpoint(checkpoint.clone()),
+            source: WeightSource::Checkpoint(checkpoint.clone()),
             checkpoint: Some(checkpoint.clone()),
             changed: false,
             dtype,
@@ -149,24 +149,26 @@ impl Model {
     /// is in memory stays there.
     pub fn within(&self, bytes: u64) -> Model {
         let source = match &self.source {
-            Source::Checkpoint(checkpoint) => Source::Kept(checkpoint.clone(), Arc::new(Kept::new(bytes)), None),
-            Source::Kept(checkpoint, _, changes) => {
-                let kept = Arc::new(Kept::new(bytes));
+            WeightSource::Checkpoint(checkpoint) => {
+                WeightSource::Cached(checkpoint.clone(), Arc::new(TensorCache::new(bytes)), None)
+            }
+            WeightSource::Cached(checkpoint, _, changes) => {
+                let kept = Arc::new(TensorCache::new(bytes));
                 let changes = changes.as_ref().map(|changes| changes.by_name().clone());
                 let changes = changes.map(|changes| Arc::new(Changes::new(changes, kept.clone())));
-                Source::Kept(checkpoint.clone(), kept, changes)
+                WeightSource::Cached(checkpoint.clone(), kept, changes)
             }
-            Source::Resident(_) => self.source.clone(),
+            WeightSource::Resident(_) => self.source.clone(),
         };
         Model { source, device_memory: Some(bytes), ..self.clone() }
     }
 
-    /// What of the model is on its device.
+    /// Tensors and bytes of the model on its device, and uses of them.
     pub fn residency(&self) -> Residency {
         match &self.source {
-            Source::Checkpoint(_) => Residency { budget_bytes: Some(0), ..Residency::default() },
-            Source::Kept(_, kept, _) => kept.residency(),
-            Source::Resident(tensors) => Residency {
+            WeightSource::Checkpoint(_) => Residency { budget_bytes: Some(0), ..Residency::default() },
+            WeightSource::Cached(_, kept, _) => kept.residency(),
+            WeightSource::Resident(tensors) => Residency {
                 tensors: tensors.len() as u64,
                 bytes: tensors.values().map(stream::bytes).sum(),
                 ..Residency::default()
@@ -192,13 +194,13 @@ impl Model {
     pub fn resident(&self) -> Result<Model> {
         let load = |Needed { name, kind, .. }: Needed| {
             let tensor = match kind {
-                Kind::Float => self.tensor(&name)?,
-                Kind::Fp4 | Kind::Scales => self.packed(&name, kind)?,
+                Encoding::Float => self.tensor(&name)?,
+                Encoding::Fp4 | Encoding::Scales => self.packed(&name, kind)?,
             };
             Ok((name, tensor))
         };
         let tensors = self.config.needed().into_iter().map(load).collect::<Result<_>>()?;
-        Ok(Model { source: Source::Resident(Arc::new(tensors)), ..self.clone() })
+        Ok(Model { source: WeightSource::Resident(Arc::new(tensors)), ..self.clone() })
     }
 
     /// A model from tensors under Hugging Face's names; they may be variables, every operation can be differentiated.
@@ -221,7 +223,7 @@ impl Model {
         Ok(Model {
             name: "model".into(),
             config: Arc::new(config),
-            source: Source::Resident(Arc::new(tensors)),
+            source: WeightSource::Resident(Arc::new(tensors)),
             checkpoint: None,
             changed: false,
             dtype,
@@ -231,7 +233,7 @@ impl Model {
         })
     }
 
-    /// A model in memory that this one has become: other tensors, of the shapes that `config` calls for, under the same name
+    /// A model in memory that replaces this one: `tensors` of the shapes that `config` calls for, under the same name
     /// and with the same tokenizer.
     ///
     /// # Errors
@@ -261,9 +263,9 @@ impl Model {
         self.config.layers
     }
 
-    /// Whether all tensors are in memory; otherwise each layer is read when it is needed.
+    /// Returns whether all tensors are in memory; otherwise each layer is read when it is needed.
     pub fn is_resident(&self) -> bool {
-        matches!(self.source, Source::Resident(_))
+        matches!(self.source, WeightSource::Resident(_))
     }
 
     /// Dtype of the forward pass.
@@ -345,33 +347,33 @@ impl Model {
     /// [`Error::Io`] or [`Error::Tensor`] from reading.
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
-            Source::Kept(checkpoint, kept, changes) => {
+            WeightSource::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
+            WeightSource::Cached(checkpoint, kept, changes) => {
                 let read = || checkpoint.load_finite(name, self.dtype, &self.device);
                 let changed = changes.as_ref().and_then(|changes| changes.tensor(name, &self.device, read));
                 changed.unwrap_or_else(|| kept.tensor(CHECKPOINT, name, read))
             }
-            Source::Resident(tensors) => {
+            WeightSource::Resident(tensors) => {
                 tensors.get(name).cloned().ok_or_else(|| Error::tensor(self.location(), name, "is missing"))
             }
         }
     }
 
     /// A tensor of MXFP4 bytes, as it is stored.
-    fn packed(&self, name: &str, kind: Kind) -> Result<Tensor> {
+    fn packed(&self, name: &str, kind: Encoding) -> Result<Tensor> {
         let checkpoint = match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint,
-            Source::Kept(checkpoint, kept, changes) => {
-                let unkept = Model { source: Source::Checkpoint(checkpoint.clone()), ..self.clone() };
+            WeightSource::Checkpoint(checkpoint) => checkpoint,
+            WeightSource::Cached(checkpoint, kept, changes) => {
+                let unkept = Model { source: WeightSource::Checkpoint(checkpoint.clone()), ..self.clone() };
                 let read = || unkept.packed(name, kind);
                 let changed = changes.as_ref().and_then(|changes| changes.tensor(name, &self.device, read));
                 return changed.unwrap_or_else(|| kept.tensor(CHECKPOINT, name, read));
             }
-            Source::Resident(_) => return self.tensor(name),
+            WeightSource::Resident(_) => return self.tensor(name),
         };
         let (bytes, shape) = (checkpoint.read(name)?, checkpoint.get(name)?.shape.clone());
         let largest = mxfp4::largest_scale(self.dtype);
-        if let Some(at) = bytes.iter().position(|&scale| kind == Kind::Scales && scale > largest) {
+        if let Some(at) = bytes.iter().position(|&scale| kind == Encoding::Scales && scale > largest) {
             let problem = format!(
                 "scale {at} is {}, with which weights are NaN or infinite as {}; the model is damaged",
                 bytes[at],
@@ -431,8 +433,8 @@ impl Model {
         let expert = |expert| self.mlp(&format!("{prefix}.experts.{expert}"), moe.names.linears, false);
         let stacked = |name: &str, mxfp4: bool| self.stacked(&format!("{prefix}.experts"), name, moe.experts, mxfp4);
         let experts = match moe.storage {
-            ExpertStorage::Separate => Experts::Separate((0..moe.experts).map(expert).collect::<Result<_>>()?),
-            ExpertStorage::Stacked { mxfp4, limit, alpha } => Experts::Stacked(Stacked {
+            ExpertStorage::Separate => ExpertWeights::Separate((0..moe.experts).map(expert).collect::<Result<_>>()?),
+            ExpertStorage::Stacked { mxfp4, limit, alpha } => ExpertWeights::Stacked(Stacked {
                 gate_up: stacked("gate_up_proj", mxfp4)?,
                 down: stacked("down_proj", mxfp4)?,
                 limit,
@@ -460,8 +462,8 @@ impl Model {
         let bias = self.tensor(&format!("{name}_bias"))?;
         let weight = if mxfp4 {
             StackedWeight::Mxfp4 {
-                blocks: self.packed(&format!("{name}_blocks"), Kind::Fp4)?,
-                scales: self.packed(&format!("{name}_scales"), Kind::Scales)?,
+                blocks: self.packed(&format!("{name}_blocks"), Encoding::Fp4)?,
+                scales: self.packed(&format!("{name}_scales"), Encoding::Scales)?,
             }
         } else {
             let linear = |expert| {
@@ -516,7 +518,7 @@ impl Model {
         let mut hidden = self.embed_for_pass(windows)?;
         let rope = self.rope(windows.iter().map(Vec::len).max().unwrap_or(0));
         let stage = progress.stage("forward", (self.layers() * hidden.len()) as u64);
-        let pass = Pass { model: self, rope: &rope, stage: &stage };
+        let pass = ForwardPass { model: self, rope: &rope, stage: &stage };
         self.each_layer(|_, layer| pass.through(&layer, &mut hidden, Wanted::Output, || (), |()| ()))?;
         Ok(hidden)
     }

@@ -1,4 +1,5 @@
-//! How each family names its mixtures of experts: one row a family, read by the forward pass and by expert pruning.
+//! Tensor names and config keys of mixtures of experts: one row a family, read by the forward pass and by expert
+//! pruning.
 
 use serde::Serialize;
 
@@ -28,7 +29,7 @@ pub struct MoeFamily {
     /// Config keys of the number of groups that experts are dealt out to, in order, and of how many of them a token may
     /// reach.
     pub group_keys: Option<(&'static str, &'static str)>,
-    /// How many of its experts a group is judged by.
+    /// The number of its experts by whose scores a group is judged.
     pub group_best: usize,
 }
 

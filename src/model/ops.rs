@@ -134,7 +134,7 @@ impl CausalSoftmax {
 }
 
 impl CausalSoftmax {
-    /// Which of `heads` the row belongs to: the heads of a sequence stand below each other.
+    /// The head, of `heads`, that the row belongs to: the heads of a sequence stand below each other.
     fn head(&self, row: usize, heads: usize) -> usize {
         row / self.queries % heads
     }

@@ -17,7 +17,7 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
 }
 
-/// How rotary frequencies are stretched.
+/// The scaling of rotary frequencies for longer contexts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum RopeScaling {
     /// As trained.
@@ -57,7 +57,7 @@ pub enum RopeScaling {
         original: usize,
         /// Multiplies cos and sin.
         attention_factor: f64,
-        /// Whether the ramp's ends are rounded to whole dimensions.
+        /// True if the ramp's ends are rounded to whole dimensions.
         truncate: bool,
     },
 }

@@ -1,4 +1,4 @@
-//! Experts that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
+//! ExpertWeights that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
 
 use super::layer::{Linear, Tap, Wanted};
 use super::mxfp4;

@@ -1,5 +1,5 @@
-//! Where a checkpoint keeps what a model is made of, if not under the names that the rest goes by: experts in one tensor, an
-//! embedding that is the output head, an output head that `config.json` denies.
+//! Model tensors that a checkpoint stores under other names or in another form: experts in one tensor, an embedding
+//! that is the output head, an output head that `config.json` denies.
 
 use super::config::{ExpertStorage, ModelConfig, MoeConfig};
 use super::layout::{EMBEDDING, HEAD};
@@ -47,8 +47,8 @@ pub(super) fn resolve(
     if parts.is_empty() { Ok(checkpoint.clone()) } else { checkpoint.with_parts(parts) }
 }
 
-/// Whether the output head in `source` is another matrix than the embedding; `None` where not both are there. Reads both as far as
-/// they agree.
+/// Returns whether the output head in `source` is another matrix than the embedding; `None` where not both are there.
+/// Reading stops at the first difference.
 ///
 /// # Errors
 /// Those of [`Source::stream`].

@@ -21,10 +21,11 @@ impl Model {
         each(self.layers(), |i| self.layer(i), ahead, f)
     }
 
-    /// As [`Model::embed`], for [`Pass::through`]: what takes more than a quarter of the device's budget waits on the host.
+    /// Embeds windows for [`ForwardPass::through`]; if they take more than a quarter of the device's budget, they wait
+    /// on the host.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Model::embed`].
     pub(crate) fn embed_for_pass(&self, windows: &[Vec<u32>]) -> Result<Vec<Tensor>> {
         let tokens: usize = windows.iter().map(Vec::len).sum();
         let bytes = (tokens * self.config.hidden_size * self.dtype.size_in_bytes()) as u64;
@@ -94,14 +95,14 @@ fn in_turns<H, D, G>(
 }
 
 /// Windows on their way through a model, layer by layer.
-pub(crate) struct Pass<'a> {
+pub(crate) struct ForwardPass<'a> {
     pub(crate) model: &'a Model,
     pub(crate) rope: &'a Rope,
     /// Advances by a step for each window and layer.
     pub(crate) stage: &'a Stage,
 }
 
-impl Pass<'_> {
+impl ForwardPass<'_> {
     /// Passes each window `(1, seqlen, hidden)` through a layer, several at a time: a window is large enough for one thread, and
     /// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps
     /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the layer's
@@ -114,7 +115,7 @@ impl Pass<'_> {
         tap: impl Fn() -> T + Sync,
         mut each: impl FnMut(T),
     ) -> Result<()> {
-        let Pass { model, rope, stage } = *self;
+        let ForwardPass { model, rope, stage } = *self;
         if !model.device.is_cpu() && hidden.iter().all(|x| x.device().is_cpu()) {
             let run = |x: Tensor| {
                 let mut tap = tap();
@@ -145,15 +146,16 @@ impl Pass<'_> {
     }
 }
 
-/// Whose tensor it is, and its name.
+/// The key of a cached tensor: the id of the model or change set that it belongs to, and its name.
 type Key = (u64, String);
 
-/// The owner of what is as the checkpoint has it.
+/// The id of the checkpoint's own, unchanged tensors.
 pub(super) const CHECKPOINT: u64 = 0;
 
-/// Tensors that were used lately, up to a number of bytes: those that were not used for longest go first.
+/// An LRU cache of tensors on the device, of a limited number of bytes. Key: (id of the model or change set, tensor
+/// name).
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct TensorCache {
     state: Mutex<State>,
     budget_bytes: u64,
 }
@@ -161,12 +163,12 @@ pub(super) struct Kept {
 #[derive(Debug, Default)]
 struct State {
     tensors: HashMap<Key, (Tensor, u64)>,
-    /// Counts uses: the number of a tensor's last one stands beside it.
+    /// Counts uses; the count at a tensor's last use stands beside it.
     clock: u64,
     residency: Residency,
 }
 
-/// What of a model is on its device, and how often it had to be read.
+/// Tensors of a model on its device, and how often one had to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Residency {
     /// Tensors held.
@@ -179,13 +181,13 @@ pub struct Residency {
     pub hits: u64,
     /// Uses of a tensor that was read.
     pub reads: u64,
-    /// Tensors that went to make room.
+    /// Tensors that were evicted to make room.
     pub evictions: u64,
 }
 
-impl Kept {
-    pub(super) fn new(budget_bytes: u64) -> Kept {
-        Kept { state: Mutex::default(), budget_bytes }
+impl TensorCache {
+    pub(super) fn new(budget_bytes: u64) -> TensorCache {
+        TensorCache { state: Mutex::default(), budget_bytes }
     }
 
     /// `owner`'s tensor called `name`, which `read` reads if it is not held.
@@ -223,7 +225,7 @@ impl Kept {
         Some(tensor.clone())
     }
 
-    /// Lets go of what is `owner`'s.
+    /// Removes the tensors of `owner`.
     pub(super) fn forget(&self, owner: u64) {
         let State { tensors, residency, .. } = &mut *self.state();
         tensors.retain(|(of, _), (tensor, _)| {
@@ -319,7 +321,7 @@ mod tests {
 
     #[test]
     fn what_was_not_used_for_longest_goes_first() {
-        let kept = Kept::new(24);
+        let kept = TensorCache::new(24);
         let get = |name: &str| {
             let mut read = false;
             let tensor = kept.tensor(CHECKPOINT, name, || {

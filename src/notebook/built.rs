@@ -1,4 +1,4 @@
-//! What `cargo build` left, and how a session keeps the build that it began with.
+//! The library and program that `cargo build` made, and the copy by which a session keeps the build that it began with.
 //!
 //! cargo removes the library while it compiles, and then puts another one in its place, which does not fit to what a
 //! session has loaded. So a session links its cells against names of its own for the program, the library, and what
@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How the directory of a build that is kept begins; its lock is a file of that name with `.lock` behind it.
+/// The first part of the name of a kept build's directory; its lock is a file of that name with `.lock` behind it.
 pub(super) const PREFIX: &str = "build-";
 
 /// The name that this program is kept under.
@@ -74,7 +74,7 @@ fn gone(dependencies: &Path) -> anyhow::Error {
 }
 
 /// The build that a session has begun with.
-pub(super) struct Kept {
+pub(super) struct KeptBuild {
     /// This program, which runs cells and stands in for rustc.
     pub(super) executable: PathBuf,
     pub(super) library: PathBuf,
@@ -86,16 +86,16 @@ pub(super) struct Kept {
     _held: File,
 }
 
-/// Keeps the build in `cache` for a session, and removes those that no session uses any more: the build that this process
-/// runs, or where that is gone, the one on disk, for which it waits as long as cargo works on it.
+/// Keeps the build in `cache` for a session, and removes those that no session uses any more. It is the build that this
+/// process runs, or if that was removed, the one on disk, for which this waits as long as cargo works on it.
 ///
 /// # Errors
-/// When there is no build, the user does not want to wait, or something cannot be written.
-pub(super) fn keep(cache: &Path, built: &Built) -> Result<Kept> {
+/// Fails when there is no build, the user does not want to wait, or a file cannot be written.
+pub(super) fn keep(cache: &Path, built: &Built) -> Result<KeptBuild> {
     keep_of(cache, built, Files::own())
 }
 
-fn keep_of(cache: &Path, built: &Built, own: Option<Files>) -> Result<Kept> {
+fn keep_of(cache: &Path, built: &Built, own: Option<Files>) -> Result<KeptBuild> {
     loop {
         let key = match own.as_ref().map(|own| own.give_names(cache, built)).transpose()?.flatten() {
             Some(key) => key,
@@ -111,7 +111,7 @@ fn keep_of(cache: &Path, built: &Built, own: Option<Files>) -> Result<Kept> {
         let linked = directory.join(LINKED).is_file();
         let dependencies = if linked { directory.join("deps") } else { built.dependencies.clone() };
         remove_unused(cache, Some(&key))?;
-        return Ok(Kept { executable: directory.join(PROGRAM), library, dependencies, key, _held: held });
+        return Ok(KeptBuild { executable: directory.join(PROGRAM), library, dependencies, key, _held: held });
     }
 }
 
@@ -169,7 +169,7 @@ impl Files {
         digest[..6].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Whether the names are still those of these files.
+    /// Returns whether the names are still those of these files.
     fn are_there(&self) -> bool {
         let program = fs::metadata(&self.executable).is_ok_and(|file| identity(&file) == self.program);
         program && fs::metadata(&self.library).is_ok_and(|file| file.ino() == self.inode)
@@ -267,7 +267,7 @@ fn cargo_lock(directory: &Path) -> Option<File> {
     File::open(directory.join(".cargo-lock")).ok()
 }
 
-/// Whether cargo builds there at this moment.
+/// Returns whether cargo builds there at this moment.
 fn is_being_built(directory: &Path) -> bool {
     cargo_lock(directory).is_some_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
@@ -316,7 +316,7 @@ fn hold(cache: &Path, key: &str) -> Result<File> {
 /// Removes builds that are kept in `cache` and that no session uses, but for the one of this `key`.
 ///
 /// # Errors
-/// When something cannot be removed.
+/// Fails when a file cannot be removed.
 pub(super) fn remove_unused(cache: &Path, key: Option<&str>) -> Result<()> {
     let entries = match fs::read_dir(cache) {
         Ok(entries) => entries.flatten(),
@@ -370,7 +370,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (cache, built) = build(root.path());
         let first = keep_of(&cache, &built, None).unwrap();
-        let names = |kept: &Kept| {
+        let names = |kept: &KeptBuild| {
             let entries = fs::read_dir(&kept.dependencies).unwrap();
             let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
@@ -388,7 +388,7 @@ mod tests {
         fs::write(&built.library, "second").unwrap();
         let second = keep_of(&cache, &built, None).unwrap();
         assert_ne!(second.key, first.key);
-        let read = |kept: &Kept| fs::read_to_string(&kept.library).unwrap();
+        let read = |kept: &KeptBuild| fs::read_to_string(&kept.library).unwrap();
         assert_eq!((read(&first), read(&second)), ("first".into(), "second".into()));
         // What is held stays, and what is not goes with its lock.
         remove_unused(&cache, None).unwrap();

@@ -1,8 +1,8 @@
 //! The source of a cell as evcxr generates it, changed before rustc sees it. Lines keep their numbers.
 //!
-//! Where evcxr's code would print a line for its parent, it calls [`lacuna::display::runtime`] instead, which text of the cell
-//! cannot imitate. And a panic of a value that is dropped when the cell is over unwinds into the process that runs cells, where
-//! evcxr's code would abort it.
+//! In the places where evcxr's code would print a line for its parent, the cell calls [`lacuna::display::runtime`]
+//! instead, which text of the cell cannot imitate. And a panic of a value that is dropped when the cell is over unwinds
+//! into the process that runs cells, where evcxr's code would abort it.
 
 use super::diagnostics::{Code, Diagnostic, Span};
 use std::collections::BTreeSet;
@@ -32,8 +32,8 @@ const ERROR: &str = "struct EvcxrUserCodeError {}";
 /// The first code of a session, after which evcxr knows that cells use `?`.
 pub(super) const FIRST: &str = "Ok::<(), String>(())?;";
 
-/// What rustc would say of [`FIRST`] without the error type that evcxr adds when it hears it. Nothing else is learnt from compiling
-/// that, so rustc need not be asked.
+/// The diagnostic that rustc would give for [`FIRST`] without the error type that evcxr adds when it sees it. Compiling
+/// that code has no other purpose, so rustc need not be run.
 pub(super) fn first_failure(source: &str) -> Option<Diagnostic> {
     if source.contains(ERROR) {
         return None;
@@ -48,7 +48,7 @@ pub(super) fn first_failure(source: &str) -> Option<Diagnostic> {
     })
 }
 
-/// Whether the line begins the function of a cell.
+/// Returns whether the line begins the function of a cell.
 pub(super) fn is_function(line: &str) -> bool {
     line.starts_with(FUNCTION) || line.starts_with(UNWINDING)
 }
@@ -145,7 +145,8 @@ fn type_name(text: &str) -> Option<&str> {
     is_type.then_some(name)
 }
 
-/// Why a compiled cell must not run, if it must not: it calls `std::process::exit`, and with the process all variables would be gone.
+/// The reason why a compiled cell must not run, if there is one: it calls `std::process::exit`, and all variables would
+/// be lost with the process.
 /// The call is found in the library, whatever name the source has for it; that what others have compiled into the cell makes it is not
 /// its fault.
 pub(super) fn refusal(source: &str, library: &Path) -> Option<Diagnostic> {

@@ -43,7 +43,7 @@ const PAUSE_MS: libc::c_int = 20;
 /// Longest wait for the output of a process that ends.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
-/// Whether this is the process that runs cells.
+/// Returns whether this is the process that runs cells.
 pub(super) fn is_child() -> bool {
     env::var_os(IS_RUNTIME).is_some()
 }
@@ -143,7 +143,8 @@ struct Process {
     commands: Mutex<BufReader<File>>,
     /// The cell that runs or ran last.
     cell: AtomicU64,
-    /// How often the output thread was asked to tell all that was printed, and how often it has.
+    /// The number of times that the output thread was asked to report everything printed so far, and that it has done
+    /// so.
     drains: Mutex<(u64, u64)>,
     drained: Condvar,
     wake: Mutex<File>,

@@ -18,7 +18,7 @@ const LOCK: &str = "lock";
 /// The file that holds the directory of the build's libraries.
 const BUILD: &str = "build";
 
-/// What one build of lacuna has compiled of cells.
+/// The compiled cells of one build of lacuna.
 #[derive(Clone, Debug)]
 pub(crate) struct Compiled {
     pub(crate) path: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct Compiled {
     pub(crate) slots: usize,
     /// Sessions that run.
     pub(crate) in_use: usize,
-    /// When the last cell was compiled.
+    /// The time at which the last cell was compiled.
     pub(crate) used: SystemTime,
     /// The build is no longer there.
     pub(crate) is_orphan: bool,
@@ -50,10 +50,10 @@ impl Compiled {
     }
 }
 
-/// What builds have compiled for this user, used last first.
+/// Lists the compiled cells of each build for this user, the last used first.
 ///
 /// # Errors
-/// When the directory cannot be named or read; one that does not exist holds nothing.
+/// Fails when the directory cannot be named or read; one that does not exist holds nothing.
 pub(crate) fn all() -> Result<Vec<Compiled>> {
     let user = environment::user_cache(None)?;
     let entries = match fs::read_dir(&user) {
@@ -67,7 +67,7 @@ pub(crate) fn all() -> Result<Vec<Compiled>> {
     Ok(all)
 }
 
-/// Whether sessions make directories of this name: a hash of the build's.
+/// Returns whether sessions make directories of this name: a hash of the build's.
 fn is_ours(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.len() == 12 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) && path.is_dir()
@@ -135,7 +135,7 @@ fn take(directory: &Path) -> Result<Option<File>> {
 /// freed.
 ///
 /// # Errors
-/// When something cannot be removed.
+/// Fails when a file cannot be removed.
 pub(crate) fn remove(compiled: &Compiled) -> Result<u64> {
     let directory = compiled.path.as_path();
     let cannot = || format!("cannot remove {}", directory.display());
@@ -167,7 +167,7 @@ pub(crate) fn remove(compiled: &Compiled) -> Result<u64> {
 /// Returns the bytes that it freed; none while a session runs.
 ///
 /// # Errors
-/// When something cannot be removed.
+/// Fails when a file cannot be removed.
 pub(crate) fn trim(compiled: &Compiled) -> Result<u64> {
     let directory = compiled.path.as_path();
     let Some(_held) = take(directory)? else { return Ok(0) };
@@ -198,7 +198,7 @@ pub(crate) fn trim(compiled: &Compiled) -> Result<u64> {
     Ok(compiled.bytes.saturating_sub(bytes(directory)))
 }
 
-/// What the build whose program is `executable` has compiled, below the user's cache or below `cache_home`.
+/// The compiled cells of the build whose program is `executable`, below the user's cache or below `cache_home`.
 pub(super) fn of(executable: &Path, cache_home: Option<PathBuf>) -> Vec<Compiled> {
     let Ok(user) = environment::user_cache(cache_home) else { return Vec::new() };
     let beside = executable.parent().map(|directory| directory.join("deps"));

@@ -107,8 +107,8 @@ impl Compilation {
     }
 }
 
-/// What the last compilation that failed said of the cell: errors, then warnings. `None` if none failed. `moved` are variables that
-/// earlier cells have given away.
+/// The diagnostics of the cell in the last compilation that failed: errors, then warnings. `None` if none failed.
+/// `moved` are variables whose values earlier cells have moved away.
 pub(super) fn failure(
     compilations: &[Compilation],
     cell: &str,
@@ -303,8 +303,8 @@ struct Place {
     width: usize,
 }
 
-/// How lines of the generated file and of the cell belong together. evcxr copies each statement as it is, but puts it on a line
-/// of its own, and items to the top of the file.
+/// A map from lines of the generated file to lines of the cell. evcxr copies each statement as it is, but puts it on a
+/// line of its own, and items to the top of the file.
 pub(super) struct Places<'a> {
     generated: Vec<&'a str>,
     cell: Vec<&'a str>,
@@ -371,7 +371,7 @@ impl<'a> Places<'a> {
         Some((line + 1, self.cell.get(line)?))
     }
 
-    /// Where a span, or the call of the macro that it comes from, is in the cell.
+    /// The place in the cell of a span, or of the call of the macro that it comes from.
     fn of(&self, span: &Span) -> Option<Place> {
         let found = (|| {
             if !span.file_name.ends_with("lib.rs") || span.file_name.starts_with('/') {
@@ -405,8 +405,8 @@ impl<'a> Places<'a> {
     }
 }
 
-/// Where the text is in the cell, at or behind `from`: there, or at the beginning of a later line, as items and commands between
-/// statements have been taken out.
+/// Finds the text in the cell, at or behind `from`: there, or at the beginning of a later line, as items and commands
+/// between statements have been taken out.
 fn find(cell: &[&str], text: &str, from: (usize, usize)) -> Option<(usize, usize)> {
     let line = cell.get(from.0)?;
     let start = line.char_indices().nth(from.1).map_or(line.len(), |(at, _)| at);
@@ -419,7 +419,7 @@ fn find(cell: &[&str], text: &str, from: (usize, usize)) -> Option<(usize, usize
     found.map(|(number, line)| (number, line.chars().take_while(|c| c.is_whitespace()).count()))
 }
 
-/// Whether a line is evcxr's or the kernel's.
+/// Returns whether a line is evcxr's or the kernel's.
 fn is_generated(line: &str) -> bool {
     ["evcxr_", "EvcxrUserCodeError", "lacuna_cell", "::lacuna::display::runtime"].iter().any(|name| line.contains(name))
 }

@@ -21,7 +21,7 @@ const BYTES_NEEDED: u64 = 200 << 20;
 /// A session that adds dependencies of its own compiles them here.
 const BYTES_WANTED: u64 = 2 << 30;
 
-/// How a check ended.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Status {
@@ -37,9 +37,9 @@ pub(crate) enum Status {
 pub(crate) struct Check {
     pub(crate) name: &'static str,
     pub(crate) status: Status,
-    /// What is there, or what is wrong.
+    /// The finding: the thing that is there, or the problem.
     pub(crate) found: String,
-    /// What to type, where something is wrong.
+    /// The command to type, if there is a problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) remedy: Option<String>,
 }

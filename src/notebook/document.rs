@@ -25,7 +25,7 @@ pub(crate) struct Document {
 
 #[derive(Debug)]
 struct Cell {
-    kind: Kind,
+    kind: CellKind,
     id: String,
     metadata: Map<String, Value>,
     source: String,
@@ -37,27 +37,27 @@ struct Cell {
 
 /// A cell's kind, as far as a report cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CellKind {
     Markdown,
     Code,
     Raw,
 }
 
-impl Kind {
-    fn of(name: &str) -> Option<Kind> {
+impl CellKind {
+    fn of(name: &str) -> Option<CellKind> {
         Some(match name {
-            "markdown" => Kind::Markdown,
-            "code" => Kind::Code,
-            "raw" => Kind::Raw,
+            "markdown" => CellKind::Markdown,
+            "code" => CellKind::Code,
+            "raw" => CellKind::Raw,
             _ => return None,
         })
     }
 
     fn name(self) -> &'static str {
         match self {
-            Kind::Markdown => "markdown",
-            Kind::Code => "code",
-            Kind::Raw => "raw",
+            CellKind::Markdown => "markdown",
+            CellKind::Code => "code",
+            CellKind::Raw => "raw",
         }
     }
 }
@@ -66,7 +66,7 @@ impl Document {
     /// Reads a notebook of format 4, without its outputs.
     ///
     /// # Errors
-    /// When the file cannot be read, is no notebook, or is not in Rust.
+    /// Fails when the file cannot be read, is no notebook, or is not in Rust.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
         let raw = read_json(path)?;
@@ -109,8 +109,8 @@ impl Document {
         self.cells.push(cell);
     }
 
-    /// Kind and source of each cell, from the top.
-    pub(crate) fn cells(&self) -> impl Iterator<Item = (Kind, &str)> {
+    /// CellKind and source of each cell, from the top.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = (CellKind, &str)> {
         self.cells.iter().map(|cell| (cell.kind, cell.source.as_str()))
     }
 
@@ -124,7 +124,7 @@ impl Document {
         &self.cells[index].attachments
     }
 
-    /// Whether the cell has the tag.
+    /// Returns whether the cell has the tag.
     pub(crate) fn has_tag(&self, index: usize, tag: &str) -> bool {
         let tags = self.cells[index].metadata.get("tags").and_then(Value::as_array);
         tags.is_some_and(|tags| tags.iter().any(|other| other == tag))
@@ -137,11 +137,11 @@ impl Document {
 
     /// The code cells that have the tag.
     pub(crate) fn tagged(&self, tag: &str) -> Vec<usize> {
-        let is_code = |index: &usize| self.cells[*index].kind == Kind::Code;
+        let is_code = |index: &usize| self.cells[*index].kind == CellKind::Code;
         (0..self.cells.len()).filter(is_code).filter(|index| self.has_tag(*index, tag)).collect()
     }
 
-    /// Whether Jupyter shows the cell's source only when it is asked to.
+    /// Returns whether Jupyter shows the cell's source only when it is asked to.
     pub(crate) fn is_collapsed(&self, index: usize) -> bool {
         self.cells[index].metadata.get("jupyter").is_some_and(|jupyter| jupyter["source_hidden"] == true)
     }
@@ -159,7 +159,7 @@ impl Document {
         let metadata = fields(&json!({"tags": [tag]}));
         let source = source.to_owned();
         let (attachments, outputs) = (Map::new(), Vec::new());
-        let cell = Cell { kind: Kind::Code, id, metadata, source, attachments, execution_count: None, outputs };
+        let cell = Cell { kind: CellKind::Code, id, metadata, source, attachments, execution_count: None, outputs };
         self.cells.insert(index, cell);
     }
 
@@ -178,7 +178,7 @@ impl Document {
     /// The executed notebook as Jupyter writes it (sorted keys, one space of indentation), with a word that it is one.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// Fails when there is no memory for it.
     pub(crate) fn executed(&self) -> Result<Vec<u8>> {
         let mut metadata = self.metadata.clone();
         metadata.insert(EXECUTED.into(), executed_mark());
@@ -211,7 +211,7 @@ impl Cell {
             bail!("its cell {number} is no JSON object");
         }
         let name = raw["cell_type"].as_str().unwrap_or_default();
-        let Some(kind) = Kind::of(name) else {
+        let Some(kind) = CellKind::of(name) else {
             bail!("its cell {number} has the cell_type {}; it can be code, markdown or raw", raw["cell_type"]);
         };
         let source = match &raw["source"] {
@@ -236,12 +236,12 @@ impl Cell {
             "cell_type": self.kind.name(), "id": self.id, "metadata": self.metadata, "source": lines(&self.source),
         });
         match self.kind {
-            Kind::Code => {
+            CellKind::Code => {
                 cell["execution_count"] = json!(self.execution_count);
                 cell["outputs"] = json!(self.outputs);
             }
-            Kind::Markdown | Kind::Raw if self.attachments.is_empty() => {}
-            Kind::Markdown | Kind::Raw => cell["attachments"] = json!(self.attachments),
+            CellKind::Markdown | CellKind::Raw if self.attachments.is_empty() => {}
+            CellKind::Markdown | CellKind::Raw => cell["attachments"] = json!(self.attachments),
         }
         cell
     }
@@ -264,7 +264,7 @@ fn executed_mark() -> Value {
     json!({"executed": true})
 }
 
-/// Whether a run wrote the notebook at `path`.
+/// Returns whether a run wrote the notebook at `path`.
 pub(super) fn is_executed(path: &Path) -> bool {
     path.is_file() && read_json(path).is_ok_and(|notebook| notebook["metadata"][EXECUTED] == executed_mark())
 }
@@ -273,7 +273,7 @@ pub(super) fn is_executed(path: &Path) -> bool {
 /// without any is not written; says whether it was.
 ///
 /// # Errors
-/// When the file cannot be read or written, or is no notebook.
+/// Fails when the file cannot be read or written, or is no notebook.
 pub(crate) fn clean(path: &Path) -> Result<bool> {
     let (text, encoding) = read_text(path)?;
     let raw = parse_json(path, &text)?;
@@ -400,7 +400,7 @@ pub(super) const DATA: &str = "application/vnd.lacuna+json";
 /// Writes a file in one piece: beside it, then renamed into its place.
 ///
 /// # Errors
-/// When the file cannot be written; what was there before is then still there.
+/// Fails when the file cannot be written; the file that was there before is then still there.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     // Behind a link stands the file that is meant.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

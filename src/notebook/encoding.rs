@@ -17,7 +17,7 @@ impl Encoding {
     /// The text of a file, and how it is written there.
     ///
     /// # Errors
-    /// When it is in neither of UTF-8 and UTF-16; the message says what it may be.
+    /// Fails when it is in neither of UTF-8 and UTF-16; the message says which encoding it may be.
     pub(super) fn decode(bytes: &[u8]) -> Result<(String, Encoding)> {
         const SAVE: &str = "save it in UTF-8";
         if bytes.is_empty() {

@@ -1,6 +1,6 @@
-//! What a session needs around it: the built library, a slot to compile cells in, evcxr's settings.
+//! The environment of a session: the built library, a slot to compile cells in, evcxr's settings.
 
-use super::built::{self, Built, Kept};
+use super::built::{self, Built, KeptBuild};
 use super::{compiled, diagnostics, rust_source, stubs};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -20,7 +20,7 @@ pub(super) const SESSION: &str = "LACUNA_SESSION";
 pub(super) const STUBS: &str = "LACUNA_STUBS";
 /// The shared library that cells link.
 pub(super) const LIBRARY: &str = "LACUNA_LIBRARY";
-/// Where the library's own dependencies are.
+/// The directory of the library's own dependencies.
 pub(super) const DEPENDENCIES: &str = "LACUNA_DEPENDENCIES";
 /// The file in which the wrapper keeps what rustc said of the cell.
 pub(super) const COMPILATIONS: &str = "LACUNA_COMPILATIONS";
@@ -32,10 +32,10 @@ pub(super) const TOOLCHAIN: &str = "LACUNA_TOOLCHAIN";
 /// The user's own RUST_BACKTRACE, which evcxr overwrites.
 pub(super) const BACKTRACE: &str = "LACUNA_BACKTRACE";
 
-/// What every cell finds imported, in Jupyter and without it.
+/// The import that every cell begins with, in Jupyter and without it.
 pub(super) const PRELUDE: &str = "use lacuna::prelude::*;";
 
-/// What the process that runs cells must not hand on to what it starts.
+/// Variables that the process that runs cells must not pass on to the processes that it starts.
 pub(super) const PRIVATE: [&str; 13] = [
     WRAPPER,
     SESSION,
@@ -64,7 +64,7 @@ pub(super) struct Slot {
     /// The directory.
     pub(super) path: PathBuf,
     /// The build that cells link, whose program runs them.
-    pub(super) build: Kept,
+    pub(super) build: KeptBuild,
     _locks: [File; 2],
 }
 
@@ -143,7 +143,8 @@ fn usable_toolchain(sysroot: PathBuf) -> Result<PathBuf> {
     Ok(sysroot)
 }
 
-/// What of a path is too much for the tools that compile cells; most that a person types is not.
+/// Describes the part of a path that the tools that compile cells cannot handle; most paths that a person types have
+/// none.
 ///
 /// evcxr and rust-analyzer want text, cargo joins paths with `:` and reads lists of files in which `\` escapes, evcxr looks
 /// for a path between quotes, the linker splits its arguments at commas, and gcc puts something in for `%` in what it writes.
@@ -173,8 +174,8 @@ pub(super) fn cache(built: &Built) -> Result<PathBuf> {
     Ok(resolved(&cache))
 }
 
-/// Where all builds compile cells: in the user's cache, which is `home` if that is given. Where its path is none that cargo
-/// can work in, a directory for temporary files takes its place.
+/// The directory in which all builds compile cells: in the user's cache, which is `home` if that is given. If cargo
+/// cannot work in its path, a directory for temporary files takes its place.
 pub(super) fn user_cache(home: Option<PathBuf>) -> Result<PathBuf> {
     let user = home.or_else(|| env::var_os("XDG_CACHE_HOME").map(PathBuf::from)).filter(|path| path.is_absolute());
     let user = user.or_else(|| {
@@ -261,7 +262,7 @@ fn take_slot(cache: &Path) -> Result<(PathBuf, File)> {
     bail!("{SLOTS} notebook sessions are running already; end one of them ({})", cache.display())
 }
 
-/// How many of the slots are held by sessions, and how many there are on disk.
+/// The number of slots that sessions hold, and the number on disk.
 pub(super) fn slots(cache: &Path) -> (usize, usize) {
     let exists = |number: &usize| cache.join(format!("slot-{number}")).is_dir();
     let is_free = |number: &usize| {

@@ -1,5 +1,6 @@
-//! What the process that runs cells tells the session: one JSON object a line, on its real standard error. Everything that cells
-//! and what they start print is inside these objects, so that no text can be taken for an answer.
+//! Messages of the process that runs cells to the session: one JSON object a line, on its real standard error.
+//! Everything that cells and their child processes print is inside these objects, so that no text can be taken for an
+//! answer.
 
 use super::output::Stream;
 use serde::{Deserialize, Serialize};

@@ -23,10 +23,11 @@ const LOGOS: [(&str, &[u8]); 3] = [
     ("logo-svg.svg", include_bytes!("logo/logo-svg.svg")),
 ];
 
-/// What a kernel must find as it is now, where Jupyter is started from a menu: compiled cells and downloaded crates.
+/// Variables whose values a kernel must keep where Jupyter is started from a menu, so that it finds compiled cells and
+/// downloaded crates.
 const KEPT: [&str; 3] = ["XDG_CACHE_HOME", "CARGO_HOME", "RUSTUP_HOME"];
 
-/// Where Jupyter looks for kernels.
+/// A directory in which Jupyter looks for kernels.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// The user's data directory.
@@ -63,7 +64,8 @@ fn user_data() -> Option<PathBuf> {
 /// Returns the kernelspec's directory.
 ///
 /// # Errors
-/// When the directory cannot be written, or a session does not start. What was installed before is then still there.
+/// Fails when the directory cannot be written, or a session does not start. An earlier installation is then still
+/// there.
 pub(crate) fn install(place: &Place) -> Result<PathBuf> {
     let directory = place.directory()?;
     let kernels = directory.parent().unwrap_or(Path::new("/"));
@@ -88,7 +90,7 @@ pub(crate) fn install(place: &Place) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Where `cargo doc` leaves the API reference of this build.
+/// The directory in which `cargo doc` leaves the API reference of this build.
 fn documentation() -> Result<PathBuf> {
     let executable = env::current_exe().context("cannot find this program's own path")?;
     let target = executable.parent().and_then(Path::parent).context("this program lies in no target directory")?;
@@ -129,7 +131,7 @@ fn text(value: &OsStr) -> Result<Value> {
 /// Runs a first cell in each of the first `slots` free slots, so that as many notebooks at once start warm.
 ///
 /// # Errors
-/// When a session does not start, or its first cell fails.
+/// Fails when a session does not start, or its first cell fails.
 pub(crate) fn warm(slots: usize) -> Result<()> {
     let mut held = Vec::new();
     for _ in 0..slots {
@@ -144,11 +146,11 @@ pub(crate) fn warm(slots: usize) -> Result<()> {
     Ok(())
 }
 
-/// What `uninstall` did.
+/// The outcome of `uninstall`.
 pub(crate) struct Uninstalled {
     /// The kernelspec's directory, which is gone.
     pub(crate) directory: PathBuf,
-    /// What the kernel had compiled, and how many bytes of that are gone.
+    /// The kernel's compiled cells, and the bytes of them that were removed.
     pub(crate) compiled: Vec<(Compiled, u64)>,
     /// The kernelspec of the same program elsewhere, for which the compiled cells stay.
     pub(crate) other: Option<PathBuf>,
@@ -158,7 +160,7 @@ pub(crate) struct Uninstalled {
 /// the same program. `None` if there was none.
 ///
 /// # Errors
-/// When something cannot be removed.
+/// Fails when a file cannot be removed.
 pub(crate) fn uninstall(place: &Place) -> Result<Option<Uninstalled>> {
     let directory = place.directory()?;
     if !directory.join("kernel.json").is_file() {
@@ -190,7 +192,8 @@ fn read_spec(directory: &Path) -> Option<(PathBuf, Value)> {
     Some((PathBuf::from(executable), spec))
 }
 
-/// Where the kernel may be known: JUPYTER_PATH, the user's directory, the environments' at `prefixes`, the system's.
+/// The directories that may hold the kernelspec: JUPYTER_PATH, the user's directory, the environments' at `prefixes`,
+/// the system's.
 fn kernelspecs(prefixes: impl Iterator<Item = PathBuf>) -> impl Iterator<Item = PathBuf> {
     let mut data: Vec<PathBuf> = env::split_paths(&env::var_os("JUPYTER_PATH").unwrap_or_default()).collect();
     data.extend(user_data());
@@ -199,7 +202,7 @@ fn kernelspecs(prefixes: impl Iterator<Item = PathBuf>) -> impl Iterator<Item = 
     data.into_iter().map(|data| data.join("kernels").join(NAME))
 }
 
-/// Whether a Jupyter knows the kernel.
+/// The state of the kernel's installation.
 pub(super) enum Installed {
     /// It starts this binary.
     Here(PathBuf),

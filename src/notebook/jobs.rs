@@ -20,7 +20,7 @@ struct Job {
 /// started; the status is that of the first, in the order given, that did not succeed.
 ///
 /// # Errors
-/// When a process cannot be started.
+/// Fails when a process cannot be started.
 pub(super) fn run(notebooks: &[PathBuf], options: &Options) -> Result<Status> {
     let width = notebooks.iter().map(|path| name(path).chars().count()).max().unwrap_or(0);
     let mut waiting = notebooks.iter().enumerate();

@@ -36,7 +36,7 @@ impl Node {
         }
     }
 
-    /// What to take out of the text so that the object has no such key, and a comma stands where one must.
+    /// The range to cut out of the text so that the object has no such key, and commas stay only between members.
     pub(super) fn without(&self, key: &str) -> Option<Range<usize>> {
         let Inside::Object(members) = &self.inside else { return None };
         let index = members.iter().position(|(name, ..)| name == key)?;

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Held while a report is being made; the file behind it goes when this is dropped.
+/// Held while a report is being made; the file behind it is removed when this is dropped.
 pub(super) struct Lock {
     path: PathBuf,
     _file: File,
@@ -16,7 +16,7 @@ impl Lock {
     /// Takes the lock of the report `stem` in `directory`, which is made if it is missing.
     ///
     /// # Errors
-    /// When another process holds it, or the directory cannot be written to.
+    /// Fails when another process holds it, or the directory cannot be written to.
     pub(super) fn take(directory: &Path, stem: &str) -> Result<Self> {
         let cannot = || format!("cannot write reports to {}; --out names another directory", directory.display());
         fs::create_dir_all(directory).with_context(cannot)?;
@@ -49,7 +49,7 @@ impl Lock {
     }
 }
 
-/// Whether the file is still the one at `path`: who had it locked may have removed it.
+/// Returns whether the file is still the one at `path`: the process that had locked it may have removed it.
 pub(super) fn is_at(file: &File, path: &Path) -> bool {
     let (ours, there) = (file.metadata(), fs::metadata(path));
     ours.is_ok_and(|ours| there.is_ok_and(|there| (ours.dev(), ours.ino()) == (there.dev(), there.ino())))

@@ -62,12 +62,12 @@ pub(crate) fn hook() {
 /// Serves Jupyter's clients until one of them ends the kernel.
 ///
 /// # Errors
-/// When the connection file cannot be used.
+/// Fails when the connection file cannot be used.
 pub(crate) fn serve(connection_file: &Path) -> anyhow::Result<()> {
     jupyter::serve(connection_file)
 }
 
-/// Whether `path` names the program `name`, with or without an extension.
+/// Returns whether `path` names the program `name`, with or without an extension.
 fn is_program(path: &OsStr, name: &str) -> bool {
     Path::new(path).file_stem() == Some(OsStr::new(name))
 }

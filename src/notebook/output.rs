@@ -1,4 +1,4 @@
-//! What a cell prints, up to a bound: a report that holds fifty megabytes of text is read by nobody.
+//! The text that a cell prints, up to a bound: nobody reads a report that holds fifty megabytes of text.
 
 use lacuna::format::thousands;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ pub(super) const HEAD: usize = 96 << 10;
 /// Bytes kept of its end, where the reason of a failure stands.
 pub(super) const TAIL: usize = 32 << 10;
 
-/// Where a line of text came from.
+/// The origin of a line of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Stream {
     Stdout,

@@ -28,7 +28,7 @@ impl Overrides {
     /// Joins `name=value` arguments and the JSON object of a file; what is given as an argument wins.
     ///
     /// # Errors
-    /// When an argument has no `=`, a name comes twice, or the file is no JSON object.
+    /// Fails when an argument has no `=`, a name comes twice, or the file is no JSON object.
     pub(crate) fn new(arguments: &[String], file: Option<&Path>) -> Result<Self> {
         let mut values: Vec<(String, Given)> = Vec::new();
         for argument in arguments {
@@ -64,7 +64,7 @@ impl Overrides {
     /// nothing.
     ///
     /// # Errors
-    /// When the notebook has no such parameter, or a value is not of its type.
+    /// Fails when the notebook has no such parameter, or a value is not of its type.
     pub(crate) fn apply(&self, document: &mut Document) -> Result<Map<String, Value>> {
         if self.is_empty() {
             return Ok(Map::new());
@@ -136,7 +136,7 @@ struct Question {
 #[derive(Serialize)]
 struct Declared {
     name: String,
-    /// What it may be, in words.
+    /// Its type, in words.
     kind: String,
     /// Its value in the notebook, as Rust.
     value: String,
@@ -152,7 +152,7 @@ struct Answer {
 /// Answers a question in JSON, as `clients/papermill` asks it.
 ///
 /// # Errors
-/// When it is none, the cell has no such parameter, or a value is not of its type.
+/// Fails when it is none, the cell has no such parameter, or a value is not of its type.
 pub(crate) fn answer(question: &str) -> Result<String> {
     let question: Question = serde_json::from_str(question).context("no JSON with `source` and `values`")?;
     let values = question.values.into_iter().map(|(name, value)| (name, Given::Json(value))).collect();
@@ -169,14 +169,14 @@ pub(crate) fn answer(question: &str) -> Result<String> {
 /// A binding whose type can be set from outside.
 struct Parameter<'a> {
     name: &'a str,
-    kind: Kind,
+    kind: ParameterType,
 }
 
 impl<'a> Parameter<'a> {
     fn of(binding: &'a Binding) -> Option<Self> {
         let kind = match &binding.annotation {
-            Some(annotation) => Kind::of_type(annotation),
-            None => Kind::of_literal(&binding.value),
+            Some(annotation) => ParameterType::of_type(annotation),
+            None => ParameterType::of_literal(&binding.value),
         };
         Some(Parameter { name: &binding.name, kind: kind? })
     }
@@ -190,7 +190,7 @@ impl fmt::Display for Parameter<'_> {
 
 /// The type of a parameter.
 #[derive(Clone, Debug, PartialEq)]
-enum Kind {
+enum ParameterType {
     Bool,
     /// The type's name, and whether literals need it as a suffix.
     Integer(&'static str, bool),
@@ -199,11 +199,11 @@ enum Kind {
     Text,
     String,
     Char,
-    Option(Box<Kind>),
-    List(Box<Kind>, Form),
+    Option(Box<ParameterType>),
+    List(Box<ParameterType>, Form),
 }
 
-/// How a list is written.
+/// The Rust form of a list.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     /// With the length that the annotation asks for.
@@ -215,18 +215,19 @@ enum Form {
 const INTEGERS: [&str; 12] = ["i8", "i16", "i32", "i64", "i128", "isize", "u8", "u16", "u32", "u64", "u128", "usize"];
 const FLOATS: [&str; 2] = ["f32", "f64"];
 
-impl Kind {
-    fn of_type(text: &str) -> Option<Kind> {
+impl ParameterType {
+    fn of_type(text: &str) -> Option<ParameterType> {
         let text = text.trim();
-        let list = |item: &str, form| Some(Kind::List(Box::new(Kind::of_type(item)?.scalar()?), form));
+        let list =
+            |item: &str, form| Some(ParameterType::List(Box::new(ParameterType::of_type(item)?.scalar()?), form));
         if let Some(name) = INTEGERS.into_iter().find(|name| *name == text) {
-            return Some(Kind::Integer(name, false));
+            return Some(ParameterType::Integer(name, false));
         }
         if let Some(name) = FLOATS.into_iter().find(|name| *name == text) {
-            return Some(Kind::Float(name, false));
+            return Some(ParameterType::Float(name, false));
         }
         if let Some(item) = text.strip_prefix("Option<").and_then(|rest| rest.strip_suffix('>')) {
-            return Some(Kind::Option(Box::new(Kind::of_type(item)?)));
+            return Some(ParameterType::Option(Box::new(ParameterType::of_type(item)?)));
         }
         if let Some(item) = text.strip_prefix("Vec<").and_then(|rest| rest.strip_suffix('>')) {
             return list(item, Form::Vec);
@@ -236,7 +237,7 @@ impl Kind {
             return match referred.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
                 Some(item) if !item.contains(';') => list(item, Form::Slice),
                 Some(_) => None,
-                None => (referred == "str").then_some(Kind::Text),
+                None => (referred == "str").then_some(ParameterType::Text),
             };
         }
         if let Some((item, length)) =
@@ -245,18 +246,18 @@ impl Kind {
             return list(item, Form::Array(Some(length.trim().parse().ok()?)));
         }
         match text {
-            "bool" => Some(Kind::Bool),
-            "String" => Some(Kind::String),
-            "char" => Some(Kind::Char),
+            "bool" => Some(ParameterType::Bool),
+            "String" => Some(ParameterType::String),
+            "char" => Some(ParameterType::Char),
             _ => None,
         }
     }
 
-    fn of_literal(text: &str) -> Option<Kind> {
+    fn of_literal(text: &str) -> Option<ParameterType> {
         let text = text.trim();
         let list = |inner: &str, form| {
             let first = rust_literal::items(inner).into_iter().next()?;
-            Some(Kind::List(Box::new(Kind::of_literal(&first)?.scalar()?), form))
+            Some(ParameterType::List(Box::new(ParameterType::of_literal(&first)?.scalar()?), form))
         };
         let inside = |text: &str, start: &str| {
             text.strip_prefix(start).and_then(|rest| rest.trim().strip_suffix(']')).map(str::to_owned)
@@ -271,18 +272,18 @@ impl Kind {
             return list(&inner, Form::Array(None));
         }
         if let Some(inner) = text.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')')) {
-            return Some(Kind::Option(Box::new(Kind::of_literal(inner)?)));
+            return Some(ParameterType::Option(Box::new(ParameterType::of_literal(inner)?)));
         }
         if rust_literal::is_text(text) {
-            return Some(if text.starts_with('\'') { Kind::Char } else { Kind::Text });
+            return Some(if text.starts_with('\'') { ParameterType::Char } else { ParameterType::Text });
         }
         let owned = [".to_owned()", ".to_string()", ".into()"].iter().find_map(|end| text.strip_suffix(end));
         let owned = owned.or_else(|| text.strip_prefix("String::from(").and_then(|rest| rest.strip_suffix(')')));
         if owned.is_some_and(|text| rust_literal::is_text(text.trim())) {
-            return Some(Kind::String);
+            return Some(ParameterType::String);
         }
         if matches!(text, "true" | "false") {
-            return Some(Kind::Bool);
+            return Some(ParameterType::Bool);
         }
         let digits: String = text.strip_prefix('-').unwrap_or(text).trim_start().replace('_', "");
         if !digits.starts_with(|c: char| c.is_ascii_digit()) {
@@ -290,80 +291,84 @@ impl Kind {
         }
         let radix = ["0x", "0o", "0b"].iter().any(|start| digits.starts_with(start));
         if !radix && let Some(name) = FLOATS.into_iter().find(|name| digits.ends_with(name)) {
-            return Some(Kind::Float(name, true));
+            return Some(ParameterType::Float(name, true));
         }
         if let Some(name) = INTEGERS.into_iter().find(|name| digits.ends_with(name)) {
-            return Some(Kind::Integer(name, true));
+            return Some(ParameterType::Integer(name, true));
         }
         // rustc's defaults: evcxr settles the type of a variable in the cell that makes it.
         if !radix && digits.contains(['.', 'e', 'E']) {
-            return digits.parse::<f64>().ok().map(|_| Kind::Float("f64", false));
+            return digits.parse::<f64>().ok().map(|_| ParameterType::Float("f64", false));
         }
-        (radix || digits.bytes().all(|c| c.is_ascii_digit())).then_some(Kind::Integer("i32", false))
+        (radix || digits.bytes().all(|c| c.is_ascii_digit())).then_some(ParameterType::Integer("i32", false))
     }
 
-    fn scalar(self) -> Option<Kind> {
-        (!matches!(self, Kind::List(..) | Kind::Option(..))).then_some(self)
+    fn scalar(self) -> Option<ParameterType> {
+        (!matches!(self, ParameterType::List(..) | ParameterType::Option(..))).then_some(self)
     }
 
     /// The value that `text` on the command line stands for.
     fn parse(&self, text: &str) -> Option<Value> {
         match self {
-            Kind::Text | Kind::String => Some(Value::from(text)),
+            ParameterType::Text | ParameterType::String => Some(Value::from(text)),
             // A blank is a character too; what stands in quotes is meant without them.
-            Kind::Char if text.chars().count() == 1 => Some(Value::from(text)),
-            Kind::Char => Some(Value::from(text.strip_prefix('\'')?.strip_suffix('\'')?)),
-            Kind::Option(_) if matches!(text.trim(), "null" | "None") => Some(Value::Null),
-            Kind::Option(some) => some.parse(text),
-            Kind::Float(..) => text.trim().parse::<f64>().ok().map(Value::from),
-            Kind::Bool | Kind::Integer(..) | Kind::List(..) => serde_json::from_str(text.trim()).ok(),
+            ParameterType::Char if text.chars().count() == 1 => Some(Value::from(text)),
+            ParameterType::Char => Some(Value::from(text.strip_prefix('\'')?.strip_suffix('\'')?)),
+            ParameterType::Option(_) if matches!(text.trim(), "null" | "None") => Some(Value::Null),
+            ParameterType::Option(some) => some.parse(text),
+            ParameterType::Float(..) => text.trim().parse::<f64>().ok().map(Value::from),
+            ParameterType::Bool | ParameterType::Integer(..) | ParameterType::List(..) => {
+                serde_json::from_str(text.trim()).ok()
+            }
         }
     }
 
     /// The type in Rust.
     fn rust(&self) -> String {
         match self {
-            Kind::Bool => "bool".into(),
-            Kind::Integer(name, _) | Kind::Float(name, _) => (*name).into(),
-            Kind::Text => "&str".into(),
-            Kind::String => "String".into(),
-            Kind::Char => "char".into(),
-            Kind::Option(some) => format!("Option<{}>", some.rust()),
-            Kind::List(item, Form::Vec) => format!("Vec<{}>", item.rust()),
-            Kind::List(item, Form::Slice) => format!("&[{}]", item.rust()),
-            Kind::List(item, Form::Array(length)) => format!("[{}; {}]", item.rust(), length.unwrap_or_default()),
+            ParameterType::Bool => "bool".into(),
+            ParameterType::Integer(name, _) | ParameterType::Float(name, _) => (*name).into(),
+            ParameterType::Text => "&str".into(),
+            ParameterType::String => "String".into(),
+            ParameterType::Char => "char".into(),
+            ParameterType::Option(some) => format!("Option<{}>", some.rust()),
+            ParameterType::List(item, Form::Vec) => format!("Vec<{}>", item.rust()),
+            ParameterType::List(item, Form::Slice) => format!("&[{}]", item.rust()),
+            ParameterType::List(item, Form::Array(length)) => {
+                format!("[{}; {}]", item.rust(), length.unwrap_or_default())
+            }
         }
     }
 
     /// The value in Rust, if it is of this type. What is empty tells its type itself, unless the binding does.
     fn literal(&self, value: &Value, is_annotated: bool) -> Option<String> {
         match self {
-            Kind::Bool => value.as_bool().map(|value| value.to_string()),
-            Kind::Integer(name, suffix) => {
+            ParameterType::Bool => value.as_bool().map(|value| value.to_string()),
+            ParameterType::Integer(name, suffix) => {
                 let number = value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from))?;
                 let (low, high) = range(name);
                 let suffix = if *suffix { name } else { "" };
                 (low..=high).contains(&number).then(|| format!("{number}{suffix}"))
             }
-            Kind::Float(name, suffix) => {
+            ParameterType::Float(name, suffix) => {
                 let number = value.as_f64().filter(|number| number.is_finite())?;
                 let fits = *name == "f64" || (number as f32).is_finite();
                 let suffix = if *suffix { name } else { "" };
                 fits.then(|| format!("{number:?}{suffix}"))
             }
             // Rust's `Debug` of a text is a literal of it.
-            Kind::Text => value.as_str().map(|text| format!("{text:?}")),
-            Kind::String => value.as_str().map(|text| format!("String::from({text:?})")),
-            Kind::Char => {
+            ParameterType::Text => value.as_str().map(|text| format!("{text:?}")),
+            ParameterType::String => value.as_str().map(|text| format!("String::from({text:?})")),
+            ParameterType::Char => {
                 let mut chars = value.as_str()?.chars();
                 chars.next().filter(|_| chars.next().is_none()).map(|c| format!("{c:?}"))
             }
-            Kind::Option(some) => match value {
+            ParameterType::Option(some) => match value {
                 Value::Null if is_annotated => Some("None".into()),
                 Value::Null => Some(format!("None::<{}>", some.rust())),
                 value => Some(format!("Some({})", some.literal(value, is_annotated)?)),
             },
-            Kind::List(item, form) => {
+            ParameterType::List(item, form) => {
                 let values = value.as_array()?;
                 let items: Vec<String> =
                     values.iter().map(|value| item.literal(value, is_annotated)).collect::<Option<_>>()?;
@@ -396,17 +401,17 @@ fn range(name: &str) -> (i128, i128) {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ParameterType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Kind::Bool => f.write_str("true or false"),
-            Kind::Integer(name, _) => write!(f, "an integer, {name}"),
-            Kind::Float(name, _) => write!(f, "a number, {name}"),
-            Kind::Text | Kind::String => f.write_str("text"),
-            Kind::Char => f.write_str("a character"),
-            Kind::Option(some) => write!(f, "{some}, or null"),
-            Kind::List(item, Form::Array(Some(length))) => write!(f, "a JSON list of {length} items ({item})"),
-            Kind::List(item, _) => write!(f, "a JSON list (each item {item})"),
+            ParameterType::Bool => f.write_str("true or false"),
+            ParameterType::Integer(name, _) => write!(f, "an integer, {name}"),
+            ParameterType::Float(name, _) => write!(f, "a number, {name}"),
+            ParameterType::Text | ParameterType::String => f.write_str("text"),
+            ParameterType::Char => f.write_str("a character"),
+            ParameterType::Option(some) => write!(f, "{some}, or null"),
+            ParameterType::List(item, Form::Array(Some(length))) => write!(f, "a JSON list of {length} items ({item})"),
+            ParameterType::List(item, _) => write!(f, "a JSON list (each item {item})"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a cell writes to a standard stream, as text and values: bytes that are no UTF-8 are repaired, and the blocks in which
-//! evcxr's protocol for values shows them are taken out.
+//! A cell's output on a standard stream, as text and values: bytes that are no UTF-8 are repaired, and the blocks in
+//! which evcxr's protocol for values shows them are taken out.
 
 use lacuna::progress::Transcript;
 
@@ -41,7 +41,7 @@ impl Decoder {
         pieces
     }
 
-    /// Whether something is held back.
+    /// Returns whether a part of the output is held back.
     pub(super) fn holds(&self) -> bool {
         !self.held.is_empty() || !self.value.is_empty()
     }

@@ -28,7 +28,7 @@ pub(super) fn end_compilation() -> bool {
     !found.is_empty()
 }
 
-/// What `own` has started, parents first: those that could start more.
+/// The processes that `own` has started, parents first: those that could start more.
 fn started(own: u32, all: &[Process]) -> Vec<u32> {
     let Some(name) = all.iter().find(|process| process.id == own).map(|process| process.name.as_str()) else {
         return Vec::new();

@@ -1,7 +1,7 @@
 //! Runs a notebook from top to bottom without Jupyter, and leaves its report.
 
 use super::compare;
-use super::document::{Document, Kind, write_file};
+use super::document::{CellKind, Document, write_file};
 use super::export::{self, gallery};
 use super::jobs;
 use super::lock::Lock;
@@ -31,7 +31,7 @@ const NO_CHECK: &str = "no-check";
 /// The tag of a cell that may fail, as nbclient has it: an exercise, until somebody solves it.
 pub(super) const RAISES: &str = "raises-exception";
 
-/// How a run ended; the documentation of `lacuna notebook run` lists the codes.
+/// The outcome of a run; the documentation of `lacuna notebook run` lists the codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     Success = 0,
@@ -60,10 +60,10 @@ impl From<Status> for ExitCode {
     }
 }
 
-/// What to do with the notebooks.
+/// Options of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// Where reports go; `None` for `reports/` beside `notebooks/`.
+    /// The directory of reports; `None` for `reports/` beside `notebooks/`.
     pub(crate) out: Option<PathBuf>,
     /// Compare with the reports that are there instead of writing them.
     pub(crate) check: bool,
@@ -120,8 +120,8 @@ impl Options {
 /// to the next one after differences).
 ///
 /// # Errors
-/// When a session cannot be started or a file cannot be written. What a notebook does wrong is a [`Status`], and has
-/// been said on standard error.
+/// Fails when a session cannot be started or a file cannot be written. Errors of a notebook itself are a [`Status`],
+/// and have been printed to standard error.
 pub(crate) fn run(notebooks: &[PathBuf], options: &Options) -> Result<Status> {
     // All are read before the first runs: a misspelt name should not cost the time of the others.
     let runs = match Run::all(notebooks, options) {
@@ -167,7 +167,7 @@ struct Run<'a> {
     outcomes: BTreeMap<usize, Outcome>,
 }
 
-/// How a cell ended, as far as the run is concerned.
+/// The outcome of a cell, as far as the run is concerned.
 enum Verdict {
     Fine,
     /// The rest can run all the same.
@@ -285,11 +285,11 @@ impl<'a> Run<'a> {
         let (mut names, mut code) = (Names::new(), Vec::new());
         for (index, (kind, source)) in self.document.cells().enumerate() {
             match kind {
-                Kind::Markdown => names.pass(source),
-                Kind::Code if self.document.tag_of(index, &SKIP).is_none() => {
+                CellKind::Markdown => names.pass(source),
+                CellKind::Code if self.document.tag_of(index, &SKIP).is_none() => {
                     code.push((index, names.of(index + 1, source), source.to_owned()));
                 }
-                Kind::Code | Kind::Raw => {}
+                CellKind::Code | CellKind::Raw => {}
             }
         }
         code
@@ -357,7 +357,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Which cell, what is in it, and why it failed.
+    /// An error message with the cell, its title and the reason of its failure.
     fn complaint(&self, index: usize, name: &Name, source: &str, what: &str, message: &str) -> String {
         let id = self.document.id(index);
         let mut text = format!("error: {}: cell {} (id {id}) {what}", self.shown, name.number);
@@ -379,7 +379,7 @@ impl<'a> Run<'a> {
 
     fn report(&self, startup_seconds: f64, elapsed: Duration) -> Result<Status> {
         let stem = &self.document.stem;
-        let source = export::Source {
+        let source = export::ReportSource {
             document: &self.document,
             outcomes: &self.outcomes,
             parameters: &self.parameters,

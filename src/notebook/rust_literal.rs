@@ -54,13 +54,13 @@ pub(super) fn items(inner: &str) -> Vec<String> {
     split(inner, ',').into_iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
 }
 
-/// Whether all of `text` is one literal of a text.
+/// Returns whether all of `text` is one literal of a text.
 pub(super) fn is_text(text: &str) -> bool {
     matches!(tokens(text)[..], [Token::Text(literal)] if literal == text)
 }
 
-/// Whether only a variable, or a field of one, is named: a value that is shown, and nothing that later cells build on. Of a
-/// call nobody knows what it changes.
+/// Returns whether only a variable, or a field of one, is named: a value that is shown, and that later cells do not
+/// depend on. A call could change anything.
 pub(super) fn is_name(source: &str) -> bool {
     let code = tokens(source).into_iter().map(|token| match token {
         Token::Code(code) => code,
@@ -136,7 +136,7 @@ fn tokens(source: &str) -> Vec<Token<'_>> {
     found
 }
 
-/// Where the literal at the beginning of `text` ends, if there is one. A word before it cannot be its prefix.
+/// The end of the literal at the beginning of `text`, if there is one. A word before it cannot be its prefix.
 fn text_end(text: &str, in_word: bool) -> Option<usize> {
     if let Some(raw) = text.strip_prefix('r').filter(|_| !in_word) {
         let hashes = raw.len() - raw.trim_start_matches('#').len();

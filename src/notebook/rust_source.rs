@@ -9,10 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where Debian's packages put it.
+/// The directory in which Debian's packages put it.
 const DISTRIBUTION: &str = "/usr/src";
 
-/// What to type where it is missing.
+/// The commands to type where it is missing.
 pub(super) const REMEDY: &str = "rustup component add rust-src, or: apt-get install rust-web-src, or set RUST_SRC_PATH to \
                                  the `library` folder of the source";
 

@@ -15,8 +15,8 @@ use std::time::Duration;
 /// evcxr's name for the crate of a cell.
 const CELL: &str = "ctx";
 
-/// Whether cargo started this process in rustc's place. The variable alone says little: it is inherited by whatever a
-/// session starts, `lacuna` itself among it.
+/// Returns whether cargo started this process in rustc's place. The variable alone is no proof: every process that a
+/// session starts inherits it, `lacuna` itself among them.
 pub(super) fn is_wrapper() -> bool {
     env::var_os(environment::WRAPPER).is_some() && env::args_os().nth(1).is_some_and(|arg| is_program(&arg, "rustc"))
 }
@@ -149,7 +149,7 @@ fn link_real_library(args: &[OsString], library: &Path) -> Vec<OsString> {
     replaced.cloned().collect()
 }
 
-/// What matters of a call of rustc.
+/// The arguments of a call of rustc that matter here.
 #[derive(Default)]
 struct Invocation {
     crate_name: Option<OsString>,

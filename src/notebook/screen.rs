@@ -1,4 +1,4 @@
-//! What a person sees while notebooks run: a bar on a terminal, a line per cell elsewhere. All on standard error.
+//! The display of a run on standard error: a bar on a terminal, a line per cell elsewhere.
 
 use super::export::without_ansi;
 use super::output::Stream;
@@ -28,7 +28,7 @@ pub(super) struct Screen {
 pub(super) struct Name {
     /// Its place among all cells, from 1.
     pub(super) number: usize,
-    /// What it is about; may be empty.
+    /// A title for people; may be empty.
     pub(super) title: String,
 }
 
@@ -70,7 +70,7 @@ impl Screen {
         }
     }
 
-    /// What the running cell prints.
+    /// The text that the running cell prints.
     pub(super) fn live(&self, live: Live<'_>) {
         match live {
             Live::Progress(line) => {

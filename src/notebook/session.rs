@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 /// Longest wait for what has been written already and only has to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
-/// What a cell did.
+/// The outcome of a cell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     /// Its outputs, in order.
     pub(crate) outputs: Vec<Output>,
-    /// Why it failed.
+    /// The reason why it failed.
     pub(crate) error: Option<CellError>,
     /// The time that it took.
     pub(crate) times: Times,
@@ -54,13 +54,13 @@ impl Outcome {
         output::text(&self.outputs, stream)
     }
 
-    /// Whether it has given a value.
+    /// Returns whether the cell has given a value.
     pub(crate) fn has_value(&self) -> bool {
         self.outputs.iter().any(|output| output.bundle().is_some())
     }
 }
 
-/// Why a cell failed.
+/// The reason why a cell failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CellError {
     pub(crate) kind: ErrorKind,
@@ -138,7 +138,7 @@ pub(crate) struct Session {
     context: CommandContext,
     shared: Arc<Shared>,
     audience: Arc<Audience>,
-    /// Whether events have come that nobody has looked at.
+    /// Returns whether there are events that were not looked at yet.
     is_behind: Box<dyn Fn() -> bool>,
     slot: Slot,
     /// Of the last cell.
@@ -147,7 +147,7 @@ pub(crate) struct Session {
     moved: BTreeSet<String>,
 }
 
-/// What the process that runs cells has told of the cell, filled by a thread.
+/// Reports about the cell from the process that runs cells, filled by a thread.
 struct Shared {
     told: Mutex<Told>,
     changed: Condvar,
@@ -160,7 +160,7 @@ struct Shared {
 struct Told {
     source: String,
     printed: Printed,
-    /// Where the value stands that may be that of the last expression, and whether it has been seen already.
+    /// The index of the value that may be that of the last expression, and whether it has been seen already.
     value: Option<(usize, bool)>,
     begun: Option<Instant>,
     /// The cell that has ended.
@@ -324,7 +324,7 @@ impl Session {
         self.context.process_handle()
     }
 
-    /// Whether the cell is compiled, and runs.
+    /// A flag that is true once the cell is compiled and runs.
     pub(super) fn runs(&self) -> Arc<AtomicBool> {
         self.shared.runs.clone()
     }
@@ -483,7 +483,7 @@ impl Session {
         None
     }
 
-    /// Why a cell that was compiled did not succeed, if it did not.
+    /// The reason why a cell that was compiled did not succeed, if it did not.
     fn failure(&mut self, ended: Option<(Option<u64>, How)>) -> Option<CellError> {
         let Some((_, how)) = ended.filter(|(cell, _)| *cell == Some(self.number)) else {
             return Some(self.out_of_step(ended.and_then(|(cell, _)| cell)));
@@ -554,7 +554,7 @@ impl Session {
     }
 }
 
-/// Whether the line must stay before the guard: commands (`:dep`), shell lines, comments and inner attributes.
+/// Returns whether the line must stay before the guard: commands (`:dep`), shell lines, comments and inner attributes.
 fn stays_in_front(line: &&str) -> bool {
     let line = line.trim_start();
     let is_documentation = line.starts_with("///") && !line.starts_with("////");
@@ -605,7 +605,7 @@ fn without_guard(mime: &str, text: &str) -> String {
     }
 }
 
-/// What evcxr says of a variable that borrows from another, which a later cell could drop.
+/// Part of evcxr's message about a variable that borrows from another, which a later cell could drop.
 const BORROWS: &str = "contains a reference with a non-static lifetime";
 
 /// Errors that evcxr makes itself.

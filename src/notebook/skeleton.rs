@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Writes the skeleton, and returns its path: `name`, with its extension.
 ///
 /// # Errors
-/// When the file exists or cannot be written.
+/// Fails when the file exists or cannot be written.
 pub(crate) fn write(name: &Path) -> Result<PathBuf> {
     let path = if name.extension().is_some_and(|extension| extension == "ipynb") {
         name.to_owned()

@@ -1,6 +1,6 @@
-//! What an earlier run stored: outputs of an executed notebook, as if its cells had just run.
+//! Results of an earlier run: the outputs of an executed notebook, as if its cells had just run.
 
-use super::document::{DATA, Document, Kind, read_json};
+use super::document::{CellKind, DATA, Document, read_json};
 use super::output::{Bundle, Output, Stream};
 use super::session::{CellError, ErrorKind, Outcome};
 use anyhow::{Result, bail};
@@ -12,7 +12,7 @@ use std::path::Path;
 /// Outcomes of the code cells before cell `from` (counted from 1) in the executed notebook at `path`.
 ///
 /// # Errors
-/// When there is none, its cells say something else, or one of them did not run to its end.
+/// Fails when there is none, its cells have other code, or one of them did not run to its end.
 pub(super) fn outcomes(path: &Path, document: &Document, from: usize) -> Result<BTreeMap<usize, Outcome>> {
     let cells = document.cells().count();
     if from == 0 || from > cells {
@@ -28,14 +28,14 @@ pub(super) fn outcomes(path: &Path, document: &Document, from: usize) -> Result<
         let cell = stored.get(index).unwrap_or(&Value::Null);
         let number = index + 1;
         let same_kind = match kind {
-            Kind::Code => cell["cell_type"] == "code",
-            Kind::Markdown | Kind::Raw => cell["cell_type"] != "code",
+            CellKind::Code => cell["cell_type"] == "code",
+            CellKind::Markdown | CellKind::Raw => cell["cell_type"] != "code",
         };
         // Text may have been edited since.
-        if !same_kind || (kind == Kind::Code && text(&cell["source"]) != source) {
+        if !same_kind || (kind == CellKind::Code && text(&cell["source"]) != source) {
             bail!("--from-cell {from}: cell {number} has changed since the last run; start there or before");
         }
-        if kind != Kind::Code || document.tag_of(index, &super::runner::SKIP).is_some() {
+        if kind != CellKind::Code || document.tag_of(index, &super::runner::SKIP).is_some() {
             continue;
         }
         let outcome = outcome(cell);

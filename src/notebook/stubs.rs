@@ -80,8 +80,8 @@ fn lean_source(source: &Path, stub: &Path) -> Result<String> {
     Ok(text(&lean.join(file)))
 }
 
-/// What the stubs of the checkout at `root` depend on, but for its own source. Its path is part of that, for they name it: checkouts
-/// that share a build directory share the cache.
+/// A hash of everything that the stubs of the checkout at `root` depend on, except its own source. Its path is
+/// included, for they name it: checkouts that share a build directory share the cache.
 fn key(root: &Path) -> Result<Sha256> {
     let mut hash = Sha256::new();
     hash.update(root.as_os_str().as_encoded_bytes());
@@ -122,7 +122,7 @@ fn short(hash: Sha256) -> String {
     hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What cargo knows about lacuna's dependencies on this platform.
+/// The output of `cargo metadata` about lacuna's dependencies on this platform.
 fn metadata() -> Result<Value> {
     let manifest = Path::new(LACUNA).join("Cargo.toml");
     let ask = |more: &[&str]| {

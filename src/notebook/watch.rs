@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How soon the thread notices.
+/// The interval at which the thread looks.
 const EVERY: Duration = Duration::from_millis(20);
 
 /// A cell that neither compiles nor says that it runs may have closed its standard error.
@@ -20,12 +20,12 @@ pub(super) struct Watch {
     shared: Arc<Shared>,
 }
 
-/// What was done about a cell.
+/// The action of the watch on a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ended {
     /// Its time was up.
     pub(super) timed_out: bool,
-    /// What of it was ended.
+    /// The phase of the cell that was ended.
     pub(super) what: Option<Phase>,
 }
 

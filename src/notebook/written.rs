@@ -1,4 +1,4 @@
-//! What earlier runs of a notebook wrote into a directory: nothing else there may be replaced or removed.
+//! The files that earlier runs of a notebook wrote into a directory: no other file there may be replaced or removed.
 
 use super::document::is_executed;
 use super::export::{is_extension, is_our_html, plots_directory};
@@ -35,7 +35,7 @@ pub(super) fn written(directory: &Path, stem: &str) -> BTreeSet<String> {
 }
 
 /// # Errors
-/// When one of the files `names` is in `directory`, and no run of the notebook wrote it.
+/// Fails when one of the files `names` is in `directory`, and no run of the notebook wrote it.
 pub(super) fn refuse_foreign(directory: &Path, stem: &str, names: &[&str]) -> Result<()> {
     let written = written(directory, stem);
     let is_foreign = |name: &&&str| !written.contains(**name) && directory.join(name).symlink_metadata().is_ok();

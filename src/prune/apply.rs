@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// What about `masks` does not fit `model`, or what their metadata promise ([`MaskSet::violations`]). Reads the model's
-/// bytes for their hash, once; a model in memory has none to compare.
+/// Finds masks that do not fit `model`, and promises of their metadata that are not kept ([`MaskSet::violations`]).
+/// Reads the model's bytes for their hash, once; a model in memory has none to compare.
 ///
 /// # Errors
 /// [`Error::Io`] from reading, [`Error::Interrupted`].
@@ -93,7 +93,7 @@ fn check_finite(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<()> {
     }
 }
 
-/// How the masks were made, or for those of which that is not known, what they are.
+/// The settings with which the masks were selected; where those are not known, a description of the masks.
 fn pruning_record(model: &Model, masks: &MaskSet) -> Result<PruningRecord> {
     let metadata = masks.metadata.as_ref();
     if let Some(pruning) = metadata.and_then(|metadata| metadata.pruning.clone()) {

@@ -1,4 +1,4 @@
-//! How to prune, and what makes no sense.
+//! Settings of pruning, and checks of combinations that make no sense.
 
 use crate::allocate::{Allocation, Rule};
 use crate::dsnot::Dsnot;
@@ -12,26 +12,27 @@ pub use crate::settings::Propagate;
 use crate::text::Windows;
 use serde::Serialize;
 
-/// How to prune.
+/// Settings of unstructured and N:M pruning.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PruneConfig {
     /// Importance metric.
     pub method: Method,
     /// Shape of the zeros.
     pub pattern: Pattern,
-    /// What an unstructured selection compares; N:M always compares within a group, and SparseGPT within 128 columns.
+    /// The comparison group of an unstructured selection; N:M always compares within a group, and SparseGPT within 128
+    /// columns.
     pub per: Per,
     /// Fraction of zeros over all linears, in `[0, 1)`. An N:M pattern prescribes its own.
     pub sparsity: f64,
-    /// How that is shared out.
+    /// The distribution of the target sparsity over the linears.
     pub allocation: Allocation,
     /// Linears with a sparsity of their own, or none; the last rule that matches counts.
     pub rules: Vec<Rule>,
-    /// What becomes of ties.
+    /// The rule for equal scores.
     pub ties: Ties,
     /// Swaps that follow the selection.
     pub refine: Option<Dsnot>,
-    /// What a layer's inputs are during calibration.
+    /// The inputs of a layer during calibration.
     pub propagate: Propagate,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
@@ -142,7 +143,7 @@ impl PruneConfig {
         Ok(())
     }
 
-    /// Whether a text is needed: by the method, by OWL, which looks at Wanda's scores, or by DSnoT.
+    /// Returns whether a text is needed: by the method, by OWL, which looks at Wanda's scores, or by DSnoT.
     pub fn needs_calibration(&self) -> bool {
         self.method.needs_calibration() || matches!(self.allocation, Allocation::Owl(_)) || self.refine.is_some()
     }
@@ -168,7 +169,7 @@ impl PruneConfig {
     }
 }
 
-/// What the method's paper compares.
+/// The comparison group of the method's paper.
 pub(super) fn default_per(method: Method, allocation: Allocation) -> Per {
     match (method, allocation) {
         (_, Allocation::Global) => Per::Layer,

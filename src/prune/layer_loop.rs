@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Evidence, Method};
 use crate::mask::{Criterion, Mask};
-use crate::model::{DecoderLayer, ExpertStorage, Linear, Model, MoeConfig, Pass, Wanted};
+use crate::model::{DecoderLayer, ExpertStorage, ForwardPass, Linear, Model, MoeConfig, Wanted};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
 use candle_core::{DType, Device};
@@ -25,8 +25,8 @@ pub(super) struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Calls `prune` with each layer and the statistics of its inputs, which are empty unless `gather` says what to look at.
-    /// What `prune` makes of the layer is what the next one sees with pruned propagation.
+    /// Calls `prune` with each layer and the statistics of its inputs, which are empty unless `gather` asks for some.
+    /// With pruned propagation, the next layer sees the outputs of the layer as `prune` leaves it.
     pub(super) fn for_each_layer(
         self,
         gather: Option<Gather>,
@@ -56,7 +56,7 @@ impl<'a> Subject<'a> {
             Propagate::Dense => model.layers(),
         };
         let stage = progress.stage("prune", (model.layers() + passes * hidden.len()) as u64);
-        let pass = Pass { model, rope: &rope, stage: &stage };
+        let pass = ForwardPass { model, rope: &rope, stage: &stage };
         model.each_layer(|i, mut layer| {
             let last = i + 1 == model.layers();
             let wanted = if propagate == Propagate::Dense && !last { Wanted::Output } else { Wanted::Taps };
@@ -109,7 +109,7 @@ pub(super) fn note_silent(stage: &Stage, silent: &BTreeSet<String>) {
     }
 }
 
-/// What is known of the dense model before the layer loop.
+/// Statistics and gradients of the dense model, computed before the layer loop.
 #[derive(Debug, Default)]
 pub(super) struct Dense {
     /// Of the inputs; empty unless the allocation looks at them.
@@ -143,7 +143,7 @@ impl Dense {
     }
 }
 
-/// Which sparsity each linear gets at each level.
+/// The sparsity of each linear at each level.
 #[derive(Debug)]
 pub(super) struct Targets {
     /// Per level, by name; a linear that is not there is left alone.
@@ -236,8 +236,8 @@ fn layer_of(linear: &str) -> Option<usize> {
     linear.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
-/// What each linear without a rule of its own loses at each sparsity under one threshold. A linear of which the calibration text
-/// says nothing is not among them: its weights cannot be compared with others'.
+/// The number of weights that each linear without a rule of its own loses at each sparsity under one threshold. A
+/// linear whose inputs were all zero during calibration is not among them: its weights cannot be compared with others'.
 fn global(
     subject: Subject<'_>,
     rules: &Ruled,

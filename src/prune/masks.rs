@@ -14,7 +14,7 @@ use crate::text::Windows;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// Which masks to make.
+/// The masks to be made.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MasksConfig {
     /// Importance metrics.
@@ -23,9 +23,9 @@ pub struct MasksConfig {
     pub sparsities: Vec<f64>,
     /// Shape of the zeros.
     pub pattern: Pattern,
-    /// What an unstructured selection compares; `None` for what each method's paper does.
+    /// The comparison group of an unstructured selection; `None` for that of each method's paper.
     pub per: Option<Per>,
-    /// How a sparsity is shared out.
+    /// The distribution of a sparsity over the linears.
     pub allocation: Allocation,
     /// Linears with a sparsity of their own, or none.
     pub rules: Vec<Rule>,
@@ -60,7 +60,7 @@ impl MasksConfig {
         }
     }
 
-    /// Whether a text is needed.
+    /// Returns whether a calibration text is needed.
     pub fn needs_calibration(&self) -> bool {
         self.methods.iter().any(|&method| self.of(method, 0.0).needs_calibration())
     }

@@ -1,8 +1,8 @@
 //! Pruning: a method, a configuration, and the layer loop.
 //!
-//! The loop holds one layer's weights and the calibration activations, never the model: a layer is read, its inputs pass
-//! through it, its weights are scored and selected, and what comes out of the pruned layer (or of the dense one) goes into
-//! the next.
+//! The loop holds one layer's weights and the calibration activations, never the model: a layer is read, its inputs
+//! pass through it, its weights are scored and selected, and the outputs of the pruned layer (or of the dense one) are
+//! the inputs of the next.
 
 mod apply;
 mod config;
@@ -46,7 +46,7 @@ pub struct Pruned {
     pub model: Model,
     /// The mask of each pruned linear, in model order.
     pub masks: Vec<(String, Mask)>,
-    /// What was done.
+    /// The record of the settings and results.
     pub record: Record,
 }
 
@@ -181,7 +181,7 @@ fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &s
     Ok(bytes)
 }
 
-/// What is written of a linear.
+/// The form in which a linear is written.
 enum Outcome {
     Mask(Mask),
     Weights(Tensor),
@@ -249,7 +249,7 @@ struct Pruner<'a> {
     config: &'a PruneConfig,
     statistics: &'a Statistics,
     gradients: Option<&'a Gradients>,
-    /// What the model was opened from.
+    /// The checkpoint that the model was opened from.
     checkpoint: Option<&'a Checkpoint>,
     stage: &'a Stage,
     /// The last linear that had one, and the factor of its gram matrix: the next may share its input.

@@ -21,7 +21,7 @@ pub struct MaskFile {
     pub method: String,
     /// Shape of the zeros.
     pub pattern: String,
-    /// What was compared.
+    /// The comparison group.
     pub per: String,
     /// Target sparsity.
     pub target: f64,

@@ -15,7 +15,8 @@ use rayon::prelude::*;
 /// sums are the same on any number of them.
 const TILE: usize = 128;
 
-/// Where raising the damping ends: a matrix that is not positive definite with its mean diagonal added is no gram matrix.
+/// The largest damping that is tried: a matrix that is not positive definite with its mean diagonal added is no gram
+/// matrix.
 const MOST_DAMPING: f64 = 1.0;
 
 /// The upper Cholesky factor `U` of the inverse Hessian, `H^-1 = U^T U`, of what enters a linear. Linears with the same

@@ -1,5 +1,5 @@
-//! SparseGPT (Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot"): weights
-//! go column by column, and what is lost with each is made up for by the columns after it.
+//! SparseGPT (Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot"):
+//! weights are pruned column by column, and the columns after each make up for its error.
 
 mod factor;
 
@@ -19,7 +19,7 @@ const ROWS: usize = 64;
 pub struct SparseGpt {
     /// Columns whose weights are selected together, and after which the columns behind them are brought up to date.
     pub block_size: usize,
-    /// What is added to the diagonal of the Hessian, as a fraction of its mean.
+    /// The value that is added to the diagonal of the Hessian, as a fraction of its mean.
     pub damping: f64,
 }
 
@@ -50,7 +50,7 @@ impl SparseGpt {
     }
 }
 
-/// What SparseGPT did to one linear.
+/// The result of SparseGPT for one linear.
 #[derive(Clone, Debug)]
 pub struct Reconstruction {
     /// The selected weights, which are zero now.
@@ -62,10 +62,10 @@ pub struct Reconstruction {
 /// Prunes `weights (out, in)`, row-major, in place: selected weights become 0, the others are updated to make up for them.
 ///
 /// `factor` is that of the linear's input. Unstructured: of each block of `config.block_size` columns exactly
-/// `floor(out * columns * sparsity)` weights go, those with the lowest `w^2 / U_jj^2` over all rows, ties by position (lower
-/// row, then lower column first); [`Ties::Reference`] drops one more, and its equals, as the reference implementation does. N:M:
-/// of each `m` columns, the `n` with the highest such score stay, judged by the weights as they are when the first of them is
-/// reached.
+/// `floor(out * columns * sparsity)` weights are pruned, those with the lowest `w^2 / U_jj^2` over all rows, ties by
+/// position (lower row, then lower column first); [`Ties::Reference`] prunes one more, and its equals, as the reference
+/// implementation does. N:M: of each `m` columns, the `n` with the highest such score stay, judged by the weights as
+/// they are when the first of them is reached.
 ///
 /// Weights of dead inputs become 0, and are the first to be selected. Those that were not selected even so are no part of the
 /// mask, like zeros that a linear had before.
@@ -196,13 +196,14 @@ impl Block {
         Block { start, upper, diagonal }
     }
 
-    /// What the loss grows by when the weight in column `col` of the block goes, up to a constant.
+    /// The growth of the loss when the weight in column `col` of the block is pruned, up to a constant.
     fn score(&self, col: usize, weight: f32) -> f32 {
         let d = self.diagonal[col];
         weight * weight / (d * d)
     }
 
-    /// Prunes the block's columns of one row; what each lost, over its diagonal, goes to `errors`. For N:M, this selects too.
+    /// Prunes the block's columns of one row; writes the error of each pruned weight, over its diagonal, to `errors`.
+    /// For N:M, this selects too.
     pub(crate) fn prune_row(&self, pattern: Pattern, weights: &mut [f32], words: &mut [u64], errors: &mut [f32]) {
         let width = weights.len();
         for i in 0..width {

@@ -1,4 +1,5 @@
-//! Structured pruning: whole units go, attention heads, neurons or channels, so that what is left is a smaller dense model.
+//! Structured pruning: whole units (attention heads, neurons or channels) are removed, so that a smaller dense model
+//! remains.
 //!
 //! A unit is a group of rows and columns of several linears that only make sense together (Ma et al. 2023, "LLM-Pruner: On
 //! the Structural Pruning of Large Language Models"): a neuron is a row of the gate and of the up projection and the column
@@ -25,31 +26,31 @@ pub use crate::settings::{Form, GroupNorm, Unit};
 use crate::text::Windows;
 use candle_core::{Device, Tensor};
 use cut::Cut;
-use score::Known;
+use score::DenseData;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// How to prune units.
+/// Settings of structured pruning.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct StructuredConfig {
-    /// What goes as a whole.
+    /// The unit that is pruned as a whole.
     pub unit: Unit,
     /// Importance metric of a single weight; any but SparseGPT. One that needs calibration sees the dense model.
     pub method: Method,
-    /// Fraction of the units that goes, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or expert;
-    /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first. Above 0 it is an
-    /// error if that is none in every module.
+    /// Fraction of the units to prune, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or
+    /// expert; linear; for channels the model), so at least one stays. Ties are broken by position, the lower index
+    /// first. Above 0 it is an error if that is none in every module.
     pub sparsity: f64,
-    /// How the scores of a unit's weights join.
+    /// The norm that joins the scores of a unit's weights.
     pub norm: GroupNorm,
-    /// What becomes of the units that go.
+    /// The form of the result.
     pub form: Form,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
-    /// One unit goes of each module that has several, where `sparsity` rounds down to none. Else it is an error if nothing
-    /// goes at all.
+    /// If `sparsity` rounds down to no unit of a module that has several, prune one. Else it is an error if nothing is
+    /// pruned at all.
     pub at_least_one: bool,
 }
 
@@ -98,13 +99,13 @@ impl StructuredConfig {
         Ok(())
     }
 
-    /// How many of `units` go.
+    /// The number of units, of `units`, that are pruned.
     fn count(&self, units: usize) -> usize {
         let least = usize::from(self.at_least_one && self.sparsity > 0.0 && units > 1);
         ((units as f64 * self.sparsity) as usize).max(least)
     }
 
-    /// Fails when `modules`, of so many units each, would lose none although some should go.
+    /// Fails when `modules`, of so many units each, would lose none although some should be pruned.
     fn check_rounding(&self, units: impl Iterator<Item = usize>) -> Result<()> {
         let most = units.max().unwrap_or_default();
         if self.sparsity == 0.0 || self.count(most) > 0 {
@@ -112,7 +113,7 @@ impl StructuredConfig {
         }
         let problem = if most > 1 {
             format!(
-                "rounds down to none of {most} {}, so that nothing would go; give at least {}, or take one of each module with \
+                "rounds down to none of {most} {}, so that nothing would be pruned; give at least {}, or take one of each module with \
                  `--at-least-one`",
                 self.unit,
                 least_fraction(most)
@@ -124,7 +125,7 @@ impl StructuredConfig {
     }
 }
 
-/// The least fraction in two digits of which one unit of `units` goes.
+/// The least fraction in two digits at which one unit of `units` is pruned.
 fn least_fraction(units: usize) -> f64 {
     let scale = 10f64.powi(2i32.max(units.ilog10() as i32 + 1));
     let fraction = (scale / units as f64).ceil() / scale;
@@ -137,7 +138,7 @@ fn least_fraction(units: usize) -> f64 {
 pub struct Structured {
     /// The model: smaller, or with zeros in place.
     pub model: Model,
-    /// What was done, with the units that went.
+    /// The record of the settings and results, with the units that were pruned.
     pub record: Record,
 }
 
@@ -148,12 +149,12 @@ crate::debug::one_line!(rich Structured, |structured| format!("Structured({:?})"
 struct Module {
     name: String,
     units: usize,
-    /// Those that go, ascending.
+    /// Indices of the pruned ones, ascending.
     gone: Vec<usize>,
 }
 
-/// What is to be done to a model.
-struct Plan<'a> {
+/// The cuts that are to be made in a model.
+struct CutPlan<'a> {
     settings: &'a StructuredConfig,
     model: &'a Model,
     /// The configuration afterwards.
@@ -174,7 +175,7 @@ pub fn prune_structured(
     progress: Progress,
 ) -> Result<Structured> {
     let started = Instant::now();
-    let plan = Plan::new(model, calibration, config, progress)?;
+    let plan = CutPlan::new(model, calibration, config, progress)?;
     let names = model.config().tensors();
     let stage = progress.stage("cut", names.len() as u64);
     let (mut tensors, mut zeros) = (HashMap::new(), HashMap::new());
@@ -195,8 +196,8 @@ pub fn prune_structured(
 /// place, `config.json` with the new numbers and all its other keys, and `lacuna.json` with the record. `model` is that
 /// checkpoint opened with the dtype and device to compute on.
 ///
-/// What stays is bit-exact, but for norms that take the mean of what has become narrower: their scales, and for channels
-/// `rms_norm_eps`, make up for it.
+/// Weights that stay are bit-exact, except for norms that take the mean of a dimension that has become narrower: their
+/// scales, and for channels `rms_norm_eps`, make up for it.
 /// A Llama whose `hidden_size` is no multiple of its heads afterwards becomes a `mistral` without a window, which is the same
 /// arithmetic, because transformers refuses such a `llama`.
 ///
@@ -218,7 +219,7 @@ pub fn prune_structured_to(
         return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
     };
     check_output(out)?;
-    let plan = Plan::new(model, calibration, config, progress)?;
+    let plan = CutPlan::new(model, calibration, config, progress)?;
     let json = plan.config_json(checkpoint)?;
     let mut shards = vec![Vec::new(); checkpoint.shards().len()];
     for info in checkpoint.tensors() {
@@ -244,14 +245,14 @@ pub fn prune_structured_to(
     Ok(record)
 }
 
-impl<'a> Plan<'a> {
-    /// Scores all units and decides which ones go.
+impl<'a> CutPlan<'a> {
+    /// Scores all units and decides which ones are pruned.
     fn new(
         model: &'a Model,
         calibration: Option<&Windows>,
         settings: &'a StructuredConfig,
         progress: Progress,
-    ) -> Result<Plan<'a>> {
+    ) -> Result<CutPlan<'a>> {
         settings.validate_with(model, calibration)?;
         settings.check_rounding(score::sizes(model.config(), settings.unit))?;
         let config = layout::resized(model.config(), settings)?;
@@ -263,13 +264,13 @@ impl<'a> Plan<'a> {
             Some(windows) => Some(gradients(model, windows, Accumulate::Sum, progress)?),
             None => None,
         };
-        let known = Known { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
+        let known = DenseData { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
         let modules = score::choose(model, known, settings, progress)?;
         let by_name = modules.iter().enumerate().map(|(i, module)| (module.name.clone(), i)).collect();
-        Ok(Plan { settings, model, config, modules, by_name })
+        Ok(CutPlan { settings, model, config, modules, by_name })
     }
 
-    /// How the tensor is cut; `None` where it has no such units.
+    /// The cut of the tensor; `None` where it has no such units.
     fn cut(&self, name: &str, shape: &[usize]) -> Result<Option<Cut>> {
         let Some(place) = layout::place(self.model.config(), name) else {
             // Older checkpoints store the frequencies of the rotary embedding, which depend on the width of a head only.

@@ -34,8 +34,8 @@ impl Windows {
     /// A file of token ids gives its first `windows` rows, cut to `seqlen`; `seed` then plays no part.
     ///
     /// # Errors
-    /// When the text cannot be read, has fewer than `seqlen` tokens, or (not for token ids) there is no tokenizer; when
-    /// `windows` is 0 or `seqlen` less than 2.
+    /// Fails when the text cannot be read, has fewer than `seqlen` tokens, or (not for token ids) there is no
+    /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
     pub fn calibration(
         path: impl AsRef<Path>,
         tokenizer: Option<&Tokenizer>,
@@ -85,8 +85,8 @@ impl Windows {
     /// A file of token ids gives its first `windows` rows, cut to `seqlen`.
     ///
     /// # Errors
-    /// When the text cannot be read, has fewer windows than asked for, or (not for token ids) there is no tokenizer; when
-    /// `windows` is 0 or `seqlen` less than 2.
+    /// Fails when the text cannot be read, has fewer windows than asked for, or (not for token ids) there is no
+    /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
     pub fn evaluation(
         path: impl AsRef<Path>,
         tokenizer: Option<&Tokenizer>,
@@ -153,7 +153,7 @@ impl Windows {
         format!("{:x}", hash.finalize())
     }
 
-    /// What a record keeps of them.
+    /// The windows' entry in a record.
     pub fn record(&self) -> TextRecord {
         TextRecord { name: self.name.clone(), sha256: self.sha256(), windows: self.ids.len(), seqlen: self.seqlen }
     }

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What to train and how. Every field shapes the weights, so all of it goes into the record.
+/// Settings of a training run. Every field shapes the weights, so all of them are recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// Number of decoder layers.
@@ -42,8 +42,8 @@ pub struct TrainConfig {
     /// Width of the MLP; of one expert, in a mixture.
     pub intermediate_size: usize,
     /// A mixture of experts (Mixtral) when given, else Llama.
-    pub moe: Option<Experts>,
-    /// Whether the output projection is the embedding.
+    pub moe: Option<ExpertsConfig>,
+    /// True if the output projection is the embedding.
     pub tie_word_embeddings: bool,
     /// Tokens of the byte-level BPE that is trained first.
     pub vocab_size: usize,
@@ -67,14 +67,14 @@ pub struct TrainConfig {
 
 /// Experts of a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Experts {
+pub struct ExpertsConfig {
     /// Experts per layer.
     pub experts: usize,
     /// Experts that each token goes to.
     pub top_k: usize,
 }
 
-/// What a training run leaves in `lacuna.json`.
+/// The entry of a training run in `lacuna.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainRecord {
     /// [`crate::record::SCHEMA_VERSION`] of the writer.
@@ -166,8 +166,8 @@ impl Trainer {
     /// run of the same configuration on the same corpus was stopped, takes up its state.
     ///
     /// # Errors
-    /// When `out` exists, a part of the corpus is missing or too short, the configuration contradicts itself, or the
-    /// saved state belongs to another run.
+    /// Fails when `out` exists, a part of the corpus is missing or too short, the configuration contradicts itself, or
+    /// the saved state belongs to another run.
     pub fn open(corpus: impl AsRef<Path>, out: impl AsRef<Path>, config: &TrainConfig) -> Result<Self> {
         let (corpus, out) = (corpus.as_ref(), out.as_ref());
         config.check()?;
@@ -283,7 +283,7 @@ impl Trainer {
     /// state. Both evaluations are of the weights as saved.
     ///
     /// # Errors
-    /// When not all steps were taken, or `out` cannot be written.
+    /// Fails when not all steps were taken, or `out` cannot be written.
     pub fn finish(self, progress: Progress) -> Result<TrainRecord> {
         if self.done != self.config.steps {
             return Err(Error::argument("steps", self.config.steps, format!("only {} were taken", self.done)));
@@ -340,7 +340,7 @@ fn expert_share(model: &Model, windows: &Windows) -> Result<Vec<Vec<f64>>> {
 }
 
 impl TrainConfig {
-    /// What the model's own configuration does not check.
+    /// Checks the settings that the model's own configuration does not check.
     fn check(&self) -> Result<()> {
         for (name, value) in [
             ("layers", self.layers),
@@ -364,7 +364,7 @@ impl TrainConfig {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::argument("kv-heads", self.kv_heads, format!("must divide the {} heads", self.heads)));
         }
-        if let Some(Experts { experts, top_k }) = self.moe
+        if let Some(ExpertsConfig { experts, top_k }) = self.moe
             && !(1..=experts).contains(&top_k)
         {
             return Err(Error::argument("top-k", top_k, format!("must be 1 to the number of experts, {experts}")));

@@ -1,4 +1,4 @@
-//! What a run writes: its state while it lasts, the model at its end.
+//! The files that a run writes: its state while it lasts, the model at its end.
 
 use super::{TrainConfig, TrainRecord, Trainer};
 use crate::checkpoint::{CheckpointWriter, TensorPlan, dtype_of};
@@ -117,7 +117,7 @@ const FIRST: &str = "first_moments";
 const SECOND: &str = "second_moments";
 
 impl Trainer {
-    /// Where the state of an unfinished run stands: a hidden file beside `out`.
+    /// The path of the state of an unfinished run: a hidden file beside `out`.
     pub fn state_path(&self) -> PathBuf {
         let name = self.out.file_name().unwrap_or(self.out.as_os_str()).to_string_lossy();
         self.out.with_file_name(format!(".{name}.training"))
@@ -133,7 +133,7 @@ impl Trainer {
     /// Saves weights, moments and the number of steps taken, all or nothing.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails when the file cannot be written.
     pub fn save_state(&self) -> Result<()> {
         let path = self.state_path();
         let weights =

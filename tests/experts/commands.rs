@@ -4,7 +4,7 @@ use crate::build;
 use crate::common::{assert_says, fingerprint, names};
 use crate::moe::{self, Moe};
 use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
-use lacuna::experts::{self, Layout, Ranking};
+use lacuna::experts::{self, ExpertLayout, Ranking};
 use lacuna::progress::Progress;
 use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
@@ -410,7 +410,7 @@ fn blocks_are_shared_where_the_file_system_can() {
     // Experts are whole blocks long, as in real models; what stands before them is not.
     let moe = Moe { hidden: 256, width: 512, layers: 2, ..Moe::small("mixtral") };
     let base = moe.write(&disk.join("base"), 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::random(&layout, 2).keep(&layout, 4).unwrap();
     let out = disk.join("out");
     let copied = build(&base, &keep, 1 << 30, &out).unwrap();
@@ -433,7 +433,7 @@ fn a_full_disk_is_named_and_nothing_is_lost() {
     let (base, out) = (dir.path().join("base"), mounted.path().join("out"));
     let moe = Moe { hidden: 128, width: 128, ..Moe::small("mixtral") };
     let base = moe.write(&base, 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::first(&layout).keep(&layout, 2).unwrap();
     // All of it: known before anything is begun.
     let all = Ranking::first(&layout).keep(&layout, 8).unwrap();

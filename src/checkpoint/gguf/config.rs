@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
-/// Where llama.cpp puts the factors of Llama 3's RoPE scaling, as frequency divisors (head_dim / 2,).
+/// The tensor in which llama.cpp stores the factors of Llama 3's RoPE scaling, as frequency divisors (head_dim / 2,).
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// The architectures that are imported, by `general.architecture`.
@@ -51,7 +51,7 @@ pub(super) struct LlamaConfig {
     pub(super) tied_embeddings: bool,
     pub(super) qkv_bias: bool,
     pub(super) o_bias: bool,
-    /// Whether the file has no biases, where Hugging Face's family has them always.
+    /// True if the file has no biases, although Hugging Face's family always has them.
     pub(super) zero_bias: bool,
     context: usize,
     rms_norm_eps: f64,

@@ -82,7 +82,7 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// Whether there is an entry of any type.
+    /// Returns whether there is an entry of any type.
     pub(super) fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }

@@ -19,7 +19,7 @@ use std::path::Path;
 /// Shards as large as transformers makes them.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// What an import found and wrote.
+/// The summary of an import: the file that was read and the checkpoint that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportSummary {
     /// `general.architecture` of the file.
@@ -32,7 +32,7 @@ pub struct ImportSummary {
     pub parameters: u64,
     /// Type of the file's tensors (`Q4_1`, `F32`), and how many there are of each.
     pub source_dtypes: BTreeMap<String, usize>,
-    /// Whether the output layer shares the embedding's weights.
+    /// True if the output layer shares the embedding's weights.
     pub tied_embeddings: bool,
     /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
@@ -45,7 +45,7 @@ struct Route {
     shape: Vec<usize>,
     /// Heads whose rows llama.cpp has interleaved.
     permuted_heads: Option<usize>,
-    /// Whether it is zero where the file does not have it.
+    /// True if the tensor is filled with zeros when the file does not have it.
     zero: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Which pieces of an unfinished output are done.
+//! A journal of the pieces of an unfinished output that are done.
 
 use super::Rewrite;
 use crate::error::{Error, Result};

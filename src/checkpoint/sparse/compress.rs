@@ -140,7 +140,7 @@ fn module(name: &str) -> &str {
     name.strip_suffix(WEIGHT).unwrap_or(name)
 }
 
-/// What a matrix is stored as.
+/// The tensors that a matrix is stored as in `format`.
 fn parts(info: &TensorInfo, format: SparseFormat, nonzeros: u64) -> Vec<TensorPlan> {
     let (rows, cols) = (info.shape[0], info.shape[1]);
     match format {

@@ -99,7 +99,7 @@ pub(super) fn read(path: &Path, file: File) -> Result<Found> {
     Ok(Found { metadata, masks })
 }
 
-/// What NumPy's name of a type means; `None` for types that no mask has, and for big-endian ones.
+/// The type that NumPy's name `descr` stands for; `None` for types that no mask has, and for big-endian ones.
 fn dtype_of(descr: &str) -> Option<Dtype> {
     Some(match descr.trim_start_matches(['|', '<', '=']) {
         "b1" | "?" | ">b1" => Dtype::BOOL,

@@ -34,7 +34,8 @@ pub(super) struct TensorRef {
     pub(super) stride: Vec<usize>,
 }
 
-/// What `torch.save` wrote before PyTorch 1.6, and writes where it is asked for: pickles one after the other, then the storages.
+/// The format of `torch.save` before PyTorch 1.6 (later only on demand): pickles one after the other, then the
+/// storages.
 pub(super) struct Legacy {
     /// Of the dict.
     pub(super) entries: Vec<(Value, Value)>,
@@ -49,7 +50,7 @@ const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 /// The version of the layout, which has never changed.
 const LEGACY_VERSION: i64 = 1001;
 
-/// Whether a file begins as what `torch.save` wrote before PyTorch 1.6.
+/// Returns whether a file begins as `torch.save` wrote it before PyTorch 1.6.
 pub(super) fn is_legacy(bytes: &[u8]) -> bool {
     bytes.starts_with(LEGACY)
 }

@@ -16,7 +16,7 @@ const MARK: &str = "<!-- Written by `lacuna notebook run`; what is changed here 
 /// Writes the gallery of all reports in `directory`.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Fails when the file cannot be written.
 pub(crate) fn write(directory: &Path) -> Result<()> {
     // Two runs that end together must not each miss the other's report. Not every file system can lock; then the next
     // run puts it right.

@@ -42,7 +42,7 @@ pub(super) fn name(stem: &str) -> String {
     format!("{stem}.html")
 }
 
-/// Whether the text is a page that a run wrote.
+/// Returns whether the text is a page that a run wrote.
 pub(crate) fn is_ours(text: &str) -> bool {
     text.lines().take(5).any(|line| line == GENERATOR)
 }

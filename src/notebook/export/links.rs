@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-/// What Markdown on GitHub and in Jupyter has beside CommonMark.
+/// Extensions of Markdown that GitHub and Jupyter have beside CommonMark.
 pub(super) const OPTIONS: Options = Options::ENABLE_TABLES
     .union(Options::ENABLE_STRIKETHROUGH)
     .union(Options::ENABLE_FOOTNOTES)
@@ -91,7 +91,7 @@ fn attachment(target: &str) -> Option<String> {
     Some(unlink(name).unwrap_or_else(|| name.to_owned()))
 }
 
-/// Where the target stands that begins behind `at`, its angle brackets included.
+/// The range of the link target that begins behind `at`, its angle brackets included.
 fn destination(markdown: &str, at: usize, end: usize) -> Option<Range<usize>> {
     let rest = &markdown[at..end];
     let start = at + rest.len() - rest.trim_start().len();

@@ -17,7 +17,7 @@ pub(crate) use html::is_ours as is_our_html;
 pub(crate) use shown::is_extension;
 pub(crate) use text::without_ansi;
 
-use super::document::{Document, Kind};
+use super::document::{CellKind, Document};
 use super::output::{Bundle, Output, Stream};
 use super::runner::SKIP;
 use super::session::Outcome;
@@ -34,8 +34,8 @@ pub(crate) const ENVIRONMENT: &str = "environment";
 /// The report's files: path relative to the output directory, and bytes.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-/// What goes into a report.
-pub(crate) struct Source<'a> {
+/// The contents of a report, and its options.
+pub(crate) struct ReportSource<'a> {
     pub(crate) document: &'a Document,
     /// Outcomes by cell index.
     pub(crate) outcomes: &'a BTreeMap<usize, Outcome>,
@@ -43,13 +43,13 @@ pub(crate) struct Source<'a> {
     pub(crate) parameters: &'a Map<String, Value>,
     /// Seconds before the first cell.
     pub(crate) startup_seconds: f64,
-    /// Where the notebook is: what its text shows and links is meant from there.
+    /// The directory of the notebook: links and pictures of its text are relative to it.
     pub(crate) directory: &'a Path,
-    /// Where the report goes.
+    /// The directory of the report.
     pub(crate) out: &'a Path,
-    /// Whether to write HTML.
+    /// True to write HTML.
     pub(crate) html: bool,
-    /// Whether to leave the code of cells out of what people read.
+    /// True to leave the code of cells out of the files for people.
     pub(crate) no_input: bool,
 }
 
@@ -67,7 +67,8 @@ enum Shown {
     Not,
 }
 
-/// What a report shows of a cell. The tags are those of Jupyter Book and nbconvert, which some write with an underscore.
+/// The parts of a cell that a report shows. The tags are those of Jupyter Book and nbconvert, which some write with an
+/// underscore.
 struct View {
     cell: Shown,
     input: Shown,
@@ -75,14 +76,14 @@ struct View {
 }
 
 impl View {
-    fn of(source: &Source, index: usize) -> View {
+    fn of(source: &ReportSource, index: usize) -> View {
         let has = |tags: &[&'static str]| source.document.tag_of(index, tags).is_some();
         let shown = |remove: &[&'static str], hide: &[&'static str]| match (has(remove), has(hide)) {
             (true, _) => Shown::Not,
             (false, true) => Shown::Folded,
             (false, false) => Shown::Open,
         };
-        let is_text = source.document.cells().nth(index).is_some_and(|(kind, _)| kind == Kind::Markdown);
+        let is_text = source.document.cells().nth(index).is_some_and(|(kind, _)| kind == CellKind::Markdown);
         let cell = shown(&["remove-cell", "remove_cell"], &["hide-cell", "hide_cell"]);
         if is_text {
             return View { cell, input: cell, output: cell };
@@ -101,8 +102,8 @@ impl View {
 /// Renders the report.
 ///
 /// # Errors
-/// When there is no memory for its JSON.
-pub(crate) fn render(source: &Source) -> Result<Files> {
+/// Fails when there is no memory for its JSON.
+pub(crate) fn render(source: &ReportSource) -> Result<Files> {
     let stem = source.document.stem.as_str();
     let mut report = Report { stem, ..Report::default() };
     let (mut cells, mut environments) = (Vec::new(), BTreeMap::new());
@@ -110,12 +111,12 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
         let number = index + 1;
         let view = View::of(source, index);
         match (kind, source.outcomes.get(&index)) {
-            (Kind::Markdown, _) => {
+            (CellKind::Markdown, _) => {
                 let attached = report.attachments(source.document.attachments(index));
                 let text = closed::closed(&links::moved(text, source.directory, source.out, &attached));
                 report.shown(view.input, "Text", |report| report.paragraph(&text));
             }
-            (Kind::Code, Some(outcome)) => {
+            (CellKind::Code, Some(outcome)) => {
                 report.shown(view.cell, "Cell", |report| {
                     report.shown(view.input, "Code", |report| report.fence("rust", text));
                     let mut cell = report.shown(view.output, "Output", |report| report.outcome(number, outcome));
@@ -130,7 +131,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
                     cells.push(cell);
                 });
             }
-            (Kind::Code, None) if let Some(tag) = source.document.tag_of(index, &SKIP) => {
+            (CellKind::Code, None) if let Some(tag) = source.document.tag_of(index, &SKIP) => {
                 report.shown(view.cell, "Cell", |report| {
                     report.shown(view.input, "Code", |report| report.fence("rust", text));
                     report.paragraph(&format!("*This cell was not run: it is tagged `{tag}`.*"));
@@ -138,7 +139,7 @@ pub(crate) fn render(source: &Source) -> Result<Files> {
                 cells.push(model::Cell { cell: number, skipped: true, ..model::Cell::default() });
             }
             // What was not run has no place in a report, and raw cells are for nbconvert.
-            (Kind::Code, None) | (Kind::Raw, _) => {}
+            (CellKind::Code, None) | (CellKind::Raw, _) => {}
         }
     }
     let json = model::Report {
@@ -431,7 +432,7 @@ impl Report<'_> {
         }
     }
 
-    /// What has no other place goes into the JSON, and a line says so.
+    /// Puts representations that have no other place into the JSON, and says so in a line.
     fn others(&mut self, bundle: &Bundle, is_html: bool, value: &mut model::Output) {
         let mut names = Vec::new();
         for (name, content) in bundle {

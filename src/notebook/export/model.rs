@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// Version of the JSON; another number means that readers must change.
 pub(super) const SCHEMA: u32 = 1;
 
-/// What a notebook's cells gave, as `lacuna notebook run` writes it to `STEM.json`.
+/// The results of a notebook's cells, as `lacuna notebook run` writes them to `STEM.json`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(title = "Report of a notebook")]
 pub(super) struct Report {
@@ -45,7 +45,7 @@ pub(super) struct Cell {
     /// Text that it printed, without terminal escape sequences; absent when there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stdout: Option<String>,
-    /// Why it failed; absent when it did not.
+    /// The reason why it failed; absent when it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<Failure>,
     /// Its value (of several, the last) as data (`application/json`): a table, records. The parts of records that may differ from run to run
@@ -103,7 +103,7 @@ impl Cell {
     }
 }
 
-/// Why a cell failed.
+/// The reason why a cell failed.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Failure {
     /// `CompileError`, `Panic` or `Error` (a `?`).
@@ -129,7 +129,7 @@ pub(super) struct Environment {
     pub(super) cells: BTreeMap<usize, CellEnvironment>,
 }
 
-/// What may differ of one cell.
+/// The facts about one cell that may differ between runs.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct CellEnvironment {
     /// Time that it took, its compilation included.

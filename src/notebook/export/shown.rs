@@ -18,7 +18,8 @@ pub(super) const PICTURES: [(&str, &str); 8] = [
     ("image/bmp", "bmp"),
 ];
 
-/// What a report keeps as a file beside it: MIME type, extension, and the element that plays it on a page.
+/// Representations that a report keeps as a file beside it: MIME type, extension, and the element that plays it on a
+/// page.
 pub(super) const KEPT: [(&str, &str, Option<&str>); 12] = [
     ("application/pdf", "pdf", None),
     ("audio/wav", "wav", Some("audio")),
@@ -53,7 +54,8 @@ pub(super) fn picture_mime(extension: &str) -> Option<&'static str> {
     PICTURES.iter().find(|(_, of)| *of == extension).map(|(mime, _)| *mime)
 }
 
-/// Whether a report takes this form into one of its files, so that it needs no place of its own in the JSON.
+/// Returns whether a report writes this representation to one of its files, so that it needs no place of its own in the
+/// JSON.
 pub(super) fn has_place(name: &str) -> bool {
     [mime::PLAIN, mime::MARKDOWN, mime::CSV, mime::JSON].contains(&name)
         || picture_extension(name).is_some()
@@ -67,7 +69,7 @@ pub(super) fn html(bundle: &Bundle) -> Option<&str> {
     bundle.get(mime::HTML).filter(|_| !has_better).map(String::as_str)
 }
 
-/// Whether the plain text says all that the HTML does.
+/// Returns whether the plain text says all that the HTML does.
 pub(super) fn is_as_plain(html: &str, plain: &str) -> bool {
     let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
     !html.contains("<script") && letters(&text_of_html(html)) == letters(plain)
@@ -103,7 +105,7 @@ pub(super) fn text_of_html(html: &str) -> String {
         let name: String = rest[1..].trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
         let name = name.to_ascii_lowercase();
         let is_start = !rest.starts_with("</");
-        // What is no text goes with its end; an end that is missing is that of everything.
+        // An element that is no text is dropped with its end tag; one without an end tag reaches to the end.
         let end = match name.as_str() {
             _ if rest.starts_with("<!--") => find_end(rest, "-->"),
             "script" | "style" | "head" | "template" if is_start => {

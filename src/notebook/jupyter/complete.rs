@@ -1,12 +1,12 @@
-//! What a client asks about unfinished code: what could follow, what something is, whether a cell has come to its end.
+//! Answers to a client about unfinished code: completions, inspections, and whether a cell is complete.
 
-use super::cursor::{self, Kind};
+use super::cursor::{self, TokenKind};
 use super::documentation::Documentation;
 use super::message::Request;
 use crate::notebook::session::Session;
 use serde_json::{Value, json};
 
-/// Whether Enter should run the code or begin another line.
+/// Tells whether Enter should run the code or begin another line.
 pub(super) fn answer(code: &str) -> Value {
     match open_brackets(code) {
         0 => json!({"status": "complete"}),
@@ -18,8 +18,8 @@ pub(super) fn answer(code: &str) -> Value {
 /// counts as one.
 fn open_brackets(code: &str) -> usize {
     cursor::tokens(code).iter().fold(0, |depth: usize, token| match token.kind {
-        Kind::Unfinished | Kind::Mark('(' | '[' | '{') => depth + 1,
-        Kind::Mark(')' | ']' | '}') => depth.saturating_sub(1),
+        TokenKind::Unfinished | TokenKind::Mark('(' | '[' | '{') => depth + 1,
+        TokenKind::Mark(')' | ']' | '}') => depth.saturating_sub(1),
         _ => depth,
     })
 }
@@ -35,7 +35,7 @@ fn is_internal(name: &str) -> bool {
     ["evcxr", "lacuna_cell_", "LACUNA_CELL_", "__lacuna"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// What could stand at the cursor.
+/// The completions at the cursor.
 pub(super) fn completions(session: &mut Session, request: &Request) -> Value {
     let code = request.code();
     match session.context().completions(code, request.cursor()) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TokenKind {
     Word,
     Number,
     Lifetime,
@@ -16,7 +16,7 @@ pub(super) enum Kind {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
-    pub(super) kind: Kind,
+    pub(super) kind: TokenKind,
     pub(super) start: usize,
     pub(super) end: usize,
 }
@@ -32,13 +32,13 @@ pub(super) fn tokens(code: &str) -> Vec<Token> {
                 start += c.len_utf8();
                 continue;
             }
-            _ if rest.starts_with("//") => (Kind::Quoted, rest.find('\n').unwrap_or(rest.len())),
+            _ if rest.starts_with("//") => (TokenKind::Quoted, rest.find('\n').unwrap_or(rest.len())),
             _ if rest.starts_with("/*") => closed(block_comment(rest), rest),
             '"' => closed(string(rest), rest),
             '\'' => character(rest),
-            _ if c.is_ascii_digit() => (Kind::Number, number(rest)),
+            _ if c.is_ascii_digit() => (TokenKind::Number, number(rest)),
             _ if is_part(c) => word(rest),
-            _ => (Kind::Mark(c), c.len_utf8()),
+            _ => (TokenKind::Mark(c), c.len_utf8()),
         };
         tokens.push(Token { kind, start, end: start + length });
         start += length;
@@ -50,8 +50,8 @@ fn is_part(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-fn closed(length: Option<usize>, rest: &str) -> (Kind, usize) {
-    length.map_or((Kind::Unfinished, rest.len()), |length| (Kind::Quoted, length))
+fn closed(length: Option<usize>, rest: &str) -> (TokenKind, usize) {
+    length.map_or((TokenKind::Unfinished, rest.len()), |length| (TokenKind::Quoted, length))
 }
 
 /// Comments of this kind may hold others.
@@ -86,20 +86,20 @@ fn string(text: &str) -> Option<usize> {
 }
 
 /// A character, or a lifetime.
-fn character(text: &str) -> (Kind, usize) {
+fn character(text: &str) -> (TokenKind, usize) {
     let inside = &text[1..];
     let mut characters = inside.chars();
     match characters.next() {
         Some('\\') => {
             let escaped = characters.next().map_or(0, char::len_utf8);
             match inside[1 + escaped..].find('\'') {
-                Some(more) => (Kind::Quoted, 1 + 1 + escaped + more + 1),
-                None => (Kind::Unfinished, text.len()),
+                Some(more) => (TokenKind::Quoted, 1 + 1 + escaped + more + 1),
+                None => (TokenKind::Unfinished, text.len()),
             }
         }
-        Some(c) if characters.next() == Some('\'') => (Kind::Quoted, 2 + c.len_utf8()),
-        Some(c) if is_part(c) => (Kind::Lifetime, 1 + inside.find(|c| !is_part(c)).unwrap_or(inside.len())),
-        _ => (Kind::Mark('\''), 1),
+        Some(c) if characters.next() == Some('\'') => (TokenKind::Quoted, 2 + c.len_utf8()),
+        Some(c) if is_part(c) => (TokenKind::Lifetime, 1 + inside.find(|c| !is_part(c)).unwrap_or(inside.len())),
+        _ => (TokenKind::Mark('\''), 1),
     }
 }
 
@@ -111,7 +111,7 @@ fn number(text: &str) -> usize {
 }
 
 /// A name, or the quoted text that it is the prefix of.
-fn word(text: &str) -> (Kind, usize) {
+fn word(text: &str) -> (TokenKind, usize) {
     let length = text.find(|c| !is_part(c)).unwrap_or(text.len());
     let (name, rest) = text.split_at(length);
     if matches!(name, "b" | "c") && rest.starts_with('"') {
@@ -129,10 +129,10 @@ fn word(text: &str) -> (Kind, usize) {
         }
         if name == "r" && hashes == 1 && rest[1..].starts_with(is_part) {
             let more = rest[1..].find(|c| !is_part(c)).unwrap_or(rest.len() - 1);
-            return (Kind::Word, length + 1 + more);
+            return (TokenKind::Word, length + 1 + more);
         }
     }
-    (Kind::Word, length)
+    (TokenKind::Word, length)
 }
 
 const KEYWORDS: [&str; 40] = [
@@ -168,16 +168,17 @@ struct Around<'a> {
 impl<'a> Around<'a> {
     fn new(code: &'a str, cursor: usize) -> Option<Self> {
         let tokens = tokens(code);
-        let touches = |token: &Token| token.kind == Kind::Word && (token.start..=token.end).contains(&cursor);
+        let touches = |token: &Token| token.kind == TokenKind::Word && (token.start..=token.end).contains(&cursor);
         let at = match tokens.iter().position(touches) {
             Some(at) => at,
             // Right behind the bracket of a call: what is called.
             None => {
-                let bracket = tokens.iter().position(|token| token.kind == Kind::Mark('(') && token.end == cursor)?;
-                let is_mark = |at: usize| tokens.get(at).is_some_and(|token| token.kind == Kind::Mark('!'));
+                let bracket =
+                    tokens.iter().position(|token| token.kind == TokenKind::Mark('(') && token.end == cursor)?;
+                let is_mark = |at: usize| tokens.get(at).is_some_and(|token| token.kind == TokenKind::Mark('!'));
                 let at = bracket.checked_sub(1)?;
                 let at = if is_mark(at) { at.checked_sub(1)? } else { at };
-                (tokens[at].kind == Kind::Word).then_some(at)?
+                (tokens[at].kind == TokenKind::Word).then_some(at)?
             }
         };
         let around = Around { code, tokens, at };
@@ -192,9 +193,9 @@ impl<'a> Around<'a> {
         at.checked_sub(1).map_or("", |at| self.text(at))
     }
 
-    /// Where the token's statement begins: behind the last `;` or brace before it, on whatever level.
+    /// The start of the token's statement: behind the last `;` or brace before it, on whatever level.
     fn statement(&self, at: usize) -> usize {
-        let ends = |token: &&Token| matches!(token.kind, Kind::Mark(';' | '{' | '}'));
+        let ends = |token: &&Token| matches!(token.kind, TokenKind::Mark(';' | '{' | '}'));
         self.tokens[..at].iter().rev().find(ends).map_or(0, |token| token.end)
     }
 
@@ -202,7 +203,7 @@ impl<'a> Around<'a> {
     fn next(&self, at: usize, marks: &[char]) -> Option<&Token> {
         let mut depth = 0_usize;
         self.tokens[at..].iter().find(|token| {
-            let Kind::Mark(mark) = token.kind else { return false };
+            let TokenKind::Mark(mark) = token.kind else { return false };
             if depth == 0 && marks.contains(&mark) {
                 return true;
             }
@@ -215,20 +216,20 @@ impl<'a> Around<'a> {
         })
     }
 
-    /// Where the statement of the cell ends that the token is in: later ones may define what it names.
+    /// The end of the cell's statement that contains the token: later statements may define the name.
     fn end_of_outer_statement(&self) -> usize {
         let mut depth = 0_usize;
         for (at, token) in self.tokens.iter().enumerate() {
             match token.kind {
-                Kind::Mark('(' | '[' | '{') => depth += 1,
-                Kind::Mark(mark @ (')' | ']' | '}')) => {
+                TokenKind::Mark('(' | '[' | '{') => depth += 1,
+                TokenKind::Mark(mark @ (')' | ']' | '}')) => {
                     depth = depth.saturating_sub(1);
                     let goes_on = matches!(self.text(at + 1), "." | "?" | "else" | ";" | ")" | ",");
                     if mark == '}' && depth == 0 && at >= self.at && !goes_on {
                         return token.end;
                     }
                 }
-                Kind::Mark(';') if depth == 0 && at >= self.at => return token.end,
+                TokenKind::Mark(';') if depth == 0 && at >= self.at => return token.end,
                 _ => {}
             }
         }
@@ -240,28 +241,28 @@ impl<'a> Around<'a> {
         let mut open: Vec<usize> = Vec::new();
         for at in 0..self.at {
             match self.tokens[at].kind {
-                Kind::Mark('(' | '[' | '{') => open.push(at),
-                Kind::Mark(')' | ']' | '}') => drop(open.pop()),
+                TokenKind::Mark('(' | '[' | '{') => open.push(at),
+                TokenKind::Mark(')' | ']' | '}') => drop(open.pop()),
                 _ => {}
             }
         }
-        let is_macro = |at: &usize| *at >= 2 && self.text(at - 1) == "!" && self.tokens[at - 2].kind == Kind::Word;
+        let is_macro = |at: &usize| *at >= 2 && self.text(at - 1) == "!" && self.tokens[at - 2].kind == TokenKind::Word;
         let bracket = open.into_iter().rev().find(is_macro)?;
         let (mut begin, mut depth) = (self.tokens[bracket].end, 0_usize);
         for at in bracket + 1..self.at {
             let token = &self.tokens[at];
             match token.kind {
-                Kind::Mark('(' | '[' | '{') => depth += 1,
-                Kind::Mark(')' | ']' | '}') => depth = depth.saturating_sub(1),
-                Kind::Mark(',' | ';' | '=') if depth == 0 => begin = token.end,
-                Kind::Mark('>') if depth == 0 && self.before(at) == "=" => begin = token.end,
+                TokenKind::Mark('(' | '[' | '{') => depth += 1,
+                TokenKind::Mark(')' | ']' | '}') => depth = depth.saturating_sub(1),
+                TokenKind::Mark(',' | ';' | '=') if depth == 0 => begin = token.end,
+                TokenKind::Mark('>') if depth == 0 && self.before(at) == "=" => begin = token.end,
                 _ => {}
             }
         }
         Some((bracket - 2, begin))
     }
 
-    /// Where what a pattern binds is known: behind its `let`, or inside the block that it is for.
+    /// The position from which a pattern's bindings are in scope: behind its `let`, or inside the block that it is for.
     fn binding(&self) -> Option<usize> {
         let mut at = self.at;
         let scope = loop {
@@ -308,8 +309,8 @@ impl<'a> Around<'a> {
     /// Brackets that are open before the item.
     fn depth(&self) -> usize {
         self.tokens[..self.at].iter().fold(0, |depth: usize, token| match token.kind {
-            Kind::Mark('(' | '[' | '{') => depth + 1,
-            Kind::Mark(')' | ']' | '}') => depth.saturating_sub(1),
+            TokenKind::Mark('(' | '[' | '{') => depth + 1,
+            TokenKind::Mark(')' | ']' | '}') => depth.saturating_sub(1),
             _ => depth,
         })
     }

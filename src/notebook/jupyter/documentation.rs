@@ -44,7 +44,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Whether a code block with these words behind its fence is Rust, as rustdoc has it.
+/// Returns whether a code block with these words behind its fence is Rust, as rustdoc has it.
 fn is_rust(class: &str) -> bool {
     const OPTIONS: [&str; 8] =
         ["", "rust", "ignore", "no_run", "should_panic", "compile_fail", "test_harness", "standalone_crate"];

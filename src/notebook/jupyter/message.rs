@@ -16,7 +16,7 @@ pub(super) const PROTOCOL: &str = "5.3";
 
 const DELIMITER: &[u8] = b"<IDS|MSG>";
 
-/// Where to listen, and the key of signatures; Jupyter hands it over in a file.
+/// The addresses to listen on, and the key of signatures; Jupyter passes them in a file.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Connection {
     pub(super) ip: String,
@@ -40,7 +40,7 @@ impl Connection {
     /// Reads Jupyter's connection file.
     ///
     /// # Errors
-    /// When it cannot be read, or asks for a transport or a signature that the kernel does not have.
+    /// Fails when it cannot be read, or asks for a transport or a signature that the kernel does not have.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let name = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("cannot read the connection file {name}"))?;
@@ -92,7 +92,7 @@ impl Request {
     /// Reads a message from its frames.
     ///
     /// # Errors
-    /// When it is not one, or its signature is wrong.
+    /// Fails when it is not one, or its signature is wrong.
     pub(super) fn parse(mut frames: Frames, connection: &Connection) -> Result<Self> {
         let delimiter =
             frames.iter().position(|frame| frame == DELIMITER).context("a message without its delimiter")?;

@@ -25,7 +25,7 @@ use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use wire::{Frames, Kind, Peer, Socket};
+use wire::{Frames, Peer, Socket, SocketKind};
 
 /// Lines that a cell prints within this time travel together: a client that gets each on its own falls behind.
 const TEXT_INTERVAL: Duration = Duration::from_millis(40);
@@ -33,25 +33,26 @@ const TEXT_INTERVAL: Duration = Duration::from_millis(40);
 /// Text that is not sent within the interval, because there is so much of it.
 const TEXT_BYTES: usize = 1 << 20;
 
-/// What an interrupt or the end of a process means for the next cell.
+/// The consequence of an interrupt, or of the end of the process, for the next cell.
 const VARIABLES_GONE: &str = "Variables of earlier cells are gone; imports, functions and types are still there. \
                               Run the cells again that define what you need";
 
-/// What an interrupt of a compilation means.
+/// The consequence of an interrupt of a compilation.
 const VARIABLES_KEPT: &str = "interrupted while it was compiled. Variables of earlier cells are still there";
 
 /// Serves the clients of a connection file until one asks for the end; then the process exits.
 ///
 /// # Errors
-/// When the connection file cannot be used, or its ports cannot be bound. What else goes wrong is said to the clients.
+/// Fails when the connection file cannot be used, or its ports cannot be bound. Other failures are reported to the
+/// clients.
 pub(super) fn serve(connection_file: &Path) -> Result<()> {
     let connection = Connection::read(connection_file)?;
     set_signals();
     end_with_parent();
     let address = |port: u16| (connection.ip.as_str(), port);
-    let iopub = Socket::bind(address(connection.iopub_port), Kind::Pub, |_, _| {})?;
+    let iopub = Socket::bind(address(connection.iopub_port), SocketKind::Pub, |_, _| {})?;
     let (answered, answers) = mpsc::channel();
-    let stdin = Socket::bind(address(connection.stdin_port), Kind::Router, move |_, frames| {
+    let stdin = Socket::bind(address(connection.stdin_port), SocketKind::Router, move |_, frames| {
         // It only fails when the process is about to end.
         let _ = answered.send(frames);
     })?;
@@ -67,13 +68,17 @@ pub(super) fn serve(connection_file: &Path) -> Result<()> {
         text: Mutex::default(),
     });
     let (sender, queue) = mpsc::channel();
-    Socket::bind(address(connection.hb_port), Kind::Rep, |peer, frames| {
+    Socket::bind(address(connection.hb_port), SocketKind::Rep, |peer, frames| {
         let _ = peer.send(&frames);
     })?;
     let control = kernel.clone();
-    Socket::bind(address(connection.control_port), Kind::Router, move |peer, frames| control.control(peer, frames))?;
+    Socket::bind(address(connection.control_port), SocketKind::Router, move |peer, frames| {
+        control.control(peer, frames)
+    })?;
     let shell = kernel.clone();
-    Socket::bind(address(connection.shell_port), Kind::Router, move |peer, frames| shell.shell(peer, frames, &sender))?;
+    Socket::bind(address(connection.shell_port), SocketKind::Router, move |peer, frames| {
+        shell.shell(peer, frames, &sender)
+    })?;
     let writer = kernel.clone();
     std::thread::spawn(move || {
         loop {
@@ -125,7 +130,7 @@ struct Kernel {
     process: OnceLock<Arc<Mutex<Child>>>,
     /// Ends cells that are interrupted, and what a cell has started when that process dies: evcxr would wait for it.
     watch: OnceLock<Watch>,
-    /// What the cell has printed and nobody has seen.
+    /// Text that the cell has printed and that was not sent yet.
     text: Mutex<Text>,
 }
 
@@ -424,7 +429,7 @@ impl Kernel {
         }
     }
 
-    /// What was kept back of a long text while it was printed: its end, and a word on what is left out.
+    /// Sends the part of a long text that was held back while it was printed: its end, and a word on the omission.
     fn rest(&self, outcome: &Outcome) {
         let mut text = lock(&self.text);
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -448,7 +453,7 @@ impl Kernel {
     }
 }
 
-/// What clients need to know of the language, to colour cells and to save notebooks.
+/// The description of the language that clients need to colour cells and to save notebooks.
 fn kernel_info() -> Value {
     let mut links = Vec::new();
     if let Some(url) = documentation_link() {

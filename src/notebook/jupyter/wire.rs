@@ -19,20 +19,20 @@ use std::time::Duration;
 /// A message is a list of frames.
 pub(super) type Frames = Vec<Vec<u8>>;
 
-/// How a socket presents itself; each kind accepts what Jupyter's clients use at the other end.
+/// The type that a socket announces; each accepts the type that Jupyter's clients use at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SocketKind {
     Router,
     Rep,
     Pub,
 }
 
-impl Kind {
+impl SocketKind {
     fn name(self) -> &'static [u8] {
         match self {
-            Kind::Router => b"ROUTER",
-            Kind::Rep => b"REP",
-            Kind::Pub => b"PUB",
+            SocketKind::Router => b"ROUTER",
+            SocketKind::Rep => b"REP",
+            SocketKind::Pub => b"PUB",
         }
     }
 }
@@ -55,7 +55,7 @@ struct PeerState {
     stream: Mutex<TcpStream>,
     /// The client's name for itself, the same on each socket; may be empty.
     identity: Vec<u8>,
-    /// Beginnings of the messages that it wants (of a [`Kind::Pub`] socket).
+    /// Beginnings of the messages that it wants (of a [`SocketKind::Pub`] socket).
     topics: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -115,10 +115,10 @@ impl Socket {
     /// Listens at `address`; `on_message` gets what clients send, on a thread of each client's own.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// Fails when the address cannot be bound.
     pub(super) fn bind(
         address: (&str, u16),
-        kind: Kind,
+        kind: SocketKind,
         on_message: impl Fn(&Peer, Frames) + Send + Sync + 'static,
     ) -> Result<Self> {
         let listener =
@@ -150,7 +150,7 @@ impl Socket {
 
 fn serve(
     mut stream: TcpStream,
-    kind: Kind,
+    kind: SocketKind,
     peers: &Mutex<Vec<Peer>>,
     on_message: &(dyn Fn(&Peer, Frames) + Send + Sync),
 ) -> Result<()> {
@@ -167,7 +167,7 @@ fn serve(
 
 fn receive(
     stream: &mut TcpStream,
-    kind: Kind,
+    kind: SocketKind,
     peer: &Peer,
     on_message: &(dyn Fn(&Peer, Frames) + Send + Sync),
 ) -> Result<()> {
@@ -194,16 +194,16 @@ fn receive(
         }
         let message = std::mem::take(&mut frames);
         match (kind, message.first().and_then(|frame| frame.split_first())) {
-            (Kind::Pub, Some((1, topic))) => peer.subscribe(topic),
-            (Kind::Pub, Some((0, topic))) => peer.unsubscribe(topic),
-            (Kind::Pub, _) => {}
+            (SocketKind::Pub, Some((1, topic))) => peer.subscribe(topic),
+            (SocketKind::Pub, Some((0, topic))) => peer.unsubscribe(topic),
+            (SocketKind::Pub, _) => {}
             _ => on_message(peer, message),
         }
     }
 }
 
 /// The greeting of both sides, then what each is. Returns what the client calls itself.
-fn shake_hands(stream: &mut TcpStream, kind: Kind) -> Result<Vec<u8>> {
+fn shake_hands(stream: &mut TcpStream, kind: SocketKind) -> Result<Vec<u8>> {
     let mut greeting = [0; 64];
     greeting[0] = 0xff;
     greeting[9] = 0x7f;
@@ -319,14 +319,14 @@ mod tests {
     fn connect(port: u16) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        shake_hands(&mut stream, Kind::Router).unwrap();
+        shake_hands(&mut stream, SocketKind::Router).unwrap();
         stream
     }
 
     #[test]
     fn messages_come_and_go() {
         let port = free_port();
-        let _socket = Socket::bind(("127.0.0.1", port), Kind::Router, |peer, mut frames| {
+        let _socket = Socket::bind(("127.0.0.1", port), SocketKind::Router, |peer, mut frames| {
             frames.reverse();
             peer.send(&frames).unwrap();
         })
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn only_subscribers_hear() {
         let port = free_port();
-        let socket = Socket::bind(("127.0.0.1", port), Kind::Pub, |_, _| {}).unwrap();
+        let socket = Socket::bind(("127.0.0.1", port), SocketKind::Pub, |_, _| {}).unwrap();
         let (done, dones) = mpsc::channel();
         for topic in [&b"\x01"[..], b"\x01stream", b"\x01status"] {
             let mut client = connect(port);
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn client_that_does_not_read_is_given_up() {
         let port = free_port();
-        let socket = Socket::bind(("127.0.0.1", port), Kind::Pub, |_, _| {}).unwrap();
+        let socket = Socket::bind(("127.0.0.1", port), SocketKind::Pub, |_, _| {}).unwrap();
         let mut clients = [connect(port), connect(port)];
         for client in &mut clients {
             let mut subscription = Vec::new();

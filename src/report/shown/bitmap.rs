@@ -74,11 +74,11 @@ struct Bitmap<'a> {
     fonts: &'static Fonts,
 }
 
-type Failure = <BitMapBackend<'static> as DrawingBackend>::ErrorType;
-type Drawn = Result<(), DrawingErrorKind<Failure>>;
+type DrawingError = <BitMapBackend<'static> as DrawingBackend>::ErrorType;
+type Drawn = Result<(), DrawingErrorKind<DrawingError>>;
 
 impl DrawingBackend for Bitmap<'_> {
-    type ErrorType = Failure;
+    type ErrorType = DrawingError;
 
     fn get_size(&self) -> (u32, u32) {
         self.pixels.get_size()

@@ -25,7 +25,7 @@ pub(in crate::report) struct Document {
     records: Vec<Value>,
     /// Its tables by name: columns with label and unit, and rows.
     tables: Map<String, Value>,
-    /// What its plots show, in a line, by name.
+    /// A one-line summary of each plot, by name.
     plots: Map<String, Value>,
     /// Whatever may differ between two runs with the same results. Comparisons leave it out.
     environment: Environment,
@@ -103,8 +103,8 @@ impl Report {
     /// in one step. Returns the files, the Markdown first.
     ///
     /// # Errors
-    /// When a plot cannot be drawn, a record holds a number that is not finite, two parts have one name, or a file
-    /// cannot be written.
+    /// Fails when a plot cannot be drawn, a record holds a number that is not finite, two parts have one name, or a
+    /// file cannot be written.
     pub fn write(&self, dir: impl AsRef<Path>, stem: &str) -> Result<Vec<PathBuf>> {
         let dir = dir.as_ref();
         let files = self.render(stem)?;

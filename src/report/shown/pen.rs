@@ -1,4 +1,4 @@
-//! What every picture is drawn with: sizes, text colours, a pen in nominal pixels, and the way to an SVG document.
+//! The base of every picture: sizes, text colours, a pen in nominal pixels, and the way to an SVG document.
 
 use super::bitmap::{self, FAMILY, SIZE_PER_EM};
 use crate::error::{Error, Result};

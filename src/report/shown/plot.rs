@@ -1,7 +1,7 @@
 //! Plots: what to show. How it is drawn is in `draw`.
 
-use super::axis::Scale;
-use super::draw::Scene;
+use super::axis::AxisScale;
+use super::draw::PlotScene;
 use super::labels::Labels;
 use super::numbers::{Number, Point};
 use super::pen::{self, error};
@@ -39,12 +39,12 @@ pub struct Plot {
     pub(super) title: String,
     pub(super) x_label: String,
     pub(super) y_label: String,
-    pub(super) x_scale: Scale,
-    pub(super) y_scale: Scale,
+    pub(super) x_scale: AxisScale,
+    pub(super) y_scale: AxisScale,
     pub(super) size: (u32, u32),
     pub(super) series: Vec<Series>,
     pub(super) baselines: Vec<(String, f64)>,
-    /// Whether colours follow the order of the series.
+    /// True if colours follow the order of the series.
     pub(super) ordered: bool,
     /// Names of the groups of bars; `None` for curves.
     pub(super) categories: Option<Vec<String>>,
@@ -57,7 +57,7 @@ crate::debug::one_line!(rich Plot, |plot| format!("Plot({})", plot.summary()));
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
-    /// What is shaded around a curve: `(x, low, high)`, by x.
+    /// The shaded band around a curve: `(x, low, high)`, by x.
     pub(super) band: Vec<(f64, f64, f64)>,
     /// Joined by a line, with filled markers; otherwise hollow markers alone.
     pub(super) line: bool,
@@ -74,8 +74,8 @@ impl Plot {
             title: title.into(),
             x_label: String::new(),
             y_label: String::new(),
-            x_scale: Scale::Linear,
-            y_scale: Scale::Linear,
+            x_scale: AxisScale::Linear,
+            y_scale: AxisScale::Linear,
             size: (800, 500),
             series: Vec::new(),
             baselines: Vec::new(),
@@ -108,7 +108,7 @@ impl Plot {
     /// Columns name the axes, as they would head a table: `nll_nats` is `nll (nats)`. Rows without a number are left out.
     ///
     /// # Errors
-    /// When there is no such column, or x or y is not of numbers.
+    /// Fails when there is no such column, or x or y is not of numbers.
     pub fn from_frame(frame: &DataFrame, x: &str, y: &str, by: Option<&str>) -> Result<Plot> {
         let table = Table::from(frame.clone());
         let head = |name: &str| {
@@ -236,7 +236,7 @@ impl Plot {
     /// vary among the records are named in the legend.
     ///
     /// # Errors
-    /// When no record is both pruned and evaluated.
+    /// Fails when no record is both pruned and evaluated.
     pub fn perplexity_vs_sparsity(records: &[Record]) -> Result<Plot> {
         let labels = Labels::of(records);
         let mut plot = Plot::curves("Perplexity against sparsity")
@@ -293,7 +293,7 @@ impl Plot {
     /// records are named in the legend; of two with the same place the later counts.
     ///
     /// # Errors
-    /// When no record was pruned to `sparsity` and evaluated.
+    /// Fails when no record was pruned to `sparsity` and evaluated.
     pub fn perplexity_by_pattern(records: &[Record], sparsity: f64) -> Result<Plot> {
         let labels = Labels::of(records);
         let (mut patterns, mut methods): (Vec<Zeros>, Vec<String>) = (Vec::new(), Vec::new());
@@ -327,8 +327,8 @@ impl Plot {
         Ok(plot)
     }
 
-    /// What the plot does not show: one line per series with points that are not finite, or not positive on a log
-    /// axis. Empty when everything is shown.
+    /// Lists the points that the plot does not show: one line per series with points that are not finite, or not
+    /// positive on a log axis. Empty when everything is shown.
     pub fn caption(&self) -> String {
         let mut notes = Vec::new();
         for series in &self.series {
@@ -349,12 +349,12 @@ impl Plot {
         format!("Not shown ({reason}): {}.", notes.join("; "))
     }
 
-    /// Whether a point can stand on the axes.
+    /// Returns whether a point has a place on the axes.
     pub(super) fn shows(&self, (x, y): (f64, f64)) -> bool {
         x.is_finite() && (!self.x_scale.is_log() || x > 0.0) && self.shows_y(y)
     }
 
-    /// Whether `y` can stand on its axis.
+    /// Returns whether `y` has a place on its axis.
     pub(super) fn shows_y(&self, y: f64) -> bool {
         y.is_finite() && (!self.y_scale.is_log() || y > 0.0)
     }
@@ -362,9 +362,9 @@ impl Plot {
     /// The plot as an SVG document.
     ///
     /// # Errors
-    /// When there is no series, a series has no point, or no point can be shown.
+    /// Fails when there is no series, a series has no point, or no point can be shown.
     pub fn svg(&self) -> Result<String> {
-        pen::svg(&Scene::new(self)?)
+        pen::svg(&PlotScene::new(self)?)
     }
 
     /// The plot as a PNG of twice its nominal width and height.
@@ -372,7 +372,7 @@ impl Plot {
     /// # Errors
     /// As [`Plot::svg`].
     pub fn png(&self) -> Result<Vec<u8>> {
-        bitmap::png(&Scene::new(self)?)
+        bitmap::png(&PlotScene::new(self)?)
     }
 
     /// One line that says what the plot shows.
@@ -385,7 +385,7 @@ impl Plot {
         format!("{}: {all}{}{caption}", self.title, if caption.is_empty() { "" } else { ". " })
     }
 
-    /// What a notebook shows, by MIME type; the PNG is in base64.
+    /// The representations in a notebook, by MIME type; the PNG is in base64.
     ///
     /// # Errors
     /// As [`Plot::svg`].
