@@ -1,10 +1,12 @@
 //! Statistics of what enters each linear, gathered by a tap while calibration windows pass through.
 
 mod file;
+#[cfg(feature = "cuda")]
+mod gpu;
 
 pub(crate) use file::SavedStatistics;
 
-use crate::cuda::{self, ColumnSums};
+use crate::device;
 use crate::error::Result;
 use crate::model::{DecoderLayer, ForwardPass, Linear, Model, Tap, Wanted};
 use crate::progress::Progress;
@@ -48,6 +50,17 @@ struct Input {
     deviations: Vec<f64>,
     /// `X^T X`, `(in, in)`; empty unless gathered.
     gram: Vec<f32>,
+}
+
+/// Sums over the rows of an activation `(tokens, in)`, on its device: nothing has waited for them.
+#[derive(Clone, Debug)]
+struct ColumnSums {
+    /// Of the squares of each column, `(in,)` in f64.
+    squares: Tensor,
+    /// Of the values, `(in,)` in f64, if gathered.
+    sums: Option<Tensor>,
+    /// `X^T X`, `(in, in)` in f32, if gathered.
+    gram: Option<Tensor>,
 }
 
 impl Input {
@@ -248,7 +261,7 @@ impl InputSums {
             squares: column(Some(sums.squares))?,
             sums: column(sums.sums)?,
             deviations: column(deviations)?,
-            gram: sums.gram.map_or(Ok(Vec::new()), |gram| cuda::to_host(&gram)?.flatten_all()?.to_vec1())?,
+            gram: sums.gram.map_or(Ok(Vec::new()), |gram| device::to_host(&gram)?.flatten_all()?.to_vec1())?,
         })
     }
 }
@@ -323,7 +336,7 @@ fn sums(x: &Tensor, gather: Gather) -> Result<InputSums> {
     let width = dims[dims.len() - 1];
     let rows: usize = dims[..dims.len() - 1].iter().product();
     let (x, tokens) = (x.reshape((rows, width))?.contiguous()?, rows as u64);
-    if let Some(sums) = cuda::column_sums(&x, gather)? {
+    if let Some(sums) = sums_on_device(&x, gather)? {
         return Ok(InputSums::Device(OnDevice { tokens, deviations: deviations(&sums, tokens)?, sums }));
     }
     let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
@@ -341,6 +354,18 @@ fn sums(x: &Tensor, gather: Gather) -> Result<InputSums> {
         input.gram = gram(values, rows, width);
     }
     Ok(InputSums::Host(input))
+}
+
+/// The sums of `x (tokens, in)`, without gaps, if it is on a device with kernels for them.
+fn sums_on_device(x: &Tensor, gather: Gather) -> Result<Option<ColumnSums>> {
+    match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::column_sums(x, gather),
+        _ => {
+            let _ = gather;
+            Ok(None)
+        }
+    }
 }
 
 /// The deviations of one window, as [`Input::deviate`] has them.

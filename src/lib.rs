@@ -19,7 +19,9 @@
 
 pub mod cache;
 pub mod checkpoint;
+mod cuda;
 mod debug;
+pub mod device;
 pub mod error;
 mod exact_json;
 mod files;
@@ -35,8 +37,9 @@ pub mod stats;
 pub mod text;
 
 pub mod allocate;
+#[doc(hidden)]
+pub mod bench;
 pub mod calibrate;
-pub mod cuda;
 pub mod doctor;
 pub mod dsnot;
 pub mod evaluate;

@@ -509,7 +509,8 @@ impl Checkpoint {
             Some(_) => tensor.t().and_then(|tensor| tensor.contiguous()).map_err(Error::compute("turning a matrix"))?,
             None => tensor,
         };
-        crate::cuda::to_device(&tensor, device).map_err(Error::compute(format!("moving tensor `{name}` to the device")))
+        crate::device::to_device(&tensor, device)
+            .map_err(Error::compute(format!("moving tensor `{name}` to the device")))
     }
 
     fn read_error(&self, info: &TensorInfo, error: std::io::Error) -> Error {

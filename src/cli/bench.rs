@@ -2,7 +2,7 @@
 
 use super::{DeviceSpec, parse_device, print_json};
 use clap::Subcommand;
-use lacuna::cuda::bench::{BenchConfig, LLAMA_7B, bench};
+use lacuna::bench::{BenchConfig, LLAMA_7B, bench};
 use lacuna::progress::Progress;
 use std::process::ExitCode;
 

@@ -261,7 +261,7 @@ impl DeviceSpec {
     fn open(self) -> lacuna::Result<Device> {
         match self {
             DeviceSpec::Cpu => Ok(Device::Cpu),
-            DeviceSpec::Cuda(ordinal) => lacuna::cuda::open(ordinal),
+            DeviceSpec::Cuda(ordinal) => lacuna::device::open(ordinal),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Stage;
 use crate::cache::{Cache, Uses};
-use crate::cuda::{self, Memory};
+use crate::device::{self, Memory};
 use crate::format::size;
 use crate::model::{Model, Residency};
 use candle_core::DeviceLocation;
@@ -103,7 +103,7 @@ impl DeviceMemory {
             DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
             DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
         };
-        DeviceMemory { device, weights: model.residency(), memory: cuda::memory(model.device()) }
+        DeviceMemory { device, weights: model.residency(), memory: device::memory(model.device()) }
     }
 }
 

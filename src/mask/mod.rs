@@ -4,6 +4,8 @@
 mod alpha;
 mod bits;
 mod formats;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod ranks;
 mod select;
 mod set;
@@ -24,6 +26,9 @@ pub use validate::{Violation, ViolationKind};
 pub(crate) use statistics::place;
 
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use candle_core::Device;
+use candle_core::Tensor;
 
 impl Pattern {
     /// Fails when the groups do not fill the rows of the linear `name`.
@@ -49,6 +54,43 @@ pub(crate) fn check_sparsities(sparsities: &[f64]) -> Result<()> {
     match sparsities.iter().find(|sparsity| !(0.0..=1.0).contains(*sparsity)) {
         Some(sparsity) => Err(Error::argument("sparsity", sparsity, "must be from 0 to 1")),
         None => Ok(()),
+    }
+}
+
+/// The masks of `weight (out, in)` at each of `sparsities`, by `|W| * norms` or by `|W|`, as [`select_levels`] makes them, if it is on a
+/// device with kernels for what is asked; otherwise `None`, and the CPU's code has to go on.
+///
+/// # Errors
+/// As [`select_levels`], and what the device fails with.
+pub(crate) fn select_on_device(
+    name: &str,
+    weight: &Tensor,
+    norms: Option<&[f32]>,
+    criterion: Criterion,
+    sparsities: &[f64],
+) -> Result<Option<Vec<Mask>>> {
+    match weight.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::select_levels(name, weight, norms, criterion, sparsities),
+        _ => {
+            let _ = (name, norms, criterion, sparsities);
+            Ok(None)
+        }
+    }
+}
+
+/// `weight (out, in)` with zeros where the mask has them, and the number of its zeros, if it is on a device with a kernel for that.
+///
+/// # Errors
+/// Those of the device.
+pub(crate) fn apply_on_device(weight: &Tensor, mask: &Mask) -> Result<Option<(Tensor, u64)>> {
+    match weight.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::apply(weight, mask),
+        _ => {
+            let _ = mask;
+            Ok(None)
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::stream::{CHECKPOINT, TensorCache};
 use super::{Model, WeightSource};
-use crate::cuda;
+use crate::device;
 use crate::error::{Error, Result};
-use crate::mask::Mask;
+use crate::mask::{Mask, apply_on_device};
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Changes {
         Some(match self.by_name.get(name)? {
             // It is there already.
             Change::Values(tensor) if device.is_cpu() => Ok(tensor.clone()),
-            Change::Values(tensor) => self.kept.tensor(self.owner, name, || Ok(cuda::to_device(tensor, device)?)),
+            Change::Values(tensor) => self.kept.tensor(self.owner, name, || Ok(device::to_device(tensor, device)?)),
             Change::Masked(mask) => self.kept.tensor(self.owner, name, || {
                 let dense = self.kept.held(CHECKPOINT, name).map_or_else(read, Ok)?;
                 masked(&dense, mask)
@@ -75,7 +75,7 @@ impl Model {
             Ok((name, tensor))
         });
         if self.in_parts() {
-            let to_host = |(name, tensor)| Ok((name, Change::Values(cuda::to_host(&tensor)?)));
+            let to_host = |(name, tensor)| Ok((name, Change::Values(device::to_host(&tensor)?)));
             return self.with_changes(replaced.map(|replaced| replaced.and_then(to_host)).collect::<Result<_>>()?);
         }
         let model = self.resident()?;
@@ -83,7 +83,7 @@ impl Model {
         let mut tensors = tensors.as_ref().clone();
         replaced.try_for_each(|replaced| {
             let (name, tensor) = replaced?;
-            tensors.insert(name, cuda::to_device(&tensor, &self.device)?);
+            tensors.insert(name, device::to_device(&tensor, &self.device)?);
             Ok::<_, Error>(())
         })?;
         Ok(Model { source: WeightSource::Resident(Arc::new(tensors)), changed: true, ..model })
@@ -168,7 +168,7 @@ impl Model {
 
 /// A copy of `weight (out, in)` with zeros where the mask says so.
 pub(super) fn masked(weight: &Tensor, mask: &Mask) -> Result<Tensor> {
-    if let Some((weight, _)) = cuda::apply(weight, mask)? {
+    if let Some((weight, _)) = apply_on_device(weight, mask)? {
         return Ok(weight);
     }
     let (rows, cols) = mask.shape();

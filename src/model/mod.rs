@@ -7,6 +7,8 @@
 mod changes;
 mod config;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod layer;
 mod layout;
 mod mixture;
@@ -34,7 +36,7 @@ pub(crate) use rope::Rope;
 pub(crate) use stream::ForwardPass;
 
 use crate::checkpoint::Checkpoint;
-use crate::cuda;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::record::ModelRecord;
@@ -588,7 +590,7 @@ impl Head {
     /// `x (.., hidden)` to what the projection reads, of the same shape.
     pub(crate) fn normed(&self, x: &Tensor) -> Result<Tensor> {
         // Hidden states may have waited on the host.
-        ops::rms_norm(&cuda::to_device(x, self.norm.device())?, &self.norm, self.eps)
+        ops::rms_norm(&device::to_device(x, self.norm.device())?, &self.norm, self.eps)
     }
 
     /// `normed (.., hidden)` to logits `(.., vocab)` in f32.

@@ -189,7 +189,7 @@ impl Rope {
     }
 
     /// Cos and sin in f32 on `device`, copied there once.
-    pub(super) fn on(&self, device: &Device, half: usize) -> Result<[Tensor; 2]> {
+    pub(super) fn on(&self, device: &Device, half: usize) -> candle_core::Result<[Tensor; 2]> {
         if let Some(placed) = self.0.placed.get().filter(|placed| placed[0].device().same_device(device)) {
             return Ok(placed.clone());
         }

@@ -1,7 +1,7 @@
 //! Layers one after another, windows on their way through them, and what of a model is kept on its device.
 
 use super::{DecoderLayer, Model, Rope, Tap, Wanted};
-use crate::cuda;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::progress::Stage;
 use candle_core::Tensor;
@@ -32,7 +32,7 @@ impl Model {
         if self.device.is_cpu() || self.device_memory.is_none_or(|budget| bytes <= budget / 4) {
             return self.embed(windows);
         }
-        self.embed_to(windows, |x| Ok(cuda::to_host(&x)?))
+        self.embed_to(windows, |x| Ok(device::to_host(&x)?))
     }
 }
 
@@ -122,10 +122,10 @@ impl ForwardPass<'_> {
                 let y = layer.run(&model.config, rope, &x, None, &mut tap, wanted)?;
                 each(tap);
                 stage.inc(1)?;
-                y.map(|y| Ok((y.contiguous()?, cuda::mark(&model.device)?))).transpose()
+                y.map(|y| Ok((y.contiguous()?, device::mark(&model.device)?))).transpose()
             };
-            let down = |(y, made): &(Tensor, cuda::Mark)| Ok(cuda::to_host_after(y, made)?);
-            return in_turns(hidden, |x| Ok(cuda::to_device(x, &model.device)?), run, down);
+            let down = |(y, made): &(Tensor, device::Mark)| Ok(device::to_host_after(y, made)?);
+            return in_turns(hidden, |x| Ok(device::to_device(x, &model.device)?), run, down);
         }
         let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
         for windows in hidden.chunks_mut(together) {

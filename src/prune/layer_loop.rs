@@ -4,7 +4,6 @@ use super::config::Propagate;
 use super::known::Known;
 use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Ruled, Target};
 use crate::calibrate::{Gather, Statistics, calibrate};
-use crate::cuda;
 use crate::error::{Error, Result};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Evidence, Method};
@@ -96,7 +95,7 @@ pub(super) fn select_on_device(
     sparsities: &[f64],
 ) -> Result<Option<Vec<Mask>>> {
     match evidence.factors_within() {
-        Some(norms) => cuda::select_levels(&linear.name, &linear.weight, norms, criterion, sparsities),
+        Some(norms) => crate::mask::select_on_device(&linear.name, &linear.weight, norms, criterion, sparsities),
         None => Ok(None),
     }
 }

@@ -20,16 +20,16 @@ pub(crate) use known::{Known, Needs, masks_knowing, prune_knowing, pruned_before
 
 use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
-use crate::cuda;
+use crate::device;
 use crate::dsnot::{self, DsnotInputs};
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
-use crate::mask::{Mask, select_levels};
+use crate::mask::{Mask, apply_on_device, select_levels};
 use crate::model::{DecoderLayer, Linear, Model};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::record::{Record, TensorRecord};
-use crate::sparsegpt::{Factor, SparseGpt, sparsegpt};
+use crate::sparsegpt::{Factor, SparseGpt, sparsegpt, sparsegpt_on_device};
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
 use layer_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
@@ -72,7 +72,7 @@ fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
         let changed: HashSet<&str> = layer_masks.iter().map(|(name, _)| name.as_str()).collect();
         let linears = layer.linears().into_iter().filter(|linear| changed.contains(linear.name.as_str()));
         for linear in linears.filter(|_| !as_masks) {
-            let weight = if model.in_parts() { cuda::to_host(&linear.weight)? } else { linear.weight.clone() };
+            let weight = if model.in_parts() { device::to_host(&linear.weight)? } else { linear.weight.clone() };
             replaced.push((linear.name.clone(), weight));
         }
         masks.extend(layer_masks);
@@ -194,7 +194,7 @@ fn as_in(checkpoint: &Checkpoint, linear: &Linear) -> Result<Tensor> {
         let problem = format!("is {stored:?}, in which changed weights cannot be written; convert it to bf16 first");
         return Err(Error::tensor(checkpoint.dir(), &linear.name, problem));
     };
-    Ok(cuda::to_host(&linear.weight)?.to_dtype(dtype)?)
+    Ok(device::to_host(&linear.weight)?.to_dtype(dtype)?)
 }
 
 fn record(
@@ -293,7 +293,7 @@ impl Pruner<'_> {
             return Ok(None);
         };
         let Some(mask) = masks.into_iter().next() else { return Ok(None) };
-        let Some((weight, zeros)) = cuda::apply(&linear.weight, &mask)? else { return Ok(None) };
+        let Some((weight, zeros)) = apply_on_device(&linear.weight, &mask)? else { return Ok(None) };
         if evidence.is_silent() {
             self.silent.insert(linear.name.clone());
         }
@@ -363,7 +363,7 @@ impl Pruner<'_> {
             }
         };
         let PruneConfig { pattern, ties, .. } = *self.config;
-        let mask = match cuda::sparsegpt(device, name, weights, &factor, (pattern, sparsity, ties), &settings)? {
+        let mask = match sparsegpt_on_device(device, name, weights, &factor, (pattern, sparsity, ties), &settings)? {
             Some(mask) => mask,
             None => sparsegpt(name, weights, &factor, pattern, sparsity, &settings, ties)?.mask,
         };

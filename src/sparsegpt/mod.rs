@@ -2,11 +2,14 @@
 //! weights are pruned column by column, and the columns after each make up for its error.
 
 mod factor;
+#[cfg(feature = "cuda")]
+mod gpu;
 
 pub use factor::Factor;
 
 use crate::error::{Error, Result};
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, drop_smallest, select_levels};
+use candle_core::Device;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -47,6 +50,29 @@ impl SparseGpt {
             ));
         }
         Ok(())
+    }
+}
+
+/// As [`sparsegpt`] on `device`, where it has kernels for what is asked; otherwise `None`, and the CPU's code has to go on. Sums are rounded
+/// in another order than on the CPU.
+///
+/// # Errors
+/// As [`sparsegpt`], and what the device fails with.
+pub(crate) fn sparsegpt_on_device(
+    device: &Device,
+    name: &str,
+    weights: &mut [f32],
+    factor: &Factor,
+    selection: (Pattern, f64, Ties),
+    config: &SparseGpt,
+) -> Result<Option<Mask>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::sparsegpt(device, name, weights, factor, selection, config),
+        _ => {
+            let _ = (name, weights, factor, selection, config);
+            Ok(None)
+        }
     }
 }
 

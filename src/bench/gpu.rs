@@ -2,10 +2,11 @@
 
 use super::matmul::Matmul;
 use super::problem::{Op, Output, Problem, SOFTMAX_SCALE};
+use super::sparselt::Library;
 use super::{Engine, Prepared};
-use crate::cuda::forward::Seen;
-use crate::cuda::launch::{Element, Kernels, Matrix};
-use crate::cuda::sparselt::Library;
+use crate::cuda::Seen;
+use crate::cuda::{Kernels, Matrix};
+use crate::device::Element;
 use crate::error::{Error, Result};
 use crate::mask::Mask;
 use candle_core::DType;

@@ -1,9 +1,9 @@
 //! The twins of the kernels, on the CPU.
 
 use super::problem::{Op, Output, Problem, SOFTMAX_SCALE};
+use super::twin;
 use super::{Engine, Prepared};
 use crate::calibrate::gram;
-use crate::cuda::twin;
 use crate::error::{Error, Result};
 use crate::mask::{Mask, Pattern};
 use candle_core::{DType, Device, Tensor};

@@ -1,6 +1,6 @@
 //! The library itself: its functions, found at run time, its errors, and its structs.
 
-use crate::cuda::libraries;
+use crate::device::libraries;
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -35,7 +35,7 @@ macro_rules! library {
         /// The library's functions.
         #[derive(Clone, Copy)]
         #[expect(non_snake_case, reason = "they are called as in the library")]
-        pub(in crate::cuda) struct Library {
+        pub(in crate::bench) struct Library {
             version: [c_int; 3],
             $(pub(super) $function: $signature,)*
         }
@@ -116,7 +116,7 @@ impl Library {
     ///
     /// # Errors
     /// [`Error::Argument`] when there is none, or one of a version whose structs are not known here; with the remedy.
-    pub(in crate::cuda) fn load() -> Result<Library> {
+    pub(in crate::bench) fn load() -> Result<Library> {
         const NAME: &str = "libcusparseLt.so.0";
         let refused = |value: &str, problem: String| Error::argument("cuSPARSELt", value, problem);
         let library = libraries::open(NAME, libc::RTLD_LOCAL).map_err(|e| {

@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 ///
 /// # Errors
 /// [`Error::Argument`], which says what is missing, and the remedy.
-pub(super) fn load() -> Result<()> {
+pub(crate) fn load() -> Result<()> {
     let missing = |problem: String| Error::argument("device", "cuda", problem);
     open("libcuda.so.1", libc::RTLD_GLOBAL)
         .map_err(|e| missing(format!("{e}; install NVIDIA's driver, or compute on the CPU with --device cpu")))?;
@@ -27,7 +27,7 @@ pub(super) fn load() -> Result<()> {
 }
 
 /// One of NVIDIA's libraries, which stays loaded; with `RTLD_GLOBAL` its functions are found by whoever calls them by name.
-pub(super) fn open(name: &str, scope: c_int) -> Result<NonNull<c_void>, String> {
+pub(crate) fn open(name: &str, scope: c_int) -> Result<NonNull<c_void>, String> {
     let text = CString::new(name).map_err(|e| e.to_string())?;
     // SAFETY: the name ends in a NUL. The libraries' initialisers are NVIDIA's, and run on any thread.
     let library = unsafe { libc::dlopen(text.as_ptr(), libc::RTLD_LAZY | scope) };
@@ -35,7 +35,7 @@ pub(super) fn open(name: &str, scope: c_int) -> Result<NonNull<c_void>, String> 
 }
 
 /// The address of a function of a library that [`open`] gave.
-pub(super) fn symbol(library: NonNull<c_void>, name: &CStr) -> Result<NonNull<c_void>, String> {
+pub(crate) fn symbol(library: NonNull<c_void>, name: &CStr) -> Result<NonNull<c_void>, String> {
     // SAFETY: the library is loaded, and the name ends in a NUL.
     let address = unsafe { libc::dlsym(library.as_ptr(), name.as_ptr()) };
     NonNull::new(address).ok_or_else(|| linker_error(&format!("{} is missing", name.to_string_lossy())))

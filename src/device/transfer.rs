@@ -77,7 +77,7 @@ fn with_lane<T>(device: &CudaDevice, way: Way, f: impl FnOnce(&mut Lane) -> Resu
 }
 
 /// Copies values to the device. Returns when they were read; what uses the result waits for them on the device.
-pub(super) fn upload<T: DeviceRepr>(values: &[T], device: &CudaDevice) -> Result<CudaSlice<T>> {
+pub(crate) fn upload<T: DeviceRepr>(values: &[T], device: &CudaDevice) -> Result<CudaSlice<T>> {
     with_lane(device, Way::Up, |lane| {
         let Lane { stream, pieces } = lane;
         // SAFETY: all of it is written below.
@@ -103,13 +103,13 @@ pub(super) fn upload<T: DeviceRepr>(values: &[T], device: &CudaDevice) -> Result
 }
 
 /// Copies values to the host, after all that the device has been told to do so far.
-pub(super) fn download<T: DeviceRepr + Clone + Default>(view: &CudaView<'_, T>, device: &CudaDevice) -> Result<Vec<T>> {
+pub(crate) fn download<T: DeviceRepr + Clone + Default>(view: &CudaView<'_, T>, device: &CudaDevice) -> Result<Vec<T>> {
     download_after(view, device, &device.cuda_stream().record_event(None).w()?)
 }
 
 /// Copies values to the host that were there at the event. A slice's own event does not tell: candle gives its kernels their outputs
 /// as if they were inputs.
-pub(super) fn download_after<T: DeviceRepr + Clone + Default>(
+pub(crate) fn download_after<T: DeviceRepr + Clone + Default>(
     view: &CudaView<'_, T>,
     device: &CudaDevice,
     made: &CudaEvent,

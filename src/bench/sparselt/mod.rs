@@ -271,7 +271,7 @@ mod tests {
         };
         assert!(library.to_string().starts_with("cuSPARSELt 0.8."), "{library}");
         eprintln!("{library}");
-        match (library.handle(), crate::cuda::open(0)) {
+        match (library.handle(), crate::device::open(0)) {
             (handle, Ok(_)) => assert!(handle.is_ok()),
             (Ok(_), Err(_)) => eprintln!("initialised without a GPU"),
             (Err(error), Err(_)) => {

@@ -2,8 +2,8 @@
 
 use super::Prepared;
 use super::problem::{Output, Problem};
-use crate::cuda::launch::Kernels;
-use crate::cuda::sparselt::{Compressed, Library, Product};
+use super::sparselt::{Compressed, Library, Product};
+use crate::cuda::Kernels;
 use crate::error::{Error, Result};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};

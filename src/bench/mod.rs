@@ -7,9 +7,16 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
 mod matmul;
 mod problem;
 mod reference;
+#[cfg(feature = "cuda")]
+mod sparselt;
+pub mod twin;
+
+pub use crate::cuda::shape;
 
 use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
@@ -21,7 +28,7 @@ use std::fmt;
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct BenchConfig {
-    /// Where: a GPU ([`crate::cuda::open`]), or the CPU.
+    /// Where: a GPU ([`crate::device::open`]), or the CPU.
     pub device: Device,
     /// Hidden size, intermediate size and number of blocks of the model whose linears are selected, those of Llama 2 7B if nothing
     /// else is wanted; its weights are random and in bf16.
@@ -299,7 +306,7 @@ mod tests {
 
     #[test]
     fn kernels_pass_on_a_gpu() {
-        match crate::cuda::open(0) {
+        match crate::device::open(0) {
             Err(error) => eprintln!("skipped: {error}"),
             Ok(device) => {
                 let config = BenchConfig { device, shape: (64, 96, 2), repeats: 1, seed: 4 };
