@@ -3,43 +3,10 @@
 
 use crate::error::{Error, Result};
 use crate::mask::{Mask, Pattern};
+pub use crate::settings::Dsnot;
+
 use rayon::prelude::*;
 use std::cmp::Ordering;
-
-/// Settings of DSnoT.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dsnot {
-    /// Swaps that a row makes at most.
-    pub max_cycles: usize,
-    /// A row whose expected error is at most this is left alone; in the units of [`DsnotInputs::sums`] times weights.
-    pub threshold: f64,
-    /// The contribution of a weight to be grown is divided by this power of its input's variance.
-    pub variance_power: f64,
-    /// True if a row ends before the swap that would turn the sign of its error. N:M always does.
-    pub keep_sign: bool,
-}
-
-impl Default for Dsnot {
-    /// The reference implementation's: 50 cycles, threshold 0.1, variance to the power of 1, and signs may turn.
-    fn default() -> Self {
-        Dsnot { max_cycles: 50, threshold: 0.1, variance_power: 1.0, keep_sign: false }
-    }
-}
-
-impl Dsnot {
-    /// Checks the settings on their own.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a threshold or a power that is negative or not finite.
-    pub fn validate(&self) -> Result<()> {
-        for (name, value) in [("threshold", self.threshold), ("variance_power", self.variance_power)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::argument(name, value, "must be a number of at least 0"));
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Statistics of a linear's input, `(in,)` each.
 #[derive(Clone, Copy, Debug)]

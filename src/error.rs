@@ -205,9 +205,16 @@ macro_rules! named {
     ($type:ident, $what:literal, $($variant:ident => $name:literal),+ $(,)?) => {
         $crate::error::listed!($type, $($variant),+);
 
+        impl $type {
+            /// Its name, as users write it.
+            pub fn name(self) -> &'static str {
+                match self { $($type::$variant => $name),+ }
+            }
+        }
+
         impl std::fmt::Display for $type {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(match self { $($type::$variant => $name),+ })
+                f.pad(self.name())
             }
         }
 

@@ -3,52 +3,12 @@
 use crate::calibrate::Statistics;
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
+pub use crate::settings::Method;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-
-/// An importance metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// `|W|` (Han et al. 2015).
-    Magnitude,
-    /// `|W_ij| * ||X_j||_2` (Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models").
-    Wanda,
-    /// `(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2 ^ 0.5` (Zhang et al. 2024, "Plug-and-Play: An Efficient
-    /// Post-training Pruning Method for Large Language Models", relative importance and activations).
-    Ria,
-    /// `|dL/dW|` of the dense model, summed over windows.
-    Gradient,
-    /// `|W * dL/dW|`, the first-order Taylor term of removing a weight (Molchanov et al. 2019).
-    Taylor,
-    /// Uniform, seeded: the baseline that any metric must beat.
-    Random,
-    /// Optimal brain surgery by columns (Frantar and Alistarh 2023, "SparseGPT"). It updates the weights that stay, so
-    /// it prunes a model, and gives no scores: [`crate::sparsegpt`].
-    SparseGpt,
-}
-
-impl Method {
-    /// Returns whether the method needs calibration text.
-    pub fn needs_calibration(self) -> bool {
-        self.needs_inputs() || self.needs_gradients()
-    }
-
-    /// Returns whether the method needs statistics of the inputs of a linear.
-    pub fn needs_inputs(self) -> bool {
-        matches!(self, Method::Wanda | Method::Ria | Method::SparseGpt)
-    }
-
-    /// Returns whether the method needs gradients of the dense model's loss.
-    pub fn needs_gradients(self) -> bool {
-        matches!(self, Method::Gradient | Method::Taylor)
-    }
-}
-
-crate::error::named!(Method, "method",
-    Magnitude => "magnitude", Wanda => "wanda", Ria => "ria", Gradient => "gradient", Taylor => "taylor",
-    Random => "random", SparseGpt => "sparsegpt");
 
 /// The data that a metric may use besides the weights.
 #[derive(Clone, Copy, Default)]

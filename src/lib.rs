@@ -30,6 +30,7 @@ pub mod progress;
 mod random;
 pub mod record;
 mod scratch;
+pub mod settings;
 pub mod stats;
 pub mod text;
 

@@ -7,6 +7,7 @@ use lacuna::display::Rich;
 use lacuna::dsnot::Dsnot;
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::lab::Lab;
+use lacuna::lab::Stage;
 use lacuna::prelude::*;
 use lacuna::prune::apply;
 use std::collections::BTreeMap;
@@ -48,7 +49,7 @@ fn dense(method: Method, sparsity: f64) -> PruneConfig {
 }
 
 fn uses(lab: &Lab, stage: &str) -> [u64; 3] {
-    let Uses { computed, disk_hits, memory_hits } = lab.cache().of_stage(stage).uses;
+    let Uses { computed, disk_hits, memory_hits } = lab.cache().of_stage(stage.parse().unwrap()).uses;
     [computed, disk_hits, memory_hits]
 }
 
@@ -397,7 +398,7 @@ fn what_was_used_least_recently_goes_first() {
         lab.record(&dense(Method::Wanda, sparsity), &test).unwrap();
         let kept = small.entries().unwrap();
         assert!(kept.iter().map(|kept| kept.bytes).sum::<u64>() <= 3 * bytes, "{kept:?}");
-        assert!(lab_of(&tiny(), small.clone()).cache().of_stage("pruned").kept > 0);
+        assert!(lab_of(&tiny(), small.clone()).cache().of_stage(Stage::Pruned).kept > 0);
     }
     let gone = small.collect(&Collect { max_bytes: Some(0), ..Collect::default() }).unwrap();
     assert!(!gone.is_empty() && small.entries().unwrap().is_empty());

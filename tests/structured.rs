@@ -12,6 +12,7 @@ use lacuna::importance::Method;
 use lacuna::model::{Family, Model};
 use lacuna::progress::Progress;
 use lacuna::record::Record;
+use lacuna::settings::ComparisonGroup;
 use lacuna::structured::{Form, GroupNorm, StructuredConfig, Unit, prune_structured, prune_structured_to};
 use lacuna::text::Windows;
 use random::{llama, with};
@@ -503,7 +504,10 @@ fn from_the_command_line() {
     assert_eq!(code, Some(0), "{err}");
     let record: Record = serde_json::from_str(&out).unwrap();
     let pruning = record.pruning.as_ref().unwrap();
-    assert_eq!((record.sparsity(), pruning.pattern.as_str(), pruning.per.as_str()), (0.5, "output-channels", "layer"));
+    assert_eq!(
+        (record.sparsity(), pruning.pattern, pruning.per),
+        (0.5, Unit::OutputChannels.into(), ComparisonGroup::Layer)
+    );
     let written: Record = serde_json::from_slice(&std::fs::read(place.at("rows/lacuna.json")).unwrap()).unwrap();
     assert_eq!(written, record);
 

@@ -3,6 +3,7 @@
 use lacuna::evaluate::evaluate;
 use lacuna::model::Model;
 use lacuna::progress::Progress;
+use lacuna::settings::FloatType;
 use lacuna::text::{Tokenizer, Windows};
 use lacuna::train::{ExpertsConfig, TrainConfig, TrainRecord, Trainer, train};
 use std::collections::BTreeMap;
@@ -56,7 +57,7 @@ fn config(steps: usize) -> TrainConfig {
         warmup: 1,
         learning_rate: 0.01,
         seed: 5,
-        dtype: "bf16".into(),
+        dtype: FloatType::Bf16,
         shards: 1,
     }
 }
@@ -69,7 +70,7 @@ fn mixture(steps: usize) -> TrainConfig {
 /// The binary's arguments for a configuration of [`config`]'s shape.
 fn command(corpus: &Path, out: &Path, config: &TrainConfig) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    command.args(["train", "--tie", "--family", "llama", "--save-every", "1", "--dtype", &config.dtype]);
+    command.args(["train", "--tie", "--family", "llama", "--save-every", "1", "--dtype", config.dtype.name()]);
     for (name, value) in [
         ("--layers", config.layers),
         ("--hidden", config.hidden_size),
@@ -275,7 +276,7 @@ fn what_cannot_be_trained_is_said() {
         (TrainConfig { layers: 0, ..base.clone() }, "layers = 0"),
         (TrainConfig { warmup: 5, ..base.clone() }, "warmup = 5"),
         (TrainConfig { learning_rate: f64::NAN, ..base.clone() }, "lr = NaN"),
-        (TrainConfig { dtype: "int8".into(), ..base.clone() }, "dtype = int8"),
+        (TrainConfig { dtype: FloatType::F64, ..base.clone() }, "dtype = f64"),
         (TrainConfig { vocab_size: 100, ..base.clone() }, "vocab = 100"),
         (TrainConfig { seqlen: 100_000, ..base.clone() }, "100000"),
         (TrainConfig { moe: Some(ExpertsConfig { experts: 2, top_k: 3 }), ..base.clone() }, "top-k = 3"),

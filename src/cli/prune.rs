@@ -30,8 +30,8 @@ pub(crate) struct Args {
     per: Option<Per>,
     #[command(flatten)]
     share: Share,
-    /// Swaps after the selection: dsnot
-    #[arg(long, value_parser = parse_refine)]
+    /// Swaps after the selection: dsnot, or dsnot:MAX_CYCLES:THRESHOLD:VARIANCE_POWER
+    #[arg(long)]
     refine: Option<Dsnot>,
     /// Drop ties as the reference implementations of magnitude pruning and SparseGPT do: one weight more, and its equals
     #[arg(long)]
@@ -64,13 +64,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn parse_refine(text: &str) -> Result<Dsnot, String> {
-    match text {
-        "dsnot" => Ok(Dsnot::default()),
-        _ => Err(format!("`{text}` is no refinement; write dsnot")),
-    }
-}
-
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let record = match (&args.masks, args.method) {
         (Some(masks), _) => {
@@ -87,10 +80,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         println!("{}: {} -> {}", record.model.name, structured::summary(&record, structure), args.out.display());
         return Ok(());
     }
-    let (method, pattern) =
-        record.pruning.as_ref().map_or(("", ""), |pruning| (pruning.method.as_str(), pruning.pattern.as_str()));
+    let how = record.pruning.as_ref().map_or_else(String::new, |how| format!("{} {}", how.method, how.pattern));
     println!(
-        "{}: {method} {pattern} at {:.4} sparsity over {} linears -> {}",
+        "{}: {how} at {:.4} sparsity over {} linears -> {}",
         record.model.name,
         record.sparsity(),
         record.tensors.len(),

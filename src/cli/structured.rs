@@ -41,9 +41,9 @@ impl Structure {
 
 /// The units that were pruned, in one line.
 pub(super) fn summary(record: &Record, structure: &StructureRecord) -> String {
-    let method = record.pruning.as_ref().map_or("", |pruning| pruning.method.as_str());
+    let method = record.pruning.as_ref().map_or_else(String::new, |pruning| pruning.method.to_string());
     let (gone, of) = structure.removed.iter().fold((0, 0), |(gone, of), units| (gone + units.count, of + units.of));
-    let verb = if structure.form == "zero" { "zeroed" } else { "removed" };
+    let verb = if structure.form == Form::Zero { "zeroed" } else { "removed" };
     let changes: Vec<_> = structure.config.iter().map(|(key, value)| format!(", {key} {value}")).collect();
     let (before, after) = (record.model.parameters, structure.parameters);
     format!("{method} {verb} {gone} of {of} {}: {before} -> {after} parameters{}", structure.unit, changes.concat())

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use lacuna::progress::Progress;
+use lacuna::settings::FloatType;
 use lacuna::train::{ExpertsConfig, TrainConfig, train};
 use std::path::PathBuf;
 
@@ -67,7 +68,7 @@ pub(crate) struct Args {
     seed: u64,
     /// Dtype of the saved weights: bf16, f16 or f32
     #[arg(long, default_value = "bf16")]
-    dtype: String,
+    dtype: FloatType,
     /// Files to save the weights in
     #[arg(long, default_value_t = 1)]
     shards: usize,

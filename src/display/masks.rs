@@ -141,7 +141,7 @@ impl Rich for MaskSet {
         if let Some(metadata) = &self.metadata {
             facts.push(("model", metadata.model.name.clone()));
             if let Some(pruning) = &metadata.pruning {
-                facts.push(("method", pruning.method.clone()));
+                facts.push(("method", pruning.method.to_string()));
                 facts.push(("pattern", format!("{}, per {}", pruning.pattern, pruning.per)));
                 facts.push(("target", format!("{}, {}", percent(pruning.sparsity), pruning.allocation)));
             }

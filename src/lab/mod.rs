@@ -20,7 +20,7 @@
 //!     let config = lab.config(Method::Wanda, sparsity);
 //!     println!("{sparsity}: {:.2}", lab.evaluate(&config, &test)?.perplexity);
 //! }
-//! # assert_eq!(lab.cache().of_stage("statistics").uses.computed, 1);
+//! # assert_eq!(lab.cache().of_stage(lacuna::lab::Stage::Statistics).uses.computed, 1);
 //! # Ok(())
 //! # }
 //! ```
@@ -39,6 +39,7 @@
 mod keys;
 mod summary;
 
+pub use keys::Stage;
 pub use summary::{CacheSummary, DeviceMemory, StageSummary};
 
 use crate::cache::{Cache, Found, Key};
@@ -57,7 +58,7 @@ use crate::prune::{
 use crate::record::{Record, TensorRecord};
 use crate::text::Windows;
 use candle_core::{DType, Device};
-use keys::{Identity, Stage};
+use keys::{Identity, serialised};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -327,7 +328,7 @@ impl Lab {
 
     /// Also returns what its weights are.
     fn pruned(&self, config: &PruneConfig) -> Result<(Pruned, String)> {
-        let key = self.pruned_key(config);
+        let key = self.pruned_key(config)?;
         let stage = Stage::Pruned.name();
         let found =
             self.cache.load(&key, self.progress, |entry| self.read_pruned(entry.dir(), &entry.value, config))?;
@@ -385,7 +386,7 @@ impl Lab {
     /// As [`crate::prune::masks`].
     pub fn masks(&self, config: &MasksConfig) -> Result<Vec<MaskSet>> {
         let calibration = self.calibration.as_ref().filter(|_| config.needs_calibration());
-        let inputs = json!({"windows": calibration.map(Windows::sha256), "config": format!("{config:?}")});
+        let inputs = json!({"windows": calibration.map(Windows::sha256), "config": serialised(config)?});
         let key = self.key(Stage::Masks, inputs);
         let file = |dir: &Path, i: usize| dir.join(format!("{i}.safetensors"));
         let title = format!("{}: {} x {}", self.model.name(), config.methods.len(), config.sparsities.len());
@@ -444,7 +445,7 @@ impl Lab {
     /// As [`Lab::evaluate`].
     pub fn record(&self, config: &PruneConfig, test: &Windows) -> Result<Record> {
         if let Some((made, evaluation)) = self.evaluated(config, test)? {
-            let pruning = Some(config.record(&self.model, self.calibration()));
+            let pruning = Some(config.record(&self.model, self.calibration())?);
             let record = Record { pruning, tensors: made.tensors, ..Record::dense(self.model.record()?) };
             return Ok(record.with_evaluation(evaluation.record()));
         }
@@ -455,7 +456,7 @@ impl Lab {
 
     /// The cached evaluation of a configuration, found without pruning; `None` if there is none.
     fn evaluated(&self, config: &PruneConfig, test: &Windows) -> Result<Option<(Made, Evaluation)>> {
-        let key = self.pruned_key(config);
+        let key = self.pruned_key(config)?;
         let in_memory = self.memory().made.get(&key.name()).cloned();
         let made = match in_memory {
             Some(made) => Some(made),

@@ -1,5 +1,6 @@
 //! Summaries of the results in a cache and of the weights on a device.
 
+use super::Stage;
 use crate::cache::{Cache, Uses};
 use crate::cuda::{self, Memory};
 use crate::format::size;
@@ -53,8 +54,8 @@ impl CacheSummary {
     }
 
     /// A stage; zeros for one that was never used.
-    pub fn of_stage(&self, stage: &str) -> StageSummary {
-        self.stages.get(stage).copied().unwrap_or_default()
+    pub fn of_stage(&self, stage: Stage) -> StageSummary {
+        self.stages.get(stage.name()).copied().unwrap_or_default()
     }
 
     /// Bytes of all that is kept.

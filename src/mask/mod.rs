@@ -11,9 +11,10 @@ mod simd;
 mod statistics;
 mod validate;
 
+pub use crate::settings::{Pattern, Per, Ties};
 pub use alpha::select_alpha;
 pub use formats::MaskFormat;
-pub use select::{Criterion, Ties, select, select_levels};
+pub use select::{Criterion, select, select_levels};
 pub(crate) use select::{bad_score, drop_smallest};
 pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
 pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
@@ -23,32 +24,8 @@ pub use validate::{Violation, ViolationKind};
 pub(crate) use statistics::place;
 
 use crate::error::{Error, Result};
-use std::fmt;
-use std::str::FromStr;
-
-/// The shape that zeros must have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pattern {
-    /// Zeros anywhere.
-    Unstructured,
-    /// Of each `m` consecutive inputs, `n` are kept: 2:4 keeps two of four, as NVIDIA and the literature write it.
-    NofM {
-        /// Kept per group.
-        n: usize,
-        /// Group size.
-        m: usize,
-    },
-}
 
 impl Pattern {
-    /// The sparsity that the pattern prescribes, if it does.
-    pub fn sparsity(self) -> Option<f64> {
-        match self {
-            Pattern::Unstructured => None,
-            Pattern::NofM { n, m } => Some(1.0 - n as f64 / m as f64),
-        }
-    }
-
     /// Fails when the groups do not fill the rows of the linear `name`.
     pub(crate) fn check_width(self, name: &str, cols: usize) -> Result<()> {
         match self {
@@ -61,47 +38,6 @@ impl Pattern {
         }
     }
 }
-
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Pattern::Unstructured => f.write_str("unstructured"),
-            Pattern::NofM { n, m } => write!(f, "{n}:{m}"),
-        }
-    }
-}
-
-impl FromStr for Pattern {
-    type Err = Error;
-
-    /// `unstructured`, or `n:m` with `0 < n < m`.
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            || Error::argument("pattern", text, "write `unstructured`, or kept-of-M such as `2:4` with 0 < n < m");
-        if text == "unstructured" {
-            return Ok(Pattern::Unstructured);
-        }
-        let (n, m) = text.split_once(':').ok_or_else(wrong)?;
-        match (n.parse(), m.parse()) {
-            (Ok(n), Ok(m)) if 0 < n && n < m => Ok(Pattern::NofM { n, m }),
-            _ => Err(wrong()),
-        }
-    }
-}
-
-/// The comparison group of an unstructured selection (Wanda, section 3): the weights that compete with each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Per {
-    /// The weights of one output row: each row loses `floor(in * sparsity)`.
-    Row,
-    /// All weights of the linear: it loses `floor(out * in * sparsity)`.
-    Layer,
-    /// Wanda's variant: each row loses its smallest scores up to a share `alpha` of their sum, the share that gives the
-    /// linear its sparsity to within 0.001 ([`select_alpha`]).
-    Alpha,
-}
-
-crate::error::named!(Per, "per", Row => "row", Layer => "layer", Alpha => "alpha");
 
 /// The number of weights, of `n`, that are pruned at a sparsity.
 pub(crate) fn count_of(n: usize, sparsity: f64) -> usize {

@@ -3,23 +3,10 @@
 use super::alpha::select_alpha;
 use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, rank};
 use super::simd::Simd;
-use super::{Mask, Pattern, Per, check_sparsities, count_of};
+use super::{Mask, Pattern, Per, Ties, check_sparsities, count_of};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// The rule of an unstructured selection for scores that equal its threshold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Ties {
-    /// The counts are exact; of equal scores, the first by position are pruned.
-    #[default]
-    ByPosition,
-    /// As in the reference implementation of magnitude pruning and of SparseGPT, a weight is pruned if `score <=
-    /// sorted[int(n * sparsity)]`: one more than asked for, and all its equals.
-    Reference,
-}
-
-crate::error::listed!(Ties, ByPosition, Reference);
 
 /// The criterion of a selection: the weights that are compared, and the shape of the zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,6 +4,7 @@ use super::bits::jaccard;
 use super::{Mask, Pattern};
 use crate::error::{Error, Result};
 use crate::record::{ModelRecord, PruningRecord};
+use crate::settings::{Allocation, Zeros};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -76,13 +77,17 @@ impl MaskMetadata {
 
     /// Target sparsity of the tensor called `name`; `None` when it has none of its own.
     pub fn target(&self, name: &str) -> Option<f64> {
-        let common = || Some(self.pruning.as_ref().filter(|pruning| pruning.allocation != "global")?.sparsity);
+        let common =
+            || Some(self.pruning.as_ref().filter(|pruning| pruning.allocation != Allocation::Global)?.sparsity);
         self.targets.get(name).copied().or_else(common)
     }
 
     /// Shape of the zeros; unstructured when the masks were not selected by a pattern.
     pub fn pattern(&self) -> Pattern {
-        self.pruning.as_ref().and_then(|pruning| pruning.pattern.parse().ok()).unwrap_or(Pattern::Unstructured)
+        match self.pruning.as_ref().map(|pruning| pruning.pattern) {
+            Some(Zeros::Pattern(pattern)) => pattern,
+            Some(Zeros::Units(_)) | None => Pattern::Unstructured,
+        }
     }
 
     /// The fields that checksums and comparisons cover.
@@ -96,7 +101,7 @@ impl MaskMetadata {
     fn describe(&self) -> String {
         match (&self.composed, &self.pruning) {
             (Some(composed), _) => composed.clone(),
-            (None, Some(pruning)) if pruning.pattern == "unstructured" => {
+            (None, Some(pruning)) if pruning.pattern == Zeros::UNSTRUCTURED => {
                 format!("{} {}", pruning.method, pruning.sparsity)
             }
             (None, Some(pruning)) => format!("{} {}", pruning.method, pruning.pattern),

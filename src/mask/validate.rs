@@ -1,6 +1,7 @@
 //! Validation of masks: against their own metadata, and against a model.
 
 use super::{Mask, MaskMetadata, MaskSet, Pattern};
+use crate::settings::{Allocation, ComparisonGroup};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt;
@@ -97,7 +98,7 @@ impl MaskSet {
 
     /// The sparsity of the whole, where only that was prescribed.
     fn broken_total(&self, about: &MaskMetadata) -> Option<Violation> {
-        let pruning = about.pruning.as_ref().filter(|pruning| pruning.allocation == "global")?;
+        let pruning = about.pruning.as_ref().filter(|pruning| pruning.allocation == Allocation::Global)?;
         let shared = self.masks.iter().filter(|(name, _)| !about.targets.contains_key(name));
         let (pruned, elements, rows) = shared.fold((0, 0, 0), |(pruned, elements, rows), (_, mask)| {
             (pruned + mask.pruned(), elements + super::set::elements(mask), rows + mask.shape().0 as u64)
@@ -122,11 +123,11 @@ fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Viola
         return broken_group(mask, m, dropped).map(|problem| Violation::of(name, ViolationKind::Pattern, problem));
     }
     // Wanda's alpha variant and the reference's ties promise no count.
-    if pruning.per == "alpha" || pruning.reference_ties {
+    if pruning.per == ComparisonGroup::Alpha || pruning.reference_ties {
         return None;
     }
     let target = about.target(name)?;
-    let problem = if pruning.per == "row" {
+    let problem = if pruning.per == ComparisonGroup::Row {
         let counts = mask.row_counts();
         let mut off = counts
             .iter()
@@ -240,7 +241,7 @@ mod tests {
         assert_eq!(kinds(&set, (4, 10)), []);
         let metadata = set.metadata.as_mut().unwrap();
         metadata.targets.clear();
-        metadata.pruning.as_mut().unwrap().allocation = "global".into();
+        metadata.pruning.as_mut().unwrap().allocation = Allocation::Global;
         let found = set.violations(&[(NAME.into(), (4, 10))], "aa");
         assert!(matches!(&found[..], [Violation { tensor: None, kind: ViolationKind::Sparsity, .. }]), "{found:?}");
     }

@@ -3,11 +3,12 @@
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The settings of a model that its forward pass reads.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
     /// The family, which decides about names and rules.
     pub family: Family,
@@ -52,7 +53,7 @@ pub struct ModelConfig {
 }
 
 /// The group of elements over which an RMS norm on q and k takes its mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum QkNorm {
     /// Each head, all with the same scale `(head_dim,)` (Qwen3).
     Head,
@@ -61,7 +62,7 @@ pub enum QkNorm {
 }
 
 /// The supported families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Family {
     /// Llama, SmolLM and everything else with `model_type` `llama`.
     Llama,
@@ -103,7 +104,7 @@ impl Family {
 }
 
 /// Mixture-of-experts settings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MoeConfig {
     /// The family's names of tensors.
     pub names: &'static MoeFamily,
@@ -132,7 +133,7 @@ impl MoeConfig {
 }
 
 /// The form in which the experts of a mixture are stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub enum ExpertStorage {
     /// Three linears an expert, `down(silu(gate(x)) * up(x))`.
     Separate,

@@ -1,8 +1,10 @@
 //! Tensor names and config keys of mixtures of experts: one row a family, read by the forward pass and by expert
 //! pruning.
 
+use serde::Serialize;
+
 /// Names and config keys of a family's mixtures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct MoeFamily {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,

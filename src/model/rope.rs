@@ -3,12 +3,13 @@
 use super::config::{Family, Fields, ModelConfig};
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::f64::consts::PI;
 use std::sync::{Arc, OnceLock};
 
 /// Rotary position embedding: base and scaling, as Hugging Face's `rope_type` names them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RopeConfig {
     /// Base of the frequencies.
     pub theta: f64,
@@ -17,7 +18,7 @@ pub struct RopeConfig {
 }
 
 /// The scaling of rotary frequencies for longer contexts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum RopeScaling {
     /// As trained.
     Default,

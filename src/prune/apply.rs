@@ -7,6 +7,7 @@ use crate::mask::{MaskSet, Violation};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::record::{PruningRecord, Record, TensorRecord};
+use crate::settings::{Origin, Pattern};
 use candle_core::Device;
 use safetensors::Dtype;
 use std::collections::HashMap;
@@ -76,7 +77,7 @@ pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress
         let zeros = *zeros.get(name.as_str())?;
         Some(TensorRecord { name, shape: [out, input], zeros })
     });
-    let pruning = Some(pruning_record(model, masks));
+    let pruning = Some(pruning_record(model, masks)?);
     let mut record = Record { pruning, tensors: tensors.collect(), ..Record::dense(model.record()?) };
     record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
     record.environment.insert("masks_sha256".into(), masks.sha256().into());
@@ -93,22 +94,14 @@ fn check_finite(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<()> {
 }
 
 /// The settings with which the masks were selected; where those are not known, a description of the masks.
-fn pruning_record(model: &Model, masks: &MaskSet) -> PruningRecord {
+fn pruning_record(model: &Model, masks: &MaskSet) -> Result<PruningRecord> {
     let metadata = masks.metadata.as_ref();
-    metadata.and_then(|metadata| metadata.pruning.clone()).unwrap_or_else(|| PruningRecord {
-        method: metadata.and_then(|metadata| metadata.composed.clone()).unwrap_or_else(|| "masks".into()),
-        pattern: "unstructured".into(),
-        per: "layer".into(),
-        sparsity: masks.sparsity(),
-        allocation: "uniform".into(),
-        rules: Vec::new(),
-        refine: None,
-        reference_ties: false,
-        propagate: "dense".into(),
-        seed: 0,
-        dtype: model.dtype().as_str().into(),
-        calibration: None,
-    })
+    if let Some(pruning) = metadata.and_then(|metadata| metadata.pruning.clone()) {
+        return Ok(pruning);
+    }
+    let name = metadata.and_then(|metadata| metadata.composed.clone()).unwrap_or_else(|| "masks".into());
+    let dtype = model.dtype().try_into()?;
+    Ok(PruningRecord { dtype, ..PruningRecord::new(Origin::Masks(name), Pattern::Unstructured, masks.sparsity()) })
 }
 
 /// Number of elements that are 0 or -0.

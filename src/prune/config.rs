@@ -7,21 +7,13 @@ use crate::importance::Method;
 use crate::mask::{Criterion, Pattern, Per, Ties};
 use crate::model::Model;
 use crate::record::PruningRecord;
+use crate::settings::ComparisonGroup;
+pub use crate::settings::Propagate;
 use crate::text::Windows;
-
-/// The inputs of a layer during calibration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Propagate {
-    /// The outputs of the pruned layers before it, as in the reference implementations.
-    Pruned,
-    /// The outputs of the dense layers before it: one forward pass serves every method and ratio.
-    Dense,
-}
-
-crate::error::named!(Propagate, "propagate", Pruned => "pruned", Dense => "dense");
+use serde::Serialize;
 
 /// Settings of unstructured and N:M pruning.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PruneConfig {
     /// Importance metric.
     pub method: Method,
@@ -160,26 +152,20 @@ impl PruneConfig {
         Criterion { pattern: self.pattern, per: self.per, ties: self.ties }
     }
 
-    pub(crate) fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
-        let per = match (self.pattern, self.method) {
-            (Pattern::NofM { .. }, _) => Per::Row.to_string(),
-            (_, Method::SparseGpt) => "columns".to_owned(),
-            _ => self.per.to_string(),
-        };
-        PruningRecord {
-            method: self.method.to_string(),
-            pattern: self.pattern.to_string(),
-            per,
-            sparsity: self.sparsity,
-            allocation: self.allocation.to_string(),
-            rules: self.rules.iter().map(ToString::to_string).collect(),
-            refine: self.refine.map(|_| "dsnot".to_owned()),
-            reference_ties: self.ties == Ties::Reference,
-            propagate: self.propagate.to_string(),
-            seed: self.seed,
-            dtype: model.dtype().as_str().into(),
+    pub(crate) fn record(&self, model: &Model, calibration: Option<&Windows>) -> Result<PruningRecord> {
+        let PruneConfig { method, pattern, per, sparsity, allocation, rules, ties, refine, propagate, seed } = self;
+        Ok(PruningRecord {
+            per: ComparisonGroup::of(*method, *pattern, *per),
+            allocation: *allocation,
+            rules: rules.clone(),
+            refine: *refine,
+            reference_ties: *ties == Ties::Reference,
+            propagate: *propagate,
+            seed: *seed,
+            dtype: model.dtype().try_into()?,
             calibration: calibration.filter(|_| self.needs_calibration()).map(Windows::record),
-        }
+            ..PruningRecord::new(*method, *pattern, *sparsity)
+        })
     }
 }
 

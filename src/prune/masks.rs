@@ -11,10 +11,11 @@ use crate::mask::{MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
 use crate::text::Windows;
+use serde::Serialize;
 use std::collections::BTreeSet;
 
 /// The masks to be made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MasksConfig {
     /// Importance metrics.
     pub methods: Vec<Method>,
@@ -122,7 +123,7 @@ pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec
     let mut sets: Vec<Vec<MaskSet>> = Vec::new();
     for (&method, targets) in config.methods.iter().zip(&targets) {
         let set = |(level, &sparsity): (usize, &f64)| {
-            let pruning = config.of(method, sparsity).record(model, calibration);
+            let pruning = config.of(method, sparsity).record(model, calibration)?;
             let mut metadata = MaskMetadata::new(record.clone(), pruning);
             for (name, _) in model.config().linears() {
                 match (rules.get(&name), targets.get(level, &name)) {
@@ -133,9 +134,9 @@ pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec
                     (_, Some(own)) => drop(metadata.targets.insert(name, own)),
                 }
             }
-            MaskSet { metadata: Some(metadata), masks: Vec::new() }
+            Ok(MaskSet { metadata: Some(metadata), masks: Vec::new() })
         };
-        sets.push(config.sparsities.iter().enumerate().map(set).collect());
+        sets.push(config.sparsities.iter().enumerate().map(set).collect::<Result<_>>()?);
     }
     let gather = config.methods.iter().any(|method| method.needs_inputs()).then(Gather::default);
     subject.for_each_layer(gather, Propagate::Dense, |layer, statistics, stage| {

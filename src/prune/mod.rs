@@ -204,7 +204,7 @@ fn record(
     tensors: Vec<TensorRecord>,
     started: Instant,
 ) -> Result<Record> {
-    let pruning = Some(config.record(model, calibration));
+    let pruning = Some(config.record(model, calibration)?);
     let mut record = Record { pruning, tensors, ..Record::dense(model.record()?) };
     record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
     Ok(record)

@@ -87,9 +87,9 @@ pub fn write_masks(dir: &Path, sets: &[MaskSet], format: MaskFormat, progress: P
             write_json(&dir.join(format!("{stem}.json")), &about)?;
             written.push(MaskFile {
                 file,
-                method: pruning.method.clone(),
-                pattern: pruning.pattern.clone(),
-                per: pruning.per.clone(),
+                method: pruning.method.to_string(),
+                pattern: pruning.pattern.to_string(),
+                per: pruning.per.to_string(),
                 target: pruning.sparsity,
                 pruned: statistics.all.pruned,
                 elements: statistics.all.elements,

@@ -22,60 +22,18 @@ use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
 use crate::progress::{Progress, check_interrupt};
 use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord, ranges};
+pub use crate::settings::{Form, GroupNorm, Unit};
 use crate::text::Windows;
 use candle_core::{Device, Tensor};
 use cut::Cut;
 use score::DenseData;
+use serde::Serialize;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// A unit that is pruned as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unit {
-    /// A key/value head with all query heads that read it: rows of q, k and v with their biases, columns of o.
-    Heads,
-    /// A neuron of an MLP, also of an expert's: rows of gate and up with their biases, the column of down.
-    Neurons,
-    /// A channel of the residual stream, throughout the model: a column of the embedding, of whatever reads the stream and
-    /// of the output head, a row of o and down with their biases, an element of each norm.
-    Channels,
-    /// An output of one linear: a row and its bias. It can be zeroed, not removed.
-    OutputChannels,
-    /// An input of one linear: a column. It can be zeroed, not removed.
-    InputChannels,
-}
-
-crate::error::named!(
-    Unit, "structure",
-    Heads => "heads", Neurons => "neurons", Channels => "channels",
-    OutputChannels => "output-channels", InputChannels => "input-channels",
-);
-
-/// The norm that joins the scores of a unit's weights to the score of the unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GroupNorm {
-    /// Their sum.
-    Sum,
-    /// The root of the sum of their squares.
-    L2,
-}
-
-crate::error::named!(GroupNorm, "group norm", Sum => "sum", L2 => "l2");
-
-/// The form of the result: pruned units are cut out or zeroed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// They are cut out of the tensors; the model is smaller and computes what the zeroed one computes.
-    Remove,
-    /// Their weights are zero; shapes stay.
-    Zero,
-}
-
-crate::error::named!(Form, "form", Remove => "remove", Zero => "zero");
-
 /// Settings of structured pruning.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct StructuredConfig {
     /// The unit that is pruned as a whole.
     pub unit: Unit,
@@ -173,22 +131,6 @@ fn least_fraction(units: usize) -> f64 {
     let fraction = (scale / units as f64).ceil() / scale;
     // A product just below one would round down again.
     if (units as f64 * fraction) as usize == 0 { fraction + 1.0 / scale } else { fraction }
-}
-
-impl Unit {
-    /// Returns whether a model without some of these units is still a model of its family.
-    pub fn is_removable(self) -> bool {
-        matches!(self, Unit::Heads | Unit::Neurons | Unit::Channels)
-    }
-
-    /// The units that are compared with each other.
-    fn per(self) -> &'static str {
-        match self {
-            Unit::Heads | Unit::Neurons => "module",
-            Unit::Channels => "model",
-            Unit::OutputChannels | Unit::InputChannels => "layer",
-        }
-    }
 }
 
 /// A model without some of its units, in memory.
@@ -440,25 +382,18 @@ impl<'a> CutPlan<'a> {
 
     /// `zeros` are those of every tensor that was cut, by name.
     fn record(&self, calibration: Option<&Windows>, zeros: &HashMap<String, u64>, started: Instant) -> Result<Record> {
-        let StructuredConfig { unit, method, sparsity, norm, form, seed, .. } = *self.settings;
+        // At least one of each module: the units that went are on record.
+        let StructuredConfig { unit, method, sparsity, norm, form, seed, at_least_one: _ } = *self.settings;
         let pruning = PruningRecord {
-            method: method.to_string(),
-            pattern: unit.to_string(),
-            per: unit.per().into(),
-            sparsity,
-            allocation: "uniform".into(),
-            rules: Vec::new(),
-            refine: None,
-            reference_ties: false,
-            propagate: "dense".into(),
             seed,
-            dtype: self.model.dtype().as_str().into(),
+            dtype: self.model.dtype().try_into()?,
             calibration: calibration.filter(|_| method.needs_calibration()).map(Windows::record),
+            ..PruningRecord::new(method, unit, sparsity)
         };
         let structure = StructureRecord {
-            unit: unit.to_string(),
-            group_norm: norm.to_string(),
-            form: form.to_string(),
+            unit,
+            group_norm: norm,
+            form,
             parameters: self.config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum(),
             config: layout::changes(self.model.config(), &self.config).into_iter().collect(),
             removed: self.modules.iter().map(Module::record).collect(),

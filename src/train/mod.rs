@@ -15,6 +15,7 @@ use crate::evaluate::evaluate;
 use crate::model::{Model, ModelConfig, cross_entropy};
 use crate::progress::Progress;
 use crate::record::EvaluationRecord;
+use crate::settings::FloatType;
 use crate::text::{END_OF_TEXT, NgramPerplexity, Tokenizer, Windows, documents, ngram_perplexity};
 use batches::Batches;
 use candle_core::{DType, Device, Tensor, Var};
@@ -59,7 +60,7 @@ pub struct TrainConfig {
     /// Seeds the weights and the order of the windows.
     pub seed: u64,
     /// Weights are saved in this dtype: `bf16`, `f16` or `f32`. Training itself is in f32.
-    pub dtype: String,
+    pub dtype: FloatType,
     /// Files that the weights are saved in.
     pub shards: usize,
 }
@@ -287,7 +288,7 @@ impl Trainer {
         if self.done != self.config.steps {
             return Err(Error::argument("steps", self.config.steps, format!("only {} were taken", self.done)));
         }
-        let dtype = save::dtype(&self.config.dtype)?;
+        let dtype = DType::from(self.config.dtype);
         let rounded: Vec<(String, Tensor)> = self
             .names
             .iter()
@@ -374,6 +375,9 @@ impl TrainConfig {
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return Err(Error::argument("lr", self.learning_rate, "must be a positive number"));
         }
-        save::dtype(&self.dtype).map(drop)
+        match self.dtype {
+            FloatType::F32 | FloatType::Bf16 | FloatType::F16 => Ok(()),
+            FloatType::F64 => Err(Error::argument("dtype", self.dtype, "weights can be saved as bf16, f16 or f32")),
+        }
     }
 }

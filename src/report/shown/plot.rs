@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::format::number;
 use crate::frames::Frames;
 use crate::record::Record;
+use crate::settings::Zeros;
 use crate::stats::Interval;
 use polars::prelude::DataFrame;
 
@@ -244,8 +245,8 @@ impl Plot {
             .y("Perplexity (exp of nats per token)")
             .log_y();
         // Name, method, pattern, points with intervals: the colour tells the method, the marker the pattern.
-        type Found<'a> = (String, &'a str, &'a str, Vec<(f64, f64, Option<Interval>)>);
-        let mut found: Vec<Found<'_>> = Vec::new();
+        type Found = (String, String, Zeros, Vec<(f64, f64, Option<Interval>)>);
+        let mut found: Vec<Found> = Vec::new();
         for record in records {
             let Some(evaluation) = &record.evaluation else { continue };
             let Some(pruning) = &record.pruning else {
@@ -260,7 +261,7 @@ impl Plot {
             let point = (sparsity, evaluation.perplexity, evaluation.perplexity_interval);
             match found.iter_mut().find(|(other, ..)| *other == name) {
                 Some((.., points)) => points.push(point),
-                None => found.push((name, &pruning.method, &pruning.pattern, vec![point])),
+                None => found.push((name, pruning.method.to_string(), pruning.pattern, vec![point])),
             }
         }
         if found.is_empty() {
@@ -269,13 +270,13 @@ impl Plot {
             ));
         }
         // Curves first, so that their legend comes first and they own the colours.
-        found.sort_by_key(|(_, _, pattern, _)| *pattern != "unstructured");
-        let mut methods: Vec<&str> = Vec::new();
-        let mut patterns: Vec<&str> = Vec::new();
-        let curves = found.iter().filter(|(_, _, pattern, _)| *pattern == "unstructured").count();
+        found.sort_by_key(|(_, _, zeros, _)| *zeros != Zeros::UNSTRUCTURED);
+        let mut methods: Vec<String> = Vec::new();
+        let mut patterns: Vec<Zeros> = Vec::new();
+        let curves = found.iter().filter(|(_, _, zeros, _)| *zeros == Zeros::UNSTRUCTURED).count();
         for (i, (name, method, pattern, measured)) in found.into_iter().enumerate() {
             let points = measured.iter().map(|&(x, y, _)| (x, y)).collect();
-            if pattern == "unstructured" {
+            if pattern == Zeros::UNSTRUCTURED {
                 methods.push(method);
                 let bounds = measured.iter().filter_map(|&(x, _, interval)| interval.map(|i| (x, i.low, i.high)));
                 plot = plot.add(name, points, true, i, i).band(bounds);
@@ -288,37 +289,39 @@ impl Plot {
         Ok(plot)
     }
 
-    /// Perplexity (log scale) of each pattern at one target sparsity: a bar per method, unstructured first.
+    /// Perplexity (log scale) of each pattern at one target sparsity: a bar per method, unstructured first. Settings that vary among the
+    /// records are named in the legend; of two with the same place the later counts.
     ///
     /// # Errors
     /// Fails when no record was pruned to `sparsity` and evaluated.
     pub fn perplexity_by_pattern(records: &[Record], sparsity: f64) -> Result<Plot> {
-        let (mut patterns, mut methods): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+        let labels = Labels::of(records);
+        let (mut patterns, mut methods): (Vec<Zeros>, Vec<String>) = (Vec::new(), Vec::new());
         let mut found: Vec<(usize, usize, f64)> = Vec::new(); // pattern, method, perplexity
         for record in records {
             if let (Some(pruning), Some(evaluation)) = (&record.pruning, &record.evaluation)
                 && (pruning.sparsity - sparsity).abs() < 1e-9
             {
-                let pattern = position_or_push(&mut patterns, &pruning.pattern);
-                found.push((pattern, position_or_push(&mut methods, &pruning.method), evaluation.perplexity));
+                let pattern = position_or_push(&mut patterns, pruning.pattern);
+                found.push((pattern, position_or_push(&mut methods, labels.of_method(record)), evaluation.perplexity));
             }
         }
         if found.is_empty() {
             return Err(error(format!("no record was pruned to a sparsity of {sparsity} and evaluated")));
         }
         let title = format!("Perplexity with {}% of the weights gone", (sparsity * 1000.0).round() / 10.0);
-        let mut plot = Plot::bars(title, patterns.iter().copied())
+        let mut plot = Plot::bars(title, patterns.iter().map(Zeros::to_string))
             .x("Pattern (N:M keeps N of M)")
             .y("Perplexity (exp of nats per token)")
             .log_y();
         for (method, name) in methods.iter().enumerate() {
             let value =
-                |pattern| found.iter().find(|(p, m, _)| (*p, *m) == (pattern, method)).map_or(f64::NAN, |f| f.2);
-            plot = plot.values(*name, (0..patterns.len()).map(value));
+                |pattern| found.iter().rev().find(|(p, m, _)| (*p, *m) == (pattern, method)).map_or(f64::NAN, |f| f.2);
+            plot = plot.values(name.as_str(), (0..patterns.len()).map(value));
         }
         for record in records.iter().filter(|record| record.pruning.is_none()) {
             if let Some(evaluation) = &record.evaluation {
-                plot = plot.baseline("dense", evaluation.perplexity);
+                plot = plot.baseline(labels.of_record(record), evaluation.perplexity);
             }
         }
         Ok(plot)
@@ -391,7 +394,7 @@ impl Plot {
     }
 }
 
-fn position_or_push<'a>(seen: &mut Vec<&'a str>, name: &'a str) -> usize {
+fn position_or_push<T: PartialEq>(seen: &mut Vec<T>, name: T) -> usize {
     seen.iter().position(|other| *other == name).unwrap_or_else(|| {
         seen.push(name);
         seen.len() - 1

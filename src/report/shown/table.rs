@@ -3,6 +3,7 @@
 use super::labels::Labels;
 use crate::error::{Error, Result};
 use crate::record::Record;
+use crate::settings::Zeros;
 use polars::prelude::{Column, DataFrame, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions};
 
 /// The format of a column's cells. CSV and JSON always carry the full value.
@@ -112,7 +113,7 @@ impl Table {
         let floats = |get: &dyn Fn(&Record) -> Option<f64>| -> Vec<Option<f64>> { records.iter().map(get).collect() };
         let tokens: Vec<Option<u64>> = records.iter().map(|r| r.evaluation.as_ref().map(|e| e.tokens)).collect();
         let target = |r: &Record| r.pruning.as_ref().map(|p| p.sparsity);
-        let method = |r: &Record| Some(pruning(r, |p| p.method.clone()).unwrap_or_else(|| "dense".into()));
+        let method = |r: &Record| Some(pruning(r, |p| p.method.to_string()).unwrap_or_else(|| "dense".into()));
         let interval = |r: &Record| r.evaluation.as_ref().and_then(|e| e.perplexity_interval);
         let labels = records
             .iter()
@@ -122,8 +123,8 @@ impl Table {
         let mut columns = vec![
             (("model", "model", None, Format::Text), column(strings(&|r| Some(r.model.name.clone())))),
             (("method", "method", None, Format::Text), column(strings(&method))),
-            (("pattern", "pattern", None, Format::Text), column(strings(&|r| pruning(r, |p| p.pattern.clone())))),
-            (("per", "per", None, Format::Text), column(strings(&|r| pruning(r, |p| p.per.clone())))),
+            (("pattern", "pattern", None, Format::Text), column(strings(&|r| pruning(r, |p| p.pattern.to_string())))),
+            (("per", "per", None, Format::Text), column(strings(&|r| pruning(r, |p| p.per.to_string())))),
             (("target_sparsity", "target sparsity", Some("%"), Format::Percent), column(floats(&target))),
             (("sparsity", "sparsity", Some("%"), Format::Percent), column(floats(&|r| Some(r.sparsity())))),
             (
@@ -289,7 +290,7 @@ impl Table {
 fn row_key(record: &Record) -> (u8, String, f64) {
     match &record.pruning {
         None => (0, "dense".into(), 0.0),
-        Some(p) => (if p.pattern == "unstructured" { 1 } else { 2 }, p.pattern.clone(), p.sparsity),
+        Some(p) => (if p.pattern == Zeros::UNSTRUCTURED { 1 } else { 2 }, p.pattern.to_string(), p.sparsity),
     }
 }
 
