@@ -42,11 +42,12 @@ crate::debug::one_line!(rich Statistics, |statistics| {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Input {
     tokens: u64,
-    /// Of the squares, `(in,)`.
+    /// Sums of the squares, `(in,)`.
     squares: Vec<f64>,
-    /// Of the values, `(in,)`; empty unless gathered.
+    /// Sums of the values, `(in,)`; empty unless gathered.
     sums: Vec<f64>,
-    /// Of the squared differences from the mean over the window, `(in,)`; gathered with the sums.
+    /// Sums of the squared differences from the mean over the window, `(in,)` (the M2 of Welford's method); gathered
+    /// with the sums.
     deviations: Vec<f64>,
     /// `X^T X`, `(in, in)`; empty unless gathered.
     gram: Vec<f32>,

@@ -175,7 +175,7 @@ pub(crate) fn without_backtrace(error: &candle_core::Error) -> String {
     }
 }
 
-/// Tensor operations inside one function are told apart by shapes, which candle prints; where a name helps, use
+/// Tensor operations inside one function are distinguished by shapes, which candle prints; where a name helps, use
 /// [`Error::compute`].
 impl From<candle_core::Error> for Error {
     fn from(source: candle_core::Error) -> Self {

@@ -74,7 +74,7 @@ impl<'a> From<&'a String> for Order<'a> {
 pub enum Join {
     /// None.
     Inner,
-    /// Those of the first frame; what the other would have added is missing.
+    /// The rows of the first frame; their values in the other's columns are missing.
     Left,
 }
 

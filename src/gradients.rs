@@ -99,9 +99,9 @@ impl Gradients {
 /// Bytes of weight gradients that windows may hold before they are added.
 const IN_FLIGHT: usize = 2 << 30;
 
-/// Gradients of the loss of `windows` with respect to the weights of every prunable linear of the dense model: the loss of
-/// a window is the mean cross entropy of its tokens after the first, and `accumulate` says what the windows give together.
-/// The same bytes on any number of threads.
+/// Gradients of the loss of `windows` with respect to the weights of every prunable linear of the dense model: the loss
+/// of a window is the mean cross entropy of its tokens after the first, and `accumulate` joins the windows' gradients.
+/// The result has the same bytes on any number of threads.
 ///
 /// Temporary files (`TMPDIR`) take `4 * layers * windows * seqlen * hidden_size` bytes while this runs, and 4 bytes a
 /// weight for as long as the result lives. Each layer is read twice, and takes four times the arithmetic of a forward pass.
@@ -222,7 +222,7 @@ fn activations(model: &Model, i: usize, window: usize, x: &Tensor) -> Result<Vec
     }
     let from = i.checked_sub(1).map_or_else(|| "model.embed_tokens".into(), |layer| format!("model.layers.{layer}"));
     let problem = format!(
-        "what comes out of it is not finite for window {window} in {:?}; the weights are damaged, or need f32",
+        "its output is not finite for window {window} in {:?}; the weights are damaged, or need f32",
         model.dtype()
     );
     Err(Error::tensor(model.name(), from, problem))

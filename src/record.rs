@@ -1,4 +1,4 @@
-//! What a run leaves behind: plain data, versioned, with times and hosts apart from results.
+//! Records of runs: plain data, versioned, with times and hosts apart from results.
 
 use crate::settings::{
     Allocation, ComparisonGroup, Dsnot, FloatType, Form, GroupNorm, Method, Origin, Pattern, Propagate, Rule, Unit,
@@ -19,14 +19,14 @@ pub struct Record {
     pub schema: u32,
     /// The model that went in.
     pub model: ModelRecord,
-    /// How it was pruned; `None` for the dense model.
+    /// Settings of the pruning; `None` for the dense model.
     pub pruning: Option<PruningRecord>,
-    /// Which units went; `None` unless whole ones were pruned.
+    /// The units that were pruned; `None` unless whole ones were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub structure: Option<StructureRecord>,
     /// Zeros per pruned tensor, in model order.
     pub tensors: Vec<TensorRecord>,
-    /// What it scored, if it was evaluated.
+    /// Scores of the model, if it was evaluated.
     pub evaluation: Option<EvaluationRecord>,
     /// Times, hosts, versions: whatever may differ between two runs with the same results. Comparisons leave it out.
     #[serde(default)]
@@ -80,7 +80,7 @@ pub struct PruningRecord {
     pub per: ComparisonGroup,
     /// Target fraction of zeros.
     pub sparsity: f64,
-    /// How it was shared out: `uniform`, `owl:M:LAMBDA`, `global`.
+    /// Distribution of the sparsity over the linears: `uniform`, `owl:M:LAMBDA`, `global`.
     #[serde(default)]
     pub allocation: Allocation,
     /// Linears with a target of their own: `GLOB=SPARSITY` or `GLOB=skip`; the last that matches counts.
@@ -90,7 +90,7 @@ pub struct PruningRecord {
     /// `dsnot` in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refine: Option<Dsnot>,
-    /// Whether ties went as in the reference implementation.
+    /// True if ties were broken as in the reference implementation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reference_ties: bool,
     /// `pruned` or `dense`.
@@ -134,12 +134,12 @@ impl PruningRecord {
     }
 }
 
-/// Which units structured pruning took.
+/// The units that structured pruning removed or zeroed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StructureRecord {
     /// `heads`, `neurons`, `channels`, `output-channels` or `input-channels`.
     pub unit: Unit,
-    /// `sum` or `l2`: how the scores of a unit's weights join.
+    /// `sum` or `l2`: the norm that joins the scores of a unit's weights.
     pub group_norm: GroupNorm,
     /// `remove` or `zero`.
     pub form: Form,
@@ -147,7 +147,7 @@ pub struct StructureRecord {
     pub parameters: u64,
     /// The values that changed in `config.json`; none when units were only zeroed.
     pub config: BTreeMap<String, serde_json::Value>,
-    /// The units that went, module by module, in model order.
+    /// The pruned units, module by module, in model order.
     pub removed: Vec<UnitsRecord>,
 }
 
@@ -158,9 +158,9 @@ pub struct UnitsRecord {
     pub module: String,
     /// Number of units that it had. Heads count as key/value heads, each with the query heads that read it.
     pub of: usize,
-    /// Number of units that went.
+    /// Number of pruned units.
     pub count: usize,
-    /// Which ones, from 0, as ranges with both ends: `0,3-5`.
+    /// Indices of the pruned units, from 0, as ranges with both ends: `0,3-5`.
     pub units: String,
 }
 
@@ -218,12 +218,13 @@ impl Record {
         self.evaluation.as_ref().map(|evaluation| evaluation.perplexity)
     }
 
-    /// What went, if the model was pruned.
+    /// Numbers of zeros, if the model was pruned.
     pub fn zeros(&self) -> Option<Zeros> {
         self.pruning.as_ref().map(|pruning| pruning.pattern)
     }
 
-    /// Whether no whole units and no N:M pattern are in the way of any sparsity: dense models and unstructured ones.
+    /// Returns whether the model could have any sparsity, because neither whole units nor an N:M pattern were pruned:
+    /// true of dense models and unstructured ones.
     pub fn is_unstructured(&self) -> bool {
         self.zeros().is_none_or(|zeros| zeros == Zeros::UNSTRUCTURED)
     }
@@ -245,7 +246,7 @@ impl TensorRecord {
     }
 }
 
-/// What may differ between two runs with the same results: the crate's version, the host's threads.
+/// Facts that may differ between two runs with the same results: the crate's version, the host's threads.
 pub fn environment() -> BTreeMap<String, serde_json::Value> {
     BTreeMap::from([
         ("lacuna".to_owned(), env!("CARGO_PKG_VERSION").into()),

@@ -1,6 +1,6 @@
 //! The choices that a run is configured by and that its record keeps: each has a name, for users to write and for files.
 //!
-//! What a choice does stands in the module of its algorithm, which gives its choices out again.
+//! The module of its algorithm says what each choice does, and re-exports it.
 
 use crate::error::{Error, Result};
 use candle_core::DType;
@@ -105,7 +105,7 @@ crate::error::named!(Method, "method",
     Magnitude => "magnitude", Wanda => "wanda", Ria => "ria", Gradient => "gradient", Taylor => "taylor",
     Random => "random", SparseGpt => "sparsegpt");
 
-/// How the scores came about by which weights or units went.
+/// The origin of the scores by which weights or units were pruned.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// An importance metric.
@@ -289,8 +289,8 @@ pub enum Ties {
     /// The counts are exact; of equal scores, the first by position are pruned.
     #[default]
     ByPosition,
-    /// As in the reference implementation of magnitude pruning and of SparseGPT, a weight is pruned if `score <=
-    /// sorted[int(n * sparsity)]`: one more than asked for, and all its equals.
+    /// As in the reference implementation of magnitude pruning and of SparseGPT, a weight is pruned if
+    /// `score <= sorted[int(n * sparsity)]`: one more than asked for, and all its equals.
     Reference,
 }
 

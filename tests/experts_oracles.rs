@@ -323,8 +323,8 @@ fn a_super_expert_stays_unless_told_otherwise() {
         assert_eq!(planned["by"]["super_experts"], expected);
         let table = succeeds(dir, &format!("plan {choice}"));
         let line = match stays {
-            true => format!("super-experts (layer/expert): 1/{worst} would stay; none would go"),
-            false => format!("super-experts (layer/expert): none would stay; 1/{worst} would go"),
+            true => format!("super-experts (layer/expert): 1/{worst} would stay; none would be dropped"),
+            false => format!("super-experts (layer/expert): none would stay; 1/{worst} would be dropped"),
         };
         assert_says(&table, &["The experts that would stay:", "layer  experts", &line]);
         let built: Value = serde_json::from_str(&succeeds(dir, &format!("build {choice} --json"))).unwrap();

@@ -52,7 +52,7 @@ struct Document {
 #[derive(Deserialize)]
 struct Shard {
     name: String,
-    /// Of the whole file.
+    /// Bytes of the whole file.
     bytes: u64,
     header_bytes: u64,
     header: Entries<Option<TensorEntry>>,

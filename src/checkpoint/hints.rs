@@ -56,7 +56,7 @@ pub(super) fn of_directory(dir: &Path) -> String {
     }
 }
 
-/// The same for a repository on a hub that has these files.
+/// As [`of_directory`], for a repository on a hub that has these files.
 pub(super) fn of_listing(files: &BTreeSet<String>) -> String {
     of_files(files, &|_| None).unwrap_or_else(|| "look for a converted copy".into())
 }

@@ -151,8 +151,7 @@ impl Client {
             while let Some(piece) = wait(&reply.pieces)? {
                 bytes.extend(piece.map_err(|e| self.broke_off(target, &e))?);
                 if bytes.len() > limit {
-                    let problem =
-                        format!("{} has more than {limit} bytes, too many for what it should be", target.name);
+                    let problem = format!("{} has more than {limit} bytes, too many for such a file", target.name);
                     return Err(self.spec.error(problem).into());
                 }
             }

@@ -100,7 +100,7 @@ impl Hub {
         Self::from_vars(&|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
-    /// The same of any environment.
+    /// As [`Hub::from_env`], with the variables that `var` gives.
     fn from_vars(var: &dyn Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
         let var = |name: &str| var(name).filter(|value| !value.trim().is_empty());
         let home = home.filter(|home| !home.as_os_str().is_empty());

@@ -457,7 +457,8 @@ impl Checkpoint {
         pieces.try_for_each(|(piece, out)| storage.read(self, info, at + (piece * EXPAND_BYTES) as u64, out))
     }
 
-    /// The same of a tensor that is in the file as it is, such as a part of a sparse one.
+    /// Reads bytes of a tensor that is in the file as it is, such as a part of a sparse one, from byte `at` of the
+    /// tensor.
     fn read_stored(&self, info: &TensorInfo, at: u64, buffer: &mut [u8]) -> Result<()> {
         let file = &self.0.files[info.shard];
         file.read_exact_at(buffer, info.range.start + at).map_err(|e| self.read_error(info, e))

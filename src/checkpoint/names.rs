@@ -45,7 +45,7 @@ impl Names {
         for (info, plain) in tensors.iter().zip(&plain) {
             if let Some(other) = owners.insert(plain, info) {
                 let problem = format!(
-                    "without what wrapped the model it is `{plain}`, and so is `{}`; leave one of the two models out of the file",
+                    "without the prefix that a wrapper has added it is `{plain}`, and so is `{}`; leave one of the two models out of the file",
                     other.name
                 );
                 return Err(Error::tensor(&paths[info.shard], &info.name, problem));

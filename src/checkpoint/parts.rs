@@ -60,7 +60,8 @@ pub(super) fn transpose(bytes: &[u8], rows: usize, width: usize) -> Vec<u8> {
 }
 
 impl Checkpoint {
-    /// The same checkpoint, in which parts of tensors can be read under names of their own. Those that an earlier call named stay.
+    /// This checkpoint, in which parts of tensors can be read under names of their own. Names that an earlier call gave
+    /// stay.
     ///
     /// # Errors
     /// [`Error::Tensor`] when a part reaches beyond its tensor, or its name is that of a stored tensor.

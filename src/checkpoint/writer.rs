@@ -83,7 +83,8 @@ impl CheckpointWriter {
         Self::create_named(out, shards, Names::default())
     }
 
-    /// The same, for tensors of `source` or parts of them, which get the names in the files that they have there.
+    /// As [`CheckpointWriter::create`], for tensors of `source` or parts of them, which keep the names that they have
+    /// in its files.
     ///
     /// # Errors
     /// Those of [`CheckpointWriter::create`].
@@ -116,7 +117,8 @@ impl CheckpointWriter {
         Ok(writer)
     }
 
-    /// The same tensors in the same shards as `source`; floating-point ones (f32, f64, f16, bf16) as `dtype` if given.
+    /// Plans the tensors of `source`, in the same shards; floating-point ones (f32, f64, f16, bf16) become `dtype` if
+    /// given.
     ///
     /// # Errors
     /// Those of [`CheckpointWriter::create`]; [`Error::Argument`] when `dtype` is not a floating-point type.

@@ -339,13 +339,13 @@ fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         super::print_table(["layer", "experts"], &[1], selection.keep.layers().map(of));
     }
     if let Some(supers) = selection.super_experts() {
-        println!("\n{}", super_experts(&supers, ["would stay", "would go"]));
+        println!("\n{}", super_experts(&supers, ["would stay", "would be dropped"]));
     }
     Ok(())
 }
 
 /// A sentence on the super-experts that stay and that are dropped.
-fn super_experts(supers: &SuperExpertsKept, [stay, go]: [&str; 2]) -> String {
+fn super_experts(supers: &SuperExpertsKept, [stay, drop]: [&str; 2]) -> String {
     let SuperExpertsKept { kept, dropped } = supers;
     if kept.is_empty() && dropped.is_empty() {
         return "super-experts (layer/expert): none".into();
@@ -354,7 +354,7 @@ fn super_experts(supers: &SuperExpertsKept, [stay, go]: [&str; 2]) -> String {
         list if list.is_empty() => format!("none {verb}"),
         list => format!("{list} {verb}"),
     };
-    format!("super-experts (layer/expert): {}; {}", of(kept, stay), of(dropped, go))
+    format!("super-experts (layer/expert): {}; {}", of(kept, stay), of(dropped, drop))
 }
 
 fn pairs(list: &[(usize, usize)]) -> String {
@@ -410,7 +410,7 @@ fn report(copied: &lacuna::checkpoint::Copied, selection: &Selection, json: bool
     let bytes: u64 = copied.manifest.files.iter().map(|file| file.bytes).sum();
     println!("{} files, {}", files.len(), super::size(bytes));
     if let Some(supers) = selection.super_experts() {
-        println!("{}", super_experts(&supers, ["stay", "go"]));
+        println!("{}", super_experts(&supers, ["stay", "are dropped"]));
     }
     if copied.resumed > 0 {
         println!("{} of that were there already", super::size(copied.resumed));

@@ -47,11 +47,11 @@ struct Inspection {
     experts: Option<u64>,
     experts_per_token: Option<u64>,
     shards: usize,
-    /// Of a sparse checkpoint; all other bytes are what its tensors would take if they were dense.
+    /// Stored bytes of a sparse checkpoint; all other numbers of bytes are those of its tensors if they were dense.
     #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<SparseSummary>,
     parts: Parts,
-    /// Of a mixture of experts whose config tells the number of layers.
+    /// The table for a mixture of experts whose config has the number of layers.
     #[serde(skip_serializing_if = "Option::is_none")]
     locality: Option<Locality>,
     tensors: Vec<TensorKind>,

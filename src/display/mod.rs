@@ -1,4 +1,4 @@
-//! What a value looks like in a notebook cell.
+//! Representations of values in a notebook cell.
 //!
 //! evcxr shows the last expression of a cell by calling its method `evcxr_display`, inherent or of a trait in scope. lacuna's
 //! own types have one; [`EvcxrDisplay`], which the prelude brings in, gives it to everything else that can be printed, so
@@ -36,7 +36,7 @@ pub mod mime {
     pub const PLAIN: &str = "text/plain";
     /// A table or text with structure; goes into the Markdown report as it is.
     pub const MARKDOWN: &str = "text/markdown";
-    /// What Jupyter shows first.
+    /// The representation that Jupyter prefers.
     pub const HTML: &str = "text/html";
     /// A table that the runner saves as a file.
     pub const CSV: &str = "text/csv";

@@ -21,8 +21,8 @@ pub struct ChoiceScores {
     pub bos: BosRecord,
     /// Share of examples whose answer has the highest log-likelihood: the harness's `acc`.
     pub acc: Score,
-    /// The same with each log-likelihood divided by the number of characters of its choice: the harness's `acc_norm`. Long
-    /// choices are less likely whatever they say.
+    /// Share of examples whose answer has the highest log-likelihood per character: the harness's `acc_norm`. Without
+    /// the division, long choices would be less likely whatever they say.
     pub acc_norm: Score,
     /// The accuracy of guessing: the mean of one over the number of choices.
     pub chance: f64,
@@ -58,7 +58,7 @@ impl ChoiceScores {
         correct(&self.predictions, |p| p.predicted)
     }
 
-    /// The same for `acc_norm`.
+    /// As [`ChoiceScores::correct`], for `acc_norm`.
     pub fn correct_norm(&self) -> Vec<f64> {
         correct(&self.predictions, |p| p.predicted_norm)
     }

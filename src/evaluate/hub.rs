@@ -14,7 +14,7 @@ pub enum TaskKind {
     /// `passage`, `question`, and `answer` (true, false) or `label` (1, 0): the passage, `Question: QUESTION?`, `Answer:`.
     BoolQ,
     /// `sentence1`, `sentence2` or `premise`, `hypothesis`, and `label` (0 or `entailment`, 1 or `not_entailment`): the first,
-    /// `Question: SECOND True or False?`, `Answer:`. Other tasks of GLUE have the same fields; they are not told apart.
+    /// `Question: SECOND True or False?`, `Answer:`. Other tasks of GLUE have the same fields; they are not distinguished.
     Rte,
     /// `ctx_a`, `ctx_b`, `activity_label` or `ctx`; `endings`, `label`. Marks in brackets are removed.
     HellaSwag,

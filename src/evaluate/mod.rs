@@ -59,7 +59,7 @@ impl Evaluation {
         self.losses.iter().map(|losses| losses.iter().sum::<f64>() / losses.len() as f64).collect()
     }
 
-    /// The same evaluation with the interval that `bootstrap` gives; [`evaluate`] takes the default one.
+    /// This evaluation with the interval that `bootstrap` gives; [`evaluate`] takes the default one.
     ///
     /// # Errors
     /// As [`Bootstrap::score`].

@@ -71,7 +71,7 @@ pub struct SuiteRow {
 }
 
 /// The tasks of `suite` with their names, out of the files under `dir`, the first `limit` examples of each or all. Which file is
-/// which task its rows say; ARC's two parts are told apart by the path, which says `easy` or `challenge`. Of several parts of a
+/// which task its rows say; ARC's two parts are distinguished by the path, which says `easy` or `challenge`. Of several parts of a
 /// task the one is taken that lm-evaluation-harness scores.
 ///
 /// # Errors

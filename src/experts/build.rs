@@ -36,8 +36,9 @@ pub struct SuperExpertsKept {
 const SUPER_EXPERTS: &str = "super_experts";
 
 impl Selection {
-    /// The same, which says what becomes of super-experts, the pairs of layer and expert in `found`
-    /// ([`ExpertScores::super_experts`](super::ExpertScores::super_experts)).
+    /// This selection with an account of super-experts, the pairs of layer and expert in `found`
+    /// ([`ExpertScores::super_experts`](super::ExpertScores::super_experts)): those that stay, and those that are
+    /// dropped.
     #[must_use]
     pub fn with_super_experts(mut self, found: &[(usize, usize)]) -> Self {
         let stays = |&(layer, expert): &(usize, usize)| self.keep.get(layer).is_some_and(|kept| kept.contains(&expert));

@@ -29,7 +29,7 @@ pub enum Metric {
     /// REAP (Lasby et al. 2025): mean over those tokens of `g * ||f(x)||_2`, with the gate `g` that the forward pass
     /// multiplies by.
     Reap,
-    /// The same with the softmax over all experts as gate, as REAP's reference code takes it for Mixtral.
+    /// REAP with the softmax over all experts as gate, as its reference code takes it for Mixtral.
     ReapSoftmax,
     /// Largest magnitude in its output, by which super-experts are found.
     MaxActivation,

@@ -39,7 +39,7 @@ pub struct Mismatch {
 
 /// Reads the headers of an output, derives each of its tensors from `base` and the kept experts that the manifest lists, and
 /// compares shapes, types and every byte; for a model, also `config.json`. Then the manifest: its sources, files and
-/// checksums, and the files beside the weights. Bytes that differ are told apart by the checksums: either the output was
+/// checksums, and the files beside the weights. For bytes that differ, the checksums tell the cause: either the output was
 /// changed, or the base was. What cannot be derived is how the experts were chosen (`by`), and
 /// the manifest's `identity`, which depends on when the base was last touched.
 ///
@@ -142,7 +142,7 @@ fn check_sources(base: &dyn Source, manifest: &Manifest, pairs: &[Pair], output:
             file == place && segments.eq(told.source.iter().copied())
         });
         if !told {
-            let problem = format!("{MANIFEST} does not say that it is in {place}, made of what it is made of");
+            let problem = format!("{MANIFEST} does not list it in {place} with the byte ranges that it was made of");
             mismatches.push(mismatch(&tensor.name, problem));
         }
     }

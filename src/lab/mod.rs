@@ -155,8 +155,9 @@ impl Lab {
         Lab::of(spec, cache, |checkpoint| Model::open(checkpoint, dtype, device)?.resident())
     }
 
-    /// The same with at most `bytes` of weights on the device, for a model that is larger ([`Model::within`]). Of what
-    /// [`Lab::prune`] returns the masks are in memory, or the weights where the method changes those that stay, on the host.
+    /// As [`Lab::open_on`], with at most `bytes` of weights on the device, for a model that is larger
+    /// ([`Model::within`]). Of models that [`Lab::prune`] returns, the masks are in memory on the host, or the weights
+    /// if the method changes those that stay.
     ///
     /// # Errors
     /// As [`Lab::open_on`].
@@ -176,7 +177,7 @@ impl Lab {
         Ok(Lab { model, identity, calibration: None, cache, progress, memory: Mutex::default() })
     }
 
-    /// The same with other progress; a new lab shows it on standard error.
+    /// This lab with other progress; a new lab shows it on standard error.
     pub fn with_progress(self, progress: Progress) -> Lab {
         Lab { progress, ..self }
     }

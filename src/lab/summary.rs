@@ -92,7 +92,7 @@ pub struct DeviceMemory {
     pub device: String,
     /// The weights that are there.
     pub weights: Residency,
-    /// Of a GPU, its memory.
+    /// Memory of the device, if it is a GPU.
     pub memory: Option<Memory>,
 }
 

@@ -63,8 +63,9 @@ impl Drop for Changes {
 }
 
 impl Model {
-    /// The same model with some tensors replaced; shapes must agree. It is in memory, but of one that has a budget
-    /// ([`Model::within`]) only these are, on the host, and pass through the device as the others do.
+    /// This model with some tensors replaced; shapes must agree. The result is in memory; but if this model has a
+    /// budget ([`Model::within`]), only the replaced tensors are, on the host, and they pass through the device like
+    /// the others.
     ///
     /// # Errors
     /// As [`Model::resident`] and [`Model::from_tensors`].
@@ -89,7 +90,7 @@ impl Model {
         Ok(Model { source: WeightSource::Resident(Arc::new(tensors)), changed: true, ..model })
     }
 
-    /// The same with zeros where the masks say so; of a model that has a budget the masks are in memory, and no weights.
+    /// This model with zeros where the masks prune. If it has a budget, the masks are in memory, and no weights.
     ///
     /// # Errors
     /// As [`Model::with_tensors`].

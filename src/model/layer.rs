@@ -253,7 +253,7 @@ impl DecoderLayer {
         linears
     }
 
-    /// The same linears, to be changed.
+    /// As [`DecoderLayer::linears`], to be changed.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let Attention { q, k, v, o, .. } = &mut self.attention;
         let mut linears = vec![q, k, v, o];

@@ -51,7 +51,8 @@ impl ModelConfig {
         self.list(false).into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }
 
-    /// The same, of tensors that hold all experts each expert's in their place: what a model has by name.
+    /// Name and shape of every tensor that a model has by name: instead of a tensor that holds all experts, those of
+    /// each expert.
     pub(crate) fn divided(&self) -> Vec<(String, Vec<usize>)> {
         self.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }

@@ -67,7 +67,7 @@ impl Mixture {
         linears
     }
 
-    /// The same, to be changed.
+    /// As [`Mixture::linears`], to be changed.
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut linears: Vec<&mut Linear> = match &mut self.experts {
             ExpertWeights::Separate(experts) => experts.iter_mut().flat_map(Mlp::linears_mut).collect(),

@@ -80,7 +80,8 @@ crate::debug::one_line!(rich Model, |model| {
 enum WeightSource {
     /// Each tensor is read when asked for.
     Checkpoint(Checkpoint),
-    /// Likewise, and those that were used lately stay on the device; some may be changed.
+    /// Each tensor is read when asked for, and stays on the device while the cache has room for it; some tensors may be
+    /// changed.
     Cached(Checkpoint, Arc<TensorCache>, Option<Arc<Changes>>),
     /// All tensors are in memory, on the device.
     Resident(Arc<HashMap<String, Tensor>>),
@@ -146,9 +147,9 @@ impl Model {
         Ok(model)
     }
 
-    /// The same model, of which the device holds at most `bytes`: tensors stay until others need their room, those that were not
-    /// used for longest going first. Activations of more than a quarter of `bytes` wait on the host for their turn. A model that
-    /// is in memory stays there.
+    /// This model with at most `bytes` of weights on the device: an LRU cache, from which the tensors that were not
+    /// used for longest are evicted. Activations of more than a quarter of `bytes` wait on the host for their turn. A
+    /// model that is in memory stays there.
     pub fn within(&self, bytes: u64) -> Model {
         let source = match &self.source {
             WeightSource::Checkpoint(checkpoint) => {

@@ -149,7 +149,7 @@ impl CausalSoftmax {
         row / self.queries % heads
     }
 
-    /// Of `scores (rows, keys)` and `sinks (heads,)`; a sink of -inf weighs nothing.
+    /// The softmax of `scores (rows, keys)` with `sinks (heads,)`; a sink of -inf weighs nothing.
     pub(crate) fn rows(&self, scores: &[f32], keys: usize, sinks: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; scores.len()];
         out.par_chunks_mut(keys).zip(scores.par_chunks(keys)).with_min_len(32).enumerate().for_each(

@@ -76,7 +76,7 @@ impl Stacked {
         self.gate_up.linears().iter().zip(self.down.linears()).flat_map(|(gate_up, down)| [gate_up, down])
     }
 
-    /// The same, to be changed.
+    /// As [`Stacked::linears`], to be changed.
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let Stacked { gate_up, down, .. } = self;
         gate_up.linears_mut().iter_mut().zip(down.linears_mut()).flat_map(|(gate_up, down)| [gate_up, down])

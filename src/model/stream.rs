@@ -215,7 +215,7 @@ impl TensorCache {
         Ok(tensor)
     }
 
-    /// The same if it is held.
+    /// `owner`'s tensor called `name`, if it is held.
     pub(super) fn held(&self, owner: u64, name: &str) -> Option<Tensor> {
         let state = &mut *self.state();
         state.clock += 1;

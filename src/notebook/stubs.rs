@@ -152,7 +152,7 @@ struct Package {
     features: BTreeSet<String>,
     /// Name in the source, and the package's id.
     dependencies: BTreeMap<String, String>,
-    /// Of those dependencies: id to (package name, directory of its stub).
+    /// Stubs of those dependencies: id to (package name, directory of its stub).
     targets: BTreeMap<String, (String, String)>,
 }
 

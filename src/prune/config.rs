@@ -62,13 +62,13 @@ impl PruneConfig {
         PruneConfig { pattern, per: Per::Row, ..PruneConfig::new(method, pattern.sparsity().unwrap_or_default()) }
     }
 
-    /// The same with another allocation; a global one compares whole layers.
+    /// These settings with another allocation; a global one compares whole layers.
     pub fn with_allocation(self, allocation: Allocation) -> Self {
         let per = if allocation == Allocation::Global { Per::Layer } else { self.per };
         PruneConfig { allocation, per, ..self }
     }
 
-    /// The same with other inputs of the layers during calibration.
+    /// These settings with other inputs of the layers during calibration.
     pub fn propagating(self, propagate: Propagate) -> Self {
         PruneConfig { propagate, ..self }
     }

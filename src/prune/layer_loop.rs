@@ -111,9 +111,9 @@ pub(super) fn note_silent(stage: &Stage, silent: &BTreeSet<String>) {
 /// Statistics and gradients of the dense model, computed before the layer loop.
 #[derive(Debug, Default)]
 pub(super) struct Dense {
-    /// Of the inputs; empty unless the allocation looks at them.
+    /// Statistics of the inputs; empty unless the allocation uses them.
     statistics: Statistics,
-    /// If one of the methods looks at them.
+    /// Gradients, if one of the methods uses them.
     pub(super) gradients: Option<Gradients>,
 }
 

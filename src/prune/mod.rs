@@ -282,7 +282,8 @@ impl Pruner<'_> {
         Ok((mask, zeros))
     }
 
-    /// The same where the weights are, on a GPU that has kernels for what is asked.
+    /// As [`Pruner::prune`], on the device that holds the weights; `None` if that is no GPU with kernels for the
+    /// settings.
     fn prune_on_device(&mut self, linear: &mut Linear, sparsity: f64) -> Result<Option<(Mask, u64)>> {
         let Pruner { config, statistics, gradients, .. } = *self;
         if config.refine.is_some() {

@@ -216,7 +216,7 @@ impl Block {
         Block::of(start, (start..end).flat_map(row).copied().collect())
     }
 
-    /// That of the columns from `start` on, whose part of `U` is `upper`, square and row-major.
+    /// A block of the columns from `start` on, whose part of `U` is `upper`, square and row-major.
     pub(crate) fn of(start: usize, upper: Vec<f32>) -> Block {
         let diagonal = upper.iter().copied().step_by(upper.len().isqrt() + 1).collect();
         Block { start, upper, diagonal }

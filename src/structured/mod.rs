@@ -370,7 +370,10 @@ impl<'a> CutPlan<'a> {
         // An output head of its own may be in the file although this denies it.
         read.tie_word_embeddings = self.config.tie_word_embeddings;
         if read != self.config {
-            return Err(Error::file(&path, "changing it for the smaller model would also change what else it means"));
+            return Err(Error::file(
+                &path,
+                "with the smaller sizes, it would be read with other settings, too; this model cannot be cut",
+            ));
         }
         let mut text = serde_json::to_vec_pretty(&json).map_err(|error| Error::file(&path, error))?;
         text.push(b'\n');

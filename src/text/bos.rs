@@ -14,9 +14,9 @@ pub enum Bos {
     /// no second one.
     #[default]
     Auto,
-    /// The same, and where the post-processor puts nothing in front the model's start token stands there.
+    /// The same tokens, or the model's start token where the post-processor puts none in front.
     Yes,
-    /// None.
+    /// No tokens.
     No,
 }
 

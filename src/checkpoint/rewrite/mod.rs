@@ -33,8 +33,8 @@ pub const MANIFEST_SCHEMA: u32 = 1;
 /// Longest piece that is copied, and lost by a kill, at a time, of an output of up to 64 GiB.
 const PIECE_BYTES: u64 = 256 << 10;
 
-/// Of a larger output, pieces are longer: there are no more of them than this, and one for each range, so that the list
-/// of pieces takes megabytes whatever the checkpoint.
+/// The most pieces of an output, unless it has more ranges: pieces of a larger output are longer, so that the list of
+/// pieces takes megabytes whatever the checkpoint.
 const PIECES: u64 = 1 << 18;
 
 /// Changed whenever an unfinished output of an earlier version cannot be gone on with.
@@ -460,7 +460,7 @@ struct Run {
 /// busy until the end.
 const RUN_BYTES: u64 = 32 << 20;
 
-/// Of all bytes asked for, gaps may be one in this many.
+/// Gaps may be one byte in this many of all bytes that are read.
 const GAP_SHARE: u64 = 200;
 
 impl Rewrite {

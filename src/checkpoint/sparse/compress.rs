@@ -36,7 +36,7 @@ pub fn compress(
     refuse_existing(out)?;
     let config = checkpoint.config()?;
     if let Some(info) = checkpoint.tensors().find(|info| is_part(&info.name)) {
-        let problem = "its name is one that parts of sparse tensors have, so that they could not be told apart";
+        let problem = "its name ends like that of a part of a sparse tensor, and could not be distinguished from one";
         return Err(Error::tensor(checkpoint.dir(), &info.name, problem));
     }
     let matrices: Vec<&TensorInfo> = checkpoint.tensors().filter(|info| matrix(info).is_some()).collect();

@@ -73,7 +73,7 @@ pub struct SparseSummary {
 }
 
 impl SparseSummary {
-    /// That of a checkpoint.
+    /// The summary of a checkpoint.
     pub fn of(source: &dyn Source) -> Self {
         let mut summary = Self::default();
         source.index().iter().for_each(|info| summary.add(info, source.stored(info)));

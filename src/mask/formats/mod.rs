@@ -84,7 +84,7 @@ enum Convention {
 const KEPT: &str = "_mask";
 
 impl Convention {
-    /// That of a file of other software with tensors of these names.
+    /// The convention of a file of other software with tensors of these names.
     fn of<'a>(mut names: impl Iterator<Item = &'a str>) -> Convention {
         let is_torch = |name: &str| name.strip_suffix(KEPT).is_some_and(|weight| weight.ends_with("weight"));
         if names.any(is_torch) { Convention::Kept } else { Convention::Pruned }

@@ -27,7 +27,7 @@ pub(super) struct TensorRef {
     pub(super) storage: String,
     /// Name of the storage in the file.
     pub(super) key: String,
-    /// Of the first element, in elements.
+    /// Offset of the first element, in elements.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
     /// In elements.
@@ -37,7 +37,7 @@ pub(super) struct TensorRef {
 /// The format of `torch.save` before PyTorch 1.6 (later only on demand): pickles one after the other, then the
 /// storages.
 pub(super) struct Legacy {
-    /// Of the dict.
+    /// Entries of the dict.
     pub(super) entries: Vec<(Value, Value)>,
     /// Key and type of each storage, in the order of their bytes.
     pub(super) storages: Vec<(String, String)>,
@@ -310,7 +310,7 @@ impl<'a> Machine<'a> {
             }
             // State of an object that was not looked at.
             Some(Value::Other) => Ok(()),
-            _ => Err("its pickle puts entries into what is no dict".into()),
+            _ => Err("its pickle puts entries into a value that is no dict".into()),
         }
     }
 
@@ -335,7 +335,7 @@ impl<'a> Machine<'a> {
     fn reduce(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else {
-            return Err("its pickle calls what is no function".into());
+            return Err("its pickle calls a value that is no function".into());
         };
         let made = match (&*function, &arguments[..]) {
             ("collections OrderedDict", []) => Value::Dict(Vec::new()),

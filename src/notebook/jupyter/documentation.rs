@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// The same in three forms.
+/// The documentation of an item in three forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Documentation {
     pub(super) plain: String,

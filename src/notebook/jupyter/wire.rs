@@ -227,7 +227,7 @@ fn shake_hands(stream: &mut TcpStream, kind: SocketKind) -> Result<Vec<u8>> {
     stream.write_all(&bytes)?;
     let (flags, body) = read_frame(stream)?;
     if flags & COMMAND == 0 || !body.starts_with(b"\x05READY") {
-        bail!("a client that does not say what it is");
+        bail!("a client that does not announce its type of socket");
     }
     Ok(property(&body[b"\x05READY".len()..], b"identity").unwrap_or_default())
 }

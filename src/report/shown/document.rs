@@ -34,9 +34,9 @@ pub(in crate::report) struct Document {
 /// Times, hosts, versions.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Environment {
-    /// Of the report.
+    /// Facts about the making of the report.
     report: Map<String, Value>,
-    /// Of each record, in their order.
+    /// Facts about each record, in their order.
     #[schemars(with = "Vec<BTreeMap<String, Value>>")]
     records: Vec<Value>,
 }

@@ -16,11 +16,11 @@ use plotters::prelude::DrawingBackend;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontTransform, RGBColor, WHITE};
 
-/// Colours that are told apart, in the cells and in the bar.
+/// Distinct colours, in the cells and in the bar.
 const LEVELS: usize = 128;
 /// Cells get their values written into them up to this many, where there is room.
 const LABELLED_CELLS: usize = 100;
-/// Kinds of marks that are told apart.
+/// Distinct kinds of marks.
 const MARKS: usize = 3;
 /// The colour of a cell without a value.
 const BLANK: RGBColor = RGBColor(240, 240, 240);

@@ -51,7 +51,7 @@ fn identity(record: &Record) -> String {
     format!("{} {facets:?}", method(record, true))
 }
 
-/// Where in a name a setting stands.
+/// The place of a setting in a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     /// In front: the model.
@@ -69,7 +69,7 @@ struct Facet {
     among: String,
     /// Its value, complete.
     key: String,
-    /// What it is called, from the shortest to the complete; `None` where nothing need be said.
+    /// The names of the setting, from the shortest to the complete; `None` where no name is needed.
     shown: Vec<Option<String>>,
 }
 

@@ -160,7 +160,7 @@ impl Drawing for MaskMap {
         for (i, row) in self.density.iter().enumerate() {
             for (j, &density) in row.iter().enumerate() {
                 let (x, y) = (MARGIN + j as f64 * width, TOP + i as f64 * height);
-                // As many colours as are told apart, so that neighbours of one colour become one shape.
+                // As many colours as are distinct, so that neighbours of one colour become one shape.
                 let share = ((density - low) / (high - low) * 32.0).round() / 32.0;
                 fill([x, y, x + width, y + height], palette::scale(share))?;
             }
