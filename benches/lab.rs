@@ -6,7 +6,7 @@
 //! ```
 //!
 //! 128 windows of 256 tokens are calibrated on, as many windows as the papers take, and 8 are evaluated; `sequential` is the
-//! papers' calibration, on the outputs of the blocks that are pruned already.
+//! papers' calibration, on the outputs of the layers that are pruned already.
 
 use candle_core::{DType, Device};
 use lacuna::cache::Cache;

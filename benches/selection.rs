@@ -36,7 +36,7 @@ fn seconds<T>(f: impl FnOnce() -> T) -> f64 {
     seconds
 }
 
-/// A linear of the first block: its name, shape, weights and the norms of its input.
+/// A linear of the first layer: its name, shape, weights and the norms of its input.
 struct Scored {
     name: String,
     shape: (usize, usize),
@@ -73,7 +73,7 @@ fn main() -> lacuna::Result<()> {
 
     let statistics = statistics.expect("a calibrated model");
     let mut linears = Vec::new();
-    for linear in model.block(0)?.linears() {
+    for linear in model.layer(0)?.linears() {
         linears.push(Scored {
             name: linear.name.clone(),
             shape: linear.weight.dims2()?,
@@ -100,11 +100,11 @@ fn main() -> lacuna::Result<()> {
     }
     let medians: Vec<f64> = times.into_iter().map(median).collect();
     for ((name, ..), median) in cases.iter().zip(&medians) {
-        println!("block 0, {name:24} {:8.2} ms", median * 1e3);
+        println!("layer 0, {name:24} {:8.2} ms", median * 1e3);
     }
     println!("selecting ten / one: {:.2} per row, {:.2} per layer", medians[1] / medians[0], medians[3] / medians[2]);
-    // One calibration serves all sparsities of a sweep; the blocks of a model have one shape.
-    let sweep = |case: usize| wanda + medians[case] * model.blocks() as f64;
+    // One calibration serves all sparsities of a sweep; the layers of a model have one shape.
+    let sweep = |case: usize| wanda + medians[case] * model.layers() as f64;
     println!("sweep of ten / of one: {:.3} per row, {:.3} per layer", sweep(1) / sweep(0), sweep(3) / sweep(2));
     if let Some(python) = python.first() {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/selection_torch.py");
@@ -112,7 +112,7 @@ fn main() -> lacuna::Result<()> {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8_lossy(&output.stdout);
         let sort: f64 = text.trim().parse().expect("seconds");
-        println!("block 0, torch.sort of the rows    {:8.2} ms", sort * 1e3);
+        println!("layer 0, torch.sort of the rows    {:8.2} ms", sort * 1e3);
         println!("sort / selection per row: {:.1}", sort / medians[0]);
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! SparseGPT on the linears of one block of SmolLM2-135M, with random weights and activations.
+//! SparseGPT on the linears of one layer of SmolLM2-135M, with random weights and activations.
 //!
 //! ```text
 //! cargo bench --profile dev --bench sparsegpt
@@ -12,7 +12,7 @@ const HIDDEN: usize = 576;
 const MLP: usize = 1536;
 
 /// Outputs of the linears that read each input: q, k, v; o; gate, up; down.
-const BLOCK: [(usize, &[usize]); 4] =
+const LAYER: [(usize, &[usize]); 4] =
     [(HIDDEN, &[576, 192, 192]), (HIDDEN, &[576]), (HIDDEN, &[1536, 1536]), (MLP, &[576])];
 
 fn main() {
@@ -42,13 +42,13 @@ fn factor(bencher: Bencher<'_, '_>, width: usize) {
 }
 
 #[divan::bench(args = ["unstructured", "2:4"], sample_count = 10)]
-fn block(bencher: Bencher<'_, '_>, pattern: &str) {
+fn layer(bencher: Bencher<'_, '_>, pattern: &str) {
     let pattern: Pattern = pattern.parse().expect("a pattern");
-    let grams: Vec<_> = BLOCK.iter().map(|&(width, _)| gram(width)).collect();
+    let grams: Vec<_> = LAYER.iter().map(|&(width, _)| gram(width)).collect();
     let weights = uniform(MLP * MLP);
     let config = SparseGpt::default();
     bencher.bench(|| {
-        for (&(width, outputs), gram) in BLOCK.iter().zip(&grams) {
+        for (&(width, outputs), gram) in LAYER.iter().zip(&grams) {
             let factor = Factor::new("w", gram, width, &config).expect("positive definite");
             for out in outputs {
                 let mut weights = weights[..out * width].to_vec();

@@ -2,7 +2,7 @@
 # Everything that is to be measured on a GPU, in one command: every kernel beside a reference in f64, then beside a copy; then Wanda of a model
 # of Llama 2 7B's shape with random weights, selection alone and the whole run, beside the reference implementation in PyTorch on the same card.
 # Writes reports/gpu.md, unless a check fails.
-#   scripts/gpu-report.sh LACUNA PYTHON SCRATCH [HIDDEN,INTERMEDIATE,BLOCKS [WINDOWS [SEQLEN [DEVICE]]]]
+#   scripts/gpu-report.sh LACUNA PYTHON SCRATCH [HIDDEN,INTERMEDIATE,LAYERS [WINDOWS [SEQLEN [DEVICE]]]]
 # LACUNA is an executable with CUDA (scripts/cuda-build.sh), PYTHON has torch, SCRATCH room for two models (30 GB). DEVICE may be cpu, to try the
 # script itself.
 set -euo pipefail
@@ -48,7 +48,7 @@ seconds = float(end) - float(begin)
 select = next((t for t in bench["timings"] if t["case"].startswith("Wanda 50%")), None)
 apart = max((int(line) for line in open(f"{scratch}/peak") if line.strip().isdigit()), default=0) - int(before or 0)
 print(f"# {bench['device']}\n")
-print(f"Random weights of shape {shape} (hidden, intermediate, blocks) in bf16, {windows} windows of {seqlen} tokens. Command:\n")
+print(f"Random weights of shape {shape} (hidden, intermediate, layers) in bf16, {windows} windows of {seqlen} tokens. Command:\n")
 print(f"    scripts/gpu-report.sh LACUNA PYTHON SCRATCH {shape} {windows} {seqlen}\n")
 print(f"| | lacuna | PyTorch {torch['torch']} | ratio |\n|---|---:|---:|---:|")
 if select:

@@ -1,74 +1,13 @@
-//! Which linear gets which sparsity: uniform, OWL, one threshold over all linears, and rules by name.
+//! The sparsity of each linear: uniform, OWL, one threshold over all linears, and rules by name.
 
+use crate::error::{Error, Result};
 use crate::mask::bad_score;
-use crate::{Error, Result};
-use glob::Pattern as Glob;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
-use std::path::Path;
-use std::str::FromStr;
+pub use crate::settings::{Allocation, Owl, Rule, Target};
 
-/// How a target sparsity is shared out among the linears.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Allocation {
-    /// Every linear gets it.
-    #[default]
-    Uniform,
-    /// Blocks with more outliers keep more (Yin et al. 2024, "Outlier Weighed Layerwise Sparsity"): see [`Owl`].
-    Owl(Owl),
-    /// One threshold over the scores of all linears: each loses what lies below it.
-    Global,
-}
-
-impl fmt::Display for Allocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Allocation::Uniform => f.write_str("uniform"),
-            Allocation::Owl(Owl { m, lambda }) => write!(f, "owl:{m}:{lambda}"),
-            Allocation::Global => f.write_str("global"),
-        }
-    }
-}
-
-impl FromStr for Allocation {
-    type Err = Error;
-
-    /// `uniform`, `global`, `owl`, or `owl:M:LAMBDA`.
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong = |problem: &str| Error::argument("allocation", text, problem);
-        match text.split(':').collect::<Vec<_>>()[..] {
-            ["uniform"] => Ok(Allocation::Uniform),
-            ["global"] => Ok(Allocation::Global),
-            ["owl"] => Ok(Allocation::Owl(Owl::default())),
-            ["owl", m, lambda] => match (m.parse(), lambda.parse()) {
-                (Ok(m), Ok(lambda)) if [m, lambda].iter().all(|x: &f64| x.is_finite() && *x > 0.0) => {
-                    Ok(Allocation::Owl(Owl { m, lambda }))
-                }
-                _ => Err(wrong("M and LAMBDA of owl:M:LAMBDA must be positive numbers")),
-            },
-            _ => Err(wrong("must be one of uniform, global, owl, owl:M:LAMBDA")),
-        }
-    }
-}
-
-/// Constants of OWL; the defaults are those of the paper for sparsities around 70%.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Owl {
-    /// A score is an outlier above `m` times the mean of its block.
-    pub m: f64,
-    /// The kept share of a block moves by at most this much around the mean.
-    pub lambda: f64,
-}
-
-impl Default for Owl {
-    fn default() -> Self {
-        Owl { m: 5.0, lambda: 0.08 }
-    }
-}
+use std::collections::{BTreeMap, HashMap};
 
 impl Owl {
-    /// Outlier share of a block in percent: scores above `m` times their mean, over `linears`' scores taken together.
+    /// Outlier share of a layer in percent: scores above `m` times their mean, over `linears`' scores taken together.
     pub fn outliers<'a>(&self, linears: impl Iterator<Item = &'a [f32]> + Clone) -> f64 {
         let count: usize = linears.clone().map(<[f32]>::len).sum();
         let sum: f64 = linears.clone().flatten().map(|&score| f64::from(score)).sum();
@@ -77,16 +16,16 @@ impl Owl {
         100.0 * above as f64 / count.max(1) as f64
     }
 
-    /// Sparsity of each block, from the [`Owl::outliers`] of each; their mean is `sparsity`. Where that is so low that a block
-    /// would fall below 0, all move around the mean by less. (The reference implementation sets such a block to 0.01, so that the
-    /// mean is missed, and that block's sparsity jumps down as the target goes up.)
+    /// Sparsity of each layer, from the [`Owl::outliers`] of each; their mean is `sparsity`. Where that is so low that a layer
+    /// would fall below 0, all move around the mean by less. (The reference implementation sets such a layer to 0.01, so that the
+    /// mean is missed, and that layer's sparsity jumps down as the target goes up.)
     ///
     /// # Errors
-    /// [`Error::Argument`] when a block would lose all its weights.
+    /// [`Error::Argument`] when a layer would lose all its weights.
     pub fn sparsities(&self, outliers: &[f64], sparsity: f64) -> Result<Vec<f64>> {
         let min = outliers.iter().copied().fold(f64::INFINITY, f64::min);
         let max = outliers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        // Blocks that are all alike have no order: each keeps the same.
+        // Layers that are all alike have no order: each keeps the same.
         let range = if max > min { max - min } else { 1.0 };
         let kept: Vec<f64> = outliers.iter().map(|share| (share - min) / range * 2.0 * self.lambda).collect();
         let mean = kept.iter().sum::<f64>() / kept.len().max(1) as f64;
@@ -94,10 +33,10 @@ impl Owl {
         let scale = if most > sparsity { sparsity / most } else { 1.0 };
         kept.iter()
             .map(|kept| match sparsity - (kept - mean) * scale {
-                block if block < 1.0 => Ok(block.max(0.0)),
-                block => {
+                layer if layer < 1.0 => Ok(layer.max(0.0)),
+                layer => {
                     let problem =
-                        format!("gives a block a sparsity of {block:.3} with lambda {}; lower one", self.lambda);
+                        format!("gives a layer a sparsity of {layer:.3} with lambda {}; lower one", self.lambda);
                     Err(Error::argument("sparsity", sparsity, problem))
                 }
             })
@@ -105,126 +44,7 @@ impl Owl {
     }
 }
 
-/// What a rule says of the linears that it matches.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Target {
-    /// This fraction of zeros, in `[0, 1)`.
-    Sparsity(f64),
-    /// They are left as they are.
-    Skip,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Target::Sparsity(sparsity) => write!(f, "{sparsity}"),
-            Target::Skip => f.write_str("skip"),
-        }
-    }
-}
-
-impl FromStr for Target {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.parse() {
-            _ if text == "skip" => Ok(Target::Skip),
-            Ok(sparsity) if (0.0..1.0).contains(&sparsity) => Ok(Target::Sparsity(sparsity)),
-            _ => Err(Error::argument("sparsity", text, "a rule gives a sparsity in [0, 1), or `skip`")),
-        }
-    }
-}
-
-/// A rule for linears by name: `*.down_proj=0.3`, `model.layers.0.*=skip`. The glob's `*` also matches dots; it is compared
-/// with the weight's name, with and without its `.weight`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
-    glob: Glob,
-    target: Target,
-}
-
-impl Rule {
-    /// A rule for the names that `glob` matches.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a malformed glob.
-    pub fn new(glob: &str, target: Target) -> Result<Rule> {
-        let wrong = |error| Error::argument("rule", glob, format!("is no glob: {error}"));
-        Ok(Rule { glob: Glob::new(glob).map_err(wrong)?, target })
-    }
-
-    /// Rules from a JSON object of globs and targets, in its order: `{"*.down_proj": 0.3, "model.layers.0.*": "skip"}`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::File`] for anything but such an object.
-    pub fn read(path: &Path) -> Result<Vec<Rule>> {
-        let text = std::fs::read(path).map_err(Error::io("read", path))?;
-        let form = "one JSON object of globs, such as {\"*.down_proj\": 0.3, \"*.o_proj\": \"skip\"}";
-        let wrong = |error| Error::file(path, format!("{error}; it must hold {form}"));
-        let Entries(entries) = serde_json::from_slice(&text).map_err(wrong)?;
-        let rule = |(glob, target): &(String, serde_json::Value)| {
-            let text = target.as_str().map_or_else(|| target.to_string(), str::to_owned);
-            Rule::new(glob, text.parse()?)
-        };
-        entries.iter().map(|entry| rule(entry).map_err(|error| Error::file(path, error))).collect()
-    }
-
-    /// Whether it leaves alone what it matches.
-    pub fn is_skip(&self) -> bool {
-        self.target == Target::Skip
-    }
-
-    fn matches(&self, linear: &str) -> bool {
-        self.glob.matches(linear) || self.glob.matches(linear.strip_suffix(".weight").unwrap_or(linear))
-    }
-}
-
-/// The entries of a JSON object. A map would forget all but the last of those with one name.
-struct Entries(Vec<(String, serde_json::Value)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let (mut entries, mut names) = (Vec::new(), HashSet::new());
-                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("`{name}` is there twice")));
-                    }
-                    entries.push((name, value));
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Visit)
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.glob, self.target)
-    }
-}
-
-impl FromStr for Rule {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (glob, target) = text.rsplit_once('=').ok_or_else(|| {
-            Error::argument("rule", text, "write GLOB=SPARSITY or GLOB=skip, such as *.down_proj=0.3")
-        })?;
-        Rule::new(glob, target.parse()?)
-    }
-}
-
-/// What rules say of linears; of those that match one, the last counts.
+/// The rules' targets by linear; of the rules that match one linear, the last counts.
 #[derive(Clone, Default, PartialEq)]
 pub struct Ruled(HashMap<String, Target>);
 
@@ -279,46 +99,46 @@ impl Ruled {
         Ok(Ruled(targets))
     }
 
-    /// What they say of a linear; `None` when none does.
+    /// The target of a linear; `None` when no rule matches it.
     pub fn get(&self, linear: &str) -> Option<Target> {
         self.0.get(linear).copied()
     }
 }
 
-/// The number of weights that each linear loses when the `floor(n * sparsity)` smallest of all scores go, for each of several
-/// sparsities; ties go by position, in the order of the linears. Exact, in three passes over the scores that hold one
-/// linear's at a time.
+/// The number of weights that each linear loses when the `floor(n * sparsity)` smallest of all scores are pruned, for
+/// each of several sparsities; ties are broken by position, in the order of the linears. Exact, in three passes over
+/// the scores that hold one linear's at a time.
 #[derive(Debug)]
 pub struct GlobalThreshold {
     sparsities: Vec<f64>,
-    pass: Pass,
+    pass: ThresholdPass,
 }
 
 #[derive(Debug)]
-enum Pass {
+enum ThresholdPass {
     /// Scores by the upper half of their bits.
     Upper { counts: Vec<u64> },
     /// Per level, those with the threshold's upper half, by the lower half.
     Lower { levels: Vec<Level> },
-    /// Per level, the threshold, and how many of its equals are left to go.
+    /// Per level, the threshold, and how many scores equal to it are still to be pruned.
     Count { thresholds: Vec<(u32, u64)>, lost: BTreeMap<String, Vec<u64>> },
 }
 
 #[derive(Debug)]
 struct Level {
     upper: u32,
-    /// How many go of those with that upper half.
+    /// The number of scores with that upper half that are pruned.
     rest: u64,
     counts: Vec<u64>,
 }
 
 impl GlobalThreshold {
-    /// How often all scores are to be added.
+    /// The number of passes in which all scores are added.
     pub const PASSES: usize = 3;
 
     /// The beginning of the first pass.
     pub fn new(sparsities: &[f64]) -> Self {
-        GlobalThreshold { sparsities: sparsities.to_vec(), pass: Pass::Upper { counts: vec![0; 1 << 16] } }
+        GlobalThreshold { sparsities: sparsities.to_vec(), pass: ThresholdPass::Upper { counts: vec![0; 1 << 16] } }
     }
 
     /// Adds the scores `(out, width)` of one linear, which must be finite and not negative, to the pass.
@@ -331,15 +151,15 @@ impl GlobalThreshold {
         }
         let keys = scores.iter().map(|score| score.abs().to_bits());
         match &mut self.pass {
-            Pass::Upper { counts } => keys.for_each(|key| counts[(key >> 16) as usize] += 1),
-            Pass::Lower { levels } => {
+            ThresholdPass::Upper { counts } => keys.for_each(|key| counts[(key >> 16) as usize] += 1),
+            ThresholdPass::Lower { levels } => {
                 for level in levels {
                     keys.clone()
                         .filter(|key| key >> 16 == level.upper)
                         .for_each(|key| level.counts[(key & 0xffff) as usize] += 1);
                 }
             }
-            Pass::Count { thresholds, lost } => {
+            ThresholdPass::Count { thresholds, lost } => {
                 let losses = thresholds.iter_mut().map(|(threshold, ties)| {
                     let below = keys.clone().filter(|key| *key < *threshold).count() as u64;
                     let equal = (keys.clone().filter(|key| *key == *threshold).count() as u64).min(*ties);
@@ -365,29 +185,29 @@ impl GlobalThreshold {
             (counts.len() as u32, 0)
         }
         self.pass = match &self.pass {
-            Pass::Upper { counts } => {
+            ThresholdPass::Upper { counts } => {
                 let n: u64 = counts.iter().sum();
                 let level = |sparsity: &f64| {
                     let (upper, rest) = reach(counts, (n as f64 * sparsity) as u64);
                     Level { upper, rest, counts: vec![0; 1 << 16] }
                 };
-                Pass::Lower { levels: self.sparsities.iter().map(level).collect() }
+                ThresholdPass::Lower { levels: self.sparsities.iter().map(level).collect() }
             }
-            Pass::Lower { levels } => {
+            ThresholdPass::Lower { levels } => {
                 let threshold = |level: &Level| {
                     let (lower, ties) = reach(&level.counts, level.rest);
                     ((level.upper << 16) + lower, ties)
                 };
-                Pass::Count { thresholds: levels.iter().map(threshold).collect(), lost: BTreeMap::new() }
+                ThresholdPass::Count { thresholds: levels.iter().map(threshold).collect(), lost: BTreeMap::new() }
             }
-            Pass::Count { .. } => return,
+            ThresholdPass::Count { .. } => return,
         };
     }
 
     /// After the last pass: what each linear loses at each sparsity.
     pub fn lost(self) -> BTreeMap<String, Vec<u64>> {
         match self.pass {
-            Pass::Count { lost, .. } => lost,
+            ThresholdPass::Count { lost, .. } => lost,
             _ => BTreeMap::new(),
         }
     }
@@ -412,20 +232,20 @@ mod tests {
     #[test]
     fn owl_keeps_more_where_outliers_are() {
         let owl = Owl::default();
-        let block = [[0f32; 50], [0.0; 50]];
-        assert_eq!(owl.outliers(block.iter().map(|scores| &scores[..])), 0.0);
-        let mut block = [[1f32; 50], [1.0; 50]];
-        block[1][7] = 100.0; // mean 1.99
-        assert_eq!(owl.outliers(block.iter().map(|scores| &scores[..])), 1.0);
+        let layer = [[0f32; 50], [0.0; 50]];
+        assert_eq!(owl.outliers(layer.iter().map(|scores| &scores[..])), 0.0);
+        let mut layer = [[1f32; 50], [1.0; 50]];
+        layer[1][7] = 100.0; // mean 1.99
+        assert_eq!(owl.outliers(layer.iter().map(|scores| &scores[..])), 1.0);
 
         // Kept shares 0, 0.08 and 0.16 around their mean 0.08.
         let sparsities = owl.sparsities(&[1.0, 2.0, 3.0], 0.7).unwrap();
         for (ours, expected) in sparsities.iter().zip([0.78, 0.7, 0.62]) {
             assert!((ours - expected).abs() < 1e-12, "{sparsities:?}");
         }
-        // Kept shares 0 and 0.16, drawn together until the second block loses nothing.
+        // Kept shares 0 and 0.16, drawn together until the second layer loses nothing.
         assert_eq!(owl.sparsities(&[1.0, 3.0], 0.05).unwrap(), [0.1, 0.0]);
-        assert!((owl.sparsities(&[2.0, 2.0], 0.6).unwrap()[0] - 0.6).abs() < 1e-12, "no block stands out");
+        assert!((owl.sparsities(&[2.0, 2.0], 0.6).unwrap()[0] - 0.6).abs() < 1e-12, "no layer stands out");
         assert!(owl.sparsities(&[1.0, 3.0], 0.95).unwrap_err().to_string().contains("lower one"));
     }
 

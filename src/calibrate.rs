@@ -1,12 +1,14 @@
 //! Statistics of what enters each linear, gathered by a tap while calibration windows pass through.
 
 mod file;
+#[cfg(feature = "cuda")]
+mod gpu;
 
 pub(crate) use file::SavedStatistics;
 
-use crate::Result;
-use crate::cuda::{self, ColumnSums};
-use crate::model::{Block, Linear, Model, Pass, Tap, Wanted};
+use crate::device;
+use crate::error::Result;
+use crate::model::{DecoderLayer, ForwardPass, Linear, Model, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
@@ -15,12 +17,12 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-/// What a pass gathers besides the squared column norms, which cost next to nothing.
+/// Statistics that a pass gathers besides the squared column norms, which cost next to nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gather {
     /// Sums of the columns, for [`Statistics::column_sums`] and [`Statistics::column_variances`].
     pub sums: bool,
-    /// Gram matrices, for [`Statistics::gram`]: `(in, in)` in f32 for each distinct input of a block.
+    /// Gram matrices, for [`Statistics::gram`]: `(in, in)` in f32 for each distinct input of a layer.
     pub gram: bool,
 }
 
@@ -40,14 +42,26 @@ crate::debug::one_line!(rich Statistics, |statistics| {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Input {
     tokens: u64,
-    /// Of the squares, `(in,)`.
+    /// Sums of the squares, `(in,)`.
     squares: Vec<f64>,
-    /// Of the values, `(in,)`; empty unless gathered.
+    /// Sums of the values, `(in,)`; empty unless gathered.
     sums: Vec<f64>,
-    /// Of the squared differences from the mean over the window, `(in,)`; gathered with the sums.
+    /// Sums of the squared differences from the mean over the window, `(in,)` (the M2 of Welford's method); gathered
+    /// with the sums.
     deviations: Vec<f64>,
     /// `X^T X`, `(in, in)`; empty unless gathered.
     gram: Vec<f32>,
+}
+
+/// Sums over the rows of an activation `(tokens, in)`, on its device: nothing has waited for them.
+#[derive(Clone, Debug)]
+struct ColumnSums {
+    /// Of the squares of each column, `(in,)` in f64.
+    squares: Tensor,
+    /// Of the values, `(in,)` in f64, if gathered.
+    sums: Option<Tensor>,
+    /// `X^T X`, `(in, in)` in f32, if gathered.
+    gram: Option<Tensor>,
 }
 
 impl Input {
@@ -88,12 +102,12 @@ impl Statistics {
         self.windows
     }
 
-    /// Whether sums of the columns were gathered for `linear`.
+    /// Returns whether sums of the columns were gathered for `linear`.
     pub fn has_sums(&self, linear: &str) -> bool {
         self.inputs.get(linear).is_some_and(|input| !input.sums.is_empty())
     }
 
-    /// Whether the gram matrix of `linear` was gathered.
+    /// Returns whether the gram matrix of `linear` was gathered.
     pub fn has_gram(&self, linear: &str) -> bool {
         self.inputs.get(linear).is_some_and(|input| !input.gram.is_empty())
     }
@@ -129,7 +143,7 @@ impl Statistics {
         Some(input.gram.iter().map(|x| x * scale).collect())
     }
 
-    /// Whether two linears share one input, so that what is derived from it need be computed once.
+    /// Returns whether two linears share one input, so that anything derived from it need be computed only once.
     pub fn same_input(&self, linear: &str, other: &str) -> bool {
         match (self.inputs.get(linear), self.inputs.get(other)) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
@@ -142,25 +156,25 @@ impl Statistics {
         Statistics { inputs: BTreeMap::new(), windows }
     }
 
-    /// Passes windows through a block, and gathers what enters its linears; those which no token reaches have statistics of
+    /// Passes windows through a layer, and gathers what enters its linears; those which no token reaches have statistics of
     /// zeros.
-    pub(crate) fn of_block(
-        pass: &Pass<'_>,
-        block: &Block,
+    pub(crate) fn of_layer(
+        pass: &ForwardPass<'_>,
+        layer: &DecoderLayer,
         hidden: &mut [Tensor],
         wanted: Wanted,
         gather: Gather,
     ) -> Result<Statistics> {
         let mut sums = Sums::default();
-        pass.through(block, hidden, wanted, || InputTap::new(gather), |tap| sums.add(tap))?;
-        sums.into_statistics(hidden.len(), &block.linears(), gather)
+        pass.through(layer, hidden, wanted, || InputTap::new(gather), |tap| sums.add(tap))?;
+        sums.into_statistics(hidden.len(), &layer.linears(), gather)
     }
 }
 
-/// What taps saw so far, by the linears that share an input, of which the first stands for all. After a failure to add on a
-/// device, that.
+/// Sums over the inputs that taps have seen, by the names of the linears that share an input. After a failure to add on
+/// a device, the error stands in the place of the sum.
 #[derive(Debug, Default)]
-struct Sums(BTreeMap<Vec<String>, Result<Seen>>);
+struct Sums(BTreeMap<Vec<String>, Result<InputSums>>);
 
 impl Sums {
     /// Adds what a tap saw of one window.
@@ -198,7 +212,7 @@ impl Sums {
 
 /// Sums where the activations are.
 #[derive(Debug)]
-enum Seen {
+enum InputSums {
     Host(Input),
     /// Asking a device for its sums would wait until it has them.
     Device(OnDevice),
@@ -212,11 +226,11 @@ struct OnDevice {
     deviations: Option<Tensor>,
 }
 
-impl Seen {
-    fn add(&mut self, other: Seen) -> Result<()> {
+impl InputSums {
+    fn add(&mut self, other: InputSums) -> Result<()> {
         match (self, other) {
-            (Seen::Host(sums), other) => sums.add(&other.into_input()?),
-            (Seen::Device(sums), Seen::Device(other)) => {
+            (InputSums::Host(sums), other) => sums.add(&other.into_input()?),
+            (InputSums::Device(sums), InputSums::Device(other)) => {
                 let add = |sum: &Option<Tensor>, x: &Option<Tensor>| match (sum, x) {
                     (Some(sum), Some(x)) => (sum + x).map(Some),
                     _ => Ok(None),
@@ -229,9 +243,9 @@ impl Seen {
             }
             (seen, other) => {
                 // An input of a few tokens may have gone the other way.
-                let mut sums = std::mem::replace(seen, Seen::Host(Input::default())).into_input()?;
+                let mut sums = std::mem::replace(seen, InputSums::Host(Input::default())).into_input()?;
                 sums.add(&other.into_input()?);
-                *seen = Seen::Host(sums);
+                *seen = InputSums::Host(sums);
             }
         }
         Ok(())
@@ -239,8 +253,8 @@ impl Seen {
 
     fn into_input(self) -> Result<Input> {
         let OnDevice { tokens, sums, deviations } = match self {
-            Seen::Host(input) => return Ok(input),
-            Seen::Device(sums) => sums,
+            InputSums::Host(input) => return Ok(input),
+            InputSums::Device(sums) => sums,
         };
         let column = |x: Option<Tensor>| -> Result<Vec<f64>> { Ok(x.map_or(Ok(Vec::new()), |x| x.to_vec1())?) };
         Ok(Input {
@@ -248,21 +262,21 @@ impl Seen {
             squares: column(Some(sums.squares))?,
             sums: column(sums.sums)?,
             deviations: column(deviations)?,
-            gram: sums.gram.map_or(Ok(Vec::new()), |gram| cuda::to_host(&gram)?.flatten_all()?.to_vec1())?,
+            gram: sums.gram.map_or(Ok(Vec::new()), |gram| device::to_host(&gram)?.flatten_all()?.to_vec1())?,
         })
     }
 }
 
-/// Column norms of every prunable linear of the dense model, from one forward pass that holds one block at a time.
+/// Column norms of every prunable linear of the dense model, from one forward pass that holds one layer at a time.
 ///
 /// # Errors
-/// [`crate::Error::Argument`] for ids outside the vocabulary, [`crate::Error::Interrupted`], or what reading a block fails
+/// [`crate::error::Error::Argument`] for ids outside the vocabulary, [`crate::error::Error::Interrupted`], or what reading a layer fails
 /// with.
 pub fn calibrate(model: &Model, windows: &Windows, progress: Progress) -> Result<Statistics> {
     calibrate_with(model, windows, Gather::default(), progress)
 }
 
-/// As [`calibrate`], with more than column norms if `gather` says so. Grams of all blocks are much to hold at a time.
+/// As [`calibrate`], with more than column norms if `gather` says so. Grams of all layers are much to hold at a time.
 pub(crate) fn calibrate_with(
     model: &Model,
     windows: &Windows,
@@ -270,14 +284,14 @@ pub(crate) fn calibrate_with(
     progress: Progress,
 ) -> Result<Statistics> {
     let mut all = Statistics::new(windows.ids.len());
-    calibrate_each(model, windows, gather, progress, |_, block| {
-        all.inputs.extend(block.inputs);
+    calibrate_each(model, windows, gather, progress, |_, layer| {
+        all.inputs.extend(layer.inputs);
         Ok(())
     })?;
     Ok(all)
 }
 
-/// As [`calibrate_with`], block by block: `each` gets a block's number and the statistics of its linears.
+/// As [`calibrate_with`], layer by layer: `each` gets a layer's number and the statistics of its linears.
 pub(crate) fn calibrate_each(
     model: &Model,
     windows: &Windows,
@@ -287,20 +301,20 @@ pub(crate) fn calibrate_each(
 ) -> Result<()> {
     let mut hidden = model.embed_for_pass(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
-    let stage = progress.stage("calibrate", (model.blocks() * hidden.len()) as u64);
-    let pass = Pass { model, rope: &rope, stage: &stage };
-    model.each_block(|i, block| {
-        let wanted = if i + 1 == model.blocks() { Wanted::Taps } else { Wanted::Output };
-        each(i, Statistics::of_block(&pass, &block, &mut hidden, wanted, gather)?)
+    let stage = progress.stage("calibrate", (model.layers() * hidden.len()) as u64);
+    let pass = ForwardPass { model, rope: &rope, stage: &stage };
+    model.each_layer(|i, layer| {
+        let wanted = if i + 1 == model.layers() { Wanted::Taps } else { Wanted::Output };
+        each(i, Statistics::of_layer(&pass, &layer, &mut hidden, wanted, gather)?)
     })
 }
 
-/// What enters each linear in one window.
+/// A tap (hook) that sums the inputs of each linear over one window.
 #[derive(Debug)]
 pub(crate) struct InputTap {
     gather: Gather,
     /// The linears that share an input, and its sums.
-    seen: Vec<(Vec<String>, Seen)>,
+    seen: Vec<(Vec<String>, InputSums)>,
 }
 
 impl InputTap {
@@ -318,13 +332,13 @@ impl Tap for InputTap {
 }
 
 /// The sums of `x (.., in)`.
-fn sums(x: &Tensor, gather: Gather) -> Result<Seen> {
+fn sums(x: &Tensor, gather: Gather) -> Result<InputSums> {
     let dims = x.dims();
     let width = dims[dims.len() - 1];
     let rows: usize = dims[..dims.len() - 1].iter().product();
     let (x, tokens) = (x.reshape((rows, width))?.contiguous()?, rows as u64);
-    if let Some(sums) = cuda::column_sums(&x, gather)? {
-        return Ok(Seen::Device(OnDevice { tokens, deviations: deviations(&sums, tokens)?, sums }));
+    if let Some(sums) = sums_on_device(&x, gather)? {
+        return Ok(InputSums::Device(OnDevice { tokens, deviations: deviations(&sums, tokens)?, sums }));
     }
     let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
     let (storage, layout) = x.storage_and_layout();
@@ -340,7 +354,19 @@ fn sums(x: &Tensor, gather: Gather) -> Result<Seen> {
     if gather.gram {
         input.gram = gram(values, rows, width);
     }
-    Ok(Seen::Host(input))
+    Ok(InputSums::Host(input))
+}
+
+/// The sums of `x (tokens, in)`, without gaps, if it is on a device with kernels for them.
+fn sums_on_device(x: &Tensor, gather: Gather) -> Result<Option<ColumnSums>> {
+    match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::column_sums(x, gather),
+        _ => {
+            let _ = gather;
+            Ok(None)
+        }
+    }
 }
 
 /// The deviations of one window, as [`Input::deviate`] has them.
@@ -419,7 +445,7 @@ mod tests {
             let gram = Some(x.t().unwrap().matmul(&x).unwrap());
             let sums = ColumnSums { squares, sums: Some(values), gram };
             let seen = OnDevice { tokens: 2, deviations: deviations(&sums, 2).unwrap(), sums };
-            InputTap { gather, seen: vec![(vec!["w".into(), "v".into()], Seen::Device(seen))] }
+            InputTap { gather, seen: vec![(vec!["w".into(), "v".into()], InputSums::Device(seen))] }
         });
         let statistics = sums(taps.into());
         assert_eq!(sums(on_device.into()), statistics);

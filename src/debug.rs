@@ -1,13 +1,13 @@
 //! `Debug` of what is large: one short line, in an error message, a `dbg!` or beside other values in a cell.
 
 /// Gives a type a `Debug` of one line. What is `rich` is shown whole in a notebook also where it stands within another value
-/// (a tuple, a vector, a struct of the cell's own): [`crate::notebook::set_aside`].
+/// (a tuple, a vector, a struct of the cell's own): [`crate::display::set_aside`].
 macro_rules! one_line {
     (rich $type:ty, |$value:ident| $line:expr) => {
         impl std::fmt::Debug for $type {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 #[cfg(feature = "report")]
-                if let Some(mark) = $crate::notebook::set_aside(self) {
+                if let Some(mark) = $crate::display::set_aside(self) {
                     return f.write_str(&mark);
                 }
                 let $value = self;

@@ -1,17 +1,17 @@
-//! What is odd about a checkpoint, and what stands in a command's way, all at once: for whom a command has told that
-//! something does not load.
+//! A diagnosis of a checkpoint for a user whose command failed to load it: all oddities, and all obstacles to commands,
+//! at once.
 
 use crate::checkpoint::{Checkpoint, HeadersOnly, Source, float_dtype};
-use crate::experts::Layout;
+use crate::error::{Error, Result};
+use crate::experts::ExpertLayout;
 use crate::model::{Model, ModelConfig, MoeFamily};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use candle_core::{DType, Device};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
 
-/// How much a finding matters.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -24,15 +24,15 @@ pub enum Severity {
 /// Something odd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How much it matters.
+    /// The severity.
     pub severity: Severity,
-    /// What it is about: `weights`, `config`, `tokenizer`, `generation`, `experts`.
+    /// The subject: `weights`, `config`, `tokenizer`, `generation`, `experts`.
     pub about: &'static str,
-    /// What it is and what to do, in a sentence or two.
+    /// The finding and its remedy, in a sentence or two.
     pub text: String,
 }
 
-/// What [`examine`] found.
+/// The findings of [`examine`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Examination {
     /// The directory's name, or `owner/name` of a model from a hub; as given where nothing could be opened.
@@ -46,7 +46,7 @@ pub struct Examination {
     pub tensors: usize,
     /// Number of elements of all tensors.
     pub parameters: u64,
-    /// Whether the values were read, not headers alone.
+    /// True if the values were read, and not headers alone.
     pub values: bool,
     /// In the order in which they were found.
     pub findings: Vec<Finding>,
@@ -57,7 +57,7 @@ impl Examination {
         self.findings.push(Finding { severity, about, text: text.to_string() });
     }
 
-    /// Whether no command fails for anything that was found.
+    /// Returns whether no command fails for anything that was found.
     pub fn is_healthy(&self) -> bool {
         self.findings.iter().all(|finding| finding.severity == Severity::Note)
     }
@@ -133,7 +133,7 @@ fn examine_model(found: &mut Examination, checkpoint: &Checkpoint) -> Result<Opt
     };
     found.family = json.get("model_type").and_then(Value::as_str).map(str::to_owned);
     if found.family.as_deref().and_then(MoeFamily::find).is_some()
-        && let Err(error) = Layout::find(checkpoint)
+        && let Err(error) = ExpertLayout::find(checkpoint)
     {
         found.add(Severity::Problem, "experts", stopped(error)?);
     }

@@ -1,45 +1,12 @@
 //! DSnoT (Zhang et al. 2023, "Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs"): refines a mask by
 //! swapping pruned for kept weights, row by row, until what the row's output is expected to lack is small.
 
+use crate::error::{Error, Result};
 use crate::mask::{Mask, Pattern};
-use crate::{Error, Result};
+pub use crate::settings::Dsnot;
+
 use rayon::prelude::*;
 use std::cmp::Ordering;
-
-/// Settings of DSnoT.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dsnot {
-    /// Swaps that a row makes at most.
-    pub max_cycles: usize,
-    /// A row whose expected error is at most this is left alone; in the units of [`DsnotInputs::sums`] times weights.
-    pub threshold: f64,
-    /// The contribution of a weight to be grown is divided by this power of its input's variance.
-    pub variance_power: f64,
-    /// Whether a row ends before the swap that would turn the sign of its error. N:M always does.
-    pub keep_sign: bool,
-}
-
-impl Default for Dsnot {
-    /// The reference implementation's: 50 cycles, threshold 0.1, variance to the power of 1, and signs may turn.
-    fn default() -> Self {
-        Dsnot { max_cycles: 50, threshold: 0.1, variance_power: 1.0, keep_sign: false }
-    }
-}
-
-impl Dsnot {
-    /// Checks the settings on their own.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a threshold or a power that is negative or not finite.
-    pub fn validate(&self) -> Result<()> {
-        for (name, value) in [("threshold", self.threshold), ("variance_power", self.variance_power)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::argument(name, value, "must be a number of at least 0"));
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Statistics of a linear's input, `(in,)` each.
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +22,15 @@ pub struct DsnotInputs<'a> {
 /// Swaps pruned and kept weights of `weights (out, in)`, which are row-major and not zeroed yet, and returns how many pairs
 /// were swapped. Each row keeps its number of pruned weights; with an N:M `pattern`, each group does.
 ///
-/// A row's expected error is the sum of `W_ij * sums_j` over its pruned weights. As long as that is above the threshold, the
-/// pruned weight that takes most from it is grown, judged by `W_ij * sums_j / variances_j ^ power`. Unstructured: what goes
-/// instead is the kept weight with the lowest Wanda score among those whose loss takes from the error too. N:M: it is the
-/// kept weight of the same group with the lowest Wanda score. No weight is swapped twice.
+/// A row's expected error is the sum of `W_ij * sums_j` over its pruned weights. As long as that is above the
+/// threshold, the pruned weight that takes most from it is grown, judged by `W_ij * sums_j / variances_j ^ power`.
+/// Another weight is pruned in its place. Unstructured: the kept weight with the lowest Wanda score among those whose
+/// loss takes from the error too. N:M: the kept weight of the same group with the lowest Wanda score. No weight is
+/// swapped twice.
 ///
 /// This is the reference implementation (zyxxmu/DSnoT) with a Wanda mask, and works on any mask. It differs where the
-/// reference runs out of candidates: that goes on to weights of the wrong kind, and changes the number of pruned weights; here
-/// the row ends, and a group with no weight left to prune is passed over.
+/// reference runs out of candidates: the reference then takes weights of the wrong kind, and changes the number of
+/// pruned weights; here the row ends, and a group with no weight left to prune is passed over.
 ///
 /// # Errors
 /// [`Error::Argument`] for settings out of range or inputs that `m` does not divide; [`Error::Tensor`] naming `name` for

@@ -81,7 +81,7 @@ pub enum Error {
 pub struct Parts {
     /// What was being done, to which file, tensor or argument.
     pub what: String,
-    /// Why that failed.
+    /// The reason of the failure.
     pub cause: Option<String>,
     /// What to do about it, where that is known.
     pub remedy: Option<String>,
@@ -90,7 +90,7 @@ pub struct Parts {
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         #[cfg(feature = "report")]
-        if let Some(mark) = crate::notebook::set_aside(self) {
+        if let Some(mark) = crate::display::set_aside(self) {
             return f.write_str(&mark);
         }
         let Parts { what, cause, remedy } = self.parts();
@@ -175,7 +175,7 @@ pub(crate) fn without_backtrace(error: &candle_core::Error) -> String {
     }
 }
 
-/// Tensor operations inside one function are told apart by shapes, which candle prints; where a name helps, use
+/// Tensor operations inside one function are distinguished by shapes, which candle prints; where a name helps, use
 /// [`Error::compute`].
 impl From<candle_core::Error> for Error {
     fn from(source: candle_core::Error) -> Self {
@@ -205,19 +205,26 @@ macro_rules! named {
     ($type:ident, $what:literal, $($variant:ident => $name:literal),+ $(,)?) => {
         $crate::error::listed!($type, $($variant),+);
 
+        impl $type {
+            /// Its name, as users write it.
+            pub fn name(self) -> &'static str {
+                match self { $($type::$variant => $name),+ }
+            }
+        }
+
         impl std::fmt::Display for $type {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(match self { $($type::$variant => $name),+ })
+                f.pad(self.name())
             }
         }
 
         impl std::str::FromStr for $type {
-            type Err = $crate::Error;
+            type Err = $crate::error::Error;
 
-            fn from_str(text: &str) -> $crate::Result<Self> {
+            fn from_str(text: &str) -> $crate::error::Result<Self> {
                 match text {
                     $($name => Ok($type::$variant),)+
-                    _ => Err($crate::Error::argument($what, text, concat!("must be one of", $(" ", $name),+))),
+                    _ => Err($crate::error::Error::argument($what, text, concat!("must be one of", $(" ", $name),+))),
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Single files that are there whole or not at all.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -109,12 +109,12 @@ impl NewDir {
         Ok(NewDir { out: out.to_path_buf(), temp })
     }
 
-    /// Where it will be.
+    /// The final path.
     pub(crate) fn out(&self) -> &Path {
         &self.out
     }
 
-    /// Where it is until then.
+    /// The path until then.
     pub(crate) fn path(&self) -> &Path {
         self.temp.path()
     }
@@ -145,7 +145,7 @@ pub(crate) fn refuse_existing(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a file is whose first bytes are `bytes` if something was put in the place of what its name promises, and what to do.
+/// Names the kind of a file by its first `bytes`, if it is not what its name promises, with the remedy.
 pub(crate) fn stranger(bytes: &[u8]) -> Option<&'static str> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     let begins = |with: &str| text.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()));

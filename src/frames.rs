@@ -21,15 +21,15 @@
 //! # }
 //! ```
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use polars::prelude::{
     AnyValue, Column, DataFrame, DataFrameJoinOps, DataType, GroupsIndicator, IdxCa, IdxSize, JoinArgs, JoinType,
     MaintainOrderJoin, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions,
 };
 use std::borrow::Cow;
 
-/// What is computed of the rows of a group. Missing values are left out, as if their rows were not there; a group of missing
-/// values alone has a missing result, but for its sum, which is 0.
+/// A value that is computed from the rows of a group. Missing values are left out, as if their rows were not there; a
+/// group of missing values alone has a missing result, except for its sum, which is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aggregate<'a> {
     /// The number of rows, as `count`.
@@ -69,12 +69,12 @@ impl<'a> From<&'a String> for Order<'a> {
     }
 }
 
-/// Which rows stay that have no partner in the other frame.
+/// The rows without a partner in the other frame that stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Join {
     /// None.
     Inner,
-    /// Those of the first frame; what the other would have added is missing.
+    /// The rows of the first frame; their values in the other's columns are missing.
     Left,
 }
 
@@ -103,7 +103,7 @@ impl<'a> Row<'a> {
     /// larger than anything.
     ///
     /// # Errors
-    /// When there is no such column, or it has no numbers.
+    /// Fails when there is no such column, or it has no numbers.
     pub fn number(&self, column: &str) -> Result<f64> {
         match self.value(column)? {
             AnyValue::Null => Ok(f64::NAN),
@@ -117,7 +117,7 @@ impl<'a> Row<'a> {
     /// A text, or any other value as it is printed; empty where it is missing.
     ///
     /// # Errors
-    /// When there is no such column.
+    /// Fails when there is no such column.
     pub fn text(&self, column: &str) -> Result<Cow<'a, str>> {
         Ok(match self.value(column)? {
             AnyValue::Null => Cow::Borrowed(""),
@@ -126,10 +126,10 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// Whether the value is missing.
+    /// Returns whether the value is missing.
     ///
     /// # Errors
-    /// When there is no such column.
+    /// Fails when there is no such column.
     pub fn is_missing(&self, column: &str) -> Result<bool> {
         Ok(self.value(column)?.is_null())
     }
@@ -145,8 +145,8 @@ pub trait Frames {
     /// then what was asked for. A missing key is a key of its own.
     ///
     /// # Errors
-    /// When there is no key, or no column of a name, or one that is not of numbers where they are needed, or a name would stand
-    /// twice.
+    /// Fails when there is no key, or no column of a name, or one that is not of numbers where they are needed, or a
+    /// name would stand twice.
     fn grouped<'a>(
         &self,
         keys: impl IntoIterator<Item = &'a str>,
@@ -158,20 +158,20 @@ pub trait Frames {
     /// nothing.
     ///
     /// # Errors
-    /// When there is no key, one is in one frame only, or has types that cannot be compared.
+    /// Fails when there is no key, one is in one frame only, or has types that cannot be compared.
     fn joined<'a>(&self, other: &DataFrame, keys: impl IntoIterator<Item = &'a str>, how: Join) -> Result<DataFrame>;
 
     /// Rows by the first of `by`, equal ones by the second, and so on; those that are equal in all keep their order. Missing values
     /// come last, NaN counts as larger than every number.
     ///
     /// # Errors
-    /// When there is no column of a name, or its values have no order.
+    /// Fails when there is no column of a name, or its values have no order.
     fn sorted<'a>(&self, by: impl IntoIterator<Item = impl Into<Order<'a>>>) -> Result<DataFrame>;
 
     /// The rows that `keep` is true of.
     ///
     /// # Errors
-    /// What `keep` returns first: a column that is not there, or has no numbers.
+    /// Fails with the first error of `keep`: a column that is not there, or has no numbers.
     fn filtered(&self, keep: impl FnMut(Row<'_>) -> Result<bool>) -> Result<DataFrame>;
 }
 

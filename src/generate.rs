@@ -1,14 +1,14 @@
 //! Text that a model continues, to be read beside its perplexity.
 
+use crate::error::{Error, Result};
 use crate::model::{KvCache, Model, Wanted};
 use crate::progress::check_interrupt;
 use crate::text::{Bos, BosRecord, Encoder, Tokenizer};
-use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How to continue a text; the names are those of Hugging Face's `generate`.
+/// Settings of generation; the names are those of Hugging Face's `generate`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GenerateConfig {
     /// Tokens to add at most; generation ends earlier at an `eos_token_id` of
@@ -81,17 +81,17 @@ pub(crate) fn continue_until(
         return Err(Error::argument("max_new_tokens", config.max_new_tokens, problem));
     }
     let rope = model.rope(longest);
-    let blocks = (0..model.blocks()).map(|i| model.block(i)).collect::<Result<Vec<_>>>()?;
+    let layers = (0..model.layers()).map(|i| model.layer(i)).collect::<Result<Vec<_>>>()?;
     let head = model.head()?;
     let ends = model.end_tokens()?;
-    let mut caches = vec![KvCache::default(); blocks.len()];
+    let mut caches = vec![KvCache::default(); layers.len()];
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let mut next = ids.clone();
     for _ in 0..config.max_new_tokens {
         check_interrupt()?;
         let mut x = model.embed(&[next])?.remove(0); // (1, new tokens, hidden)
-        for (block, cache) in blocks.iter().zip(&mut caches) {
-            if let Some(y) = block.run(model.config(), &rope, &x, Some(cache), &mut (), Wanted::Output)? {
+        for (layer, cache) in layers.iter().zip(&mut caches) {
+            if let Some(y) = layer.run(model.config(), &rope, &x, Some(cache), &mut (), Wanted::Output)? {
                 x = y;
             }
         }

@@ -1,25 +1,25 @@
-//! Gradients of the loss with respect to every prunable linear, by reverse mode one block at a time.
+//! Gradients of the loss with respect to every prunable linear, by reverse mode one layer at a time.
 //!
-//! Whole-model autograd keeps everything that every block computed until it is walked backwards. Here the forward pass
-//! keeps only what enters each block; then, from the last block to the first, each is run again with a graph of its own,
+//! Whole-model autograd keeps everything that every layer computed until it is walked backwards. Here the forward pass
+//! keeps only what enters each layer; then, from the last layer to the first, each is run again with a graph of its own,
 //! which is dropped before the next (activation recomputation, Chen et al. 2016). Inputs and gradients are kept in
-//! temporary files: memory is one block, its gradients, the hidden states of all windows (twice while the loss is taken), and
-//! the graph of one block for a few windows, whatever the depth.
+//! temporary files: memory is one layer, its gradients, the hidden states of all windows (twice while the loss is taken), and
+//! the graph of one layer for a few windows, whatever the depth.
 
 mod file;
 
 use crate::checkpoint::Checkpoint;
-use crate::model::{Block, Head, LOGIT_ROWS, Model, Pass, Rope, Wanted, cross_entropy};
+use crate::error::{Error, Result};
+use crate::model::{DecoderLayer, ForwardPass, Head, LOGIT_ROWS, Model, Rope, Wanted, cross_entropy};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// How the gradients of the windows become one.
+/// The way in which the gradients of the windows become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accumulate {
     /// Their sum, as a gradient or Taylor metric takes it.
@@ -69,7 +69,7 @@ struct Stored {
 
 #[derive(Debug)]
 enum Values {
-    /// Where each linear's begin, and how many they are.
+    /// Offset and length of each linear's values, by name.
     Scratch { places: HashMap<String, (u64, usize)>, scratch: Scratch },
     /// A tensor of each linear's name.
     Saved(Checkpoint),
@@ -99,41 +99,41 @@ impl Gradients {
 /// Bytes of weight gradients that windows may hold before they are added.
 const IN_FLIGHT: usize = 2 << 30;
 
-/// Gradients of the loss of `windows` with respect to the weights of every prunable linear of the dense model: the loss of
-/// a window is the mean cross entropy of its tokens after the first, and `accumulate` says what the windows give together.
-/// The same bytes on any number of threads.
+/// Gradients of the loss of `windows` with respect to the weights of every prunable linear of the dense model: the loss
+/// of a window is the mean cross entropy of its tokens after the first, and `accumulate` joins the windows' gradients.
+/// The result has the same bytes on any number of threads.
 ///
-/// Temporary files (`TMPDIR`) take `4 * blocks * windows * seqlen * hidden_size` bytes while this runs, and 4 bytes a
-/// weight for as long as the result lives. Each block is read twice, and takes four times the arithmetic of a forward pass.
+/// Temporary files (`TMPDIR`) take `4 * layers * windows * seqlen * hidden_size` bytes while this runs, and 4 bytes a
+/// weight for as long as the result lives. Each layer is read twice, and takes four times the arithmetic of a forward pass.
 ///
 /// # Errors
 /// [`Error::Argument`] for no windows, windows of fewer than two tokens or of unequal length, ids outside the vocabulary,
 /// or a model in f16, where gradients underflow; [`Error::Tensor`] where an activation, a loss or a gradient is not a
-/// finite number, naming block and window; [`Error::File`] when the disk is full; [`Error::Interrupted`].
+/// finite number, naming layer and window; [`Error::File`] when the disk is full; [`Error::Interrupted`].
 pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progress: Progress) -> Result<Gradients> {
     check(model, windows)?;
     let config = model.config();
-    let (blocks, count, hidden_size) = (model.blocks(), windows.ids.len(), config.hidden_size);
+    let (layers, count, hidden_size) = (model.layers(), windows.ids.len(), config.hidden_size);
     let elements = windows.seqlen * hidden_size; // of one window's activations
     // Routers are among them, which is too little to matter.
     let weights = config.divided().into_iter().filter(|(name, shape)| name.contains(".layers.") && shape.len() == 2);
     let weights: usize = weights.map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let bytes = |elements: usize| (elements * size_of::<f32>()) as u64;
-    let mut inputs = Scratch::create(bytes(blocks * count * elements + weights))?;
+    let mut inputs = Scratch::create(bytes(layers * count * elements + weights))?;
     let mut scratch = Scratch::create(bytes(weights))?;
 
     let mut hidden = model.embed(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
-    let stage = progress.stage("gradients", ((2 * blocks + 1) * count) as u64);
-    let pass = Pass { model, rope: &rope, stage: &stage };
+    let stage = progress.stage("gradients", ((2 * layers + 1) * count) as u64);
+    let pass = ForwardPass { model, rope: &rope, stage: &stage };
     let mut names = Vec::new();
-    for i in 0..blocks {
+    for i in 0..layers {
         for (window, x) in hidden.iter().enumerate() {
             inputs.append(&activations(model, i, window, x)?)?;
         }
-        let block = model.block(i)?;
-        names.extend(block.linears().into_iter().map(|linear| linear.name.clone()));
-        pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ())?;
+        let layer = model.layer(i)?;
+        names.extend(layer.linears().into_iter().map(|linear| linear.name.clone()));
+        pass.through(&layer, &mut hidden, Wanted::Output, || (), |()| ())?;
     }
 
     // From here on, `hidden` holds gradients of the loss with respect to what it held before.
@@ -143,7 +143,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
     let mut hidden = Vec::with_capacity(count);
     for chunk in numbered.chunks(together(model, 0)) {
         let results = chunk.par_iter().map(|(window, x)| {
-            activations(model, blocks, *window, x)?;
+            activations(model, layers, *window, x)?;
             let (loss, gradient) = through_head(&head, &x.squeeze(0)?, &windows.ids[*window])?;
             if !loss.is_finite() {
                 let problem = format!("the loss of window {window} is {loss} in {:?}", model.dtype());
@@ -160,8 +160,8 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
     drop((head, numbered));
 
     let mut places = HashMap::with_capacity(names.len());
-    for i in (0..blocks).rev() {
-        let (block, weights) = differentiable(model.block(i)?)?;
+    for i in (0..layers).rev() {
+        let (layer, weights) = differentiable(model.layer(i)?)?;
         let sizes: Vec<usize> = weights.iter().map(|(_, weight)| weight.elem_count()).collect();
         let mut totals: Vec<Vec<f32>> = sizes.iter().map(|&size| vec![0.0; size]).collect();
         let at_once = together(model, sizes.iter().sum::<usize>() * size_of::<f32>());
@@ -170,7 +170,7 @@ pub fn gradients(model: &Model, windows: &Windows, accumulate: Accumulate, progr
                 let start = bytes((i * count + first + offset) * elements);
                 let x = Tensor::from_vec(inputs.read(start, elements)?, gradient.shape(), &Device::Cpu)?;
                 let x = Var::from_tensor(&x.to_dtype(model.dtype())?.to_device(model.device())?)?;
-                let (input, weights) = through_block(model, &block, &weights, &rope, &x, gradient)?;
+                let (input, weights) = through_layer(model, &layer, &weights, &rope, &x, gradient)?;
                 *gradient = input;
                 Ok(weights)
             });
@@ -214,15 +214,15 @@ fn together(model: &Model, bytes: usize) -> usize {
     IN_FLIGHT.checked_div(bytes).unwrap_or(usize::MAX).clamp(1, rayon::current_num_threads())
 }
 
-/// What enters block `i` in one window, or leaves the last, `(seqlen * hidden,)`.
+/// The inputs of layer `i` in one window, or the outputs of the last layer, `(seqlen * hidden,)`.
 fn activations(model: &Model, i: usize, window: usize, x: &Tensor) -> Result<Vec<f32>> {
     let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     if values.iter().all(|x| x.is_finite()) {
         return Ok(values);
     }
-    let from = i.checked_sub(1).map_or_else(|| "model.embed_tokens".into(), |block| format!("model.layers.{block}"));
+    let from = i.checked_sub(1).map_or_else(|| "model.embed_tokens".into(), |layer| format!("model.layers.{layer}"));
     let problem = format!(
-        "what comes out of it is not finite for window {window} in {:?}; the weights are damaged, or need f32",
+        "its output is not finite for window {window} in {:?}; the weights are damaged, or need f32",
         model.dtype()
     );
     Err(Error::tensor(model.name(), from, problem))
@@ -251,28 +251,28 @@ fn through_head(head: &Head, x: &Tensor, ids: &[u32]) -> Result<(f64, Tensor)> {
     Ok((loss, Tensor::cat(&gradients, 0)?.unsqueeze(0)?))
 }
 
-/// The block with weights that can be differentiated, and those with their names, in the order of [`Block::linears`].
-fn differentiable(mut block: Block) -> Result<(Block, Vec<(String, Var)>)> {
+/// The layer with weights that can be differentiated, and those with their names, in the order of [`DecoderLayer::linears`].
+fn differentiable(mut layer: DecoderLayer) -> Result<(DecoderLayer, Vec<(String, Var)>)> {
     let mut weights = Vec::new();
-    for linear in block.linears_mut() {
+    for linear in layer.linears_mut() {
         let weight = Var::from_tensor(&linear.weight)?;
         linear.weight = weight.as_tensor().clone();
         weights.push((linear.name.clone(), weight));
     }
-    Ok((block, weights))
+    Ok((layer, weights))
 }
 
-/// From the gradient of a block's output to that of its input `x`, and to that of each weight, `None` where no token came.
-fn through_block(
+/// From the gradient of a layer's output to that of its input `x`, and to that of each weight, `None` where no token came.
+fn through_layer(
     model: &Model,
-    block: &Block,
+    layer: &DecoderLayer,
     weights: &[(String, Var)],
     rope: &Rope,
     x: &Var, // (1, seqlen, hidden), as is `gradient`
     gradient: &Tensor,
 ) -> Result<(Tensor, Vec<Option<Vec<f32>>>)> {
-    let Some(y) = block.run(model.config(), rope, x, None, &mut (), Wanted::Output)? else {
-        return Err(Error::compute("gradients")(candle_core::Error::Msg("a block without an output".into())));
+    let Some(y) = layer.run(model.config(), rope, x, None, &mut (), Wanted::Output)? else {
+        return Err(Error::compute("gradients")(candle_core::Error::Msg("a layer without an output".into())));
     };
     let mut store = pulled(&y, gradient)?.backward()?;
     let input = store.remove(x).map_or_else(|| x.zeros_like(), Ok)?;

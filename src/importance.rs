@@ -1,56 +1,16 @@
-//! How much a weight matters: scores `(out, in)` from a weight and what is known of its input and its gradient.
+//! The importance of weights: scores `(out, in)` from a weight, the statistics of its input, and its gradient.
 
 use crate::calibrate::Statistics;
+use crate::error::{Error, Result};
 use crate::gradients::Gradients;
-use crate::{Error, Result};
+pub use crate::settings::Method;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-/// An importance metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// `|W|` (Han et al. 2015).
-    Magnitude,
-    /// `|W_ij| * ||X_j||_2` (Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models").
-    Wanda,
-    /// `(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2 ^ 0.5` (Zhang et al. 2024, "Plug-and-Play: An Efficient
-    /// Post-training Pruning Method for Large Language Models", relative importance and activations).
-    Ria,
-    /// `|dL/dW|` of the dense model, summed over windows.
-    Gradient,
-    /// `|W * dL/dW|`, the first-order Taylor term of removing a weight (Molchanov et al. 2019).
-    Taylor,
-    /// Uniform, seeded: the baseline that any metric must beat.
-    Random,
-    /// Optimal brain surgery by columns (Frantar and Alistarh 2023, "SparseGPT"). It updates the weights that stay, so
-    /// it prunes a model, and gives no scores: [`crate::sparsegpt`].
-    SparseGpt,
-}
-
-impl Method {
-    /// Whether the method needs calibration text.
-    pub fn needs_calibration(self) -> bool {
-        self.needs_inputs() || self.needs_gradients()
-    }
-
-    /// Whether it needs statistics of what enters a linear.
-    pub fn needs_inputs(self) -> bool {
-        matches!(self, Method::Wanda | Method::Ria | Method::SparseGpt)
-    }
-
-    /// Whether it needs gradients of the dense model's loss.
-    pub fn needs_gradients(self) -> bool {
-        matches!(self, Method::Gradient | Method::Taylor)
-    }
-}
-
-crate::error::named!(Method, "method",
-    Magnitude => "magnitude", Wanda => "wanda", Ria => "ria", Gradient => "gradient", Taylor => "taylor",
-    Random => "random", SparseGpt => "sparsegpt");
-
-/// What a metric may look at besides the weights.
+/// The data that a metric may use besides the weights.
 #[derive(Clone, Copy, Default)]
 pub struct Inputs<'a> {
     /// Column norms of the linear's input, `(in,)`: [`crate::calibrate::Statistics::column_norms`].
@@ -75,7 +35,7 @@ pub struct Scorer<'a> {
     method: Method,
     weights: &'a [f32],
     width: usize,
-    kind: Kind<'a>,
+    kind: Formula<'a>,
 }
 
 crate::debug::one_line!(rich Scorer<'_>, |scorer| {
@@ -84,7 +44,7 @@ crate::debug::one_line!(rich Scorer<'_>, |scorer| {
 });
 
 #[derive(Clone, Debug)]
-enum Kind<'a> {
+enum Formula<'a> {
     Magnitude,
     Wanda { norms: &'a [f32] },
     Ria { columns: Vec<f32>, activations: Vec<f32> },
@@ -119,15 +79,15 @@ impl<'a> Scorer<'a> {
             return Err(Error::tensor("weights", name, format!("has {} values, not {shape:?}", weights.len())));
         }
         let kind = match method {
-            Method::Magnitude => Kind::Magnitude,
-            Method::Wanda => Kind::Wanda { norms: norms()? },
-            Method::Ria => Kind::Ria {
+            Method::Magnitude => Formula::Magnitude,
+            Method::Wanda => Formula::Wanda { norms: norms()? },
+            Method::Ria => Formula::Ria {
                 columns: absolute_column_sums(weights, shape.1),
                 activations: norms()?.iter().map(|norm| norm.powf(RIA_POWER)).collect(),
             },
-            Method::Gradient => Kind::Gradient { gradient: gradient()? },
-            Method::Taylor => Kind::Taylor { gradient: gradient()? },
-            Method::Random => Kind::Random {
+            Method::Gradient => Formula::Gradient { gradient: gradient()? },
+            Method::Taylor => Formula::Taylor { gradient: gradient()? },
+            Method::Random => Formula::Random {
                 seed: Sha256::new().chain_update(inputs.seed.to_le_bytes()).chain_update(name).finalize().into(),
             },
             Method::SparseGpt => {
@@ -161,13 +121,13 @@ impl<'a> Scorer<'a> {
         let at = row * self.width..(row + 1) * self.width;
         let weights = &self.weights[at.clone()];
         match &self.kind {
-            Kind::Magnitude => scores.iter_mut().zip(weights).for_each(|(score, weight)| *score = weight.abs()),
-            Kind::Wanda { norms } => {
+            Formula::Magnitude => scores.iter_mut().zip(weights).for_each(|(score, weight)| *score = weight.abs()),
+            Formula::Wanda { norms } => {
                 for ((score, weight), norm) in scores.iter_mut().zip(weights).zip(*norms) {
                     *score = weight.abs() * norm;
                 }
             }
-            Kind::Ria { columns, activations } => {
+            Formula::Ria { columns, activations } => {
                 let sum = weights.iter().map(|weight| weight.abs()).sum::<f32>();
                 // A sum of zero has only zeros under it.
                 let share = |weight: f32, sum: f32| if sum == 0.0 { 0.0 } else { weight / sum };
@@ -178,16 +138,16 @@ impl<'a> Scorer<'a> {
                     *score = (share(weight, *column) + share(weight, sum)) * activation;
                 }
             }
-            Kind::Gradient { gradient } => {
+            Formula::Gradient { gradient } => {
                 scores.iter_mut().zip(&gradient[at]).for_each(|(score, gradient)| *score = gradient.abs());
                 spot_damage(weights, scores);
             }
-            Kind::Taylor { gradient } => {
+            Formula::Taylor { gradient } => {
                 for ((score, weight), gradient) in scores.iter_mut().zip(weights).zip(&gradient[at]) {
                     *score = (weight * gradient).abs();
                 }
             }
-            Kind::Random { seed } => {
+            Formula::Random { seed } => {
                 // A stream a row: the same scores in whatever order the rows are taken.
                 let mut rng = ChaCha8Rng::from_seed(*seed);
                 rng.set_stream(row as u64);
@@ -198,7 +158,7 @@ impl<'a> Scorer<'a> {
     }
 }
 
-/// What a metric looks at besides the weights of one linear.
+/// The data that a metric uses besides the weights of one linear.
 #[derive(Debug)]
 pub(crate) struct Evidence {
     method: Method,
@@ -208,7 +168,7 @@ pub(crate) struct Evidence {
 }
 
 impl Evidence {
-    /// What is known of the linear called `name`, as far as `method` looks at it.
+    /// Takes the data that `method` uses for the linear called `name`.
     pub(crate) fn of(
         name: &str,
         method: Method,
@@ -224,7 +184,8 @@ impl Evidence {
         Ok(Evidence { method, norms, gradient, seed })
     }
 
-    /// Whether the calibration text says nothing of the linear, as of an expert that no token reached: all its scores are 0.
+    /// Returns whether the linear's inputs were all zero during calibration, as for an expert that no token reached:
+    /// all its scores are 0.
     pub(crate) fn is_silent(&self) -> bool {
         let zero = |values: &Option<Vec<f32>>| values.as_ref().is_some_and(|values| values.iter().all(|x| *x == 0.0));
         zero(&self.norms) || zero(&self.gradient)

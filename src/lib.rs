@@ -9,7 +9,7 @@
 //!
 //! Invariants:
 //! - A weight file that was read is never written. Output goes to a sibling, is flushed, then renamed into place.
-//! - Pruning holds one block's weights and its activations, not the model's: memory does not grow with depth.
+//! - Pruning holds one layer's weights and its activations, not the model's: memory does not grow with depth.
 //! - The same seed, inputs and configuration give the same bytes on any number of threads. Times and hosts stand
 //!   apart from results, in [`record::Record::environment`].
 //! - Reports regenerate from records without a model.
@@ -19,20 +19,27 @@
 
 pub mod cache;
 pub mod checkpoint;
+mod cuda;
 mod debug;
+pub mod device;
 pub mod error;
 mod exact_json;
 mod files;
+pub mod format;
 pub mod model;
+pub mod prelude;
 pub mod progress;
+mod random;
 pub mod record;
 mod scratch;
+pub mod settings;
 pub mod stats;
 pub mod text;
 
 pub mod allocate;
+#[doc(hidden)]
+pub mod bench;
 pub mod calibrate;
-pub mod cuda;
 pub mod doctor;
 pub mod dsnot;
 pub mod evaluate;
@@ -47,52 +54,13 @@ pub mod structured;
 pub mod train;
 
 #[cfg(feature = "report")]
+pub mod display;
+#[cfg(feature = "report")]
 pub mod frames;
 pub mod lab;
-#[cfg(feature = "report")]
-pub mod notebook;
 pub mod report;
 
 pub use error::{Error, Result};
-
-/// What a notebook cell or a short program needs: `use lacuna::prelude::*;`.
-pub mod prelude {
-    pub use crate::allocate::{Allocation, Owl, Rule};
-    pub use crate::cache::Cache;
-    pub use crate::calibrate::{Statistics, calibrate};
-    pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
-    pub use crate::error::{Error, Result};
-    pub use crate::evaluate::{
-        ChoiceScores, Evaluation, GenerationScores, Task, evaluate, score_choices, score_generation,
-    };
-    pub use crate::experts::{
-        self, ExpertScores, Keep, Layout, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
-    };
-    #[cfg(feature = "report")]
-    pub use crate::frames::{Aggregate, Frames as _, Join, Order};
-    pub use crate::generate::{GenerateConfig, generate};
-    pub use crate::gradients::{Accumulate, Gradients, gradients};
-    pub use crate::lab::Lab;
-    pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
-    pub use crate::model::Model;
-    #[cfg(feature = "report")]
-    pub use crate::notebook::{EvcxrDisplay as _, display, input, password};
-    pub use crate::progress::Progress;
-    pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
-    pub use crate::record::Record;
-    #[cfg(feature = "report")]
-    pub use crate::report::{Format, HeatMap, Plot, Report, Table};
-    pub use crate::report::{read_records, write_record};
-    pub use crate::stats::{Bootstrap, Interval, Score};
-    pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};
-    pub use crate::text::{Bos, Tokenizer, Windows};
-    pub use candle_core::{DType, Device, Tensor};
-    #[cfg(feature = "report")]
-    pub use polars::{
-        df,
-        prelude::{DataFrame, Series},
-    };
-}
 
 /// The tensor library of the notebooks: cells share the crate's own copy.
 pub use candle_core;

@@ -4,12 +4,12 @@
 
 mod cli;
 #[cfg(feature = "notebook")]
-mod kernel;
+mod notebook;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(feature = "notebook")]
-    kernel::hook();
+    notebook::hook();
     cli::main()
 }

@@ -4,7 +4,7 @@
 //! nothing, other work a few lines, which come at growing intervals, and one in the end that says what it was, of how many
 //! steps, and how long it took. In a cell the lines are marked, and the kernel shows them in one place ([`Transcript`]).
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ pub fn check_interrupt() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// Where progress goes.
+/// The destination of progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Progress {
     /// Nowhere.
@@ -33,10 +33,10 @@ pub enum Progress {
     Stderr,
 }
 
-/// When lines are printed.
+/// The times at which lines are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pace {
-    /// What is over sooner prints nothing.
+    /// Stages that end sooner print nothing.
     first: Duration,
     /// The next line comes this much later,
     every: Duration,
@@ -53,12 +53,13 @@ const MARKED: Pace =
     Pace { first: Duration::from_secs(1), every: Duration::from_millis(500), share: u32::MAX, marked: true };
 
 impl Pace {
-    /// Of the process that runs cells the variable tells that somebody reads marks.
+    /// The pace of this process: if it runs cells, the variable says that the program that reads its output understands
+    /// marks.
     fn of_process() -> Pace {
         if std::env::var_os("LACUNA_MARK_PROGRESS").is_some() { MARKED } else { LINES }
     }
 
-    /// When a line is due after one at `elapsed`.
+    /// The time at which the line after the one at `elapsed` is due.
     fn next(self, elapsed: Duration) -> Duration {
         elapsed + self.every.max(elapsed / self.share)
     }
@@ -81,7 +82,7 @@ const PASSING: char = '~';
 /// The summary of a stage.
 const FINAL: char = '=';
 
-/// What the progress of a cell looks like so far: the summaries of what is done, and one line of what is running.
+/// The progress of a cell so far: the summaries of stages that are done, and one line of those that are running.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transcript {
     summaries: Vec<String>,
@@ -89,12 +90,13 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// Whether a line that a cell printed to standard error is one of progress, not meant to be kept; without its mark.
+    /// Recognises a line of progress that a cell printed to standard error and that is not meant to be kept; returns it
+    /// without its mark.
     pub fn line(line: &str) -> Option<&str> {
         line.strip_prefix(MARK)?.get(2..)
     }
 
-    /// Whether it is a line of progress that the next one replaces, twice a second.
+    /// Returns whether it is a line of progress that the next one replaces, twice a second.
     pub fn is_passing(line: &str) -> bool {
         line.strip_prefix(MARK).is_some_and(|rest| rest.starts_with(PASSING))
     }

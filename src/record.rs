@@ -1,5 +1,9 @@
-//! What a run leaves behind: plain data, versioned, with times and hosts apart from results.
+//! Records of runs: plain data, versioned, with times and hosts apart from results.
 
+use crate::settings::{
+    Allocation, ComparisonGroup, Dsnot, FloatType, Form, GroupNorm, Method, Origin, Pattern, Propagate, Rule, Unit,
+    Zeros,
+};
 use crate::stats::Interval;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,14 +19,14 @@ pub struct Record {
     pub schema: u32,
     /// The model that went in.
     pub model: ModelRecord,
-    /// How it was pruned; `None` for the dense model.
+    /// Settings of the pruning; `None` for the dense model.
     pub pruning: Option<PruningRecord>,
-    /// Which units went; `None` unless whole ones were pruned.
+    /// The units that were pruned; `None` unless whole ones were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub structure: Option<StructureRecord>,
     /// Zeros per pruned tensor, in model order.
     pub tensors: Vec<TensorRecord>,
-    /// What it scored, if it was evaluated.
+    /// Scores of the model, if it was evaluated.
     pub evaluation: Option<EvaluationRecord>,
     /// Times, hosts, versions: whatever may differ between two runs with the same results. Comparisons leave it out.
     #[serde(default)]
@@ -68,55 +72,82 @@ pub struct TextRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PruningRecord {
     /// `magnitude`, `wanda`, `ria`, `gradient`, `taylor`, `random`, `sparsegpt`.
-    pub method: String,
+    pub method: Origin,
     /// `unstructured`, `n:m` as kept-of-M, or the unit of structured pruning: `heads`, `neurons` and so on.
-    pub pattern: String,
+    pub pattern: Zeros,
     /// `row`, `layer` or `alpha`; what an unstructured selection compares. `row` for N:M, `columns` for SparseGPT; for
     /// units `module`, `layer` or `model`.
-    pub per: String,
+    pub per: ComparisonGroup,
     /// Target fraction of zeros.
     pub sparsity: f64,
-    /// How it was shared out: `uniform`, `owl:M:LAMBDA`, `global`.
-    #[serde(default = "uniform")]
-    pub allocation: String,
+    /// Distribution of the sparsity over the linears: `uniform`, `owl:M:LAMBDA`, `global`.
+    #[serde(default)]
+    pub allocation: Allocation,
     /// Linears with a target of their own: `GLOB=SPARSITY` or `GLOB=skip`; the last that matches counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub rules: Vec<String>,
-    /// `dsnot` where the mask was refined by swaps.
+    pub rules: Vec<Rule>,
+    /// `dsnot:MAX_CYCLES:THRESHOLD:VARIANCE_POWER`, with `:keep-sign` where signs were kept, where the mask was refined by swaps;
+    /// `dsnot` in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refine: Option<String>,
-    /// Whether ties went as in the reference implementation.
+    pub refine: Option<Dsnot>,
+    /// True if ties were broken as in the reference implementation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reference_ties: bool,
     /// `pruned` or `dense`.
-    pub propagate: String,
+    pub propagate: Propagate,
     /// Seed of the calibration windows and of random scores.
     pub seed: u64,
     /// Arithmetic of the forward pass: `f32`, `bf16`, `f16`.
-    pub dtype: String,
+    pub dtype: FloatType,
     /// Calibration text; `None` when the method needs none.
     pub calibration: Option<TextRecord>,
 }
 
-/// What records say that were written before there was a choice.
-fn uniform() -> String {
-    "uniform".to_owned()
+impl PruningRecord {
+    /// Pruning by `method` to a fraction of zeros, as it is without further choices: scores compared in the group that is usual for
+    /// the zeros, every linear alike, exact counts, dense inputs, f32, seed 0 and no calibration.
+    pub fn new(method: impl Into<Origin>, zeros: impl Into<Zeros>, sparsity: f64) -> Self {
+        let (method, pattern) = (method.into(), zeros.into());
+        let per = match (pattern, &method) {
+            (Zeros::Units(unit), _) => unit.per(),
+            (Zeros::Pattern(Pattern::NofM { .. }), _) => ComparisonGroup::Row,
+            (Zeros::Pattern(Pattern::Unstructured), Origin::Method(Method::SparseGpt)) => ComparisonGroup::Columns,
+            (Zeros::Pattern(Pattern::Unstructured), Origin::Method(Method::Wanda | Method::Ria)) => {
+                ComparisonGroup::Row
+            }
+            (Zeros::Pattern(Pattern::Unstructured), _) => ComparisonGroup::Layer,
+        };
+        PruningRecord {
+            method,
+            pattern,
+            per,
+            sparsity,
+            allocation: Allocation::Uniform,
+            rules: Vec::new(),
+            refine: None,
+            reference_ties: false,
+            propagate: Propagate::Dense,
+            seed: 0,
+            dtype: FloatType::F32,
+            calibration: None,
+        }
+    }
 }
 
-/// Which units structured pruning took.
+/// The units that structured pruning removed or zeroed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StructureRecord {
     /// `heads`, `neurons`, `channels`, `output-channels` or `input-channels`.
-    pub unit: String,
-    /// `sum` or `l2`: how the scores of a unit's weights join.
-    pub group_norm: String,
+    pub unit: Unit,
+    /// `sum` or `l2`: the norm that joins the scores of a unit's weights.
+    pub group_norm: GroupNorm,
     /// `remove` or `zero`.
-    pub form: String,
+    pub form: Form,
     /// Number of parameters afterwards.
     pub parameters: u64,
     /// The values that changed in `config.json`; none when units were only zeroed.
     pub config: BTreeMap<String, serde_json::Value>,
-    /// The units that went, module by module, in model order.
+    /// The pruned units, module by module, in model order.
     pub removed: Vec<UnitsRecord>,
 }
 
@@ -127,9 +158,9 @@ pub struct UnitsRecord {
     pub module: String,
     /// Number of units that it had. Heads count as key/value heads, each with the query heads that read it.
     pub of: usize,
-    /// Number of units that went.
+    /// Number of pruned units.
     pub count: usize,
-    /// Which ones, from 0, as ranges with both ends: `0,3-5`.
+    /// Indices of the pruned units, from 0, as ranges with both ends: `0,3-5`.
     pub units: String,
 }
 
@@ -187,9 +218,15 @@ impl Record {
         self.evaluation.as_ref().map(|evaluation| evaluation.perplexity)
     }
 
-    /// Pattern of the zeros, if the model was pruned.
-    pub fn pattern(&self) -> Option<&str> {
-        self.pruning.as_ref().map(|pruning| pruning.pattern.as_str())
+    /// Numbers of zeros, if the model was pruned.
+    pub fn zeros(&self) -> Option<Zeros> {
+        self.pruning.as_ref().map(|pruning| pruning.pattern)
+    }
+
+    /// Returns whether the model could have any sparsity, because neither whole units nor an N:M pattern were pruned:
+    /// true of dense models and unstructured ones.
+    pub fn is_unstructured(&self) -> bool {
+        self.zeros().is_none_or(|zeros| zeros == Zeros::UNSTRUCTURED)
     }
 
     /// Fraction of zeros over all pruned tensors; 0 when nothing was pruned.
@@ -209,7 +246,7 @@ impl TensorRecord {
     }
 }
 
-/// What may differ between two runs with the same results: the crate's version, the host's threads.
+/// Facts that may differ between two runs with the same results: the crate's version, the host's threads.
 pub fn environment() -> BTreeMap<String, serde_json::Value> {
     BTreeMap::from([
         ("lacuna".to_owned(), env!("CARGO_PKG_VERSION").into()),

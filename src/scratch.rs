@@ -2,7 +2,7 @@
 //! of it when the process ends, however it ends.
 
 use crate::checkpoint::available_bytes;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -1,11 +1,11 @@
-//! How sure a score is: seeded bootstrap intervals, and differences of two models on the same examples.
+//! The uncertainty of scores: seeded bootstrap intervals, and differences of two models on the same examples.
 //!
-//! What is resampled is the *unit* that was drawn from a population: an example of a task, a window of a text. Tokens of
-//! one window predict each other, so that resampling them would count one piece of evidence many times and give an
-//! interval that is too narrow; a window's mean loss is one observation.
+//! The *unit* that is resampled is the one that was drawn from a population: an example of a task, a window of a text.
+//! Tokens of one window predict each other, so that resampling them would count one piece of evidence many times and
+//! give an interval that is too narrow; a window's mean loss is one observation.
 
-use crate::text::below;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::random::below;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
@@ -62,7 +62,7 @@ impl Interval {
         Interval { low: f(self.low), high: f(self.high), ..self }
     }
 
-    /// Whether `value` lies in it, ends included.
+    /// Returns whether `value` lies in the interval, ends included.
     pub fn contains(&self, value: f64) -> bool {
         (self.low..=self.high).contains(&value)
     }

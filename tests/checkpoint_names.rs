@@ -212,7 +212,7 @@ const WRAPPED: [(&str, Rename); 9] = [
     ("PEFT", |name| format!("base_model.model.{name}")),
     ("compiled, data parallel", |name| format!("module._orig_mod.{name}")),
     ("PEFT, compiled, base class", |name| format!("_orig_mod.base_model.model.{}", name.replacen("model.", "", 1))),
-    ("compiled blocks", |name| {
+    ("compiled layers", |name| {
         name.replace("layers.0.", "layers.0._orig_mod.").replace("layers.1.", "layers.1._orig_mod.")
     }),
     ("FSDP", |name| {
@@ -321,7 +321,7 @@ fn names_of_no_model_and_of_two_are_refused() {
     let joined = |name: &str| name.replace("self_attn.q_proj", "self_attn.qkv_proj");
     refusals.add("joined projections", &Place::single(&renamed(joined)));
     let deeper = Place::single(&tensors(0)).configure(json!({"num_hidden_layers": 3}));
-    refusals.add("fewer blocks than config.json has", &deeper);
+    refusals.add("fewer layers than config.json has", &deeper);
     let biased = Place::single(&tensors(0)).configure(json!({"attention_bias": true}));
     refusals.add("no biases, where config.json has some", &biased);
     let wider = Place::single(&tensors(0)).configure(json!({"intermediate_size": 64}));
@@ -790,8 +790,8 @@ fn mixtures_are_cut_under_the_names_that_they_have() {
         .collect();
     fs::write(base.join("model.safetensors"), file(&wrapped)).unwrap();
     let base = Checkpoint::open(&base).unwrap();
-    let layout = lacuna::experts::Layout::find(&base).unwrap();
-    let lists = layout.layers.keys().map(|&layer| (layer, vec![0, 2])).collect();
+    let layout = lacuna::experts::ExpertLayout::find(&base).unwrap();
+    let lists = layout.mixtures.keys().map(|&layer| (layer, vec![0, 2])).collect();
     let keep = lacuna::experts::Keep::new(&layout, lists).unwrap();
     let selection = lacuna::experts::Selection { keep, by: Map::new() };
     lacuna::experts::build(&base, &layout, &selection, u64::MAX, &out, Progress::Hidden).unwrap();

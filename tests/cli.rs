@@ -163,9 +163,9 @@ fn every_method_pattern_and_propagation() {
         assert_eq!((record.schema, record.model.name.as_str(), record.model.family.as_str()), (1, "model", "llama"));
         assert_eq!((record.model.parameters, record.model.sha256), (source.parameters(), source.sha256().unwrap()));
         let pruning = record.pruning.unwrap();
-        let names =
-            (pruning.method.as_str(), pruning.pattern.as_str(), pruning.per.as_str(), pruning.propagate.as_str());
-        assert_eq!(names, (method, pattern, if unstructured { per } else { "row" }, propagate));
+        let names = [&pruning.method as &dyn std::fmt::Display, &pruning.pattern, &pruning.per, &pruning.propagate];
+        let expected = [method, pattern, if unstructured { per } else { "row" }, propagate];
+        assert_eq!(names.map(ToString::to_string), expected);
         assert_eq!(pruning.sparsity, if unstructured { 0.57 } else { 0.5 });
         assert_eq!(pruning.calibration.map(|text| (text.windows, text.seqlen)), (method == "wanda").then_some((4, 32)));
         assert!(record.environment.contains_key("prune_seconds"));
@@ -314,7 +314,7 @@ const BAD: &[Bad] = &[
         evaluate: true,
     },
     Bad {
-        what: "an infinite weight outside the blocks",
+        what: "an infinite weight outside the layers",
         damage: |place| spoil(place, "lm_head.weight", 0x7f80),
         options: &[("method", "random")],
         says: &["safetensors", "`lm_head.weight`", "[0, 1]", "infinite", "damaged"],

@@ -5,7 +5,7 @@ mod cuda;
 
 use cuda::{Buffer, Kernel, SEEDS, available};
 use half::{bf16, f16};
-use lacuna::cuda::{shape, twin};
+use lacuna::bench::{shape, twin};
 use lacuna::mask::{Mask, Pattern};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mixtral};
 use lacuna::checkpoint::{Checkpoint, HeadersOnly, Source, TensorInfo};
 use lacuna::evaluate::evaluate;
-use lacuna::experts::{Layout, Locality, Part, Parts};
+use lacuna::experts::{ExpertLayout, Locality, Part, Parts};
 use lacuna::generate::{GenerateConfig, generate};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
@@ -322,8 +322,8 @@ fn gpt_oss_headers_are_those_made_here() {
 #[test]
 fn gpt_oss_headers_add_up_to_the_public_figures() {
     let source = HeadersOnly::open(data(GPT_OSS)).unwrap();
-    let layout = Layout::find(&source).unwrap();
-    assert_eq!((layout.layers.len(), layout.experts, layout.top_k), (36, 128, 4));
+    let layout = ExpertLayout::find(&source).unwrap();
+    assert_eq!((layout.mixtures.len(), layout.experts, layout.top_k), (36, 128, 4));
     assert_eq!(layout.expert_bytes(&source, 35), 13_236_480);
     let (index, files) = (source.index(), source.files());
     assert_eq!((files.len(), index.len()), (15, 687));

@@ -3,12 +3,12 @@
 use candle_core::{DType, Device, Tensor};
 use lacuna::calibrate::calibrate;
 use lacuna::checkpoint::Checkpoint;
+use lacuna::display::{Rich, mime};
 use lacuna::evaluate::{ChoiceScores, GenerationPrediction, GenerationScores, TaskRecord, evaluate};
-use lacuna::experts::{ExpertScores, Layout, Metric, Ranking, Selection, SuperExperts};
+use lacuna::experts::{ExpertLayout, ExpertScores, Metric, Ranking, Selection, SuperExperts};
 use lacuna::importance::{Inputs, Method, Scorer};
 use lacuna::mask::{Mask, MaskSet};
 use lacuna::model::Model;
-use lacuna::notebook::{Rich, mime};
 use lacuna::polars::df;
 use lacuna::polars::prelude::{Column, NamedFrom, Series};
 use lacuna::progress::Progress;
@@ -137,7 +137,7 @@ fn masks() -> Result<()> {
     assert_ne!(of[mime::SVG], bundle(&two_of_four)[mime::SVG]);
     assert!(bundle(&two_of_four)[mime::SVG].contains("in groups of 4"));
     assert_eq!(bundle(&MaskMap::new("m", &rows))[mime::PLAIN], "m: 64 × 128 weights, 49.2% pruned");
-    let name = |block, kind| format!("model.layers.{block}.{kind}.weight");
+    let name = |layer, kind| format!("model.layers.{layer}.{kind}.weight");
     let set = MaskSet {
         metadata: None,
         masks: vec![
@@ -208,7 +208,7 @@ fn records_and_reports() -> Result<()> {
 #[test]
 fn experts() -> Result<()> {
     let checkpoint = Checkpoint::open(format!("{DATA}/tiny-mixtral"))?;
-    let layout = Layout::find(&checkpoint)?;
+    let layout = ExpertLayout::find(&checkpoint)?;
     let scores = ExpertScores::data_free(&checkpoint, &layout, Metric::RouterNorm, Progress::Hidden)?;
     let of = bundle(&scores);
     assert!(of[mime::PLAIN].contains("router norm median") && of[mime::SVG].contains("Scores by router-norm"));
@@ -274,14 +274,14 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
     let scores = score_choices(&model, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden)?;
     let headers = HeadersOnly::open(format!("{root}/gpt-oss-120b-headers"))?;
     let mixture = Checkpoint::open(format!("{DATA}/tiny-mixtral"))?;
-    let layout = Layout::find(&mixture)?;
+    let layout = ExpertLayout::find(&mixture)?;
     let experts = ExpertScores::data_free(&mixture, &layout, Metric::RouterNorm, Progress::Hidden)?;
     let ranking = Ranking::first(&layout);
     let keep = ranking.keep(&layout, 2)?;
     let tensors: Vec<_> = mixture.tensors().cloned().collect();
     let parts = Parts::of(&tensors, Some(layout.family));
     let files: Vec<String> = vec!["model.safetensors".into()];
-    let locality = Locality::of(&tensors, &files, layout.family, layout.blocks);
+    let locality = Locality::of(&tensors, &files, layout.family, layout.layers);
     let weights = vec![1.0f32; 64];
     let scorer = Scorer::new(Method::Magnitude, "w", &weights, (8, 8), Inputs::default())?;
     let table = Table::tensors(&pruned.record)?;
@@ -433,7 +433,7 @@ fn cells_show_values() {
     };
     assert!(data(1, mime::HTML).contains("showing 20 of 5,000 rows"), "{}", data(1, mime::HTML));
     assert!(data(1, mime::PLAIN).contains("size (bytes)"));
-    assert!(data(2, mime::HTML).contains("<strong>Model tiny-mixtral: mixtral, 4 blocks"), "{}", data(2, mime::HTML));
+    assert!(data(2, mime::HTML).contains("<strong>Model tiny-mixtral: mixtral, 4 layers"), "{}", data(2, mime::HTML));
     assert!(data(3, mime::PLAIN).contains("2:4 (kept of M)") && data(3, mime::HTML).contains("<svg "));
     assert_eq!(data(4, mime::PLAIN), "(Own { a: 3 }, 2)");
     let outputs = executed["cells"][5]["outputs"].as_array().unwrap();

@@ -8,7 +8,7 @@ mod moe;
 
 use common::{assert_says, fingerprint, names};
 use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
-use lacuna::experts::{self, Keep, Layout, Ranking, Selection};
+use lacuna::experts::{self, ExpertLayout, Keep, Ranking, Selection};
 use lacuna::progress::Progress;
 use moe::Moe;
 use proptest::prelude::*;
@@ -25,15 +25,15 @@ fn selection(keep: Keep) -> Selection {
 }
 
 fn build(base: &Checkpoint, keep: &Keep, shard: u64, out: &Path) -> lacuna::Result<lacuna::checkpoint::Copied> {
-    let layout = Layout::find(base)?;
+    let layout = ExpertLayout::find(base)?;
     experts::build(base, &layout, &selection(keep.clone()), shard, out, Progress::Hidden)
 }
 
 /// What a tensor of the output must hold, found by its name in the base with nothing but slicing of its bytes.
-fn expected(base: &Checkpoint, keep: &BTreeMap<usize, Vec<usize>>, blocks: usize, name: &str) -> Vec<u8> {
+fn expected(base: &Checkpoint, keep: &BTreeMap<usize, Vec<usize>>, layers: usize, name: &str) -> Vec<u8> {
     let parts: Vec<&str> = name.split('.').collect();
     let Some(at) = parts.iter().position(|part| *part == "layers") else { return base.read(name).unwrap() };
-    let layer = parts[at + 1].parse::<usize>().unwrap() + if parts[0] == "mtp" { blocks } else { 0 };
+    let layer = parts[at + 1].parse::<usize>().unwrap() + if parts[0] == "mtp" { layers } else { 0 };
     let Some(kept) = keep.get(&layer) else { return base.read(name).unwrap() };
     if let Some(expert) = parts.iter().position(|part| *part == "experts")
         && let Ok(number) = parts[expert + 1].parse::<usize>()
@@ -64,9 +64,9 @@ fn every_family_is_pruned_and_verified() {
         let moe = Moe::small(model_type);
         let base = moe.write(&base, 3, 1);
         let before = fingerprint(base.dir());
-        let layout = Layout::find(&base).unwrap();
-        let mixtures = moe.blocks - moe.dense_blocks() + usize::from(model_type == "qwen3_next");
-        assert_eq!((layout.layers.len(), layout.experts, layout.top_k), (mixtures, 8, 2), "{model_type}");
+        let layout = ExpertLayout::find(&base).unwrap();
+        let mixtures = moe.layers - moe.dense_layers() + usize::from(model_type == "qwen3_next");
+        assert_eq!((layout.mixtures.len(), layout.experts, layout.top_k), (mixtures, 8, 2), "{model_type}");
 
         let keep = Ranking::random(&layout, 3).keep(&layout, 4).unwrap();
         let copied = build(&base, &keep, 8 << 10, &out).unwrap();
@@ -78,7 +78,7 @@ fn every_family_is_pruned_and_verified() {
         let lists = lists(&keep);
         for info in pruned.tensors() {
             let bytes = pruned.read(&info.name).unwrap();
-            assert_eq!(bytes, expected(&base, &lists, moe.blocks, &info.name), "{model_type} {}", info.name);
+            assert_eq!(bytes, expected(&base, &lists, moe.layers, &info.name), "{model_type} {}", info.name);
             assert_eq!(info.range.start % (info.dtype.bitsize() as u64 / 8), 0, "{} is aligned", info.name);
         }
         // The number of tensors that no name of the output stands for.
@@ -95,17 +95,17 @@ fn every_family_is_pruned_and_verified() {
         assert_eq!(found.bytes, pruned.bytes());
 
         let slices = dir.path().join("slices");
-        let only = keep.only(&[moe.dense_blocks(), moe.blocks - 1]).unwrap();
+        let only = keep.only(&[moe.dense_layers(), moe.layers - 1]).unwrap();
         experts::slice(&base, &layout, &selection(only), &slices, Progress::Hidden).unwrap();
         let files = [
-            format!("layer{}_keep4.safetensors", moe.dense_blocks()),
-            format!("layer{}_keep4.safetensors", moe.blocks - 1),
+            format!("layer{}_keep4.safetensors", moe.dense_layers()),
+            format!("layer{}_keep4.safetensors", moe.layers - 1),
         ];
         assert_eq!(names(&slices), [&files[0], &files[1], MANIFEST], "{model_type}");
         assert_eq!(experts::verify(&base, &slices, Progress::Hidden).unwrap().mismatch_count, 0, "{model_type}");
         let file = std::fs::read(slices.join(&files[0])).unwrap();
         for (name, view) in safetensors::SafeTensors::deserialize(&file).unwrap().tensors() {
-            assert_eq!(view.data(), expected(&base, &lists, moe.blocks, &name), "{model_type} {name}");
+            assert_eq!(view.data(), expected(&base, &lists, moe.layers, &name), "{model_type} {name}");
         }
     }
 }
@@ -115,12 +115,12 @@ fn what_goes_with_a_quantised_weight_may_differ_in_length() {
     let dir = tempfile::tempdir().unwrap();
     let moe = Moe::small("qwen3_moe");
     let mut tensors = moe.tensors();
-    for (block, expert) in (0..3).flat_map(|block| (0..8).map(move |expert| (block, expert))) {
-        let name = format!("model.layers.{block}.mlp.experts.{expert}.up_proj.weight.quant_state.bitsandbytes__nf4");
+    for (layer, expert) in (0..3).flat_map(|layer| (0..8).map(move |expert| (layer, expert))) {
+        let name = format!("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight.quant_state.bitsandbytes__nf4");
         tensors.push((name, "U8", 1, vec![70 + expert % 2]));
     }
     let base = moe::write(&dir.path().join("base"), &moe.config(), tensors, 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::random(&layout, 1).keep(&layout, 3).unwrap();
     build(&base, &keep, 1 << 30, &dir.path().join("out")).unwrap();
     assert_eq!(experts::verify(&base, &dir.path().join("out"), Progress::Hidden).unwrap().mismatch_count, 0);
@@ -130,7 +130,7 @@ fn what_goes_with_a_quantised_weight_may_differ_in_length() {
 fn keeping_everything_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("qwen3_moe").write(&dir.path().join("base"), 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let all = Ranking::last(&layout).keep(&layout, 8).unwrap();
     build(&base, &all, 1 << 30, &dir.path().join("out")).unwrap();
     let out = Checkpoint::open(dir.path().join("out")).unwrap();
@@ -142,7 +142,7 @@ fn keeping_everything_changes_nothing() {
 fn manifest_says_where_every_byte_came_from() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("gpt_oss").write(&dir.path().join("base"), 4, 5);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::random(&layout, 1).keep(&layout, 3).unwrap();
     let out = dir.path().join("out");
     build(&base, &keep, 4 << 10, &out).unwrap();
@@ -171,7 +171,7 @@ fn manifest_says_where_every_byte_came_from() {
 fn same_bytes_wherever_and_however_often_it_is_built() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("olmoe").write(&dir.path().join("base"), 3, 2);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::first(&layout).keep(&layout, 5).unwrap();
     let bytes = |out: &Path| -> BTreeMap<String, Vec<u8>> {
         fingerprint(out).into_iter().map(|(name, (bytes, _))| (name, bytes)).collect()
@@ -199,7 +199,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let moe = Moe { experts: 4 * experts, ..Moe::small(FAMILIES[family]) };
         let base = moe.write(&dir.path().join("base"), shards, seed);
-        let layout = Layout::find(&base).unwrap();
+        let layout = ExpertLayout::find(&base).unwrap();
         let count = (2 + picks[0] as usize % (4 * experts - 1)).next_multiple_of(2).clamp(4, 4 * experts);
         let keep = Ranking::random(&layout, seed).keep(&layout, count).unwrap();
         let out = dir.path().join("out");
@@ -227,7 +227,7 @@ proptest! {
 fn verification_tells_a_changed_base_from_a_changed_output() {
     let dir = tempfile::tempdir().unwrap();
     let base = Moe::small("mixtral").write(&dir.path().join("base"), 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::first(&layout).keep(&layout, 4).unwrap();
     let out = dir.path().join("out");
     build(&base, &keep, 1 << 30, &out).unwrap();

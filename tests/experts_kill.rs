@@ -8,7 +8,7 @@ mod server;
 
 use common::names;
 use lacuna::checkpoint::{Checkpoint, Rewrite, Source};
-use lacuna::experts::{self, Layout, Ranking, Selection};
+use lacuna::experts::{self, ExpertLayout, Ranking, Selection};
 use lacuna::progress::Progress;
 use moe::Moe;
 use rand::{Rng, SeedableRng};
@@ -28,7 +28,7 @@ const KILLS_PER_OUTPUT: usize = 10;
 
 /// A gpt-oss of some 190 MB, of which half stays.
 fn large(dir: &Path) -> Checkpoint {
-    let moe = Moe { blocks: 6, experts: 16, hidden: 1024, width: 1024, ..Moe::small("gpt_oss") };
+    let moe = Moe { layers: 6, experts: 16, hidden: 1024, width: 1024, ..Moe::small("gpt_oss") };
     moe.write(dir, 3, 9)
 }
 
@@ -182,13 +182,13 @@ fn fetch_is_killed_at_any_instant() {
 fn fetch_takes_what_stays_and_little_else() {
     for (family, keep) in [("gpt_oss", 8), ("qwen3_moe", 8), ("mixtral", 3)] {
         let dir = tempfile::tempdir().unwrap();
-        let moe = Moe { blocks: 3, experts: 16, hidden: 256, width: 256, ..Moe::small(family) };
+        let moe = Moe { layers: 3, experts: 16, hidden: 256, width: 256, ..Moe::small(family) };
         let base = moe.write(&dir.path().join("base"), 4, 3);
         let server = Server::serve_dir(base.dir());
         let remote = server.hub(&dir.path().join("cache")).headers("owner/model", Progress::Hidden).unwrap();
         assert_eq!(remote.index(), base.index());
         let headers = server.sent_of(".safetensors");
-        let layout = Layout::find(&remote).unwrap();
+        let layout = ExpertLayout::find(&remote).unwrap();
         let keep = Ranking::random(&layout, 1).keep(&layout, keep).unwrap();
         let selection = Selection { keep: keep.clone(), by: Map::new() };
         let planned: Rewrite = experts::plan_model(&remote, &layout, &keep, 1 << 20).unwrap();
@@ -212,7 +212,7 @@ fn a_failing_link_changes_nothing() {
     let base = Moe { hidden: 256, width: 256, ..Moe::small("mixtral") }.write(&dir.path().join("base"), 3, 3);
     let server = Server::serve_dir(base.dir()).with_storage();
     let remote = server.hub(&dir.path().join("cache")).headers("owner/model", Progress::Hidden).unwrap();
-    let layout = Layout::find(&remote).unwrap();
+    let layout = ExpertLayout::find(&remote).unwrap();
     let keep = Ranking::last(&layout).keep(&layout, 4).unwrap();
     let selection = Selection { keep, by: Map::new() };
     let build = |source: &dyn Source, out: &str| {

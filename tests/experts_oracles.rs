@@ -8,7 +8,7 @@ mod fixtures;
 use common::{assert_says, fingerprint, names};
 use fixtures::{DATA, FIXTURES, logits, open, open_dir, reference, windows, worst_logit};
 use lacuna::checkpoint::{Checkpoint, CheckpointWriter, Manifest};
-use lacuna::experts::{self, ExpertScores, Keep, Layout, Metric, Ranking, Selection, SuperExperts};
+use lacuna::experts::{self, ExpertLayout, ExpertScores, Keep, Metric, Ranking, Selection, SuperExperts};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::report::Table;
@@ -20,8 +20,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-fn layout(name: &str) -> Layout {
-    Layout::find(&Checkpoint::open(format!("{DATA}/{name}")).unwrap()).unwrap()
+fn layout(name: &str) -> ExpertLayout {
+    ExpertLayout::find(&Checkpoint::open(format!("{DATA}/{name}")).unwrap()).unwrap()
 }
 
 fn score(name: &str) -> ExpertScores {
@@ -37,7 +37,7 @@ fn lists(keep: &Keep) -> Vec<Vec<usize>> {
 fn built(name: &str, keep: &Keep, out: &Path) -> Model {
     let base = Checkpoint::open(format!("{DATA}/{name}")).unwrap();
     let selection = Selection { keep: keep.clone(), by: Map::new() };
-    experts::build(&base, &Layout::find(&base).unwrap(), &selection, 20 << 10, out, Progress::Hidden).unwrap();
+    experts::build(&base, &ExpertLayout::find(&base).unwrap(), &selection, 20 << 10, out, Progress::Hidden).unwrap();
     let found = experts::verify(&base, out, Progress::Hidden).unwrap();
     assert_eq!(found.mismatch_count, 0, "{name}: {found:?}");
     open_dir(out)
@@ -97,7 +97,7 @@ fn scores_are_read_as_they_were_written() {
 
     // What is not measured on a text is what the weights give.
     let checkpoint = model.checkpoint().unwrap();
-    let layout = Layout::find(checkpoint).unwrap();
+    let layout = ExpertLayout::find(checkpoint).unwrap();
     let data_free = ExpertScores::data_free(checkpoint, &layout, Metric::RouterNorm, Progress::Hidden).unwrap();
     assert_eq!(scores.get(Metric::RouterNorm).unwrap(), data_free.get(Metric::RouterNorm).unwrap());
     let mut calibrated = scores.clone();
@@ -323,8 +323,8 @@ fn a_super_expert_stays_unless_told_otherwise() {
         assert_eq!(planned["by"]["super_experts"], expected);
         let table = succeeds(dir, &format!("plan {choice}"));
         let line = match stays {
-            true => format!("super-experts (layer/expert): 1/{worst} would stay; none would go"),
-            false => format!("super-experts (layer/expert): none would stay; 1/{worst} would go"),
+            true => format!("super-experts (layer/expert): 1/{worst} would stay; none would be dropped"),
+            false => format!("super-experts (layer/expert): none would stay; 1/{worst} would be dropped"),
         };
         assert_says(&table, &["The experts that would stay:", "layer  experts", &line]);
         let built: Value = serde_json::from_str(&succeeds(dir, &format!("build {choice} --json"))).unwrap();

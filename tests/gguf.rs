@@ -16,7 +16,7 @@ const FF: usize = 96;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
-const BLOCKS: usize = 11;
+const LAYERS: usize = 11;
 
 /// What goes into a file; tests change it before it is written.
 struct Gguf {
@@ -41,7 +41,7 @@ fn weight(rows: usize, columns: usize, seed: usize) -> Tensor {
 }
 
 impl Gguf {
-    /// A small Llama: norms in F32, embedding in Q8_0, linears in Q4_1, Q and K of block 0 in F32.
+    /// A small Llama: norms in F32, embedding in Q8_0, linears in Q4_1, Q and K of layer 0 in F32.
     fn llama() -> Self {
         let mut vocab = vec!["<|endoftext|>".to_owned(), "<|im_start|>".to_owned(), "<tool>".to_owned()];
         vocab.extend(byte_tokens());
@@ -53,7 +53,7 @@ impl Gguf {
         let rows = vocab.len();
         let metadata = [
             ("general.architecture", Value::String("llama".into())),
-            ("llama.block_count", Value::U32(BLOCKS as u32)),
+            ("llama.block_count", Value::U32(LAYERS as u32)),
             ("llama.context_length", Value::U32(128)),
             ("llama.embedding_length", Value::U32(HIDDEN as u32)),
             ("llama.feed_forward_length", Value::U32(FF as u32)),
@@ -74,7 +74,7 @@ impl Gguf {
         let mut gguf = Self { metadata, tensors: BTreeMap::new() };
         gguf.set("token_embd.weight", &weight(rows, HIDDEN, 1), GgmlDType::Q8_0);
         gguf.set("output_norm.weight", &norm(2), GgmlDType::F32);
-        for i in 0..BLOCKS {
+        for i in 0..LAYERS {
             let kind = if i == 0 { GgmlDType::F32 } else { GgmlDType::Q4_1 };
             let seed = 100 * (i + 1);
             let mut set = |name: &str, tensor: Tensor, kind| gguf.set(&format!("blk.{i}.{name}.weight"), &tensor, kind);
@@ -111,7 +111,7 @@ impl Gguf {
         gguf_file::write(&mut std::fs::File::create(path).unwrap(), &metadata, &tensors).unwrap();
     }
 
-    /// What the file's blocks decode to, row by row.
+    /// What the file's quantised blocks decode to, row by row.
     fn rows(&self, name: &str) -> Vec<Vec<f32>> {
         self.tensors[name].dequantize(&Device::Cpu).unwrap().to_vec2().unwrap()
     }
@@ -139,13 +139,13 @@ fn a_llama_is_imported_under_hugging_face_names_in_its_row_order() {
     assert_eq!(fingerprint(&input), before, "the input is as it was");
     let checkpoint = Checkpoint::open(&out).unwrap();
 
-    assert_eq!((summary.blocks, summary.tensors, summary.tied_embeddings), (BLOCKS, 2 + 9 * BLOCKS, true));
+    assert_eq!((summary.layers, summary.tensors, summary.tied_embeddings), (LAYERS, 2 + 9 * LAYERS, true));
     assert_eq!(summary.parameters, checkpoint.parameters());
     assert_eq!(summary.source_dtypes["Q8_0"], 1);
-    assert_eq!(summary.source_dtypes["F16"], BLOCKS);
+    assert_eq!(summary.source_dtypes["F16"], LAYERS);
     assert!(!checkpoint.contains("lm_head.weight"));
-    // Blocks in numeric order: 10 comes last.
-    let last = checkpoint.tensors().map(|tensor| tensor.name.as_str()).nth(9 * BLOCKS).unwrap();
+    // Layers in numeric order: 10 comes last.
+    let last = checkpoint.tensors().map(|tensor| tensor.name.as_str()).nth(9 * LAYERS).unwrap();
     assert_eq!(last, "model.layers.10.mlp.down_proj.weight");
 
     let load = |name: &str| checkpoint.load(name, DType::F32, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
@@ -161,10 +161,10 @@ fn a_llama_is_imported_under_hugging_face_names_in_its_row_order() {
     }
     // convert_hf_to_gguf.py: reshape(heads, 2, half, in).swapaxes(1, 2), so their row 2 j + t is our row t half + j.
     let half = HEAD_DIM / 2;
-    for block in [0, 10] {
+    for layer in [0, 10] {
         for (part, ours, heads) in [("attn_q", "q_proj", HEADS), ("attn_k", "k_proj", KV_HEADS)] {
-            let theirs = gguf.rows(&format!("blk.{block}.{part}.weight"));
-            let ours = load(&format!("model.layers.{block}.self_attn.{ours}.weight"));
+            let theirs = gguf.rows(&format!("blk.{layer}.{part}.weight"));
+            let ours = load(&format!("model.layers.{layer}.self_attn.{ours}.weight"));
             assert_eq!(ours.len(), heads * HEAD_DIM);
             for (head, t, j) in (0..heads).flat_map(|h| (0..2).flat_map(move |t| (0..half).map(move |j| (h, t, j)))) {
                 assert!(
@@ -182,7 +182,7 @@ fn a_llama_is_imported_under_hugging_face_names_in_its_row_order() {
     assert_eq!(config["rms_norm_eps"].as_f64().unwrap(), f64::from(1e-5f32), "the very f32");
     assert_eq!(config["rope_theta"], 100_000.0);
     assert_eq!((&config["model_type"], &config["head_dim"]), (&"llama".into(), &HEAD_DIM.into()));
-    assert_eq!((&config["num_key_value_heads"], &config["num_hidden_layers"]), (&KV_HEADS.into(), &BLOCKS.into()));
+    assert_eq!((&config["num_key_value_heads"], &config["num_hidden_layers"]), (&KV_HEADS.into(), &LAYERS.into()));
     assert_eq!((&config["tie_word_embeddings"], &config["torch_dtype"]), (&true.into(), &"float32".into()));
     assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&1.into(), &0.into()));
 }
@@ -366,7 +366,7 @@ fn qwen2_and_qwen3_are_imported_as_themselves() {
         gguf.metadata.insert("general.architecture".into(), Value::String(name.into()));
         gguf.metadata.insert("tokenizer.ggml.pre".into(), Value::String("qwen2".into()));
         let ramp = |n: usize, seed: usize| weight(1, n, seed).squeeze(0).unwrap();
-        for i in 0..BLOCKS {
+        for i in 0..LAYERS {
             if name == "qwen2" {
                 for (part, rows) in [("q", HEADS * HEAD_DIM), ("k", KV_HEADS * HEAD_DIM), ("v", KV_HEADS * HEAD_DIM)] {
                     gguf.set(&format!("blk.{i}.attn_{part}.bias"), &ramp(rows, i), GgmlDType::F32);
@@ -389,7 +389,7 @@ fn qwen2_and_qwen3_are_imported_as_themselves() {
         assert_eq!(back.to_vec2::<f32>().unwrap(), q.to_vec2::<f32>().unwrap());
         if name == "qwen2" {
             // llama.cpp does without them, Hugging Face's family never.
-            for i in 0..BLOCKS {
+            for i in 0..LAYERS {
                 ["q", "k", "v"].iter().for_each(|part| drop(gguf.tensors.remove(&format!("blk.{i}.attn_{part}.bias"))));
             }
             let bare = tempfile::tempdir().unwrap();

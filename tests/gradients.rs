@@ -1,4 +1,4 @@
-//! Gradients by block against whole-model autograd and finite differences, on every family.
+//! Gradients by layer against whole-model autograd and finite differences, on every family.
 
 #[path = "common/random.rs"]
 mod random;
@@ -39,9 +39,9 @@ fn compute(model: &Model, windows: &Windows, accumulate: Accumulate) -> Gradient
 }
 
 fn weights(model: &Model) -> BTreeMap<String, Tensor> {
-    let blocks = (0..model.blocks()).map(|i| model.block(i).unwrap());
-    blocks
-        .flat_map(|block| block.linears().into_iter().cloned().collect::<Vec<_>>())
+    let layers = (0..model.layers()).map(|i| model.layer(i).unwrap());
+    layers
+        .flat_map(|layer| layer.linears().into_iter().cloned().collect::<Vec<_>>())
         .map(|l| (l.name, l.weight))
         .collect()
 }
@@ -132,8 +132,8 @@ fn dense_families_equal_whole_model_autograd() {
         let windows = random_windows(3, 140, 10 * seed as u64);
         check_against_whole_model(&config["model_type"].to_string(), &model, &windows, 1e-5);
         let ours = compute(&model, &windows, Accumulate::Sum);
-        let expected: Vec<String> = (0..model.blocks())
-            .flat_map(|i| model.block(i).unwrap().linears().iter().map(|l| l.name.clone()).collect::<Vec<_>>())
+        let expected: Vec<String> = (0..model.layers())
+            .flat_map(|i| model.layer(i).unwrap().linears().iter().map(|l| l.name.clone()).collect::<Vec<_>>())
             .collect();
         assert_eq!(ours.names().collect::<Vec<_>>(), expected);
         assert_eq!(ours.get("model.norm.weight").unwrap(), None);
@@ -236,7 +236,7 @@ fn experts_that_no_token_reaches_have_no_slope() {
 }
 
 #[test]
-fn bad_input_is_refused_with_block_and_window() {
+fn bad_input_is_refused_with_layer_and_window() {
     let (model, _dir) = family(&random::llama(), 9);
     let run = |model: &Model, ids: Vec<Vec<u32>>| {
         let error = gradients(model, &windows(ids), Accumulate::Sum, Progress::Hidden).unwrap_err();

@@ -2,11 +2,12 @@
 //! damaged, full, shared, or left by a process that was killed.
 
 use candle_core::{DType, Device, Tensor};
-use lacuna::cache::{Cache, Collect, Kept, Uses};
+use lacuna::cache::{Cache, CachedResult, Collect, Uses};
+use lacuna::display::Rich;
 use lacuna::dsnot::Dsnot;
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::lab::Lab;
-use lacuna::notebook::Rich;
+use lacuna::lab::Stage;
 use lacuna::prelude::*;
 use lacuna::prune::apply;
 use std::collections::BTreeMap;
@@ -48,15 +49,15 @@ fn dense(method: Method, sparsity: f64) -> PruneConfig {
 }
 
 fn uses(lab: &Lab, stage: &str) -> [u64; 3] {
-    let Uses { computed, disk_hits, memory_hits } = lab.cache().of_stage(stage).uses;
+    let Uses { computed, disk_hits, memory_hits } = lab.cache().of_stage(stage.parse().unwrap()).uses;
     [computed, disk_hits, memory_hits]
 }
 
 /// Every tensor's bits.
 fn bits(model: &Model) -> BTreeMap<String, Vec<u32>> {
     let of = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    (0..model.blocks())
-        .flat_map(|i| model.block(i).unwrap().linears().into_iter().cloned().collect::<Vec<_>>())
+    (0..model.layers())
+        .flat_map(|i| model.layer(i).unwrap().linears().into_iter().cloned().collect::<Vec<_>>())
         .map(|linear| (linear.name.clone(), of(&linear.weight).into_iter().map(f32::to_bits).collect()))
         .collect()
 }
@@ -192,7 +193,7 @@ fn models_and_masks_are_known_by_their_content() {
     // What was changed behind its back is another model.
     let mut changed = pruned.clone();
     let name = &changed.masks[0].0;
-    let weight = changed.model.block(0).unwrap().linears()[0].weight.clone();
+    let weight = changed.model.layer(0).unwrap().linears()[0].weight.clone();
     changed.model = changed.model.with_tensors([(name.clone(), (weight * 1.01).unwrap())]).unwrap();
     assert_ne!(lab.evaluate(&changed, &test).unwrap().nll_nats, evaluation.nll_nats);
     // The dense model, and the same one opened again.
@@ -356,7 +357,7 @@ fn results_are_right_where_nothing_can_be_kept() {
     }
 }
 
-fn entries_of(lab: &Lab) -> Vec<Kept> {
+fn entries_of(lab: &Lab) -> Vec<CachedResult> {
     lab.cache().dir.map(|dir| Cache::at(dir, 0).entries().unwrap_or_default()).unwrap_or_default()
 }
 
@@ -397,7 +398,7 @@ fn what_was_used_least_recently_goes_first() {
         lab.record(&dense(Method::Wanda, sparsity), &test).unwrap();
         let kept = small.entries().unwrap();
         assert!(kept.iter().map(|kept| kept.bytes).sum::<u64>() <= 3 * bytes, "{kept:?}");
-        assert!(lab_of(&tiny(), small.clone()).cache().of_stage("pruned").kept > 0);
+        assert!(lab_of(&tiny(), small.clone()).cache().of_stage(Stage::Pruned).kept > 0);
     }
     let gone = small.collect(&Collect { max_bytes: Some(0), ..Collect::default() }).unwrap();
     assert!(!gone.is_empty() && small.entries().unwrap().is_empty());
@@ -430,7 +431,7 @@ fn a_killed_process_leaves_nothing_that_counts_and_several_at_once_agree() {
         }
         Err(_) => Vec::<PathBuf>::new(),
     };
-    // Killed while calibration writes its grams block by block.
+    // Killed while calibration writes its grams layer by layer.
     let started = Instant::now();
     let mut worker = start_worker(&cache);
     while unfinished().iter().all(|staging| !staging.join("block-1").exists()) {

@@ -29,20 +29,8 @@ fn metadata(sparsity: f64) -> MaskMetadata {
         parameters: 1 << 60,
         sha256: "aa".into(),
     };
-    let pruning = PruningRecord {
-        method: "wanda".into(),
-        pattern: "unstructured".into(),
-        per: "row".into(),
-        sparsity,
-        allocation: "uniform".into(),
-        rules: Vec::new(),
-        refine: None,
-        reference_ties: false,
-        propagate: "dense".into(),
-        seed: u64::MAX,
-        dtype: "f32".into(),
-        calibration: None,
-    };
+    let pruning =
+        PruningRecord { seed: u64::MAX, ..PruningRecord::new(Method::Wanda, Pattern::Unstructured, sparsity) };
     let mut metadata = MaskMetadata::new(model, pruning);
     metadata.targets.insert("model.layers.1.w.weight".into(), sparsity / 3.0);
     metadata
@@ -251,15 +239,15 @@ fn edited_archives() {
 }
 
 #[test]
-fn the_config_lists_the_linears_of_the_blocks() {
+fn the_config_lists_the_linears_of_the_layers() {
     for fixture in
         ["tiny-mixtral", "tiny-olmoe", "tiny-qwen2-moe", "tiny-qwen3-moe", "tiny-gpt-oss", "../../data/tiny-llama"]
     {
         let model = random::open(&Path::new(ROOT).join("tests/data").join(fixture));
         let mut linears = Vec::new();
-        for i in 0..model.blocks() {
-            let block = model.block(i).unwrap();
-            linears.extend(block.linears().iter().map(|l| (l.name.clone(), l.weight.dims2().unwrap())));
+        for i in 0..model.layers() {
+            let layer = model.layer(i).unwrap();
+            linears.extend(layer.linears().iter().map(|l| (l.name.clone(), l.weight.dims2().unwrap())));
         }
         assert_eq!(model.config().linears(), linears, "{fixture}");
     }
@@ -286,7 +274,7 @@ fn masks_are_applied_as_they_were_selected() {
             let [by_masks, by_config] =
                 ["masks", "config"].map(|how| dir.path().join(format!("{what}-{pattern}-{how}")));
             let record = prune_with(&model, set, &by_masks, Progress::Hidden).unwrap();
-            let base = PruneConfig::new(about.method.parse().unwrap(), about.sparsity);
+            let base = PruneConfig::new(about.method.to_string().parse().unwrap(), about.sparsity);
             let config = PruneConfig { pattern, per: Per::Row, propagate: Propagate::Dense, seed: 3, ..base };
             let expected = prune_to(&model, Some(&windows), &config, &by_config, Progress::Hidden).unwrap();
             assert_eq!((&record.pruning, &record.tensors), (&expected.pruning, &expected.tensors));
@@ -459,7 +447,7 @@ fn masks_that_do_not_fit_are_refused() {
     // Of a file without metadata only names and shapes can be checked.
     let foreign = MaskSet { metadata: None, ..dense };
     let record = prune_with(&other, &foreign, &out, Progress::Hidden).unwrap();
-    assert_eq!((record.pruning.unwrap().method, record.tensors[5].zeros), ("masks".into(), 0));
+    assert_eq!((record.pruning.unwrap().method, record.tensors[5].zeros), ("masks".parse().unwrap(), 0));
 }
 
 /// Writes the tensors of `source` to `out`, those of `name` after `edit`.

@@ -200,8 +200,8 @@ impl Reference {
         let embedding = self.weight("model.embed_tokens.weight");
         let rows: Vec<&[f64]> = embedding.chunks(size("hidden_size")).collect();
         let mut x: Vec<Vec<f64>> = ids.iter().map(|&id| rows[id as usize].to_vec()).collect();
-        for block in 0..size("num_hidden_layers") {
-            let name = |name: &str| format!("model.layers.{block}.{name}.weight");
+        for layer in 0..size("num_hidden_layers") {
+            let name = |name: &str| format!("model.layers.{layer}.{name}.weight");
             let normed = self.norm(&x, &name("input_layernorm"));
             let [q, k, v] = ["q", "k", "v"].map(|p| self.linear(&normed, &name(&format!("self_attn.{p}_proj"))));
             let head = |x: &[Vec<f64>], t: usize, head: usize| x[t][head * dim..(head + 1) * dim].to_vec();

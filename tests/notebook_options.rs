@@ -140,7 +140,7 @@ fn run_from_a_cell_on_gives_the_report_of_a_full_one() {
     let out = directory.path().join("reports");
     let text = |source: &str| json!({"cell_type": "markdown", "metadata": {}, "source": source});
     let plot = r###"let svg = "<svg xmlns=\"http://www.w3.org/2000/svg\"/>";
-lacuna::notebook::emit(&[("text/plain", "a plot"), ("image/svg+xml", svg), ("application/json",
+lacuna::display::emit(&[("text/plain", "a plot"), ("image/svg+xml", svg), ("application/json",
     r#"{"z": 1, "a": {"environment": {"pid": 1}, "b": 2}}"#)]);"###;
     let cells = vec![
         text("# Resumed\n\nAll the same."),

@@ -72,7 +72,7 @@ fn smollm2_selection_from_given_norms_gives_the_reference_masks() {
         serde_json::from_slice(&std::fs::read(format!("{DATA}/smollm2/wanda50_mask_sha256.json")).unwrap()).unwrap();
     let (mut equal, mut all) = (0, 0);
     for i in 0..30 {
-        for linear in smollm2().block(i).unwrap().linears() {
+        for linear in smollm2().layer(i).unwrap().linears() {
             let name = oracle_name(&linear.name);
             let mean_squares: Vec<f32> = npz("smollm2/wanda50_scaler_row.npz", &name).to_vec1().unwrap();
             let norms: Vec<f32> = mean_squares.iter().map(|x| x.sqrt()).collect();
@@ -99,14 +99,14 @@ fn smollm2_selection_from_given_norms_gives_the_reference_masks() {
 #[test]
 #[ignore = "needs SmolLM2-135M"]
 fn smollm2_wanda_stays_within_the_spread_of_the_reference() {
-    // Sequential pruning of this model is chaotic in floating point: block 0 is compared strictly, the chain with the
+    // Sequential pruning of this model is chaotic in floating point: layer 0 is compared strictly, the chain with the
     // spread that the reference itself has over thread counts.
     let config = PruneConfig::new(Method::Wanda, 0.5);
     let Pruned { model, masks, .. } = prune(smollm2(), Some(&calibration()), &config, Progress::Hidden).unwrap();
     let bits: u32 =
         masks.iter().take(7).map(|(name, mask)| differing_bits(mask, "smollm2/mask_wanda_50.npz", name)).sum();
     let nll_50 = nll(&model);
-    println!("wanda 50%: {bits} bits of block 0 differ, nll {nll_50}");
+    println!("wanda 50%: {bits} bits of layer 0 differ, nll {nll_50}");
     assert!(bits <= 20, "{bits}");
     assert!((3.98..4.03).contains(&nll_50), "{nll_50}");
 
@@ -115,7 +115,7 @@ fn smollm2_wanda_stays_within_the_spread_of_the_reference() {
     let bits: u32 =
         masks.iter().take(7).map(|(name, mask)| differing_bits(mask, "smollm2/mask_wanda_2of4.npz", name)).sum();
     let nll_24 = nll(&model);
-    println!("wanda 2:4: {bits} bits of block 0 differ, nll {nll_24}");
+    println!("wanda 2:4: {bits} bits of layer 0 differ, nll {nll_24}");
     // The reference leaves the order of ties within a group of four open.
     assert!(bits <= 3_540_096 / 10_000, "{bits}");
     assert!((5.10..5.35).contains(&nll_24), "{nll_24}");
@@ -123,10 +123,10 @@ fn smollm2_wanda_stays_within_the_spread_of_the_reference() {
 
 #[test]
 #[ignore = "needs SmolLM2-135M"]
-fn smollm2_column_norms_of_block_0_equal_the_reference() {
+fn smollm2_column_norms_of_layer_0_equal_the_reference() {
     let model = smollm2();
     let statistics = calibrate(model, &calibration(), Progress::Hidden).unwrap();
-    for linear in model.block(0).unwrap().linears() {
+    for linear in model.layer(0).unwrap().linears() {
         let ours = statistics.column_norms(&linear.name).unwrap();
         let theirs: Vec<f32> = npz("smollm2/wanda50_scaler_row.npz", &oracle_name(&linear.name)).to_vec1().unwrap();
         for (ours, theirs) in ours.iter().zip(theirs) {
@@ -152,8 +152,8 @@ fn smollm2_sparsegpt_equals_the_reference() {
     // Where only one of the two dropped a weight, all that stands behind it in the row differs; other rows must agree.
     for name in ["k_proj", "v_proj"] {
         let name = format!("model.layers.0.self_attn.{name}.weight");
-        let block = model.block(0).unwrap();
-        let linear = block.linears().into_iter().find(|linear| linear.name == name).unwrap();
+        let layer = model.layer(0).unwrap();
+        let linear = layer.linears().into_iter().find(|linear| linear.name == name).unwrap();
         let ours: Vec<Vec<f32>> = linear.weight.to_vec2().unwrap();
         let theirs: Vec<Vec<f32>> = npz("smollm2/weights_sparsegpt_50.npz", &oracle_name(&name)).to_vec2().unwrap();
         let (mut rows, mut worst) = (0, 0f32);

@@ -59,12 +59,12 @@ fn compute(windows: usize, accumulate: Accumulate) -> Gradients {
     gradients(smollm2(), &windows, accumulate, Progress::Stderr).unwrap()
 }
 
-/// Largest relative difference of the gradients' lengths in the blocks below `blocks`.
-fn worst_length(ours: &Gradients, blocks: usize, theirs: impl Fn(&str) -> f64) -> f64 {
-    let below = |name: &&str| (0..blocks).any(|i| name.starts_with(&format!("model.layers.{i}.")));
+/// Largest relative difference of the gradients' lengths in the layers below `layers`.
+fn worst_length(ours: &Gradients, layers: usize, theirs: impl Fn(&str) -> f64) -> f64 {
+    let below = |name: &&str| (0..layers).any(|i| name.starts_with(&format!("model.layers.{i}.")));
     let difference = |name| (l2(&ours.get(name).unwrap().unwrap()) / theirs(&oracle_name(name)) - 1.0).abs();
     let worst = ours.names().filter(below).map(difference).fold(0.0, f64::max);
-    println!("lengths in {blocks} blocks differ by {worst:e} at most");
+    println!("lengths in {layers} layers differ by {worst:e} at most");
     worst
 }
 
@@ -97,9 +97,9 @@ fn smollm2_summed_gradients_equal_the_reference_in_a_fraction_of_its_memory() {
         assert!((ours - number(theirs)).abs() < 1e-5 * ours, "window {window}: {ours} {theirs}");
     }
     assert_eq!((ours.losses.len(), ours.names().count()), (16, 210));
-    // Double precision tells the two apart: PyTorch's f32 elements are 1.5e-4 (block 0) and 2.3e-4 (block 15) from it.
-    for block in [0, 15] {
-        assert!(distance(&ours, "sum", &format!("model.layers.{block}.self_attn.k_proj.weight")) < 1e-4);
+    // Double precision tells the two apart: PyTorch's f32 elements are 1.5e-4 (layer 0) and 2.3e-4 (layer 15) from it.
+    for layer in [0, 15] {
+        assert!(distance(&ours, "sum", &format!("model.layers.{layer}.self_attn.k_proj.weight")) < 1e-4);
     }
     assert!(worst_length(&ours, 30, |name| number(&reference["sum_f64"]["l2"][name])) < 1e-4);
     assert!(worst_length(&ours, 1, |name| number(&reference["fingerprints"][name]["sum_grad_l2"])) < 1e-4);

@@ -1,7 +1,7 @@
 //! Methods and allocations on SmolLM2-135M against the reference implementations (tests/data/README.md).
 //!
 //! As `tests/oracles.rs`: `LACUNA_SMOLLM2_GGUF=FILE cargo test --test oracles_pruning -- --ignored --test-threads 1`.
-//! Sequential pruning of this model is chaotic in floating point: block 0 is compared strictly, a free-running chain with the
+//! Sequential pruning of this model is chaotic in floating point: layer 0 is compared strictly, a free-running chain with the
 //! spread that the reference itself has over thread counts and tiny perturbations.
 
 #[path = "common/smollm2.rs"]
@@ -32,11 +32,11 @@ fn pruned(config: &PruneConfig) -> (Pruned, f64) {
     (pruned, nll)
 }
 
-/// Bits that differ in the rows of block 0 that the oracle holds.
+/// Bits that differ in the rows of layer 0 that the oracle holds.
 fn differing(masks: &[(String, Mask)], oracle: &str) -> u32 {
     let bits =
         masks.iter().take(7).map(|(name, mask)| differing_bits(mask, &format!("smollm2/{oracle}.npz"), name)).sum();
-    println!("{oracle}: {bits} bits of block 0 differ");
+    println!("{oracle}: {bits} bits of layer 0 differ");
     bits
 }
 
@@ -115,7 +115,7 @@ fn smollm2_selections_from_given_statistics_equal_the_reference() {
     let reference = json("smollm2/reference.json");
     for (tag, method, criterion, sparsity, most) in cases {
         let (mut differ, mut zeros) = (0, 0);
-        for linear in smollm2().block(0).unwrap().linears() {
+        for linear in smollm2().layer(0).unwrap().linears() {
             let (norms, shape) = (given_norms(&linear.name), linear.weight.dims2().unwrap());
             let weights: Vec<f32> = linear.weight.flatten_all().unwrap().to_vec1().unwrap();
             let inputs = Inputs { norms: Some(&norms), ..Inputs::default() };
@@ -136,7 +136,7 @@ fn smollm2_selections_from_given_statistics_equal_the_reference() {
 #[ignore = "needs SmolLM2-135M"]
 fn smollm2_dsnot_from_given_statistics_equals_the_reference() {
     let mut differ = 0;
-    for linear in smollm2().block(0).unwrap().linears() {
+    for linear in smollm2().layer(0).unwrap().linears() {
         let (norms, shape) = (given_norms(&linear.name), linear.weight.dims2().unwrap());
         let weights: Vec<f32> = linear.weight.flatten_all().unwrap().to_vec1().unwrap();
         let inputs = Inputs { norms: Some(&norms), ..Inputs::default() };
@@ -168,10 +168,10 @@ fn smollm2_chains_stay_within_the_spread_of_the_reference() {
         ("wanda_70", PruneConfig::new(Method::Wanda, 0.7), 6.9..7.4),
         ("ria_2of4", PruneConfig::n_of_m(Method::Ria, 2, 4), 5.12..5.36),
         ("owl_70", PruneConfig::new(Method::Wanda, 0.7).with_allocation(owl), 6.7..7.2),
-        // Two runs of the reference, 1e-6 apart in what they read, share 85% of the zeros of block 15.
+        // Two runs of the reference, 1e-6 apart in what they read, share 85% of the zeros of layer 15.
         ("sparsegpt_2of4", PruneConfig::n_of_m(Method::SparseGpt, 2, 4), 4.75..5.15),
         ("sparsegpt_70", PruneConfig::new(Method::SparseGpt, 0.7), 6.0..6.3),
-        // Four runs of the reference give 5.17 to 5.24; from equal inputs, block by block, up to 78 bits of 3.5 million differ.
+        // Four runs of the reference give 5.17 to 5.24; from equal inputs, layer by layer, up to 78 bits of 3.5 million differ.
         ("dsnot_60_all", dsnot, 5.05..5.55),
     ];
     let reference = json("smollm2/reference.json");
@@ -193,10 +193,10 @@ fn smollm2_chains_stay_within_the_spread_of_the_reference() {
     }
 }
 
-/// Largest difference of block 0's weights from the rows that the oracle holds, of those rows that have the same zeros.
+/// Largest difference of layer 0's weights from the rows that the oracle holds, of those rows that have the same zeros.
 fn worst_updated_weight(model: &Model, oracle: &str) -> f32 {
     let (mut worst, mut rows) = (0f32, 0);
-    for linear in model.block(0).unwrap().linears() {
+    for linear in model.layer(0).unwrap().linears() {
         let ours: Vec<Vec<f32>> = linear.weight.to_vec2().unwrap();
         let theirs: Vec<Vec<f32>> = npz(oracle, &oracle_name(&linear.name)).to_vec2().unwrap();
         for (ours, theirs) in ours.iter().zip(&theirs) {

@@ -4,8 +4,13 @@
 mod plots;
 
 use lacuna::Error;
-use lacuna::record::{EvaluationRecord, ModelRecord, PruningRecord, Record, SCHEMA_VERSION, TensorRecord, TextRecord};
+use lacuna::record::{
+    EvaluationRecord, ModelRecord, PruningRecord, Record, SCHEMA_VERSION, StructureRecord, TensorRecord, TextRecord,
+};
 use lacuna::report::{Format, Plot, Report, Table, read_records, write_record};
+use lacuna::settings::{
+    Allocation, ComparisonGroup, Dsnot, FloatType, Form, GroupNorm, Method, Origin, Propagate, Rule, Unit, Zeros,
+};
 use lacuna::stats::Interval;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -27,19 +32,14 @@ fn record(pruning: Option<(&str, &str, f64)>, zeros: u64, nll_nats: f64) -> Reco
             parameters: 3_412_992,
             sha256: "cd".repeat(32),
         },
-        pruning: pruning.map(|(method, pattern, sparsity)| PruningRecord {
-            method: method.into(),
-            pattern: pattern.into(),
-            per: "row".into(),
-            sparsity,
-            allocation: "uniform".into(),
-            rules: Vec::new(),
-            refine: None,
-            reference_ties: false,
-            propagate: "pruned".into(),
-            seed: 0,
-            dtype: "f32".into(),
-            calibration: (method == "wanda").then(|| text("train.txt", 16, 512)),
+        pruning: pruning.map(|(method, pattern, sparsity)| {
+            let (method, zeros): (Origin, Zeros) = (method.parse().unwrap(), pattern.parse().unwrap());
+            PruningRecord {
+                per: ComparisonGroup::Row,
+                propagate: Propagate::Pruned,
+                calibration: (method == Method::Wanda.into()).then(|| text("train.txt", 16, 512)),
+                ..PruningRecord::new(method, zeros, sparsity)
+            }
         }),
         structure: None,
         tensors: vec![TensorRecord { name: "model.layers.0.self_attn.q_proj.weight".into(), shape: [25, 40], zeros }],
@@ -330,17 +330,34 @@ prop_compose! {
     }
 }
 
+fn of<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>(names: &'static str) -> impl Strategy<Value = T> {
+    names.prop_map(|name: String| name.parse().unwrap())
+}
+
+prop_compose! {
+    fn any_dsnot()(max_cycles in 0usize..100, threshold in 0.0..10.0f64, variance_power in 0.0..2.0f64, keep_sign in any::<bool>()) -> Dsnot {
+        Dsnot { max_cycles, threshold, variance_power, keep_sign }
+    }
+}
+
 prop_compose! {
     fn any_pruning()(
-        method in "[a-z]{1,8}", pattern in "unstructured|2:4|4:8", per in "row|layer", sparsity in 0.0..1.0f64,
-        propagate in "pruned|dense", seed in any::<u64>(), calibration in proptest::option::of(any_text()),
-        allocation in "uniform|global|owl:5:0.08", rules in proptest::collection::vec("\\PC{1,8}=skip", 0..3),
-        refine in proptest::option::of("dsnot"), reference_ties in any::<bool>(),
+        method in of::<Origin>("magnitude|wanda|sparsegpt|and\\(a, b\\)"), pattern in of::<Zeros>("unstructured|2:4|4:8|heads|channels"),
+        per in of::<ComparisonGroup>("row|layer|alpha|columns|module|model"), sparsity in 0.0..1.0f64,
+        propagate in of::<Propagate>("pruned|dense"), seed in any::<u64>(), calibration in proptest::option::of(any_text()),
+        allocation in of::<Allocation>("uniform|global|owl:5:0[.]08|owl:5:0[.]1"),
+        rules in proptest::collection::vec(of::<Rule>("[a-z.=]{1,8}=(skip|0[.]5)"), 0..3),
+        refine in proptest::option::of(any_dsnot()), reference_ties in any::<bool>(), dtype in of::<FloatType>("f32|bf16|f16|f64"),
     ) -> PruningRecord {
         PruningRecord {
-            method, pattern, per, sparsity, allocation, rules, refine, reference_ties, propagate, seed,
-            dtype: "f32".into(), calibration,
+            method, pattern, per, sparsity, allocation, rules, refine, reference_ties, propagate, seed, dtype, calibration,
         }
+    }
+}
+
+prop_compose! {
+    fn any_structure()(unit in of::<Unit>("heads|channels"), group_norm in of::<GroupNorm>("sum|l2"), form in of::<Form>("remove|zero")) -> StructureRecord {
+        StructureRecord { unit, group_norm, form, parameters: 1, config: BTreeMap::new(), removed: Vec::new() }
     }
 }
 
@@ -353,7 +370,7 @@ prop_compose! {
 prop_compose! {
     fn any_record()(
         name in "\\PC{0,20}", parameters in any::<u64>(), sha256 in "[0-9a-f]{64}",
-        pruning in proptest::option::of(any_pruning()),
+        pruning in proptest::option::of(any_pruning()), structure in proptest::option::of(any_structure()),
         tensors in proptest::collection::vec(("\\PC{0,12}", 1usize..9999, 1usize..9999, any::<u64>()), 0..4),
         evaluation in proptest::option::of((any_text(), any::<u64>(), any_float(), any_float())),
         intervals in (proptest::option::of(any_interval()), proptest::option::of(any_interval())),
@@ -363,7 +380,7 @@ prop_compose! {
             schema: SCHEMA_VERSION,
             model: ModelRecord { name, revision: None, family: "llama".into(), parameters, sha256 },
             pruning,
-            structure: None,
+            structure,
             tensors: tensors.into_iter().map(|(name, out, inner, zeros)| TensorRecord { name, shape: [out, inner], zeros }).collect(),
             evaluation: evaluation
                 .map(|(text, tokens, nll_nats, perplexity)| EvaluationRecord {
@@ -389,4 +406,138 @@ proptest! {
         write_record(&path, &read[0]).unwrap();
         prop_assert_eq!(first, fs::read(&path).unwrap());
     }
+}
+
+/// One setting of `record` after another is changed; each comes with its name.
+fn changed(record: &Record) -> Vec<(&'static str, Record)> {
+    let pruning = record.pruning.clone().unwrap();
+    let structure = record.structure.clone().unwrap();
+    let other = TextRecord { sha256: "ef".repeat(32), ..text("train.txt", 16, 512) };
+    let with = |pruning: PruningRecord| Record { pruning: Some(pruning), ..record.clone() };
+    let dsnot = Dsnot::default();
+    let settings = vec![
+        ("method", PruningRecord { method: Method::Ria.into(), ..pruning.clone() }),
+        ("name of masks", PruningRecord { method: "and(a, b)".parse().unwrap(), ..pruning.clone() }),
+        ("per", PruningRecord { per: ComparisonGroup::Layer, ..pruning.clone() }),
+        ("owl", PruningRecord { allocation: "owl:5:0.08".parse().unwrap(), ..pruning.clone() }),
+        ("other owl", PruningRecord { allocation: "owl:7:0.08".parse().unwrap(), ..pruning.clone() }),
+        ("global", PruningRecord { allocation: Allocation::Global, ..pruning.clone() }),
+        ("rule", PruningRecord { rules: vec!["*.o_proj=skip".parse().unwrap()], ..pruning.clone() }),
+        ("other rule", PruningRecord { rules: vec!["*.o_proj=0.3".parse().unwrap()], ..pruning.clone() }),
+        ("dsnot", PruningRecord { refine: Some(dsnot), ..pruning.clone() }),
+        ("its cycles", PruningRecord { refine: Some(Dsnot { max_cycles: 7, ..dsnot }), ..pruning.clone() }),
+        ("its signs", PruningRecord { refine: Some(Dsnot { keep_sign: true, ..dsnot }), ..pruning.clone() }),
+        ("ties", PruningRecord { reference_ties: true, ..pruning.clone() }),
+        ("propagate", PruningRecord { propagate: Propagate::Dense, ..pruning.clone() }),
+        ("seed", PruningRecord { seed: 9, ..pruning.clone() }),
+        ("dtype", PruningRecord { dtype: FloatType::Bf16, ..pruning.clone() }),
+        ("no calibration", PruningRecord { calibration: None, ..pruning.clone() }),
+        ("windows", PruningRecord { calibration: Some(text("train.txt", 17, 512)), ..pruning.clone() }),
+        ("text of that name", PruningRecord { calibration: Some(other), ..pruning.clone() }),
+    ];
+    let mut all: Vec<(&str, Record)> = settings.into_iter().map(|(name, pruning)| (name, with(pruning))).collect();
+    let structures = [
+        ("group norm", StructureRecord { group_norm: GroupNorm::Sum, ..structure.clone() }),
+        ("form", StructureRecord { form: Form::Zero, ..structure }),
+    ];
+    all.extend(structures.map(|(name, structure)| (name, Record { structure: Some(structure), ..record.clone() })));
+    let model = |change: fn(&mut ModelRecord)| {
+        let mut changed = record.clone();
+        change(&mut changed.model);
+        changed
+    };
+    all.push(("model", model(|model| model.name = "other".into())));
+    all.push(("weights", model(|model| model.sha256 = "01".repeat(32))));
+    all.push(("revision", model(|model| model.revision = Some("main".into()))));
+    let scored = |text: TextRecord| {
+        let evaluation = record.evaluation.clone().unwrap();
+        Record { evaluation: Some(EvaluationRecord { text, ..evaluation }), ..record.clone() }
+    };
+    all.push(("test text", scored(text("other.txt", 8, 512))));
+    all.push(("test windows", scored(text("test.txt", 9, 512))));
+    all
+}
+
+#[test]
+fn every_setting_has_a_curve_and_a_column_of_its_own() -> lacuna::Result<()> {
+    let mut base = record(Some(("wanda", "unstructured", 0.5)), 500, 3.5);
+    base.structure = Some(StructureRecord {
+        unit: Unit::Heads,
+        group_norm: GroupNorm::L2,
+        form: Form::Remove,
+        parameters: 1,
+        config: BTreeMap::new(),
+        removed: Vec::new(),
+    });
+    let changed = changed(&base);
+    // Each beside the first alone, and all together.
+    let mut sets: Vec<Vec<Record>> = changed.iter().map(|(_, other)| vec![base.clone(), other.clone()]).collect();
+    sets.push(std::iter::once(base.clone()).chain(changed.iter().map(|(_, other)| other.clone())).collect());
+    for (i, records) in sets.iter().enumerate() {
+        let name = changed.get(i).map_or("all", |(name, _)| name);
+        let table = Table::perplexity_by_sparsity(records)?;
+        assert_eq!(table.frame().width(), 2 + records.len(), "{name}: {table:?}");
+        assert_eq!(table.frame().height(), 1, "{name}");
+        let summary = Plot::perplexity_vs_sparsity(records)?.summary();
+        assert_eq!(summary.matches("(1 point)").count(), records.len(), "{name}: {summary}");
+        let bars = Plot::perplexity_by_pattern(records, 0.5)?.summary();
+        assert_eq!(bars.matches("(1 point)").count(), records.len(), "{name}: {bars}");
+    }
+    let labels = |name: &str| {
+        let (_, other) = changed.iter().find(|(other, _)| *other == name).unwrap();
+        let table = Table::perplexity_by_sparsity(&[base.clone(), other.clone()]).unwrap();
+        let names = table.frame().get_column_names();
+        names[2..].iter().map(|name| name.to_string()).collect::<Vec<_>>().join(" | ")
+    };
+    let all: Vec<String> = changed.iter().map(|(name, _)| format!("{name}: {}", labels(name))).collect();
+    insta::assert_snapshot!("labels", all.join("\n"));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Records that differ in anything but their sparsity and their results never share a label.
+    #[test]
+    fn different_settings_have_different_labels(records in proptest::collection::vec(any_record(), 2..5)) {
+        let text = TextRecord { name: "t".into(), sha256: "aa".into(), windows: 1, seqlen: 2 };
+        let settings = |record: &Record| Record {
+            tensors: Vec::new(),
+            evaluation: record.evaluation.as_ref().map(|e| EvaluationRecord {
+                text: e.text.clone(), tokens: 1, nll_nats: 1.0, perplexity: 2.0, nll_interval: None, perplexity_interval: None,
+            }),
+            pruning: record.pruning.clone().map(|pruning| PruningRecord { sparsity: 0.5, pattern: Zeros::UNSTRUCTURED, ..pruning }),
+            environment: BTreeMap::new(),
+            ..record.clone()
+        };
+        let mut pruned: Vec<Record> = Vec::new();
+        for record in records.iter().map(settings).filter(|record| record.pruning.is_some()) {
+            let evaluation = record.evaluation.clone().unwrap_or(EvaluationRecord {
+                text: text.clone(), tokens: 1, nll_nats: 1.0, perplexity: 2.0, nll_interval: None, perplexity_interval: None,
+            });
+            let record = Record { evaluation: Some(evaluation), ..record };
+            if !pruned.contains(&record) {
+                pruned.push(record);
+            }
+        }
+        prop_assume!(!pruned.is_empty());
+        let table = Table::perplexity_by_sparsity(&pruned).unwrap();
+        prop_assert_eq!(table.frame().width(), 2 + pruned.len(), "{:?}", table);
+    }
+}
+
+#[test]
+fn records_of_older_versions_are_read() {
+    let old = r#"{"schema": 1, "model": {"name": "m", "family": "llama", "parameters": 7, "sha256": ""},
+        "pruning": {"method": "wanda", "pattern": "heads", "per": "module", "sparsity": 0.5, "refine": "dsnot",
+                    "propagate": "dense", "seed": 0, "dtype": "f32", "calibration": null},
+        "structure": {"unit": "heads", "group_norm": "l2", "form": "remove", "parameters": 3, "config": {}, "removed": []},
+        "tensors": [], "evaluation": null}"#;
+    let record: Record = serde_json::from_str(old).unwrap();
+    let pruning = record.pruning.unwrap();
+    assert_eq!((pruning.pattern, pruning.per), (Zeros::Units(Unit::Heads), ComparisonGroup::Module));
+    assert_eq!((pruning.allocation, pruning.refine), (Allocation::Uniform, Some(Dsnot::default())));
+    let wrong = old.replace("\"per\": \"module\"", "\"per\": \"team\"");
+    let error = serde_json::from_str::<Record>(&wrong).unwrap_err().to_string();
+    assert!(error.contains("per = team") && error.contains("module"), "{error}");
 }

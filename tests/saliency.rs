@@ -97,10 +97,10 @@ fn saliency_equals_the_reference() {
         let ours = saliency(&open(name), &windows(&numbers_of, count, seqlen), Progress::Hidden).unwrap();
         let expected = reference(&numbers_of);
         let layers = expected["layers"].as_array().unwrap();
-        assert_eq!(ours.len(), layers.len(), "{name}: blocks with a mixture");
+        assert_eq!(ours.len(), layers.len(), "{name}: layers with a mixture");
         let mut worst = 0f64;
         for (ours, expected) in ours.iter().zip(layers) {
-            let what = |field: &str| format!("{name}, block {}: {field}", ours.layer);
+            let what = |field: &str| format!("{name}, layer {}: {field}", ours.layer);
             assert_eq!(
                 (ours.layer as u64, ours.tokens),
                 (expected["layer"].as_u64().unwrap(), (count * seqlen) as u64)
@@ -163,7 +163,7 @@ fn what_cannot_be_scored_is_refused() {
 
 #[test]
 fn windows_and_batches_see_the_same_mixture() {
-    // The block loop of `evaluate`, which takes windows apart, against one batch.
+    // The layer loop of `evaluate`, which takes windows apart, against one batch.
     let (model, windows) = (open("tiny-gpt-oss-mxfp4"), windows("tiny-gpt-oss-f32", 3, 40));
     let ids = Tensor::new(windows.ids.clone(), &Device::Cpu).unwrap();
     let batch = model.forward_batch(&ids, &mut ()).unwrap();

@@ -7,7 +7,7 @@ mod common;
 use common::file_of;
 use lacuna::checkpoint::{Checkpoint, Source, compress};
 use lacuna::evaluate::evaluate;
-use lacuna::experts::{ExpertScores, Keep, Layout, Metric, Selection, build, verify};
+use lacuna::experts::{ExpertLayout, ExpertScores, Keep, Metric, Selection, build, verify};
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::importance::Method;
 use lacuna::mask::Mask;
@@ -32,13 +32,13 @@ struct Row {
     config: Map<String, Value>,
     /// `own`, `equal` to the embedding, `none`, or `only`: there is no embedding.
     head: String,
-    /// `separate`, or `fused`: all experts of a block in one tensor.
+    /// `separate`, or `fused`: all experts of a layer in one tensor.
     experts: String,
     /// How many, and tokens of each.
     windows: (usize, usize),
     /// Sparsity of magnitude pruning, for rows of which the checkpoint was pruned in Python.
     prune: Option<f64>,
-    /// The experts of each block that stay.
+    /// The experts of each layer that stay.
     keep: Option<Vec<usize>>,
     /// Mean loss in nats; `None` for a row that is refused.
     nll: Option<f64>,
@@ -88,7 +88,7 @@ fn windows(count: usize, length: usize, vocab: usize) -> Windows {
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Puts the experts of each block into one tensor, as transformers 5 does: gates before ups.
+/// Puts the experts of each layer into one tensor, as transformers 5 does: gates before ups.
 fn fuse(family: &MoeFamily, experts: usize, tensors: &mut Tensors) {
     let of_expert = |name: &str| -> Option<(String, String)> {
         let (before, after) = name.split_once(".experts.")?;
@@ -96,11 +96,11 @@ fn fuse(family: &MoeFamily, experts: usize, tensors: &mut Tensors) {
         Some((before.to_owned(), linear))
     };
     let [gate, up, down] = family.linears;
-    let blocks: Vec<String> = tensors
+    let layers: Vec<String> = tensors
         .keys()
         .filter_map(|name| of_expert(name).filter(|(_, linear)| linear == down).map(|(before, _)| before))
         .collect();
-    for module in blocks.into_iter().collect::<std::collections::BTreeSet<_>>() {
+    for module in layers.into_iter().collect::<std::collections::BTreeSet<_>>() {
         let target = module.replace(family.module, family.fused_module);
         for (fused, linears) in [("gate_up_proj", vec![gate, up]), ("down_proj", vec![down])] {
             let (mut values, mut cols) = (Vec::new(), 0);
@@ -176,8 +176,8 @@ fn prepared(row: &Row, dir: &Path) -> lacuna::Result<PathBuf> {
     if let Some(kept) = &row.keep {
         let out = dir.join("built");
         let source = Checkpoint::open(&at)?;
-        let layout = Layout::find(&source)?;
-        let keep = Keep::new(&layout, layout.layers.keys().map(|&layer| (layer, kept.clone())).collect())?;
+        let layout = ExpertLayout::find(&source)?;
+        let keep = Keep::new(&layout, layout.mixtures.keys().map(|&layer| (layer, kept.clone())).collect())?;
         build(&source, &layout, &Selection { keep, by: Map::new() }, u64::MAX, &out, Progress::Hidden)?;
         assert_eq!(verify(&source, &out, Progress::Hidden)?.mismatch_count, 0, "{}", row.name);
         at = out;
@@ -271,7 +271,7 @@ fn experts_in_one_tensor_are_pruned_as_those_that_stand_alone() {
         let row = row(&format!("{family}: experts fused"));
         let scores = |dir: &Path| {
             let source = Checkpoint::open(dir).unwrap();
-            let layout = Layout::find(&source).unwrap();
+            let layout = ExpertLayout::find(&source).unwrap();
             let measured = ExpertScores::calibrated(&model(dir).unwrap(), &text, Progress::Hidden).unwrap();
             let by_weights = [Metric::RouterNorm, Metric::WeightNorm].map(|metric| {
                 ExpertScores::data_free(&source, &layout, metric, Progress::Hidden).unwrap().metrics.remove(&metric)

@@ -326,8 +326,8 @@ fn a_model_in_memory_has_the_weights_that_are_written_in_bf16() {
     let bytes = |out: &std::path::Path| std::fs::read(out.join("model.safetensors")).unwrap();
     assert!(bytes(&out) == bytes(&again));
     let written = Model::load(out.to_str().unwrap()).unwrap();
-    for i in 0..model.blocks() {
-        let (ours, theirs) = (pruned.model.block(i).unwrap(), written.block(i).unwrap());
+    for i in 0..model.layers() {
+        let (ours, theirs) = (pruned.model.layer(i).unwrap(), written.layer(i).unwrap());
         for (ours, theirs) in ours.linears().into_iter().zip(theirs.linears()) {
             let values = |linear: &Linear| linear.weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert!(values(ours) == values(theirs), "{}", ours.name);

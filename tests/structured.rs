@@ -12,6 +12,7 @@ use lacuna::importance::Method;
 use lacuna::model::{Family, Model};
 use lacuna::progress::Progress;
 use lacuna::record::Record;
+use lacuna::settings::ComparisonGroup;
 use lacuna::structured::{Form, GroupNorm, StructuredConfig, Unit, prune_structured, prune_structured_to};
 use lacuna::text::Windows;
 use random::{llama, with};
@@ -197,7 +198,7 @@ fn config_json_keeps_what_did_not_change() {
     let [a, b] = ["odd", "odd-zero"].map(|name| logits(&random::open(&place.at(name))));
     assert!(relative(&a, &b) < 1e-5);
 
-    // Experts have a width of their own, dense blocks another, shared experts a third.
+    // Experts have a width of their own, dense layers another, shared experts a third.
     let place = Place::new(&families().remove(8).1, DType::F32);
     let record = place.prune(&StructuredConfig::new(Unit::Neurons, Method::Magnitude, 0.5), "out");
     let expected = json!({"intermediate_size": 48, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 28});
@@ -238,17 +239,17 @@ fn the_units_that_go_score_lowest() {
     let place = Place::new(&config, DType::F32);
     let model = place.model();
     let statistics = calibrate(&model, &windows(), Progress::Hidden).unwrap();
-    let at = |block: usize, name: &str| format!("model.layers.{block}.{name}.weight");
-    let attention = |block| {
+    let at = |layer: usize, name: &str| format!("model.layers.{layer}.{name}.weight");
+    let attention = |layer| {
         [("q", true, 32), ("k", true, 16), ("v", true, 16), ("o", false, 32)]
-            .map(|(name, rows, span)| (at(block, &format!("self_attn.{name}_proj")), rows, span))
+            .map(|(name, rows, span)| (at(layer, &format!("self_attn.{name}_proj")), rows, span))
     };
-    let mlp = |block| {
+    let mlp = |layer| {
         [("gate", true), ("up", true), ("down", false)]
-            .map(|(name, rows)| (at(block, &format!("mlp.{name}_proj")), rows, 1))
+            .map(|(name, rows)| (at(layer, &format!("mlp.{name}_proj")), rows, 1))
     };
-    let stream = |block| {
-        let linears = attention(block).into_iter().chain(mlp(block));
+    let stream = |layer| {
+        let linears = attention(layer).into_iter().chain(mlp(layer));
         linears.map(|(name, rows, _)| (name, !rows, 1)).collect::<Vec<_>>()
     };
     for method in [Method::Magnitude, Method::Wanda] {
@@ -503,7 +504,10 @@ fn from_the_command_line() {
     assert_eq!(code, Some(0), "{err}");
     let record: Record = serde_json::from_str(&out).unwrap();
     let pruning = record.pruning.as_ref().unwrap();
-    assert_eq!((record.sparsity(), pruning.pattern.as_str(), pruning.per.as_str()), (0.5, "output-channels", "layer"));
+    assert_eq!(
+        (record.sparsity(), pruning.pattern, pruning.per),
+        (0.5, Unit::OutputChannels.into(), ComparisonGroup::Layer)
+    );
     let written: Record = serde_json::from_slice(&std::fs::read(place.at("rows/lacuna.json")).unwrap()).unwrap();
     assert_eq!(written, record);
 

@@ -7,7 +7,7 @@ mod random;
 use candle_core::{DType, Device};
 use lacuna::Error;
 use lacuna::evaluate::{
-    ChoiceScores, GenerationConfig, Kind, Suite, Task, evaluate, score_choices, score_generation, suite_tasks,
+    ChoiceScores, GenerationConfig, Suite, Task, TaskKind, evaluate, score_choices, score_generation, suite_tasks,
 };
 use lacuna::generate::{GenerateConfig, generate, generate_after};
 use lacuna::model::Model;
@@ -268,13 +268,13 @@ fn a_score_depends_on_its_own_example_only_with_any_rotary_tables() {
 fn tasks_of_the_hub_equal_those_of_lm_evaluation_harness() {
     let expected: Value = serde_json::from_slice(&std::fs::read(fixture("hub/scores.json")).unwrap()).unwrap();
     for (name, kind) in [
-        ("boolq", Kind::BoolQ),
-        ("rte", Kind::Rte),
-        ("hellaswag", Kind::HellaSwag),
-        ("winogrande", Kind::WinoGrande),
-        ("arc_easy", Kind::Arc),
-        ("arc_challenge", Kind::Arc),
-        ("openbookqa", Kind::OpenBookQa),
+        ("boolq", TaskKind::BoolQ),
+        ("rte", TaskKind::Rte),
+        ("hellaswag", TaskKind::HellaSwag),
+        ("winogrande", TaskKind::WinoGrande),
+        ("arc_easy", TaskKind::Arc),
+        ("arc_challenge", TaskKind::Arc),
+        ("openbookqa", TaskKind::OpenBookQa),
     ] {
         for (model, tokenizer) in [(tiny_llama(), "plain"), (&with_bos().1, "bos")] {
             let scores = choose(model, &fixture(&format!("hub/{name}.jsonl")));
@@ -608,7 +608,7 @@ fn what_is_wrong_is_said_before_a_model_is_loaded() {
     assert_eq!(Task::choices(&bad, Some(1)).unwrap().examples.len(), 1);
 }
 
-/// A model that is read block by block scores what the same model in memory scores; without a tokenizer neither can.
+/// A model that is read layer by layer scores what the same model in memory scores; without a tokenizer neither can.
 #[test]
 fn streamed_and_resident_models_agree() {
     let dir = tempfile::tempdir().unwrap();

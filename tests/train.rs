@@ -3,8 +3,9 @@
 use lacuna::evaluate::evaluate;
 use lacuna::model::Model;
 use lacuna::progress::Progress;
+use lacuna::settings::FloatType;
 use lacuna::text::{Tokenizer, Windows};
-use lacuna::train::{Experts, TrainConfig, TrainRecord, Trainer, train};
+use lacuna::train::{ExpertsConfig, TrainConfig, TrainRecord, Trainer, train};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -56,20 +57,20 @@ fn config(steps: usize) -> TrainConfig {
         warmup: 1,
         learning_rate: 0.01,
         seed: 5,
-        dtype: "bf16".into(),
+        dtype: FloatType::Bf16,
         shards: 1,
     }
 }
 
 fn mixture(steps: usize) -> TrainConfig {
-    let moe = Some(Experts { experts: 4, top_k: 2 });
+    let moe = Some(ExpertsConfig { experts: 4, top_k: 2 });
     TrainConfig { moe, tie_word_embeddings: false, shards: 2, intermediate_size: 32, ..config(steps) }
 }
 
 /// The binary's arguments for a configuration of [`config`]'s shape.
 fn command(corpus: &Path, out: &Path, config: &TrainConfig) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    command.args(["train", "--tie", "--family", "llama", "--save-every", "1", "--dtype", &config.dtype]);
+    command.args(["train", "--tie", "--family", "llama", "--save-every", "1", "--dtype", config.dtype.name()]);
     for (name, value) in [
         ("--layers", config.layers),
         ("--hidden", config.hidden_size),
@@ -275,10 +276,10 @@ fn what_cannot_be_trained_is_said() {
         (TrainConfig { layers: 0, ..base.clone() }, "layers = 0"),
         (TrainConfig { warmup: 5, ..base.clone() }, "warmup = 5"),
         (TrainConfig { learning_rate: f64::NAN, ..base.clone() }, "lr = NaN"),
-        (TrainConfig { dtype: "int8".into(), ..base.clone() }, "dtype = int8"),
+        (TrainConfig { dtype: FloatType::F64, ..base.clone() }, "dtype = f64"),
         (TrainConfig { vocab_size: 100, ..base.clone() }, "vocab = 100"),
         (TrainConfig { seqlen: 100_000, ..base.clone() }, "100000"),
-        (TrainConfig { moe: Some(Experts { experts: 2, top_k: 3 }), ..base.clone() }, "top-k = 3"),
+        (TrainConfig { moe: Some(ExpertsConfig { experts: 2, top_k: 3 }), ..base.clone() }, "top-k = 3"),
     ] {
         let problem = problem(&config);
         assert!(problem.contains(says), "`{problem}` does not say `{says}`");

@@ -1,7 +1,7 @@
-//! What a cache holds, and what of it goes.
+//! Lists the results in a cache, and removes some of them.
 
 use super::{Cache, DESCRIPTION, Description, files};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -11,28 +11,28 @@ const LEFT_OVER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A kept result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Kept {
+pub struct CachedResult {
     /// Name of its directory.
     pub name: String,
     /// The stage that it came from; `damaged` for what cannot be read, `unfinished` for what a killed process left.
     pub stage: String,
-    /// What it is about.
+    /// A title for people.
     pub title: String,
     /// Bytes of its files.
     pub bytes: u64,
-    /// When it was made or used last.
+    /// The time at which it was made or used last.
     pub used: SystemTime,
     #[serde(skip)]
     path: PathBuf,
 }
 
-impl Kept {
+impl CachedResult {
     /// Time since it was used last.
     pub fn age(&self) -> Duration {
         self.used.elapsed().unwrap_or_default()
     }
 
-    fn read(path: &Path, name: String) -> Kept {
+    fn read(path: &Path, name: String) -> CachedResult {
         let modified = |path: &Path| path.metadata().and_then(|file| file.modified());
         let used = modified(&path.join(DESCRIPTION)).or_else(|_| modified(path)).unwrap_or(SystemTime::UNIX_EPOCH);
         let (stage, title) = match Description::read(path) {
@@ -40,7 +40,7 @@ impl Kept {
             Ok(description) => (description.stage, description.title),
             Err(_) => ("damaged".to_owned(), String::new()),
         };
-        Kept { name, stage, title, bytes: files::bytes(path), used, path: path.to_path_buf() }
+        CachedResult { name, stage, title, bytes: files::bytes(path), used, path: path.to_path_buf() }
     }
 
     fn is_unfinished(&self) -> bool {
@@ -48,18 +48,19 @@ impl Kept {
     }
 }
 
-/// What to remove. What is damaged or was left over by a killed process goes in any case.
+/// The results to be removed. Damaged entries and leftovers of killed processes are removed in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collect {
-    /// What was not used for so long.
+    /// Removes results that were not used for this long.
     pub older_than: Option<Duration>,
-    /// What was used least recently, until so many bytes are left.
+    /// Removes the results that were used least recently, until this many bytes are left.
     pub max_bytes: Option<u64>,
     /// Removes nothing.
     pub dry_run: bool,
 }
 
-/// Whether the cache gives such names: `STAGE-HASH`, and `.STAGE-HASH.` with more behind it while it is filled or removed.
+/// Returns whether the cache gives such names: `STAGE-HASH`, and `.STAGE-HASH.` with more behind it while it is filled
+/// or removed.
 fn is_ours(name: &str) -> bool {
     let entry = match name.strip_prefix('.') {
         Some(hidden) => hidden.split('.').next().filter(|entry| entry.len() + 1 < hidden.len()),
@@ -76,13 +77,13 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Io`] when the directory cannot be read; one that does not exist holds nothing.
-    pub fn entries(&self) -> Result<Vec<Kept>> {
+    pub fn entries(&self) -> Result<Vec<CachedResult>> {
         let mut entries = self.scan()?;
         entries.retain(|entry| !entry.is_unfinished());
         Ok(entries)
     }
 
-    fn scan(&self) -> Result<Vec<Kept>> {
+    fn scan(&self) -> Result<Vec<CachedResult>> {
         let Some(dir) = self.dir() else { return Ok(Vec::new()) };
         let list = match std::fs::read_dir(dir) {
             Ok(list) => list,
@@ -95,7 +96,7 @@ impl Cache {
             let name = entry.file_name().to_string_lossy().into_owned();
             // The directory may hold what is none of ours. Other processes add and remove meanwhile.
             if is_ours(&name) && entry.path().is_dir() {
-                entries.push(Kept::read(&entry.path(), name));
+                entries.push(CachedResult::read(&entry.path(), name));
             }
         }
         entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.name.cmp(&b.name)));
@@ -106,7 +107,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Io`] when the directory cannot be read, or an entry cannot be removed.
-    pub fn collect(&self, collect: &Collect) -> Result<Vec<Kept>> {
+    pub fn collect(&self, collect: &Collect) -> Result<Vec<CachedResult>> {
         self.remove(self.scan()?, collect, None)
     }
 
@@ -116,7 +117,7 @@ impl Cache {
         self.remove(self.scan()?, &collect, Some(newest)).map(drop)
     }
 
-    fn remove(&self, entries: Vec<Kept>, collect: &Collect, newest: Option<&str>) -> Result<Vec<Kept>> {
+    fn remove(&self, entries: Vec<CachedResult>, collect: &Collect, newest: Option<&str>) -> Result<Vec<CachedResult>> {
         let (mut left, mut full) = (0, false);
         let mut removed = Vec::new();
         for entry in entries {

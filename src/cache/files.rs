@@ -1,8 +1,8 @@
 //! The files of an entry, and files whose hash is remembered.
 
 use crate::checkpoint::sum_of_file;
+use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
-use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
     let Some((parent, name)) = dir.parent().zip(dir.file_name()) else { return Ok(()) };
     let gone =
         tempfile::Builder::new().prefix(&format!(".{}.", name.to_string_lossy())).suffix(".gone").tempdir_in(parent);
-    // A full disk has no room for another name, and is when something has to go.
+    // A full disk has no room for another name, and is the very case in which entries have to be removed.
     let Ok(gone) = gone else {
         return std::fs::remove_dir_all(dir).map_err(Error::io("remove", dir));
     };
@@ -81,7 +81,7 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// What tells that files have not changed without reading them.
+/// Metadata by which a file is known to be unchanged without reading it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     files: Vec<FileIdentity>,
@@ -134,8 +134,8 @@ impl Identity {
         }
     }
 
-    /// Whether a change from now on would show: file systems tell times by ticks, so what was changed just now could change
-    /// again within the same one.
+    /// Returns whether a change from now on would show: file systems count time in ticks, so a file that was changed
+    /// just now could change again within the same one.
     pub(super) fn is_settled(&self) -> bool {
         const TICK: Duration = Duration::from_secs(2);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What expensive stages gave, kept on disk under a name made of everything that it follows from.
+//! A cache of expensive stages' results on disk; an entry's name is a hash of everything that the result depends on.
 //!
 //! An entry is a directory `STAGE-HASH` with the stage's files, and with `entry`, which says what it is and has a CRC-32 of
 //! every file. It is filled under a hidden name beside its place, flushed, and renamed; so it is there whole or not at all,
@@ -8,10 +8,10 @@
 mod collect;
 mod files;
 
-pub use collect::{Collect, Kept};
+pub use collect::{CachedResult, Collect};
 
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -67,7 +67,7 @@ struct Inner {
     uses: Mutex<BTreeMap<&'static str, Uses>>,
 }
 
-/// How often a stage was computed, and how often it was there already.
+/// Numbers of times that a stage was computed, and that its result was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Uses {
     /// Times that it was computed.
@@ -78,7 +78,7 @@ pub struct Uses {
     pub memory_hits: u64,
 }
 
-/// Where a result was found.
+/// The place in which a result was found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Found {
     Computed,
@@ -86,7 +86,7 @@ pub(crate) enum Found {
     Memory,
 }
 
-/// What a result follows from.
+/// The inputs that a result depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     stage: &'static str,
@@ -112,13 +112,13 @@ impl Key {
     }
 }
 
-/// What stands in an entry's `entry`, behind a line with the CRC-32 of the rest.
+/// The contents of an entry's file `entry`, after a line with the CRC-32 of the rest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Description {
     stage: String,
     /// For people: which model, which text.
     title: String,
-    /// What the name is a hash of, for people too.
+    /// The inputs of which the name is a hash, for people too.
     inputs: Value,
     /// Results that are no arrays.
     value: Value,
@@ -136,7 +136,8 @@ impl Description {
         parsed.ok_or_else(|| Error::file(&path, "is damaged"))
     }
 
-    /// Writes it into `staging`, from where it goes to `dir`, unless the entry would then have more than `max_bytes`.
+    /// Writes the file `entry` into `staging`, which is then renamed to `dir`, unless the entry would then have more
+    /// than `max_bytes`.
     fn write(&self, staging: &Path, dir: &Path, max_bytes: u64) -> Result<()> {
         let path = staging.join(DESCRIPTION);
         let json = serde_json::to_string_pretty(self).map_err(|error| Error::file(dir, error))?;
@@ -154,13 +155,13 @@ impl Description {
 
 /// An entry whose files are as they were written.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct CacheEntry {
     dir: PathBuf,
     /// Results that are no arrays.
     pub(crate) value: Value,
 }
 
-impl Entry {
+impl CacheEntry {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -196,8 +197,8 @@ impl Cache {
         Ok(Cache::at(dir.join("stages"), max_bytes))
     }
 
-    /// A cache in `dir`, which is made when something is kept, of at most `max_bytes`: what was used least recently goes
-    /// first. What is larger than that is not kept.
+    /// A cache of at most `max_bytes` in `dir`, which is made when the first result is kept. Results that were used
+    /// least recently are evicted first; a result larger than that is not kept.
     pub fn at(dir: impl Into<PathBuf>, max_bytes: u64) -> Cache {
         let dir: PathBuf = dir.into();
         // Cells may change the working directory.
@@ -210,7 +211,7 @@ impl Cache {
         Cache(Arc::new(Inner { dir: None, max_bytes: 0, uses: Mutex::default() }))
     }
 
-    /// Where entries are; `None` where nothing is kept.
+    /// The directory of the entries; `None` for a cache that keeps nothing.
     pub fn dir(&self) -> Option<&Path> {
         self.0.dir.as_deref()
     }
@@ -220,7 +221,7 @@ impl Cache {
         self.0.max_bytes
     }
 
-    /// How often each stage was computed and found, by this value and its clones.
+    /// Numbers of times that each stage was computed and found, by this value and its clones.
     pub fn uses(&self) -> BTreeMap<&'static str, Uses> {
         self.0.uses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -244,12 +245,12 @@ impl Cache {
         &self,
         key: &Key,
         progress: Progress,
-        read: impl FnOnce(&Entry) -> Result<T>,
+        read: impl FnOnce(&CacheEntry) -> Result<T>,
     ) -> Result<Option<T>> {
         let Some(dir) = self.place(key).filter(|dir| dir.is_dir()) else { return Ok(None) };
         let result = Description::read(&dir).and_then(|description| {
             files::verify(&dir, &description.files)?;
-            read(&Entry { dir: dir.clone(), value: description.value })
+            read(&CacheEntry { dir: dir.clone(), value: description.value })
         });
         match result {
             Ok(result) => {
@@ -338,7 +339,7 @@ impl Cache {
         const STAGE: &str = "hash";
         let before = files::Identity::of(files)?;
         let key = Key::new(STAGE, 1, before.inputs());
-        let read = |entry: &Entry| match entry.value.as_str() {
+        let read = |entry: &CacheEntry| match entry.value.as_str() {
             Some(sha256) => Ok(sha256.to_owned()),
             None => Err(Error::file(&entry.dir, "holds no hash")),
         };
@@ -380,7 +381,7 @@ mod tests {
             })
             .unwrap();
         let find = |key: &Key| {
-            let read = |entry: &Entry| Ok((entry.value.clone(), std::fs::read(entry.path("file")).unwrap()));
+            let read = |entry: &CacheEntry| Ok((entry.value.clone(), std::fs::read(entry.path("file")).unwrap()));
             cache.load(key, Progress::Hidden, read).unwrap()
         };
         assert_eq!(find(&one), Some((json!({"kept": [1, "two"]}), b"content".to_vec())));
@@ -391,7 +392,7 @@ mod tests {
         // A second process that kept the same meanwhile changes nothing; one that reads something else in it makes it anew.
         cache.keep(&one, "title".into(), Progress::Hidden, |_| Ok(Value::Null)).unwrap();
         assert!(find(&one).is_some_and(|(_, file)| file == b"content"));
-        let misread = |_: &Entry| -> Result<()> { Err(Error::file("x", "of another kind")) };
+        let misread = |_: &CacheEntry| -> Result<()> { Err(Error::file("x", "of another kind")) };
         assert!(cache.load(&one, Progress::Hidden, misread).unwrap().is_none() && find(&one).is_none());
         assert!(cache.load(&one, Progress::Hidden, misread).unwrap().is_none());
     }

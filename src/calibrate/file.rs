@@ -2,7 +2,7 @@
 
 use super::{Input, Statistics};
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 const DESCRIPTION: &str = "statistics.json";
 
-/// What the arrays belong to.
+/// The linears and counts of tokens that the stored arrays belong to.
 #[derive(Debug, Serialize, Deserialize)]
 struct Description {
     windows: usize,

@@ -1,7 +1,7 @@
 //! Arrays of numbers that are no model's weights (statistics, losses, tokens), in a directory of their own.
 
 use super::{Checkpoint, CheckpointWriter, TensorPlan};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::path::Path;
 
 /// Values of one array, row-major.

@@ -1,7 +1,7 @@
 //! Numbers between weight files and tensors: positional reads and writes of raw little-endian bytes, with a conversion
 //! between floating-point types on the way, in parallel over pieces that stay in a core's cache.
 
-use crate::Error;
+use crate::error::Error;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -120,8 +120,8 @@ fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-/// Why a read or write of numbers failed.
-pub(super) enum Failure {
+/// The reason why a read or write of numbers failed.
+pub(super) enum ConversionFailure {
     Io(io::Error),
     /// From whoever reads.
     Read(Error),
@@ -132,15 +132,15 @@ pub(super) enum Failure {
     Candle(candle_core::Error),
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for ConversionFailure {
     fn from(error: io::Error) -> Self {
-        Failure::Io(error)
+        ConversionFailure::Io(error)
     }
 }
 
-impl From<candle_core::Error> for Failure {
+impl From<candle_core::Error> for ConversionFailure {
     fn from(error: candle_core::Error) -> Self {
-        Failure::Candle(error)
+        ConversionFailure::Candle(error)
     }
 }
 
@@ -154,14 +154,19 @@ pub(super) fn read(
     shape: &[usize],
     dst: DType,
     finite: bool,
-) -> Result<Tensor, Failure> {
-    fn to<S: Number>(bytes: ReadAt<'_>, shape: &[usize], dst: DType, finite: bool) -> Result<Tensor, Failure> {
+) -> Result<Tensor, ConversionFailure> {
+    fn to<S: Number>(
+        bytes: ReadAt<'_>,
+        shape: &[usize],
+        dst: DType,
+        finite: bool,
+    ) -> Result<Tensor, ConversionFailure> {
         match dst {
             DType::F32 => fill::<S, f32>(bytes, shape, finite),
             DType::F64 => fill::<S, f64>(bytes, shape, finite),
             DType::F16 => fill::<S, f16>(bytes, shape, finite),
             DType::BF16 => fill::<S, bf16>(bytes, shape, finite),
-            other => Err(Failure::Unsupported(S::DTYPE.as_str().into(), other.as_str().into())),
+            other => Err(ConversionFailure::Unsupported(S::DTYPE.as_str().into(), other.as_str().into())),
         }
     }
     match src {
@@ -169,25 +174,25 @@ pub(super) fn read(
         Dtype::F64 => to::<f64>(bytes, shape, dst, finite),
         Dtype::F16 => to::<f16>(bytes, shape, dst, finite),
         Dtype::BF16 => to::<bf16>(bytes, shape, dst, finite),
-        other => Err(Failure::Unsupported(other.to_string(), dst.as_str().into())),
+        other => Err(ConversionFailure::Unsupported(other.to_string(), dst.as_str().into())),
     }
 }
 
-fn fill<S: Number, D: Number>(bytes: ReadAt<'_>, shape: &[usize], finite: bool) -> Result<Tensor, Failure> {
+fn fill<S: Number, D: Number>(bytes: ReadAt<'_>, shape: &[usize], finite: bool) -> Result<Tensor, ConversionFailure> {
     let mut values = vec![D::default(); shape.iter().product()];
     values.par_chunks_mut(PIECE).enumerate().try_for_each_init(Vec::<S>::new, |raw, (piece, values)| {
         let at = (piece * PIECE * size_of::<S>()) as u64;
         if S::DTYPE == D::DTYPE {
-            bytes(at, bytes_of_mut(values)).map_err(Failure::Read)?;
+            bytes(at, bytes_of_mut(values)).map_err(ConversionFailure::Read)?;
         } else {
             raw.resize(values.len(), S::default());
-            bytes(at, bytes_of_mut(raw)).map_err(Failure::Read)?;
+            bytes(at, bytes_of_mut(raw)).map_err(ConversionFailure::Read)?;
             S::convert(raw, values);
         }
         // `all` over the whole piece vectorises, a search for the place does not.
         if finite && !values.iter().fold(true, |all, value| all & value.finite()) {
             let place = values.iter().position(|value| !value.finite()).unwrap_or(0);
-            return Err(Failure::NotFinite(piece * PIECE + place));
+            return Err(ConversionFailure::NotFinite(piece * PIECE + place));
         }
         Ok(())
     })?;
@@ -195,20 +200,20 @@ fn fill<S: Number, D: Number>(bytes: ReadAt<'_>, shape: &[usize], finite: bool) 
 }
 
 /// Writes `tensor` as `dst` at byte `start` of `file`.
-pub(super) fn write(file: &File, start: u64, tensor: &Tensor, dst: Dtype) -> Result<(), Failure> {
-    fn to<S: Number>(file: &File, start: u64, values: &[S], dst: Dtype) -> Result<(), Failure> {
+pub(super) fn write(file: &File, start: u64, tensor: &Tensor, dst: Dtype) -> Result<(), ConversionFailure> {
+    fn to<S: Number>(file: &File, start: u64, values: &[S], dst: Dtype) -> Result<(), ConversionFailure> {
         match dst {
             Dtype::F32 => put::<S, f32>(file, start, values),
             Dtype::F64 => put::<S, f64>(file, start, values),
             Dtype::F16 => put::<S, f16>(file, start, values),
             Dtype::BF16 => put::<S, bf16>(file, start, values),
-            other => Err(Failure::Unsupported(other.to_string(), S::DTYPE.as_str().into())),
+            other => Err(ConversionFailure::Unsupported(other.to_string(), S::DTYPE.as_str().into())),
         }
     }
     let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
-        return Err(Failure::Unsupported(dst.to_string(), "a device's".into()));
+        return Err(ConversionFailure::Unsupported(dst.to_string(), "a device's".into()));
     };
     let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
     match storage {
@@ -216,11 +221,11 @@ pub(super) fn write(file: &File, start: u64, tensor: &Tensor, dst: Dtype) -> Res
         CpuStorage::F64(values) => to(file, start, &values[range], dst),
         CpuStorage::F16(values) => to(file, start, &values[range], dst),
         CpuStorage::BF16(values) => to(file, start, &values[range], dst),
-        _ => Err(Failure::Unsupported(dst.to_string(), tensor.dtype().as_str().into())),
+        _ => Err(ConversionFailure::Unsupported(dst.to_string(), tensor.dtype().as_str().into())),
     }
 }
 
-fn put<S: Number, D: Number>(file: &File, start: u64, values: &[S]) -> Result<(), Failure> {
+fn put<S: Number, D: Number>(file: &File, start: u64, values: &[S]) -> Result<(), ConversionFailure> {
     if S::DTYPE == D::DTYPE {
         return Ok(file.write_all_at(bytes_of(values), start)?);
     }

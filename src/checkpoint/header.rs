@@ -3,8 +3,8 @@
 //! Every rule of the format is checked here, because the files come from elsewhere: the reader may then trust offsets.
 
 use super::TensorInfo;
+use crate::error::{Error, Result};
 use crate::files::stranger;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
@@ -30,7 +30,7 @@ const METADATA: &str = "__metadata__";
 /// read: a tree of JSON values would take many times the memory of the text.
 pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 
-/// What the entries of an object are read as.
+/// The type of the entries of a JSON object.
 pub(super) trait Item: Sized {
     /// The value of the entry called `name`, which `map` gives next.
     fn read<'de, A: MapAccess<'de>>(name: &str, map: &mut A) -> Result<Self, A::Error>;
@@ -43,7 +43,7 @@ impl Item for String {
 }
 
 /// A tensor's entry; `None` is that of the metadata.
-impl Item for Option<Entry> {
+impl Item for Option<TensorEntry> {
     fn read<'de, A: MapAccess<'de>>(name: &str, map: &mut A) -> Result<Self, A::Error> {
         if name == METADATA { map.next_value::<Metadata>().map(|_| None) } else { map.next_value().map(Some) }
     }
@@ -104,7 +104,7 @@ impl<'de, T: Item> Deserialize<'de> for Entries<T> {
 
 /// A tensor's entry in a header; the format's readers skip fields that they do not know.
 #[derive(Deserialize)]
-pub(super) struct Entry {
+pub(super) struct TensorEntry {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     pub(super) data_offsets: (u64, u64),
@@ -225,7 +225,7 @@ pub(super) fn check(
     path: &Path,
     size: u64,
     data_start: u64,
-    Entries(entries): Entries<Option<Entry>>,
+    Entries(entries): Entries<Option<TensorEntry>>,
     shard: usize,
 ) -> Result<Vec<TensorInfo>> {
     let mut names = HashSet::with_capacity(entries.len());
@@ -254,8 +254,8 @@ pub(super) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-fn check_entry(path: &Path, name: String, entry: Entry, shard: usize, data_start: u64) -> Result<TensorInfo> {
-    let Entry { dtype, shape, data_offsets: (begin, end) } = entry;
+fn check_entry(path: &Path, name: String, entry: TensorEntry, shard: usize, data_start: u64) -> Result<TensorInfo> {
+    let TensorEntry { dtype, shape, data_offsets: (begin, end) } = entry;
     let Some(bytes) = byte_len(dtype, &shape) else {
         return Err(Error::tensor(path, name, format!("{dtype} x {shape:?} is not a possible size; {AGAIN}")));
     };

@@ -7,12 +7,12 @@
 //!   "header": {"model.norm.weight": {"dtype": "BF16", "shape": [1536], "data_offsets": [0, 3072]}}}]}
 //! ```
 
-use super::header::{self, Entries, Entry, LENGTH_BYTES};
+use super::header::{self, Entries, LENGTH_BYTES, TensorEntry};
 use super::index::inside;
 use super::names::Names;
 use super::source::Source;
 use super::{INDEX, SINGLE, TensorInfo};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -52,14 +52,14 @@ struct Document {
 #[derive(Deserialize)]
 struct Shard {
     name: String,
-    /// Of the whole file.
+    /// Bytes of the whole file.
     bytes: u64,
     header_bytes: u64,
-    header: Entries<Option<Entry>>,
+    header: Entries<Option<TensorEntry>>,
 }
 
 impl HeadersOnly {
-    /// Whether `dir` holds headers and no weights.
+    /// Returns whether `dir` holds headers and no weights.
     pub fn is_at(dir: &Path) -> bool {
         dir.join(HEADERS).is_file() && !dir.join(SINGLE).exists() && !dir.join(INDEX).exists()
     }
@@ -131,8 +131,8 @@ impl Shard {
     /// Its tensors, checked as those of the file would be.
     fn tensors(self, path: &Path, number: usize) -> Result<Vec<TensorInfo>> {
         let length = header::length(path, self.bytes, &self.header_bytes.to_le_bytes())?;
-        let text = |(name, tensor): &(String, Option<Entry>)| {
-            let Entry { dtype, shape, data_offsets } = tensor.as_ref()?;
+        let text = |(name, tensor): &(String, Option<TensorEntry>)| {
+            let TensorEntry { dtype, shape, data_offsets } = tensor.as_ref()?;
             Some(entry(name, *dtype, shape, *data_offsets).len() as u64 + 1)
         };
         // Commas stand between entries only, and braces around them.

@@ -1,4 +1,5 @@
-//! What a directory or a repository without the weights that are read here holds instead, and what to do about it.
+//! Advice about directories and repositories that do not hold the weights that this library reads: their contents, and
+//! the remedy.
 
 use super::index::INDEX;
 use super::{SINGLE, headers};
@@ -6,7 +7,8 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// What may be done about the directory `dir`, which has neither [`SINGLE`] nor [`INDEX`]. Ends with the remedy.
+/// Explains what can be done about the directory `dir`, which has neither [`SINGLE`] nor [`INDEX`]. The text ends with
+/// the remedy.
 pub(super) fn of_directory(dir: &Path) -> String {
     if headers::HeadersOnly::is_at(dir) {
         return "only headers are here, which do for `lacuna inspect` and for plans; give the checkpoint itself".into();
@@ -54,7 +56,7 @@ pub(super) fn of_directory(dir: &Path) -> String {
     }
 }
 
-/// The same for a repository on a hub that has these files.
+/// As [`of_directory`], for a repository on a hub that has these files.
 pub(super) fn of_listing(files: &BTreeSet<String>) -> String {
     of_files(files, &|_| None).unwrap_or_else(|| "look for a converted copy".into())
 }
@@ -77,7 +79,8 @@ pub(crate) fn dangling(path: &Path) -> Option<String> {
     Some(format!("{name} is a link to {}, which is not there; {remedy}", target.display()))
 }
 
-/// What the files of a directory or repository are, if that is known. `read` gives the bytes of one.
+/// Names the format of the files of a directory or repository, if it is a known one. `read` returns the bytes of a
+/// file.
 fn of_files(files: &BTreeSet<String>, read: &dyn Fn(&str) -> Option<Vec<u8>>) -> Option<String> {
     let has = |name: &str| files.contains(name);
     let json = |name: &str| serde_json::from_slice::<Value>(&read(name)?).ok();

@@ -2,8 +2,8 @@
 //! the hub to the storage that it points to.
 
 use super::hub::{Hub, Spec};
+use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
-use crate::{Error, Result};
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -15,7 +15,7 @@ use ureq::http::Uri;
 use ureq::http::response::Parts;
 use ureq::{Agent, RequestBuilder, typestate::WithoutBody};
 
-/// How long failed requests are repeated.
+/// The number of attempts, and the pauses between them, with which failed requests are repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retry {
     /// Requests in a row that may bring nothing before it is an error.
@@ -47,7 +47,7 @@ const PIECE: usize = 128 << 10;
 const PIECES_AHEAD: usize = 4;
 /// Redirects in a row; more are a loop.
 const MAX_REDIRECTS: usize = 8;
-/// What is read of the body of an error, so that its connection can be used again.
+/// The most bytes that are read of the body of an error, so that its connection can be used again.
 const MAX_ERROR_BODY: u64 = 64 << 10;
 
 /// A file: what messages call it, and its URL at the hub.
@@ -69,21 +69,21 @@ pub(super) struct Client {
     received: Arc<AtomicU64>,
 }
 
-/// Why an attempt failed.
-enum Failure {
+/// The reason why an attempt failed.
+enum RequestFailure {
     /// Another one may do better, after this pause if the server asked for one. `progress`: it had brought something.
     Passing { problem: String, pause: Option<Duration>, progress: bool },
     /// Another one would not.
     Final(Error),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for RequestFailure {
     fn from(error: Error) -> Self {
         Self::Final(error)
     }
 }
 
-impl Failure {
+impl RequestFailure {
     fn passing(problem: impl Into<String>) -> Self {
         Self::Passing { problem: problem.into(), pause: None, progress: false }
     }
@@ -151,8 +151,7 @@ impl Client {
             while let Some(piece) = wait(&reply.pieces)? {
                 bytes.extend(piece.map_err(|e| self.broke_off(target, &e))?);
                 if bytes.len() > limit {
-                    let problem =
-                        format!("{} has more than {limit} bytes, too many for what it should be", target.name);
+                    let problem = format!("{} has more than {limit} bytes, too many for such a file", target.name);
                     return Err(self.spec.error(problem).into());
                 }
             }
@@ -188,7 +187,7 @@ impl Client {
         end: u64,
         size: Option<u64>,
         sink: Sink<'_>,
-    ) -> Result<u64, Failure> {
+    ) -> Result<u64, RequestFailure> {
         let asked = *at..end;
         let reply = self.open(target, Some(&asked))?;
         let wrong = |problem: String| {
@@ -198,7 +197,7 @@ impl Client {
                 asked.end - 1,
                 target.name
             );
-            Failure::Final(self.spec.error(problem))
+            RequestFailure::Final(self.spec.error(problem))
         };
         let told = reply.header("content-range").unwrap_or_default();
         let (sent, total) = content_range(told).unwrap_or_default();
@@ -232,7 +231,7 @@ impl Client {
         }
         if *at < end {
             let problem = format!("the answer for {} ended {} bytes too soon", target.name, end - *at);
-            return Err(Failure::passing(problem));
+            return Err(RequestFailure::passing(problem));
         }
         Ok(total)
     }
@@ -242,14 +241,14 @@ impl Client {
         &self,
         target: &Target<'_>,
         attempts: u32,
-        mut attempt: impl FnMut() -> Result<T, Failure>,
+        mut attempt: impl FnMut() -> Result<T, RequestFailure>,
     ) -> Result<T> {
         let mut failed = 0;
         loop {
             let (problem, pause, progress) = match attempt() {
                 Ok(value) => return Ok(value),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing { problem, pause, progress }) => (problem, pause, progress),
+                Err(RequestFailure::Final(error)) => return Err(error),
+                Err(RequestFailure::Passing { problem, pause, progress }) => (problem, pause, progress),
             };
             // Perhaps the hub knows a better place by now.
             self.links().remove(&target.url);
@@ -281,7 +280,7 @@ impl Client {
     }
 
     /// The answer, a success or 416, to a request that goes where the hub points to.
-    fn open(&self, target: &Target<'_>, range: Option<&Range<u64>>) -> Result<Reply, Failure> {
+    fn open(&self, target: &Target<'_>, range: Option<&Range<u64>>) -> Result<Reply, RequestFailure> {
         let mut known = self.links().get(&target.url).cloned();
         let mut url = known.clone().unwrap_or_else(|| target.url.clone());
         let mut redirects = 0;
@@ -321,7 +320,11 @@ impl Client {
                 status @ (408 | 429 | 500 | 502 | 503 | 504) => {
                     let pause = reply.header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
                     let problem = format!("{} answered {status} for {}", origin(&url), target.name);
-                    return Err(Failure::Passing { problem, pause: pause.map(Duration::from_secs), progress: false });
+                    return Err(RequestFailure::Passing {
+                        problem,
+                        pause: pause.map(Duration::from_secs),
+                        progress: false,
+                    });
                 }
                 status => {
                     let problem = if self.is_hub(&url) {
@@ -342,7 +345,7 @@ impl Client {
 
     /// Sends one request. It runs in a thread of its own, so that Ctrl-C need not wait for it; the thread ends when
     /// nobody takes its pieces any more, or nothing comes for too long.
-    fn exchange(&self, target: &Target<'_>, url: &str, range: Option<&Range<u64>>) -> Result<Reply, Failure> {
+    fn exchange(&self, target: &Target<'_>, url: &str, range: Option<&Range<u64>>) -> Result<Reply, RequestFailure> {
         let mut request = self.agent.get(url);
         if let Some(range) = range {
             request = request.header("Range", format!("bytes={}-{}", range.start, range.end - 1));
@@ -358,7 +361,7 @@ impl Client {
         std::thread::Builder::new()
             .name("hub".into())
             .spawn(move || transfer(request, &head_sender, &sender, &received))
-            .map_err(|e| Failure::passing(cannot(e.to_string())))?;
+            .map_err(|e| RequestFailure::passing(cannot(e.to_string())))?;
         match wait(&head)? {
             Some(Ok(head)) => Ok(Reply { head, pieces }),
             Some(Err(error)) => {
@@ -373,17 +376,17 @@ impl Client {
                     _ => false,
                 };
                 if passing {
-                    return Err(Failure::passing(problem));
+                    return Err(RequestFailure::passing(problem));
                 }
                 let problem = format!("{problem}; check HF_ENDPOINT and HF_TOKEN, or give a local directory");
                 Err(self.spec.error(problem).into())
             }
-            None => Err(Failure::passing(cannot("the request ended without an answer".into()))),
+            None => Err(RequestFailure::passing(cannot("the request ended without an answer".into()))),
         }
     }
 
-    fn broke_off(&self, target: &Target<'_>, error: &io::Error) -> Failure {
-        Failure::passing(format!("the transfer of {} broke off ({error})", target.name))
+    fn broke_off(&self, target: &Target<'_>, error: &io::Error) -> RequestFailure {
+        RequestFailure::passing(format!("the transfer of {} broke off ({error})", target.name))
     }
 
     fn is_hub(&self, url: &str) -> bool {
@@ -395,7 +398,7 @@ impl Client {
     }
 }
 
-/// What comes next; `None` if nothing will.
+/// Returns the next value, or `None` when the sender is gone.
 fn wait<T>(receiver: &Receiver<T>) -> Result<Option<T>> {
     loop {
         check_interrupt()?;
@@ -461,7 +464,8 @@ fn origin(url: &str) -> String {
     parse().unwrap_or_default()
 }
 
-/// Where `location`, the redirect of `url`, points to; `None` if that is no URL, or would give up encryption.
+/// Returns the URL that `location`, the redirect of `url`, points to; `None` if that is no URL, or would give up
+/// encryption.
 fn follow(url: &str, location: &str) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
     let next = if location.starts_with("//") {

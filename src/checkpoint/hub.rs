@@ -3,8 +3,8 @@
 use super::index::{INDEX, Index};
 use super::writer::is_beside_weights;
 use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory, hints};
+use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage, check_interrupt};
-use crate::{Error, Result};
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
@@ -23,9 +23,9 @@ pub struct Hub {
     pub token: Option<String>,
     /// Directory with one `models--owner--name` per model, as Hugging Face's libraries lay it out and share it.
     pub cache: PathBuf,
-    /// How long the requests of [`Hub::headers`] are repeated when they fail.
+    /// Attempts and pauses for the requests of [`Hub::headers`] that fail.
     pub retry: Retry,
-    /// Whether only the cache is used, and nothing is asked of the hub.
+    /// True if only the cache is used, and nothing is asked of the hub.
     pub offline: bool,
 }
 
@@ -73,7 +73,7 @@ impl Spec {
         Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned())
     }
 
-    /// What messages call the listing of the repository's files.
+    /// The name that messages give to the listing of the repository's files.
     pub(super) fn listing(&self) -> String {
         format!("revision `{}`", self.revision)
     }
@@ -100,7 +100,7 @@ impl Hub {
         Self::from_vars(&|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
-    /// The same of any environment.
+    /// As [`Hub::from_env`], with the variables that `var` gives.
     fn from_vars(var: &dyn Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
         let var = |name: &str| var(name).filter(|value| !value.trim().is_empty());
         let home = home.filter(|home| !home.as_os_str().is_empty());
@@ -268,7 +268,7 @@ impl Hub {
         }
     }
 
-    /// What the user should know and do about the status `code` in answer to a request for `what`.
+    /// Explains the status `code` in answer to a request for `what`, and the remedy.
     pub(super) fn denied(&self, spec: &Spec, what: &str, code: u16) -> String {
         let (endpoint, repo) = (&self.endpoint, &spec.repo);
         let token = if self.token.is_some() { "the token in use" } else { "no token, as none is set" };
@@ -284,7 +284,7 @@ impl Hub {
         }
     }
 
-    /// What the user should know and do about a failed request for `file`, or for the listing if that is empty.
+    /// Explains a failed request for `file` (for the listing if that is empty), and the remedy.
     fn refusal(&self, spec: &Spec, file: &str, error: ApiError) -> Refusal {
         let what = if file.is_empty() { spec.listing() } else { file.to_owned() };
         let mut unreachable = false;
@@ -351,7 +351,7 @@ pub(super) fn no_weights(spec: &Spec, files: &BTreeSet<String>) -> Error {
     spec.error(format!("it has no {SINGLE} and no {INDEX}; {}", hints::of_listing(files)))
 }
 
-/// Whether config and all weights are there.
+/// Returns whether config and all weights are there.
 fn is_complete(dir: &Path) -> bool {
     let weights = dir.join(SINGLE).exists()
         || Index::read(&dir.join(INDEX)).is_ok_and(|index| index.shards().iter().all(|shard| dir.join(shard).exists()));

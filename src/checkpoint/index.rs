@@ -3,7 +3,7 @@
 use super::TensorInfo;
 use super::header::Entries;
 use super::{hints, json};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet, hash_map};
@@ -29,7 +29,7 @@ pub(super) struct Index {
 pub(super) struct Disagreements {
     /// For people, a sentence each.
     pub(super) notes: Vec<String>,
-    /// What is in no shard, and the shard that the index names. An error once it is asked for.
+    /// Tensors that are in no shard, each with the shard that the index names. Asking for one is an error.
     pub(super) absent: HashMap<String, String>,
 }
 
@@ -68,7 +68,7 @@ impl Index {
         Ok(Self { path: path.to_path_buf(), weight_map })
     }
 
-    /// Whether it lists a tensor that is not among `names`.
+    /// Returns whether the index lists a tensor that is not among `names`.
     pub(super) fn lists_more_than(&self, names: &HashMap<String, usize>) -> bool {
         self.weight_map.keys().any(|tensor| !names.contains_key(tensor))
     }

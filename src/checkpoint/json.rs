@@ -1,7 +1,7 @@
 //! JSON files of a checkpoint, as Python writes them and as editors and downloads leave them.
 
+use crate::error::{Error, Result};
 use crate::files::stranger;
-use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 

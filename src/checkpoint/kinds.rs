@@ -11,7 +11,7 @@ pub struct TensorKind {
     pub name: String,
     /// Type of an element.
     pub dtype: String,
-    /// Of each of them.
+    /// Shape of each of the tensors.
     pub shape: Vec<usize>,
     /// Number of tensors.
     pub count: u64,

@@ -68,10 +68,10 @@ pub(crate) use writer::deal_out;
 
 pub use writer::{CheckpointWriter, TensorPlan, available_bytes, dtype_of, plan_shards};
 
+use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use convert::Failure;
+use convert::ConversionFailure;
 use index::{Disagreements, INDEX, Index};
 use names::Names;
 use parts::Parts;
@@ -94,7 +94,7 @@ const SINGLE: &str = "model.safetensors";
 /// Bytes of a sparse tensor that a thread expands at a time; whole elements of every type.
 const EXPAND_BYTES: usize = 1 << 20;
 
-/// Where a tensor's bytes are, and what they mean.
+/// A tensor's name, type and shape, and the place of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Its name, as Hugging Face's libraries call it: without the prefixes of wrappers that were around the model when it was
@@ -142,7 +142,8 @@ struct Inner {
     files: Vec<File>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
-    /// What each tensor is stored as, if any is stored sparse; `tensors` then has the places that they had in a dense file.
+    /// The stored form of each tensor, if any is stored sparse; `tensors` then has the places that they would have in a
+    /// dense file.
     storage: Option<Vec<Storage>>,
     names: Names,
     disagreements: Disagreements,
@@ -180,7 +181,7 @@ impl Inner {
     }
 }
 
-/// What a directory of weights is opened as: an index with the names of each shard, or a single file.
+/// Finds the weights in a directory: an index with the names of each shard, or `None` for a single file.
 fn locate(dir: &Path, notes: &mut Vec<String>) -> Result<Option<(Index, Vec<Vec<String>>)>> {
     let there = |shard: &str| dir.join(shard).is_file();
     // transformers looks in this order too.
@@ -227,8 +228,8 @@ fn locate(dir: &Path, notes: &mut Vec<String>) -> Result<Option<(Index, Vec<Vec<
     Ok(Some((index, files.into_iter().map(|(_, names)| names).collect())))
 }
 
-/// What people call the model in `dir`, and its commit: of a folder of a hub's cache the repository and the folder's name, of
-/// any other its own.
+/// Returns the model's name and its commit: in a hub's cache the repository and the folder's name, elsewhere the
+/// directory's own name and no commit.
 fn name_of(dir: &Path) -> (String, Option<String>) {
     let text = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
     // `.` and `..` have no name.
@@ -303,7 +304,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// What people call it: the directory's name, or `owner/name` where the directory is a download of it.
+    /// The model's name: the directory's, or `owner/name` where the directory is a download of that repository.
     pub fn name(&self) -> &str {
         &self.0.name
     }
@@ -313,8 +314,8 @@ impl Checkpoint {
         self.0.revision.as_deref()
     }
 
-    /// What is odd about its files and does no harm, in sentences: names of a wrapped model, an index that lists what no shard
-    /// has, settings of a quantisation that was undone.
+    /// Oddities of the files that do no harm, one sentence each: names of a wrapped model, an index that lists a tensor
+    /// that no shard has, settings of a quantisation that was undone.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.0.disagreements.notes.clone();
         notes.extend(self.0.names.note().map(str::to_owned));
@@ -374,7 +375,7 @@ impl Checkpoint {
         &self.0.shards
     }
 
-    /// What `config.json` holds; of a sparse checkpoint, without what tells that it is one.
+    /// The contents of `config.json`; for a sparse checkpoint, without the entries that mark it as one.
     ///
     /// # Errors
     /// [`Error::File`] when it is missing or not a JSON object.
@@ -383,7 +384,7 @@ impl Checkpoint {
         Ok(if self.is_sparse() { sparse::without_marker(config) } else { config })
     }
 
-    /// What `generation_config.json` holds, if it is there.
+    /// The contents of `generation_config.json`, if it is there.
     ///
     /// # Errors
     /// [`Error::File`] when it is not a JSON object, [`Error::Io`] when it cannot be read.
@@ -395,17 +396,17 @@ impl Checkpoint {
         }
     }
 
-    /// Whether it was opened as a sparse checkpoint, and its files therefore hold other tensors than it shows.
+    /// Returns whether the checkpoint was opened as a sparse one: its files then hold other tensors than it shows.
     pub fn is_sparse(&self) -> bool {
         self.0.storage.is_some()
     }
 
-    /// What the tensor `info` is stored as, if not as itself.
+    /// The stored form of the tensor `info`, if that differs from the tensor itself.
     fn storage(&self, info: &TensorInfo) -> Option<&Storage> {
         self.0.storage.as_ref()?.get(*self.0.by_name.get(&info.name)?)
     }
 
-    /// How the tensor `info` lies in its file.
+    /// Format and bytes of the tensor `info` in its file.
     fn stored_as(&self, info: &TensorInfo) -> Stored {
         let dense = Stored { format: None, bytes: info.bytes() };
         self.storage(info).map_or(dense, Storage::stored)
@@ -425,7 +426,7 @@ impl Checkpoint {
         stored.or_else(|| Some(&self.1.get(name)?.1)).ok_or_else(|| self.missing(name))
     }
 
-    /// Whether there is a tensor called `name`.
+    /// Returns whether there is a tensor called `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.0.by_name.contains_key(name) || self.1.get(name).is_some()
     }
@@ -456,7 +457,8 @@ impl Checkpoint {
         pieces.try_for_each(|(piece, out)| storage.read(self, info, at + (piece * EXPAND_BYTES) as u64, out))
     }
 
-    /// The same of a tensor that is in the file as it is, such as a part of a sparse one.
+    /// Reads bytes of a tensor that is in the file as it is, such as a part of a sparse one, from byte `at` of the
+    /// tensor.
     fn read_stored(&self, info: &TensorInfo, at: u64, buffer: &mut [u8]) -> Result<()> {
         let file = &self.0.files[info.shard];
         file.read_exact_at(buffer, info.range.start + at).map_err(|e| self.read_error(info, e))
@@ -488,27 +490,28 @@ impl Checkpoint {
         let tensor = convert::read(&read, info.dtype, &shape, dtype, finite).map_err(|e| {
             let shard = &self.0.shards[info.shard];
             match e {
-                Failure::Io(e) => self.read_error(info, e),
-                Failure::Read(e) => e,
-                Failure::Unsupported(src, dst) => Error::tensor(
+                ConversionFailure::Io(e) => self.read_error(info, e),
+                ConversionFailure::Read(e) => e,
+                ConversionFailure::Unsupported(src, dst) => Error::tensor(
                     shard,
                     name,
                     format!("cannot load {src} as {dst}; both must be f32, f64, f16 or bf16"),
                 ),
-                Failure::NotFinite(at) => {
+                ConversionFailure::NotFinite(at) => {
                     let place = place(at, &shape);
                     let problem =
                         format!("element {place} is NaN or infinite as {}; the model is damaged", dtype.as_str());
                     Error::tensor(shard, name, problem)
                 }
-                Failure::Candle(e) => Error::compute(format!("loading tensor `{name}`"))(e),
+                ConversionFailure::Candle(e) => Error::compute(format!("loading tensor `{name}`"))(e),
             }
         })?;
         let tensor = match part {
             Some(_) => tensor.t().and_then(|tensor| tensor.contiguous()).map_err(Error::compute("turning a matrix"))?,
             None => tensor,
         };
-        crate::cuda::to_device(&tensor, device).map_err(Error::compute(format!("moving tensor `{name}` to the device")))
+        crate::device::to_device(&tensor, device)
+            .map_err(Error::compute(format!("moving tensor `{name}` to the device")))
     }
 
     fn read_error(&self, info: &TensorInfo, error: std::io::Error) -> Error {
@@ -576,7 +579,7 @@ impl Checkpoint {
     }
 }
 
-/// What `config.json` in `dir` holds.
+/// Reads `config.json` in `dir`.
 fn read_config(dir: &Path) -> Result<Map<String, Value>> {
     let path = dir.join("config.json");
     let text = match std::fs::read(&path) {

@@ -6,12 +6,12 @@
 //! family; what is written has those of the input.
 
 use super::TensorInfo;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-/// Parts that wrappers put anywhere into a name: a compiled, sharded or checkpointed block inside a model that is none.
+/// Parts that wrappers put anywhere into a name: a compiled, sharded or checkpointed module inside a model that is none.
 const INNER: [&str; 5] =
     ["_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"];
 /// Prefixes that wrappers put before a name.
@@ -45,7 +45,7 @@ impl Names {
         for (info, plain) in tensors.iter().zip(&plain) {
             if let Some(other) = owners.insert(plain, info) {
                 let problem = format!(
-                    "without what wrapped the model it is `{plain}`, and so is `{}`; leave one of the two models out of the file",
+                    "without the prefix that a wrapper has added it is `{plain}`, and so is `{}`; leave one of the two models out of the file",
                     other.name
                 );
                 return Err(Error::tensor(&paths[info.shard], &info.name, problem));
@@ -87,7 +87,7 @@ impl Names {
         }
     }
 
-    /// What of the names the user should know, if anything.
+    /// A remark about the names for the user, if there is one.
     pub(super) fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }

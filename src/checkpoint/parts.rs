@@ -2,7 +2,7 @@
 //! that another name stands for.
 
 use super::{Checkpoint, TensorInfo};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(crate) struct Part {
     pub(crate) start: u64,
     /// As it is read: `(out, in)` for a linear's weight.
     pub(crate) shape: Vec<usize>,
-    /// Whether the matrix is stored the other way around, `(in, out)`.
+    /// True if the matrix is stored the other way around, `(in, out)`.
     pub(crate) transposed: bool,
 }
 
@@ -60,7 +60,8 @@ pub(super) fn transpose(bytes: &[u8], rows: usize, width: usize) -> Vec<u8> {
 }
 
 impl Checkpoint {
-    /// The same checkpoint, in which parts of tensors can be read under names of their own. Those that an earlier call named stay.
+    /// This checkpoint, in which parts of tensors can be read under names of their own. Names that an earlier call gave
+    /// stay.
     ///
     /// # Errors
     /// [`Error::Tensor`] when a part reaches beyond its tensor, or its name is that of a stored tensor.

@@ -4,8 +4,8 @@ use super::TensorInfo;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-/// What tools call themselves in `quantization_config.quant_method`, what people call them, and how their weights become
-/// plain ones.
+/// Quantisation tools: the value of `quantization_config.quant_method`, the name for people, and the way to plain
+/// weights.
 const METHODS: [(&str, &str, &str); 25] = [
     ("gptq", "GPTQ", ORIGINAL),
     ("gptqmodel", "GPTQ", ORIGINAL),
@@ -153,8 +153,8 @@ fn evidence(index: &[TensorInfo]) -> Option<(&TensorInfo, &'static str)> {
     by_name.or_else(by_type)
 }
 
-/// What is wrong with weights that are no plain floats, and what to do; `None` for plain ones. `files` are names of files beside
-/// the weights.
+/// Describes weights that are no plain floats, with the remedy; `None` for plain ones. `files` are names of files
+/// beside the weights.
 pub(super) fn problem(
     config: &Map<String, Value>,
     index: &[TensorInfo],
@@ -181,7 +181,7 @@ pub(super) fn problem(
     ))
 }
 
-/// What `config.json` says of quantisation that the tensors know nothing of, if anything.
+/// A remark about quantisation that `config.json` claims and the tensors do not show, if there is such a claim.
 pub(super) fn note(config: &Map<String, Value>, index: &[TensorInfo]) -> Option<String> {
     let told = told(config).filter(|_| evidence(index).is_none())?;
     let own = config.get("model_type").and_then(Value::as_str) == Some("gpt_oss") && told.method == "mxfp4";
@@ -191,7 +191,7 @@ pub(super) fn note(config: &Map<String, Value>, index: &[TensorInfo]) -> Option<
     })
 }
 
-/// What is wrong with a model that was saved with an adapter inside, and what to do; `None` without one.
+/// Describes a model that was saved with an adapter inside, with the remedy; `None` without an adapter.
 pub(super) fn adapter(index: &[TensorInfo]) -> Option<String> {
     let tensor = index.iter().find(|info| ADAPTERS.iter().any(|part| info.name.contains(part)))?;
     Some(format!(

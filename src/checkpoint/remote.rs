@@ -5,8 +5,8 @@ use super::hub::{self, Hub, Spec};
 use super::index::{INDEX, Index};
 use super::names::Names;
 use super::{SINGLE, Source, TensorInfo, header, json, writer};
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use hf_hub::api::RepoInfo;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -118,7 +118,7 @@ impl Remote {
         self.client.received()
     }
 
-    /// What messages call a file.
+    /// The path by which messages name a file.
     fn path(&self, name: &str) -> PathBuf {
         Path::new(&self.origin()).join(name)
     }

@@ -1,8 +1,8 @@
 //! A checkpoint of which only the headers need be at hand; its bytes are read by ranges, from a disk or over a network.
 
 use super::{Checkpoint, HeadersOnly, Hub, Stored, TensorInfo};
+use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
-use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::fs::File;
@@ -19,7 +19,7 @@ pub trait Source: Sync {
     /// The directory, or `owner/name@commit`, for messages and manifests.
     fn origin(&self) -> String;
 
-    /// What people call the model.
+    /// The model's name, for people.
     fn name(&self) -> String {
         let origin = self.origin();
         Path::new(&origin).file_name().map_or_else(|| origin.clone(), |name| name.to_string_lossy().into_owned())
@@ -36,12 +36,12 @@ pub trait Source: Sync {
         Cow::Borrowed(name)
     }
 
-    /// What is odd about the files and does no harm, in sentences.
+    /// Oddities of the files that do no harm, one sentence each.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// What `config.json` holds.
+    /// The contents of `config.json`.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Hub`] when it is missing or not a JSON object.
@@ -71,7 +71,7 @@ pub trait Source: Sync {
         None
     }
 
-    /// How the tensor `info`, one of [`Source::index`], lies in its file.
+    /// Format and bytes of the tensor `info`, one of [`Source::index`], in its file.
     fn stored(&self, info: &TensorInfo) -> Stored {
         Stored { format: None, bytes: info.bytes() }
     }
@@ -81,12 +81,12 @@ pub trait Source: Sync {
         self.origin()
     }
 
-    /// Whether there are bytes to hand over, not headers alone.
+    /// Returns whether there are bytes to read, and not headers alone.
     fn has_weights(&self) -> bool {
         true
     }
 
-    /// How many streams are worth having in flight.
+    /// The number of streams that are worth having in flight.
     fn streams(&self) -> usize;
 
     /// Bytes between two wanted ranges that cost less to receive than another request.
@@ -110,7 +110,8 @@ pub fn open_source(spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
     Ok(source)
 }
 
-/// Whether two tensors of `source` have one type, one shape and the same bytes, which are read as far as they agree.
+/// Returns whether two tensors of `source` have one type, one shape and the same bytes. Reading stops at the first
+/// difference.
 ///
 /// # Errors
 /// Those of [`Source::stream`].

@@ -1,4 +1,4 @@
-//! Why a tensor that a model needs is not in its checkpoint: what the other names tell.
+//! Explanations for a tensor that a model needs and its checkpoint lacks, from the names of the other tensors.
 
 use super::TensorInfo;
 use super::names::beginnings;
@@ -19,7 +19,7 @@ const FORMATS: [(&str, &str); 10] = [
     ("backbone.", "Mamba"),
 ];
 
-/// Why `name` is missing among `tensors`, and what to do; a clause for a message.
+/// Explains why `name` is missing among `tensors`, with the remedy; a clause for a message.
 pub(super) fn problem(name: &str, config: &Map<String, Value>, tensors: &[TensorInfo]) -> String {
     let has = |name: &str| tensors.iter().any(|info| info.name == name);
     let family = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown");
@@ -73,9 +73,9 @@ pub(super) fn problem(name: &str, config: &Map<String, Value>, tensors: &[Tensor
     let layers: BTreeSet<usize> = tensors.iter().filter_map(|info| layer(&info.name)).collect();
     if let Some(wanted) = layer(name) {
         if !layers.contains(&wanted) {
-            let blocks = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or_default();
+            let depth = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or_default();
             return format!(
-                "config.json has {blocks} blocks (`num_hidden_layers`), and block {wanted} has no tensor here, {} others do; is \
+                "config.json has {depth} layers (`num_hidden_layers`), and layer {wanted} has no tensor here, {} others do; is \
                  a shard missing, or was config.json changed?",
                 layers.len()
             );

@@ -1,13 +1,13 @@
 //! Writing a checkpoint: beside its final place, then renamed into it, so that it is there whole or not at all.
 
-use super::convert::{self, Failure};
+use super::convert::{self, ConversionFailure};
 use super::index::{self, INDEX, is_file_name, shard_name};
 use super::names::Names;
 use super::parts::{Parts, transpose};
 use super::{Checkpoint, header};
+use crate::error::{Error, Result};
 pub(super) use crate::files::refuse_existing;
 use crate::files::{NewDir, folder_of};
-use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -83,7 +83,8 @@ impl CheckpointWriter {
         Self::create_named(out, shards, Names::default())
     }
 
-    /// The same, for tensors of `source` or parts of them, which get the names in the files that they have there.
+    /// As [`CheckpointWriter::create`], for tensors of `source` or parts of them, which keep the names that they have
+    /// in its files.
     ///
     /// # Errors
     /// Those of [`CheckpointWriter::create`].
@@ -116,7 +117,8 @@ impl CheckpointWriter {
         Ok(writer)
     }
 
-    /// The same tensors in the same shards as `source`; floating-point ones (f32, f64, f16, bf16) as `dtype` if given.
+    /// Plans the tensors of `source`, in the same shards; floating-point ones (f32, f64, f16, bf16) become `dtype` if
+    /// given.
     ///
     /// # Errors
     /// Those of [`CheckpointWriter::create`]; [`Error::Argument`] when `dtype` is not a floating-point type.
@@ -234,20 +236,22 @@ impl CheckpointWriter {
         self.wrote(name)
     }
 
-    fn failure(&self, name: &str, failure: Failure) -> Error {
+    fn failure(&self, name: &str, failure: ConversionFailure) -> Error {
         match failure {
-            Failure::Io(e) => self.write_error("write", e),
-            Failure::Read(e) => e,
-            Failure::Unsupported(file, memory) => {
+            ConversionFailure::Io(e) => self.write_error("write", e),
+            ConversionFailure::Read(e) => e,
+            ConversionFailure::Unsupported(file, memory) => {
                 let problem = format!("cannot write {memory} as {file}; both must be f32, f64, f16 or bf16");
                 Error::tensor(self.dir.out(), name, problem)
             }
-            Failure::NotFinite(at) => Error::tensor(self.dir.out(), name, format!("element {at} is NaN or infinite")),
-            Failure::Candle(e) => Error::compute(format!("fetching tensor `{name}`"))(e),
+            ConversionFailure::NotFinite(at) => {
+                Error::tensor(self.dir.out(), name, format!("element {at} is NaN or infinite"))
+            }
+            ConversionFailure::Candle(e) => Error::compute(format!("fetching tensor `{name}`"))(e),
         }
     }
 
-    /// Whether `name` is a part of a tensor that was planned, and none itself.
+    /// Returns whether `name` is a part of a tensor that was planned, and not a planned tensor itself.
     fn is_part(&self, name: &str) -> bool {
         !self.slots.contains_key(name) && self.parts.get(name).is_some()
     }
@@ -427,14 +431,14 @@ pub(super) fn side_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Whether a file of that name in a model's directory, or in the root of a repository, holds no weights, and is not about
-/// how they came there.
+/// Returns whether a file of that name in a model's directory, or in the root of a repository, holds neither weights
+/// nor an account of how they were made.
 pub(super) fn is_side_file(name: &str) -> bool {
     is_beside_weights(name) && !["lacuna.json", "manifest.json"].contains(&name)
 }
 
-/// Whether a name is a plain one, neither of weights in any form nor of what a download left. Everything else may be
-/// needed: tokenizers have files of many kinds, and `auto_map` in `config.json` names Python modules.
+/// Returns whether a name is a plain one, neither of weights in any form nor of a download's leftovers. Everything else
+/// may be needed: tokenizers have files of many kinds, and `auto_map` in `config.json` names Python modules.
 pub(super) fn is_beside_weights(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let weights = NOT_COPIED.contains(&extension) || name.ends_with(".index.json");

@@ -2,7 +2,7 @@
 
 use super::{DeviceSpec, parse_device, print_json};
 use clap::Subcommand;
-use lacuna::cuda::bench::{BenchConfig, LLAMA_7B, bench};
+use lacuna::bench::{BenchConfig, LLAMA_7B, bench};
 use lacuna::progress::Progress;
 use std::process::ExitCode;
 
@@ -17,9 +17,9 @@ pub(crate) struct Gpu {
     /// Device: cuda, cuda:N or cpu
     #[arg(long, default_value = "cuda", value_parser = parse_device)]
     device: DeviceSpec,
-    /// Hidden size, intermediate size and blocks of the model whose linears are selected [default: those of Llama 2 7B; on the
+    /// Hidden size, intermediate size and layers of the model whose linears are selected [default: those of Llama 2 7B; on the
     /// CPU 4096,11008,1 says as much]
-    #[arg(long, value_name = "HIDDEN,INTERMEDIATE,BLOCKS", value_parser = parse_shape)]
+    #[arg(long, value_name = "HIDDEN,INTERMEDIATE,LAYERS", value_parser = parse_shape)]
     shape: Option<(usize, usize, usize)>,
     /// Timed runs, of which the median counts
     #[arg(long, default_value_t = 20)]
@@ -35,8 +35,8 @@ pub(crate) struct Gpu {
 fn parse_shape(text: &str) -> Result<(usize, usize, usize), String> {
     let numbers: Option<Vec<usize>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
     match numbers.as_deref() {
-        Some(&[hidden, intermediate, blocks]) => Ok((hidden, intermediate, blocks)),
-        _ => Err(format!("`{text}` is no shape; write HIDDEN,INTERMEDIATE,BLOCKS such as 4096,11008,32")),
+        Some(&[hidden, intermediate, layers]) => Ok((hidden, intermediate, layers)),
+        _ => Err(format!("`{text}` is no shape; write HIDDEN,INTERMEDIATE,LAYERS such as 4096,11008,32")),
     }
 }
 

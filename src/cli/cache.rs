@@ -1,7 +1,7 @@
 //! `lacuna cache`
 
 use super::{parse_bytes, print_json, print_table, size};
-use lacuna::cache::{Cache, Collect, Kept};
+use lacuna::cache::{Cache, CachedResult, Collect};
 use std::time::Duration;
 
 /// The subcommands.
@@ -13,17 +13,18 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove what was not used for long, down to a size; what is damaged goes in any case, and so do compiled cells of
-    /// builds that are gone
+    /// Remove results that were not used for long, down to a size. Damaged results, and compiled cells of builds that
+    /// no longer exist, are removed in any case
     Gc {
-        /// What was not used for so long: 90s, 30m, 12h, 30d or 4w. Compiled cells that sessions use stay
+        /// Remove results that were not used for this long: 90s, 30m, 12h, 30d or 4w. Compiled cells that sessions use
+        /// stay
         #[arg(long, value_name = "AGE", value_parser = parse_age)]
         older_than: Option<Duration>,
-        /// What was used least recently, until so much is left: bytes, or 500M, 2G (powers of 1024) [default: the cache's
-        /// limit]
+        /// Remove the least recently used results until this much is left: bytes, or 500M, 2G (powers of 1024)
+        /// [default: the cache's limit]
         #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
         max_bytes: Option<u64>,
-        /// Say what would go, and remove nothing
+        /// List the results that would be removed, and remove nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -65,7 +66,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
 #[cfg(feature = "notebook")]
 mod compiled {
     use super::{Duration, age, size};
-    use crate::kernel::compiled::{self, Compiled};
+    use crate::notebook::compiled::{self, Compiled};
 
     pub(super) fn list() -> anyhow::Result<()> {
         for found in compiled::all()? {
@@ -102,7 +103,7 @@ fn place(cache: &Cache) -> String {
     cache.dir().map(|dir| format!(" in {}", dir.display())).unwrap_or_default()
 }
 
-fn list(entries: &[Kept]) {
+fn list(entries: &[CachedResult]) {
     let rows = entries.iter().map(|entry| {
         [
             entry.stage.clone(),

@@ -48,7 +48,7 @@ pub(crate) struct Args {
     /// Text that ends a generated answer; may be repeated [default: an empty line]
     #[arg(long, value_name = "TEXT", requires = "generate")]
     stop: Vec<String>,
-    /// Whether a token for the beginning of a text stands in front of an example: auto (as the tokenizer does, and
+    /// The token for the beginning of a text in front of an example: auto (as the tokenizer does, and
     /// lm-evaluation-harness), yes or no
     #[arg(long, default_value_t = Bos::Auto, requires = "examples")]
     bos: Bos,
@@ -65,7 +65,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Serialize)]
 struct Scores {
     #[serde(flatten)]

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use lacuna::checkpoint::{Source, open_source};
 use lacuna::error::Error;
 use lacuna::experts::{
-    self, ExpertScores, Keep, Layout, Metric, Probe, Ranking, Selection, SuperExperts, SuperExpertsKept,
+    self, ExpertLayout, ExpertScores, Keep, Metric, Probe, Ranking, Selection, SuperExperts, SuperExpertsKept,
 };
 use lacuna::progress::Progress;
 use lacuna::record::ranges;
@@ -27,13 +27,13 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Score(Score),
-    Plan(Plan),
+    Plan(PlanArgs),
     Slice(Slice),
     Build(Build),
     Verify(Verify),
 }
 
-/// Which experts stay.
+/// Options for the experts that stay.
 #[derive(Debug, clap::Args)]
 struct Choice {
     /// Fraction of each layer's experts that stays
@@ -45,8 +45,8 @@ struct Choice {
     /// JSON file of the experts that stay: {"0": [1, 5], ..} by layer, or a list of lists
     #[arg(long, value_name = "FILE", group = "how_many", conflicts_with = "by")]
     keep_list: Option<PathBuf>,
-    /// What decides: first, last, random, router-norm, weight-norm; with --scores also frequency, ean, reap,
-    /// reap-softmax, max-activation
+    /// Criterion: first, last, random, router-norm, weight-norm; with --scores also frequency, ean, reap, reap-softmax,
+    /// max-activation
     #[arg(long)]
     by: Option<By>,
     /// Scores that `lacuna experts score` wrote
@@ -60,7 +60,7 @@ struct Choice {
     seed: Option<u64>,
 }
 
-/// What decides which experts stay.
+/// The criterion by which experts stay.
 #[derive(Clone, Copy, Debug)]
 enum By {
     First,
@@ -95,7 +95,7 @@ impl Choice {
         Ok(())
     }
 
-    fn select(&self, source: &dyn Source, layout: &Layout) -> anyhow::Result<Selection> {
+    fn select(&self, source: &dyn Source, layout: &ExpertLayout) -> anyhow::Result<Selection> {
         // What would be ignored was meant for something else.
         let (scored, random) = (matches!(self.by, Some(By::Score(_))), matches!(self.by, Some(By::Random)));
         if self.scores.is_some() && !scored {
@@ -187,7 +187,7 @@ struct Score {
 
 /// Say what a build will read, write and need; or measure one layer
 #[derive(Debug, clap::Args)]
-struct Plan {
+struct PlanArgs {
     /// Directory or hub id; of a hub, only headers are read
     model: String,
     #[command(flatten)]
@@ -195,7 +195,7 @@ struct Plan {
     /// Longest weight file
     #[arg(long, default_value = "5GB", value_parser = parse_shard_bytes)]
     max_shard_size: u64,
-    /// Where the output would go: its disk is measured
+    /// Output directory of the later build: its disk is measured
     #[arg(long, default_value = "pruned")]
     out: PathBuf,
     /// Slice one layer to a scratch directory beside the output, and say what it cost
@@ -270,7 +270,7 @@ struct Build {
 struct Verify {
     /// Directory or hub id that the output was made from
     base: String,
-    /// What `build` or `slice` wrote
+    /// Output of `build` or `slice`
     out: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -287,9 +287,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn open(spec: &str) -> anyhow::Result<(Box<dyn Source>, Layout)> {
+fn open(spec: &str) -> anyhow::Result<(Box<dyn Source>, ExpertLayout)> {
     let source = open_source(spec, Progress::Stderr)?;
-    let layout = Layout::find(&*source)?;
+    let layout = ExpertLayout::find(&*source)?;
     Ok((source, layout))
 }
 
@@ -316,7 +316,7 @@ fn score(args: &Score) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn plan(args: &Plan) -> anyhow::Result<()> {
+fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let (source, layout) = open(&args.model)?;
     let source = &*source;
     let selection = args.choice.select(source, &layout)?;
@@ -339,13 +339,13 @@ fn plan(args: &Plan) -> anyhow::Result<()> {
         super::print_table(["layer", "experts"], &[1], selection.keep.layers().map(of));
     }
     if let Some(supers) = selection.super_experts() {
-        println!("\n{}", super_experts(&supers, ["would stay", "would go"]));
+        println!("\n{}", super_experts(&supers, ["would stay", "would be dropped"]));
     }
     Ok(())
 }
 
-/// A sentence on the super-experts that stay and that go.
-fn super_experts(supers: &SuperExpertsKept, [stay, go]: [&str; 2]) -> String {
+/// A sentence on the super-experts that stay and that are dropped.
+fn super_experts(supers: &SuperExpertsKept, [stay, drop]: [&str; 2]) -> String {
     let SuperExpertsKept { kept, dropped } = supers;
     if kept.is_empty() && dropped.is_empty() {
         return "super-experts (layer/expert): none".into();
@@ -354,7 +354,7 @@ fn super_experts(supers: &SuperExpertsKept, [stay, go]: [&str; 2]) -> String {
         list if list.is_empty() => format!("none {verb}"),
         list => format!("{list} {verb}"),
     };
-    format!("super-experts (layer/expert): {}; {}", of(kept, stay), of(dropped, go))
+    format!("super-experts (layer/expert): {}; {}", of(kept, stay), of(dropped, drop))
 }
 
 fn pairs(list: &[(usize, usize)]) -> String {
@@ -410,7 +410,7 @@ fn report(copied: &lacuna::checkpoint::Copied, selection: &Selection, json: bool
     let bytes: u64 = copied.manifest.files.iter().map(|file| file.bytes).sum();
     println!("{} files, {}", files.len(), super::size(bytes));
     if let Some(supers) = selection.super_experts() {
-        println!("{}", super_experts(&supers, ["stay", "go"]));
+        println!("{}", super_experts(&supers, ["stay", "are dropped"]));
     }
     if copied.resumed > 0 {
         println!("{} of that were there already", super::size(copied.resumed));

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Draw from the smallest set of tokens with this total probability
     #[arg(long, default_value_t = 1.0)]
     top_p: f64,
-    /// Whether a token for the beginning of a text stands in front: auto (as the tokenizer does), yes or no
+    /// The token for the beginning of a text in front: auto (as the tokenizer does), yes or no
     #[arg(long, default_value_t = Bos::Auto)]
     bos: Bos,
     /// Seed of the draws

@@ -1,8 +1,8 @@
 //! `lacuna import`: a GGUF file becomes a checkpoint.
 
+use super::parse_dtype;
 use anyhow::Result;
 use candle_core::DType;
-use clap::ValueEnum;
 use lacuna::checkpoint::import_gguf;
 use lacuna::progress::Progress;
 use std::path::PathBuf;
@@ -16,36 +16,24 @@ pub(crate) struct Args {
     /// Directory to write; it must not exist
     #[arg(value_name = "DIR")]
     out: PathBuf,
-    /// Type of the weights written
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    dtype: Dtype,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Dtype {
-    F32,
-    Bf16,
-    F16,
+    /// Dtype of the weights written: f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    dtype: DType,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let dtype = match args.dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-    };
-    let summary = import_gguf(&args.file, &args.out, dtype, Progress::Stderr)?;
+    let summary = import_gguf(&args.file, &args.out, args.dtype, Progress::Stderr)?;
     let sources: Vec<String> =
         summary.source_dtypes.iter().map(|(dtype, count)| format!("{count} x {dtype}")).collect();
     println!(
-        "{}: {} blocks, {} parameters in {} tensors ({}) -> {} as {}",
+        "{}: {} layers, {} parameters in {} tensors ({}) -> {} as {}",
         summary.architecture,
-        summary.blocks,
+        summary.layers,
         summary.parameters,
         summary.tensors,
         sources.join(", "),
         args.out.display(),
-        dtype.as_str()
+        args.dtype.as_str()
     );
     Ok(())
 }

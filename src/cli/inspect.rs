@@ -26,7 +26,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What is printed.
+/// The output of `inspect`.
 #[derive(Serialize)]
 struct Inspection {
     family: Option<String>,
@@ -39,19 +39,19 @@ struct Inspection {
     heads: Option<u64>,
     kv_heads: Option<u64>,
     vocab_size: Option<u64>,
-    /// Whether the output head is the embedding. Unknown where only headers are at hand, `config.json` says so, and a head is
-    /// stored all the same: it counts if it differs.
+    /// True if the output head is the embedding. `None` where only headers are at hand, `config.json` says that it is,
+    /// and a head is stored all the same: that one counts if it differs.
     tied_embeddings: Option<bool>,
     #[serde(skip)]
     tied_by_config: bool,
     experts: Option<u64>,
     experts_per_token: Option<u64>,
     shards: usize,
-    /// Of a sparse checkpoint; all other bytes are what its tensors would take if they were dense.
+    /// Stored bytes of a sparse checkpoint; all other numbers of bytes are those of its tensors if they were dense.
     #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<SparseSummary>,
     parts: Parts,
-    /// Of a mixture of experts whose config tells the number of layers.
+    /// The table for a mixture of experts whose config has the number of layers.
     #[serde(skip_serializing_if = "Option::is_none")]
     locality: Option<Locality>,
     tensors: Vec<TensorKind>,
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether the output head is the embedding, by `config.json` and by what is stored.
+/// Returns whether the output head is the embedding, by `config.json` and by the tensors that are stored.
 fn tied(source: &dyn Source, config: &Map<String, Value>) -> Result<Option<bool>> {
     let stored = source.index().iter().any(|tensor| tensor.name == "lm_head.weight");
     Ok(match config.get("tie_word_embeddings").and_then(Value::as_bool) {
@@ -93,7 +93,7 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Result<Inspectio
     }
     let stored = Some(SparseSummary::of(source)).filter(SparseSummary::is_sparse);
     let layers = number(&["num_hidden_layers"]);
-    let blocks = layers.and_then(|layers| usize::try_from(layers).ok());
+    let depth = layers.and_then(|layers| usize::try_from(layers).ok());
     let heads = number(&["num_attention_heads"]);
     Ok(Inspection {
         family: model_type.map(str::to_owned),
@@ -116,7 +116,7 @@ fn inspect(source: &dyn Source, config: &Map<String, Value>) -> Result<Inspectio
         shards: files.len(),
         stored,
         parts: Parts::of(index, family),
-        locality: family.zip(blocks).map(|(family, blocks)| Locality::of(index, &files, family, blocks)),
+        locality: family.zip(depth).map(|(family, depth)| Locality::of(index, &files, family, depth)),
         tensors: TensorKind::of(source, stored.is_some()),
     })
 }

@@ -1,7 +1,7 @@
 //! `lacuna kernel`: this binary as Jupyter's Rust kernel.
 
-use crate::kernel::doctor::{self, Status};
-use crate::kernel::install::{self, Place, Uninstalled};
+use crate::notebook::doctor::{self, Status};
+use crate::notebook::install::{self, Place, Uninstalled};
 use anyhow::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,7 +54,7 @@ pub(crate) struct WarmArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
-    /// Where to listen, as Jupyter writes it
+    /// Connection file with the addresses to listen on, as Jupyter writes it
     connection_file: PathBuf,
 }
 
@@ -87,10 +87,10 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
             Some(uninstalled) => tell(&uninstalled),
             None => println!("no lacuna kernel is installed there"),
         },
-        Command::Serve(ServeArgs { connection_file }) => crate::kernel::serve(&connection_file)?,
+        Command::Serve(ServeArgs { connection_file }) => crate::notebook::serve(&connection_file)?,
         Command::Parameters => {
             let question = std::io::read_to_string(std::io::stdin()).context("cannot read the question")?;
-            println!("{}", crate::kernel::parameters::answer(&question)?);
+            println!("{}", crate::notebook::parameters::answer(&question)?);
         }
     }
     Ok(ExitCode::SUCCESS)

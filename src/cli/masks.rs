@@ -28,7 +28,7 @@ enum Command {
     Compose(Compose),
 }
 
-/// What is required here is not with a subcommand, so that it may be missing from the parsed arguments.
+/// Options for making masks. Those that are required here are not with a subcommand, and may then be missing.
 #[derive(Debug, clap::Args)]
 struct Make {
     /// Directory or hub id
@@ -44,7 +44,8 @@ struct Make {
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]
     pattern: Pattern,
-    /// What an unstructured selection compares: row, layer or alpha (Wanda's variant) [default: as each method's paper]
+    /// Comparison group of an unstructured selection: row, layer or alpha (Wanda's variant) [default: as each method's
+    /// paper]
     #[arg(long)]
     per: Option<Per>,
     #[command(flatten)]
@@ -247,7 +248,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
     }
     rows.iter().for_each(|(name, value)| println!("{name:12} {value}"));
     for (title, groups) in
-        [("all", std::slice::from_ref(&statistics.all)), ("block", &statistics.blocks), ("kind", &statistics.kinds)]
+        [("all", std::slice::from_ref(&statistics.all)), ("layer", &statistics.layers), ("kind", &statistics.kinds)]
     {
         println!();
         print_table([title, "tensors", "pruned", "elements", "sparsity", "of rows"], &[0], groups.iter().map(sparsity));

@@ -24,9 +24,9 @@ use candle_core::{DType, Device};
 use clap::{Parser, Subcommand};
 use lacuna::Error;
 use lacuna::allocate::{Allocation, Rule};
+use lacuna::format::size;
 use lacuna::model::Model;
 use lacuna::progress::{self, Progress};
-use lacuna::report::size;
 use lacuna::text::{TextFile, Tokenizer, Windows};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,7 +53,7 @@ enum Command {
     Experts(experts::Args),
     Generate(generate::Args),
     Train(train::Args),
-    /// What labs keep: calibration statistics, gradients, masks, evaluations
+    /// Results that labs keep: calibration statistics, gradients, masks, evaluations
     #[command(subcommand)]
     Cache(cache::Command),
     /// Check and time what this machine computes with
@@ -70,8 +70,8 @@ enum Command {
 }
 
 impl Command {
-    /// Whether a closed pipe may be a child process that died, which is to be reported; for the other commands it is
-    /// `| head`, which ends them quietly as it ends any Unix tool.
+    /// Returns whether a closed pipe may be a child process that died, which is to be reported; for the other commands
+    /// it is `| head`, which ends them quietly as it ends any Unix tool.
     #[cfg(unix)]
     fn talks_to_children(&self) -> bool {
         #[cfg(feature = "notebook")]
@@ -135,7 +135,7 @@ fn message(error: &anyhow::Error) -> String {
     })
 }
 
-/// Where and in which precision to compute.
+/// Device and precision of the computation.
 #[derive(Debug, clap::Args)]
 struct Compute {
     /// Precision of the forward pass: f32, bf16 or f16
@@ -144,14 +144,14 @@ struct Compute {
     /// Device: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: DeviceSpec,
-    /// Device memory for weights, such as 20G, which stay there until others need their room [default: one block's and the
+    /// Device memory for weights, such as 20G, which stay there until others need their room [default: one layer's and the
     /// next one's]; activations of more than a quarter of it wait on the host
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     device_memory: Option<u64>,
 }
 
 impl Compute {
-    /// Opens a model whose blocks are read as they are needed.
+    /// Opens a model whose layers are read as they are needed.
     fn open(&self, spec: &str) -> anyhow::Result<Model> {
         let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
         let model = Model::open(&checkpoint, self.dtype, &self.device.open()?)?;
@@ -224,7 +224,7 @@ impl Sampling {
     }
 }
 
-/// How a sparsity is shared out among the linears.
+/// Distribution of a sparsity over the linears.
 #[derive(Debug, clap::Args)]
 struct Share {
     /// uniform, owl, owl:M:LAMBDA, or global (one threshold over all linears)
@@ -261,7 +261,7 @@ impl DeviceSpec {
     fn open(self) -> lacuna::Result<Device> {
         match self {
             DeviceSpec::Cpu => Ok(Device::Cpu),
-            DeviceSpec::Cuda(ordinal) => lacuna::cuda::open(ordinal),
+            DeviceSpec::Cuda(ordinal) => lacuna::device::open(ordinal),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `lacuna notebook`: notebooks without Jupyter.
 
-use crate::kernel::runner::{self, Options, Status};
-use crate::kernel::{document, skeleton};
+use crate::notebook::runner::{self, Options, Status};
+use crate::notebook::{document, skeleton};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Write a notebook to begin with: question, parameters, load, prune, picture, meaning
     New {
-        /// Where; `.ipynb` is added if it is missing
+        /// Path; `.ipynb` is added if it is missing
         name: PathBuf,
     },
     /// Take the outputs out of notebooks, in place; a clean one is not touched

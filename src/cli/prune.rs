@@ -24,19 +24,19 @@ pub(crate) struct Args {
     /// unstructured, or kept-of-M such as 2:4
     #[arg(long, default_value = "unstructured")]
     pattern: Pattern,
-    /// What an unstructured selection compares: row, layer or alpha (Wanda's variant) [default: row for wanda and ria,
-    /// otherwise layer]
+    /// Comparison group of an unstructured selection: row, layer or alpha (Wanda's variant) [default: row for wanda and
+    /// ria, otherwise layer]
     #[arg(long)]
     per: Option<Per>,
     #[command(flatten)]
     share: Share,
-    /// Swaps after the selection: dsnot
-    #[arg(long, value_parser = parse_refine)]
+    /// Swaps after the selection: dsnot, or dsnot:MAX_CYCLES:THRESHOLD:VARIANCE_POWER
+    #[arg(long)]
     refine: Option<Dsnot>,
     /// Drop ties as the reference implementations of magnitude pruning and SparseGPT do: one weight more, and its equals
     #[arg(long)]
     reference_ties: bool,
-    /// Calibrate each block on the outputs of the pruned or of the dense blocks before it
+    /// Calibrate each layer on the outputs of the pruned or of the dense layers before it
     #[arg(long, default_value = "pruned")]
     propagate: Propagate,
     /// Calibration text: plain, or JSON or parquet with the field `text` or `input_ids` (token ids); .gz and .zst too
@@ -64,13 +64,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn parse_refine(text: &str) -> Result<Dsnot, String> {
-    match text {
-        "dsnot" => Ok(Dsnot::default()),
-        _ => Err(format!("`{text}` is no refinement; write dsnot")),
-    }
-}
-
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let record = match (&args.masks, args.method) {
         (Some(masks), _) => {
@@ -87,10 +80,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         println!("{}: {} -> {}", record.model.name, structured::summary(&record, structure), args.out.display());
         return Ok(());
     }
-    let (method, pattern) =
-        record.pruning.as_ref().map_or(("", ""), |pruning| (pruning.method.as_str(), pruning.pattern.as_str()));
+    let how = record.pruning.as_ref().map_or_else(String::new, |how| format!("{} {}", how.method, how.pattern));
     println!(
-        "{}: {method} {pattern} at {:.4} sparsity over {} linears -> {}",
+        "{}: {how} at {:.4} sparsity over {} linears -> {}",
         record.model.name,
         record.sparsity(),
         record.tensors.len(),

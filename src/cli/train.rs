@@ -2,7 +2,8 @@
 
 use clap::ValueEnum;
 use lacuna::progress::Progress;
-use lacuna::train::{Experts, TrainConfig, train};
+use lacuna::settings::FloatType;
+use lacuna::train::{ExpertsConfig, TrainConfig, train};
 use std::path::PathBuf;
 
 /// Train a small model from scratch: tokenizer and weights, on a CPU
@@ -20,7 +21,7 @@ pub(crate) struct Args {
     /// Directory to write; it must not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Number of blocks
+    /// Number of layers
     #[arg(long)]
     layers: usize,
     /// Width of the residual stream
@@ -35,7 +36,7 @@ pub(crate) struct Args {
     /// Width of the MLP, or of one expert
     #[arg(long)]
     intermediate: usize,
-    /// Experts per block (mixtral)
+    /// Experts per layer (mixtral)
     #[arg(long, required_if_eq("family", "mixtral"))]
     experts: Option<usize>,
     /// Experts per token (mixtral)
@@ -67,7 +68,7 @@ pub(crate) struct Args {
     seed: u64,
     /// Dtype of the saved weights: bf16, f16 or f32
     #[arg(long, default_value = "bf16")]
-    dtype: String,
+    dtype: FloatType,
     /// Files to save the weights in
     #[arg(long, default_value_t = 1)]
     shards: usize,
@@ -88,7 +89,7 @@ enum Family {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     settle_process();
     let moe = match (args.family, args.experts, args.top_k) {
-        (Family::Mixtral, Some(experts), Some(top_k)) => Some(Experts { experts, top_k }),
+        (Family::Mixtral, Some(experts), Some(top_k)) => Some(ExpertsConfig { experts, top_k }),
         (Family::Llama, None, None) => None,
         _ => anyhow::bail!("--experts and --top-k belong to --family mixtral, which needs both"),
     };

@@ -25,12 +25,12 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What is said of one file.
+/// The result for one file.
 #[derive(Serialize)]
 struct Verdict {
     file: PathBuf,
     valid: bool,
-    /// Why it could not be read.
+    /// The reason why it could not be read.
     error: Option<String>,
     tensors: usize,
     sparsity: Option<f64>,

@@ -1,6 +1,7 @@
 //! The kernels of one device: compiled with the crate, loaded when first needed, launched as `kernels/ABI.md` says.
 
 use super::shape::{self, WIDEST_ROW};
+use crate::device::Element;
 use candle_core::Result;
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
@@ -9,8 +10,7 @@ use candle_core::cuda::cudarc::driver::{
     LaunchArgs, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda::cudarc::nvrtc::Ptx;
-use candle_core::cuda::{CudaDType, CudaDevice, DeviceId, WrapErr};
-use half::{bf16, f16};
+use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -19,42 +19,11 @@ include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
 /// Words of the state of a selection over a layer.
 const LAYER_STATE: usize = 8 + 2048;
 
-/// What weights and activations may be.
-pub(super) trait Element: CudaDType + DeviceRepr {
-    /// How kernels for it are called.
-    const NAME: &'static str;
-}
-
-impl Element for bf16 {
-    const NAME: &'static str = "bf16";
-}
-
-impl Element for f16 {
-    const NAME: &'static str = "f16";
-}
-
-impl Element for f32 {
-    const NAME: &'static str = "f32";
-}
-
-/// Calls `$f::<T>` with the element type of `$tensor`, or returns `Ok(None)`.
-macro_rules! by_dtype {
-    ($tensor:expr, $f:ident($($argument:expr),*)) => {
-        match $tensor.dtype() {
-            candle_core::DType::BF16 => $f::<half::bf16>($($argument),*).map(Some),
-            candle_core::DType::F16 => $f::<half::f16>($($argument),*).map(Some),
-            candle_core::DType::F32 => $f::<f32>($($argument),*).map(Some),
-            _ => Ok(None),
-        }
-    };
-}
-pub(super) use by_dtype;
-
 /// A matrix on the device, row-major and without gaps.
-pub(super) struct Matrix<'a, T> {
-    pub(super) values: &'a CudaView<'a, T>,
-    pub(super) rows: usize,
-    pub(super) cols: usize,
+pub(crate) struct Matrix<'a, T> {
+    pub(crate) values: &'a CudaView<'a, T>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
 }
 
 impl<T> Clone for Matrix<'_, T> {
@@ -67,13 +36,13 @@ impl<T> Copy for Matrix<'_, T> {}
 
 impl<T> Matrix<'_, T> {
     /// Words of a row of its mask.
-    pub(super) fn words(&self) -> usize {
+    pub(crate) fn words(&self) -> usize {
         self.cols.div_ceil(64)
     }
 }
 
 /// Kernels of one device, and the stream that they run on, which is candle's.
-pub(super) struct Kernels {
+pub(crate) struct Kernels {
     device: CudaDevice,
     stream: Arc<CudaStream>,
     processors: usize,
@@ -82,13 +51,13 @@ pub(super) struct Kernels {
 }
 
 /// A size as kernels take it.
-pub(super) fn u32_of(size: usize) -> Result<u32> {
+pub(crate) fn u32_of(size: usize) -> Result<u32> {
     u32::try_from(size).map_err(|_| candle_core::Error::Msg(format!("{size} is more than a kernel can count")))
 }
 
 impl Kernels {
     /// Those of `device`.
-    pub(super) fn on(device: &CudaDevice) -> Result<Arc<Kernels>> {
+    pub(crate) fn on(device: &CudaDevice) -> Result<Arc<Kernels>> {
         static KERNELS_OF: LazyLock<Mutex<HashMap<DeviceId, Arc<Kernels>>>> = LazyLock::new(Mutex::default);
         let mut all = KERNELS_OF.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernels) = all.get(&device.id()) {
@@ -102,16 +71,16 @@ impl Kernels {
         Ok(kernels)
     }
 
-    pub(super) fn device(&self) -> &CudaDevice {
+    pub(crate) fn device(&self) -> &CudaDevice {
         &self.device
     }
 
-    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 
     /// A kernel of a file.
-    pub(super) fn function(&self, file: &'static str, name: &str) -> Result<CudaFunction> {
+    pub(crate) fn function(&self, file: &'static str, name: &str) -> Result<CudaFunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(name) {
             return Ok(function.clone());
@@ -133,7 +102,7 @@ impl Kernels {
     }
 
     /// Launches on a grid of at least one block.
-    pub(super) fn launch(
+    pub(crate) fn launch(
         &self,
         mut args: LaunchArgs<'_>,
         grid: (usize, usize),
@@ -148,7 +117,7 @@ impl Kernels {
 
     /// Per row and level, the `ks[level]` smallest scores `|w| * norms[col]` go; `ks` ascend. A level's masks begin at
     /// `level * rows * words`. `bad` gets the flat index of the first score that is not finite.
-    pub(super) fn select_rows<T: Element>(
+    pub(crate) fn select_rows<T: Element>(
         &self,
         weights: Matrix<'_, T>,
         norms: Option<&CudaSlice<f32>>,
@@ -176,7 +145,7 @@ impl Kernels {
     }
 
     /// The `k` smallest scores of all go. `bad` as above.
-    pub(super) fn select_layer<T: Element>(
+    pub(crate) fn select_layer<T: Element>(
         &self,
         weights: Matrix<'_, T>,
         norms: Option<&CudaSlice<f32>>,
@@ -230,7 +199,7 @@ impl Kernels {
     }
 
     /// The `n` largest scores of each `m` stay. `bad` as above.
-    pub(super) fn select_nofm<T: Element>(
+    pub(crate) fn select_nofm<T: Element>(
         &self,
         weights: Matrix<'_, T>,
         norms: Option<&CudaSlice<f32>>,
@@ -251,7 +220,7 @@ impl Kernels {
     }
 
     /// Zeros where the mask says so, in place.
-    pub(super) fn apply_mask<T: DeviceRepr>(
+    pub(crate) fn apply_mask<T: DeviceRepr>(
         &self,
         weights: &mut CudaViewMut<'_, T>,
         (rows, cols): (usize, usize),
@@ -266,8 +235,8 @@ impl Kernels {
         self.launch(args, (words.div_ceil(32), 1), 256, 0)
     }
 
-    /// Sums of the squares of each column, and of the values if asked for, in f64 as [`crate::calibrate`] adds them.
-    pub(super) fn column_sums<T: Element>(
+    /// Sums of the squares of each column, and of the values if asked for, in f64: chunks of 64 rows in f32, and these in order.
+    pub(crate) fn column_sums<T: Element>(
         &self,
         x: Matrix<'_, T>,
         values: bool,
@@ -301,7 +270,7 @@ impl Kernels {
     }
 
     /// `X^T X`, `(cols, cols)` in f32: cuBLAS multiplies in the type of `x` and adds in f32.
-    pub(super) fn gram<T: Element>(&self, x: Matrix<'_, T>) -> Result<CudaSlice<f32>> {
+    pub(crate) fn gram<T: Element>(&self, x: Matrix<'_, T>) -> Result<CudaSlice<f32>> {
         let (stream, blas) = (&self.stream, self.device.cublas_handle());
         check(x.values.len() == x.rows * x.cols)?;
         // SAFETY: with beta = 0 the product writes all of it and reads none.
@@ -348,7 +317,7 @@ impl Kernels {
 
     /// Prunes the columns of a block of SparseGPT, `weights (rows, count)` in place by `upper (count, count)`, and gives the errors
     /// `(rows, count)`. What goes is marked in `mask`, or for N:M chosen and marked there.
-    pub(super) fn sparsegpt_block(
+    pub(crate) fn sparsegpt_block(
         &self,
         weights: &mut CudaViewMut<'_, f32>,
         (rows, count): (usize, usize),
@@ -378,7 +347,7 @@ impl Kernels {
     }
 
     /// Weights in groups of 32 from MXFP4 `blocks (groups, 16)` and `scales (groups,)`.
-    pub(super) fn mxfp4<T: Element>(
+    pub(crate) fn mxfp4<T: Element>(
         &self,
         blocks: &CudaView<'_, u8>,
         scales: &CudaView<'_, u8>,
@@ -394,50 +363,6 @@ impl Kernels {
         self.launch(args, (groups.div_ceil(256), 1), 256, 0)?;
         Ok(values)
     }
-
-    /// The two that are kept of each four, and their places, of `weights` in 16 bits. `bad` gets the first group that keeps more.
-    pub(super) fn compress24(
-        &self,
-        weights: Matrix<'_, u16>,
-        values: &mut CudaSlice<u16>,
-        index: &mut CudaSlice<u8>,
-        bad: &mut CudaSlice<u64>,
-    ) -> Result<()> {
-        let Matrix { values: view, rows, cols } = weights;
-        check(view.len() == rows * cols && values.len() == rows * cols / 2 && cols.is_multiple_of(4))?;
-        check(index.len() == rows * cols.div_ceil(8) && bad.len() == 1)?;
-        let function = self.function("compress24", "compress24_16")?;
-        let (null, rows_, cols_) = (0u64, u32_of(rows)?, u32_of(cols)?);
-        let mut args = self.stream.launch_builder(&function);
-        args.arg(view).arg(&null).arg(values).arg(index).arg(bad).arg(&rows_).arg(&cols_);
-        self.launch(args, ((rows * weights.words()).div_ceil(32), 1), 256, 0)
-    }
-
-    /// `y (batch, rows)` of bf16 weights, given as bits, and `x (batch, cols)`: dense, or of what [`Kernels::compress24`] leaves.
-    pub(super) fn matvec(
-        &self,
-        weights: (&CudaSlice<u16>, Option<&CudaSlice<u8>>),
-        (rows, cols): (usize, usize),
-        x: &CudaSlice<u16>,
-        y: &mut CudaSlice<f32>,
-    ) -> Result<()> {
-        let batch = x.len() / cols.max(1);
-        check(
-            (1..=16).contains(&batch) && x.len() == batch * cols && y.len() == batch * rows && cols.is_multiple_of(16),
-        )?;
-        let (values, index) = weights;
-        let (name, sparse) = if index.is_some() { ("matvec_24_bf16", 2) } else { ("matvec_bf16", 1) };
-        check(values.len() * sparse == rows * cols && index.is_none_or(|index| index.len() == rows * cols / 8))?;
-        let function = self.function("compress24", name)?;
-        let (rows_, cols_, batch) = (u32_of(rows)?, u32_of(cols)?, u32_of(batch)?);
-        let mut args = self.stream.launch_builder(&function);
-        args.arg(values);
-        if let Some(index) = index {
-            args.arg(index);
-        }
-        args.arg(x).arg(y).arg(&rows_).arg(&cols_).arg(&batch);
-        self.launch(args, (rows.div_ceil(8), 1), 256, 0)
-    }
 }
 
 fn nullable<'a, 'b: 'a, T>(args: &mut LaunchArgs<'a>, slice: Option<&'b CudaSlice<T>>, null: &'b u64) {
@@ -448,6 +373,6 @@ fn nullable<'a, 'b: 'a, T>(args: &mut LaunchArgs<'a>, slice: Option<&'b CudaSlic
 }
 
 /// Buffers that do not fit would be read or written beyond their ends.
-pub(super) fn check(fits: bool) -> Result<()> {
+pub(crate) fn check(fits: bool) -> Result<()> {
     if fits { Ok(()) } else { Err(candle_core::Error::Msg("a buffer does not fit its kernel".into())) }
 }

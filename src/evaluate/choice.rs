@@ -2,29 +2,29 @@
 
 use super::task::{Choice, Task, TaskRecord};
 use super::{each, finite, target_losses};
-use crate::model::{Block, KvCache, Model, ModelConfig, Rope, Wanted};
+use crate::error::{Error, Result};
+use crate::model::{DecoderLayer, KvCache, Model, ModelConfig, Rope, Wanted};
 use crate::progress::{Progress, Stage};
 use crate::stats::{Bootstrap, Score};
 use crate::text::{Bos, BosRecord, Encoder};
-use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a model scores on a multiple-choice task.
+/// The scores of a model on a multiple-choice task.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChoiceScores {
     /// The task.
     pub task: TaskRecord,
-    /// What stood in front of each example. Older results lack it.
+    /// The tokens in front of each example. Older results lack it.
     #[serde(default)]
     pub bos: BosRecord,
     /// Share of examples whose answer has the highest log-likelihood: the harness's `acc`.
     pub acc: Score,
-    /// The same with each log-likelihood divided by the number of characters of its choice: the harness's `acc_norm`. Long
-    /// choices are less likely whatever they say.
+    /// Share of examples whose answer has the highest log-likelihood per character: the harness's `acc_norm`. Without
+    /// the division, long choices would be less likely whatever they say.
     pub acc_norm: Score,
-    /// What guessing scores: the mean of one over the number of choices.
+    /// The accuracy of guessing: the mean of one over the number of choices.
     pub chance: f64,
     /// Examples that were longer than the model's context and lost tokens at their beginning.
     pub truncated: usize,
@@ -37,7 +37,7 @@ crate::debug::one_line!(rich ChoiceScores, |scores| {
     format!("ChoiceScores({}: acc {acc:.4}, acc_norm {norm:.4}, {of} examples)", scores.task.name)
 });
 
-/// What a model makes of one example.
+/// A model's prediction for one example.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChoicePrediction {
     /// Its line in the file, from 1.
@@ -58,13 +58,13 @@ impl ChoiceScores {
         correct(&self.predictions, |p| p.predicted)
     }
 
-    /// The same for `acc_norm`.
+    /// As [`ChoiceScores::correct`], for `acc_norm`.
     pub fn correct_norm(&self) -> Vec<f64> {
         correct(&self.predictions, |p| p.predicted_norm)
     }
 }
 
-/// Tokens whose hidden states are held at one time; a model whose blocks are read when needed is read once for each such
+/// Tokens whose hidden states are held at one time; a model whose layers are read when needed is read once for each such
 /// part of a task.
 const TOKENS: usize = 32_768;
 
@@ -74,7 +74,7 @@ const TOKENS: usize = 32_768;
 /// of a text is `bos`; an empty context becomes the token for the beginning of a text. A sequence longer than
 /// `max_position_embeddings` loses tokens at its beginning. The score of an example depends on no other example.
 ///
-/// Blocks are used one at a time, as in [`super::evaluate`]; in each, a context passes once and its choices read its keys
+/// Layers are used one at a time, as in [`super::evaluate`]; in each, a context passes once and its choices read its keys
 /// and values.
 ///
 /// # Errors
@@ -96,7 +96,7 @@ pub fn score_choices(
         truncated += usize::from(parts.iter().any(|run| run.dropped > 0));
         runs.extend(parts.into_iter().map(|run| Run { example: index, ..run }));
     }
-    let stage = progress.stage(&task.name, (runs.len() * (model.blocks() + 1)) as u64);
+    let stage = progress.stage(&task.name, (runs.len() * (model.layers() + 1)) as u64);
     let mut scores: Vec<Vec<f64>> = task.examples.iter().map(|example| vec![0.0; example.choices.len()]).collect();
     for part in parts(&runs) {
         for (run, losses) in part.iter().zip(losses(model, part, &stage)?) {
@@ -150,12 +150,12 @@ struct Run {
     /// Tokens that the context lost at its beginning.
     dropped: usize,
     context: Vec<u32>,
-    /// Which choice, and its tokens.
+    /// Index and tokens of each choice.
     continuations: Vec<(usize, Vec<u32>)>,
 }
 
 impl Run {
-    /// Tokens that pass through the blocks: nothing is predicted from a choice's last one.
+    /// Tokens that pass through the layers: nothing is predicted from a choice's last one.
     fn tokens(&self) -> usize {
         self.context.len() + self.continuations.iter().map(|(_, ids)| ids.len() - 1).sum::<usize>()
     }
@@ -232,11 +232,11 @@ struct Hidden {
 }
 
 impl Hidden {
-    /// Through one block. The continuations see the context's keys and values, which end with this call.
-    fn pass(&mut self, block: &Block, config: &ModelConfig, rope: &Rope) -> Result<()> {
+    /// Through one layer. The continuations see the context's keys and values, which end with this call.
+    fn pass(&mut self, layer: &DecoderLayer, config: &ModelConfig, rope: &Rope) -> Result<()> {
         let mut cache = KvCache::default();
         let run = |x: &mut Tensor, cache: &mut KvCache| -> Result<()> {
-            if let Some(y) = block.run(config, rope, x, Some(cache), &mut (), Wanted::Output)? {
+            if let Some(y) = layer.run(config, rope, x, Some(cache), &mut (), Wanted::Output)? {
                 *x = y;
             }
             Ok(())
@@ -251,9 +251,9 @@ fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
     // Up to the model's context, tables hold for any length: those of the longest sequence are those of each, dynamic ones too.
     let rope = model.rope(runs.iter().map(Run::positions).max().unwrap_or(1));
     let mut hidden = embed(model, runs)?;
-    model.each_block(|_, block| {
+    model.each_layer(|_, layer| {
         each(model, &mut hidden, |hidden| {
-            hidden.pass(&block, model.config(), &rope)?;
+            hidden.pass(&layer, model.config(), &rope)?;
             stage.inc(1)
         })
     })?;
@@ -282,7 +282,7 @@ fn losses(model: &Model, runs: &[Run], stage: &Stage) -> Result<Vec<Vec<f64>>> {
     Ok(losses)
 }
 
-/// Embeddings of what passes through the blocks.
+/// Embeddings of what passes through the layers.
 fn embed(model: &Model, runs: &[Run]) -> Result<Vec<Hidden>> {
     let inputs = |run: &Run| -> Vec<Vec<u32>> {
         let inputs = run.continuations.iter().map(|(_, ids)| ids[..ids.len() - 1].to_vec());

@@ -2,39 +2,39 @@
 
 use super::each;
 use super::task::{Prompt, Task, TaskRecord};
+use crate::error::{Error, Result};
 use crate::generate::{GenerateConfig, continue_until};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::{Bootstrap, Score};
 use crate::text::{Bos, BosRecord, Encoder};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// How answers are generated: greedily, up to a number of tokens or a text.
+/// Settings of greedy generation: the most tokens of an answer, and texts that end it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GenerationConfig {
     /// Tokens to generate at most for one example.
     pub max_new_tokens: usize,
     /// Texts that end an answer and are not part of it, whichever comes first.
     pub stop: Vec<String>,
-    /// What stands in front of a prompt.
+    /// The rule for the tokens in front of a prompt.
     pub bos: Bos,
 }
 
 impl Default for GenerationConfig {
-    /// What lm-evaluation-harness does unless a task says otherwise: 256 tokens, up to an empty line.
+    /// The default of lm-evaluation-harness: 256 tokens, up to an empty line.
     fn default() -> Self {
         GenerationConfig { max_new_tokens: 256, stop: vec!["\n\n".into()], bos: Bos::Auto }
     }
 }
 
-/// What a model scores on a task for generation. White space is trimmed at both ends and counts as one space elsewhere;
-/// letters and punctuation count as they are.
+/// The scores of a model on a generation task. White space is trimmed at both ends and counts as one space elsewhere;
+/// letters and punctuation are compared as they are.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationScores {
     /// The task.
     pub task: TaskRecord,
-    /// What stood in front of each prompt. Older results lack it.
+    /// The tokens in front of each prompt. Older results lack it.
     #[serde(default)]
     pub bos: BosRecord,
     /// Share of examples whose continuation is one of the answers.
@@ -52,16 +52,16 @@ crate::debug::one_line!(rich GenerationScores, |scores| {
     format!("GenerationScores({}: exact match {exact:.4}, contains {contains:.4}, {of} examples)", scores.task.name)
 });
 
-/// What a model makes of one example.
+/// A model's answer to one example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationPrediction {
     /// Its line in the file, from 1.
     pub line: usize,
-    /// What the model generated, up to a stop.
+    /// The text that the model generated, up to a stop.
     pub text: String,
-    /// Whether that is one of the answers.
+    /// True if the text is one of the answers.
     pub exact_match: bool,
-    /// Whether one of the answers is in it.
+    /// True if the text contains one of the answers.
     pub contains: bool,
 }
 

@@ -10,11 +10,11 @@ type Fields = Map<String, Value>;
 /// A data set that is recognised by the fields of its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum TaskKind {
     /// `passage`, `question`, and `answer` (true, false) or `label` (1, 0): the passage, `Question: QUESTION?`, `Answer:`.
     BoolQ,
     /// `sentence1`, `sentence2` or `premise`, `hypothesis`, and `label` (0 or `entailment`, 1 or `not_entailment`): the first,
-    /// `Question: SECOND True or False?`, `Answer:`. Other tasks of GLUE have the same fields; they are not told apart.
+    /// `Question: SECOND True or False?`, `Answer:`. Other tasks of GLUE have the same fields; they are not distinguished.
     Rte,
     /// `ctx_a`, `ctx_b`, `activity_label` or `ctx`; `endings`, `label`. Marks in brackets are removed.
     HellaSwag,
@@ -30,66 +30,66 @@ pub enum Kind {
     Piqa,
 }
 
-impl Kind {
-    /// Whether the harness reports `acc_norm` for it, too.
+impl TaskKind {
+    /// Returns whether the harness reports `acc_norm` for the task, too.
     pub fn normed(self) -> bool {
-        !matches!(self, Kind::BoolQ | Kind::Rte | Kind::WinoGrande)
+        !matches!(self, TaskKind::BoolQ | TaskKind::Rte | TaskKind::WinoGrande)
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for TaskKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::BoolQ => "BoolQ",
-            Kind::Rte => "RTE",
-            Kind::HellaSwag => "HellaSwag",
-            Kind::WinoGrande => "WinoGrande",
-            Kind::Arc => "ARC",
-            Kind::OpenBookQa => "OpenBookQA",
-            Kind::Piqa => "PIQA",
+            TaskKind::BoolQ => "BoolQ",
+            TaskKind::Rte => "RTE",
+            TaskKind::HellaSwag => "HellaSwag",
+            TaskKind::WinoGrande => "WinoGrande",
+            TaskKind::Arc => "ARC",
+            TaskKind::OpenBookQa => "OpenBookQA",
+            TaskKind::Piqa => "PIQA",
         })
     }
 }
 
 /// The data set whose fields a row has.
-pub(super) fn recognised(row: &Fields) -> Option<Kind> {
+pub(super) fn recognised(row: &Fields) -> Option<TaskKind> {
     let has = |fields: &[&str]| fields.iter().all(|&field| row.contains_key(field));
     let labelled = row.get("choices").is_some_and(|choices| {
         choices.is_object() || choices.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object))
     });
     if has(&["ctx", "endings"]) || has(&["ctx_a", "ctx_b", "endings"]) {
-        Some(Kind::HellaSwag)
+        Some(TaskKind::HellaSwag)
     } else if has(&["goal", "sol1", "sol2"]) {
-        Some(Kind::Piqa)
+        Some(TaskKind::Piqa)
     } else if has(&["sentence", "option1", "option2"]) {
-        Some(Kind::WinoGrande)
+        Some(TaskKind::WinoGrande)
     } else if has(&["question_stem", "choices"]) {
-        Some(Kind::OpenBookQa)
+        Some(TaskKind::OpenBookQa)
     } else if row.get("question").is_some_and(Value::is_object) {
         // AI2 wrote both data sets alike. ARC's ids begin with the name of an exam.
         let id = row.get("id").and_then(Value::as_str).unwrap_or_default();
-        Some(if id.starts_with(|c: char| c.is_ascii_digit()) { Kind::OpenBookQa } else { Kind::Arc })
+        Some(if id.starts_with(|c: char| c.is_ascii_digit()) { TaskKind::OpenBookQa } else { TaskKind::Arc })
     } else if labelled && row.contains_key("question") {
-        Some(Kind::Arc)
+        Some(TaskKind::Arc)
     } else if row.contains_key("choices") {
         None
     } else if has(&["passage", "question"]) {
-        Some(Kind::BoolQ)
+        Some(TaskKind::BoolQ)
     } else if has(&["sentence1", "sentence2"]) || has(&["premise", "hypothesis"]) {
-        Some(Kind::Rte)
+        Some(TaskKind::Rte)
     } else {
         None
     }
 }
 
 /// A row as a multiple-choice example.
-pub(super) fn choice(row: &Fields, kind: Kind) -> Result<Choice, String> {
+pub(super) fn choice(row: &Fields, kind: TaskKind) -> Result<Choice, String> {
     let owned = |texts: Vec<&str>| -> Vec<String> { texts.into_iter().map(str::to_owned).collect() };
     let made = |context: String, choices: Vec<String>, answer: usize| {
         checked(Choice { line: 0, context, choices, answer, glue: Glue::Space, ending: None })
     };
     match kind {
-        Kind::HellaSwag => {
+        TaskKind::HellaSwag => {
             let choices: Vec<String> = texts(row, "endings")?.into_iter().map(hellaswag).collect();
             let context = if ["ctx_a", "ctx_b", "activity_label"].iter().all(|&field| row.contains_key(field)) {
                 let [activity, a, b] = ["activity_label", "ctx_a", "ctx_b"].map(|field| text(row, field));
@@ -100,25 +100,25 @@ pub(super) fn choice(row: &Fields, kind: Kind) -> Result<Choice, String> {
             let answer = label(row, "label", &choices)?;
             made(context, choices, answer)
         }
-        Kind::Piqa => {
+        TaskKind::Piqa => {
             let choices = owned(vec![text(row, "sol1")?, text(row, "sol2")?]);
             let answer = label(row, "label", &choices)?;
             made(question(text(row, "goal")?), choices, answer)
         }
-        Kind::BoolQ => {
+        TaskKind::BoolQ => {
             let context = format!("{}\nQuestion: {}?\nAnswer:", text(row, "passage")?, text(row, "question")?);
             let field = if row.contains_key("label") { "label" } else { "answer" };
             let answer = named(row, field, &[&["false", "no", "0"], &["true", "yes", "1"]])?;
             made(context, owned(vec!["no", "yes"]), answer)
         }
-        Kind::Rte => {
+        TaskKind::Rte => {
             let [first, second] =
                 if row.contains_key("sentence1") { ["sentence1", "sentence2"] } else { ["premise", "hypothesis"] };
             let context = format!("{}\nQuestion: {} True or False?\nAnswer:", text(row, first)?, text(row, second)?);
             let answer = named(row, "label", &[&["0", "entailment"], &["1", "not_entailment"]])?;
             made(context, owned(vec!["True", "False"]), answer)
         }
-        Kind::WinoGrande => {
+        TaskKind::WinoGrande => {
             let sentence = text(row, "sentence")?;
             let (before, after) = sentence.split_once('_').ok_or("`sentence` has no `_` where an option belongs")?;
             let options = [text(row, "option1")?, text(row, "option2")?];
@@ -127,11 +127,11 @@ pub(super) fn choice(row: &Fields, kind: Kind) -> Result<Choice, String> {
             let ending = Some(after.trim().to_owned());
             checked(Choice { line: 0, context: String::new(), choices, answer, glue: Glue::Space, ending })
         }
-        Kind::Arc | Kind::OpenBookQa => {
+        TaskKind::Arc | TaskKind::OpenBookQa => {
             let nested = row.get("question").and_then(Value::as_object);
             let stem = match (nested, kind) {
                 (Some(nested), _) => text(nested, "stem")?,
-                (None, Kind::OpenBookQa) => text(row, "question_stem")?,
+                (None, TaskKind::OpenBookQa) => text(row, "question_stem")?,
                 (None, _) => text(row, "question")?,
             };
             let (choices, labels) = labelled(nested.unwrap_or(row))?;
@@ -145,7 +145,7 @@ pub(super) fn choice(row: &Fields, kind: Kind) -> Result<Choice, String> {
             let answer = labels.iter().position(|label| *label == key);
             let answer =
                 answer.ok_or_else(|| format!("`answerKey` is {key:?}, which is not in `choices.label` {labels:?}"))?;
-            made(if kind == Kind::Arc { question(stem) } else { stem.to_owned() }, choices, answer)
+            made(if kind == TaskKind::Arc { question(stem) } else { stem.to_owned() }, choices, answer)
         }
     }
 }
@@ -207,8 +207,8 @@ fn question(text: &str) -> String {
     format!("Question: {text}\nAnswer:")
 }
 
-/// A text of HellaSwag as lm-evaluation-harness cleans it of the marks that its WikiHow part has: `[title]` ends a
-/// sentence, anything else in brackets goes.
+/// A text of HellaSwag as lm-evaluation-harness cleans it of the marks that its WikiHow part has: `[title]` becomes the
+/// end of a sentence, any other text in brackets is dropped.
 fn hellaswag(text: impl AsRef<str>) -> String {
     let text = text.as_ref().trim().replace(" [title]", ". ");
     let (mut clean, mut rest) = (String::new(), text.as_str());

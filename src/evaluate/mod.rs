@@ -1,4 +1,4 @@
-//! What a model scores: perplexity, as the Wanda and SparseGPT reference codes compute it; multiple choice and generation,
+//! Scores of models: perplexity, as the Wanda and SparseGPT reference codes compute it; multiple choice and generation,
 //! as lm-evaluation-harness does. Every score has a bootstrap interval.
 
 mod choice;
@@ -9,20 +9,20 @@ mod task;
 
 pub use choice::{ChoicePrediction, ChoiceScores, score_choices};
 pub use generation::{GenerationConfig, GenerationPrediction, GenerationScores, score_generation};
-pub use hub::Kind;
+pub use hub::TaskKind;
 pub use suite::{Suite, SuiteRow, SuiteScores, score_suite, suite_tasks};
 pub use task::{Choice, Glue, Prompt, Task, TaskRecord};
 
+use crate::error::{Error, Result};
 use crate::model::{Head, LOGIT_ROWS, Model, log_sum_exp};
 use crate::progress::Progress;
 use crate::record::{EvaluationRecord, TextRecord};
 use crate::stats::{Bootstrap, Interval};
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// What a model scores on a text.
+/// The scores of a model on a text.
 #[derive(Clone, PartialEq)]
 pub struct Evaluation {
     /// The text and its windows.
@@ -43,7 +43,8 @@ crate::debug::one_line!(rich Evaluation, |evaluation| {
 });
 
 impl Evaluation {
-    /// What follows from the losses of each predicted token in nats, `(windows, seqlen - 1)`, with the default bootstrap.
+    /// Computes the scores from the losses of each predicted token in nats, `(windows, seqlen - 1)`, with the default
+    /// bootstrap.
     pub(crate) fn from_losses(text: TextRecord, losses: Vec<Vec<f64>>) -> Result<Evaluation> {
         let tokens: usize = losses.iter().map(Vec::len).sum();
         let nll_nats = losses.iter().flatten().sum::<f64>() / tokens as f64;
@@ -58,7 +59,7 @@ impl Evaluation {
         self.losses.iter().map(|losses| losses.iter().sum::<f64>() / losses.len() as f64).collect()
     }
 
-    /// The same evaluation with the interval that `bootstrap` gives; [`evaluate`] takes the default one.
+    /// This evaluation with the interval that `bootstrap` gives; [`evaluate`] takes the default one.
     ///
     /// # Errors
     /// As [`Bootstrap::score`].
@@ -90,8 +91,8 @@ impl Evaluation {
     }
 }
 
-/// Scores `windows`: forward in the model's dtype, logits in f32, log-softmax accumulated in f64. Blocks are used one at a
-/// time; memory is one block, the activations of all windows, and the embedding.
+/// Scores `windows`: forward in the model's dtype, logits in f32, log-softmax accumulated in f64. Layers are used one at a
+/// time; memory is one layer, the activations of all windows, and the embedding.
 ///
 /// # Errors
 /// [`Error::Argument`] for windows of fewer than two tokens or ids outside the vocabulary; [`Error::Tensor`] when the loss

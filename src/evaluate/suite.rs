@@ -1,13 +1,13 @@
 //! Several tasks that belong to one table.
 
-use super::hub::{self, Kind};
+use super::hub::{self, TaskKind};
 use super::task::{Choice, Task};
 use super::{ChoiceScores, score_choices};
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::Bootstrap;
 use crate::text::{Bos, Input, read};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -23,8 +23,8 @@ crate::error::named!(Suite, "suite", Wanda7 => "wanda7");
 /// A column of the table.
 struct Column {
     name: &'static str,
-    kind: Kind,
-    /// What the file's path, in lower case, has one of; nothing where the kind says enough.
+    kind: TaskKind,
+    /// Words of which the file's path, in lower case, has one; empty where the kind of task is enough.
     path: &'static [&'static str],
     /// Names of the part that lm-evaluation-harness scores.
     part: &'static [&'static str],
@@ -35,16 +35,16 @@ const TEST: &[&str] = &["test"];
 const EASY: &[&str] = &["easy", "arc-e", "arc_e", "arce"];
 const CHALLENGE: &[&str] = &["challenge", "arc-c", "arc_c", "arcc"];
 const WANDA7: [Column; 7] = [
-    Column { name: "BoolQ", kind: Kind::BoolQ, path: &[], part: VALIDATION },
-    Column { name: "RTE", kind: Kind::Rte, path: &[], part: VALIDATION },
-    Column { name: "HellaSwag", kind: Kind::HellaSwag, path: &[], part: VALIDATION },
-    Column { name: "WinoGrande", kind: Kind::WinoGrande, path: &[], part: VALIDATION },
-    Column { name: "ARC-e", kind: Kind::Arc, path: EASY, part: TEST },
-    Column { name: "ARC-c", kind: Kind::Arc, path: CHALLENGE, part: TEST },
-    Column { name: "OBQA", kind: Kind::OpenBookQa, path: &[], part: TEST },
+    Column { name: "BoolQ", kind: TaskKind::BoolQ, path: &[], part: VALIDATION },
+    Column { name: "RTE", kind: TaskKind::Rte, path: &[], part: VALIDATION },
+    Column { name: "HellaSwag", kind: TaskKind::HellaSwag, path: &[], part: VALIDATION },
+    Column { name: "WinoGrande", kind: TaskKind::WinoGrande, path: &[], part: VALIDATION },
+    Column { name: "ARC-e", kind: TaskKind::Arc, path: EASY, part: TEST },
+    Column { name: "ARC-c", kind: TaskKind::Arc, path: CHALLENGE, part: TEST },
+    Column { name: "OBQA", kind: TaskKind::OpenBookQa, path: &[], part: TEST },
 ];
 
-/// What a model scores on a suite.
+/// The scores of a model on a suite.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct SuiteScores {
     /// Name of the suite.
@@ -64,14 +64,14 @@ crate::debug::one_line!(SuiteScores, |scores| {
 pub struct SuiteRow {
     /// Its name in the table.
     pub name: String,
-    /// Whether lm-evaluation-harness reports `acc_norm` for it.
+    /// True if lm-evaluation-harness reports `acc_norm` for it.
     pub normed: bool,
     /// Its scores.
     pub scores: ChoiceScores,
 }
 
 /// The tasks of `suite` with their names, out of the files under `dir`, the first `limit` examples of each or all. Which file is
-/// which task its rows say; ARC's two parts are told apart by the path, which says `easy` or `challenge`. Of several parts of a
+/// which task its rows say; ARC's two parts are distinguished by the path, which says `easy` or `challenge`. Of several parts of a
 /// task the one is taken that lm-evaluation-harness scores.
 ///
 /// # Errors
@@ -94,7 +94,7 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
     let mut tasks = Vec::new();
     let mut missing = Vec::new();
     for column in &WANDA7 {
-        let fits = |(name, _, kind): &&(String, PathBuf, Kind)| {
+        let fits = |(name, _, kind): &&(String, PathBuf, TaskKind)| {
             *kind == column.kind && (column.path.is_empty() || column.path.iter().any(|part| name.contains(part)))
         };
         let mut files: Vec<_> = found.iter().filter(fits).collect();
@@ -126,13 +126,13 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
 }
 
 /// The task that the first row of a file belongs to.
-fn kind(path: &Path) -> Result<Option<Kind>> {
+fn kind(path: &Path) -> Result<Option<TaskKind>> {
     let Input::Rows(rows) = read(path, None)? else { return Ok(None) };
     let first = rows.rows.into_iter().find_map(|(_, row)| row.ok());
     Ok(first.as_ref().and_then(serde_json::Value::as_object).and_then(hub::recognised))
 }
 
-/// Whether one of the words of a path is one of `words`.
+/// Returns whether one of the words of a path is one of `words`.
 fn says(path: &str, words: &[&str]) -> bool {
     path.split(|c: char| !c.is_alphanumeric()).any(|word| words.contains(&word))
 }
@@ -151,7 +151,7 @@ pub fn score_suite(
 ) -> Result<SuiteScores> {
     let Suite::Wanda7 = suite;
     let row = |(name, task): &(&str, Task<Choice>)| -> Result<SuiteRow> {
-        let normed = task.kind.is_some_and(Kind::normed);
+        let normed = task.kind.is_some_and(TaskKind::normed);
         let scores = score_choices(model, task, bos, bootstrap, progress)?;
         Ok(SuiteRow { name: (*name).to_owned(), normed, scores })
     };

@@ -1,8 +1,8 @@
 //! Tasks: files with one example a row, in the shapes that public data sets have.
 
-use super::hub::{self, Kind};
+use super::hub::{self, TaskKind};
+use crate::error::{Error, Result};
 use crate::text::{Input, Rows, read as read_input};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -18,9 +18,9 @@ pub struct Task<E> {
     /// The examples, in the order of the file; never empty.
     pub examples: Vec<E>,
     /// The data set whose shape all examples have.
-    pub kind: Option<Kind>,
+    pub kind: Option<TaskKind>,
     path: PathBuf,
-    /// What an example's number counts.
+    /// The unit of an example's number, such as `line`.
     unit: &'static str,
 }
 
@@ -41,7 +41,7 @@ pub struct TaskRecord {
     pub examples: usize,
     /// The data set whose shape all examples have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<Kind>,
+    pub kind: Option<TaskKind>,
 }
 
 /// A text and what may follow it.
@@ -49,7 +49,7 @@ pub struct TaskRecord {
 pub struct Choice {
     /// Its line in the file, or its row in a list or table, from 1.
     pub line: usize,
-    /// What stands before each choice.
+    /// The text before each choice.
     pub context: String,
     /// At least two, none of them empty.
     pub choices: Vec<String>,
@@ -57,8 +57,8 @@ pub struct Choice {
     pub answer: usize,
     /// The text between context and choice.
     pub glue: Glue,
-    /// What follows every choice and is scored in its place, as WinoGrande's sentences go on: a choice is then what stands
-    /// before it, and `context` is empty.
+    /// The text after every choice, which is scored in the choice's place, as WinoGrande's sentences go on: a choice is
+    /// then the text before it, and `context` is empty.
     pub ending: Option<String>,
 }
 
@@ -89,7 +89,7 @@ impl Choice {
 pub struct Prompt {
     /// Its line in the file, or its row in a list or table, from 1.
     pub line: usize,
-    /// What the model continues.
+    /// The text that the model continues.
     pub prompt: String,
     /// The continuations that count as right; never empty.
     pub answers: Vec<String>,
@@ -102,7 +102,7 @@ const ANSWER: [&str; 3] = ["answer", "label", "gold"];
 /// Fields that hold a right continuation, or a list of them.
 const ANSWERS: [&str; 3] = ["answer", "target", "answers"];
 
-/// What an example is refused for; the file and the line come in front of it.
+/// The reason to refuse an example; file and line are put in front of it.
 type Problem = String;
 
 impl Task<Choice> {
@@ -110,7 +110,7 @@ impl Task<Choice> {
     /// - `{"question": TEXT, "choices": [TEXT, ...], "answer": RIGHT}`, where the first may also be called `context`,
     ///   `prompt` or `query`, and the last `label` or `gold`. RIGHT is a position from 0, a letter from A, or the choice's
     ///   text. Texts are taken as they stand;
-    /// - a row of a data set in [`Kind`], as its authors or the hub have it, with the prompt of lm-evaluation-harness.
+    /// - a row of a data set in [`TaskKind`], as its authors or the hub have it, with the prompt of lm-evaluation-harness.
     ///
     /// The rows are JSON lines, a JSON list or a parquet table, which may be compressed.
     ///
@@ -147,7 +147,7 @@ impl Task<Prompt> {
 }
 
 impl<E> Task<E> {
-    /// What a record keeps of it.
+    /// The task's entry in a record.
     pub fn record(&self) -> TaskRecord {
         TaskRecord {
             name: self.name.clone(),
@@ -166,7 +166,7 @@ impl<E> Task<E> {
 fn read<E>(
     path: &Path,
     limit: Option<usize>,
-    example: impl Fn(usize, &Map<String, Value>) -> Result<(E, Option<Kind>), Problem>,
+    example: impl Fn(usize, &Map<String, Value>) -> Result<(E, Option<TaskKind>), Problem>,
 ) -> Result<Task<E>> {
     if limit == Some(0) {
         return Err(Error::argument("limit", 0, "at least one example is needed"));
@@ -189,7 +189,7 @@ fn read<E>(
             };
             parse().map_err(|problem: Problem| Error::file(path, format!("{unit} {line}: {problem}")))
         })
-        .collect::<Result<Vec<(E, Option<Kind>)>>>()?;
+        .collect::<Result<Vec<(E, Option<TaskKind>)>>>()?;
     let Some(&(_, first)) = examples.first() else {
         return Err(Error::file(
             path,
@@ -208,7 +208,7 @@ fn read<E>(
 }
 
 /// An example of multiple choice in any of its shapes; its line is not known here.
-fn choice(object: &Map<String, Value>) -> Result<(Choice, Option<Kind>), Problem> {
+fn choice(object: &Map<String, Value>) -> Result<(Choice, Option<TaskKind>), Problem> {
     if let Some(kind) = hub::recognised(object) {
         return Ok((hub::choice(object, kind)?, Some(kind)));
     }
@@ -268,8 +268,8 @@ pub(super) fn short(value: &Value) -> String {
     if text.chars().count() > 60 { format!("{}...", text.chars().take(60).collect::<String>()) } else { text }
 }
 
-/// Which choice `field` means: by position from 0 (a number, or a text of digits, as HellaSwag has it), by letter, or by
-/// the choice's text.
+/// The index of the choice that `field` means: a position from 0 (a number, or a text of digits, as HellaSwag has it),
+/// a letter, or the choice's text.
 pub(super) fn position(object: &Map<String, Value>, field: &str, choices: &[String]) -> Result<usize, Problem> {
     let n = choices.len();
     let value = object.get(field).ok_or_else(|| format!("has no field `{field}`"))?;

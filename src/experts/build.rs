@@ -1,34 +1,34 @@
 //! New weight files with fewer experts: a whole checkpoint, or the experts of single layers.
 
 use super::keep::Keep;
-use super::layout::{Layout, Role, renumbered};
+use super::layout::{ExpertLayout, Role, renumbered};
 use crate::checkpoint::{
     Copied, OutputFile, OutputTensor, Rewrite, SideFiles, Source, deal_out, index_text, shard_name,
 };
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Which experts stay, and how that was decided, for the manifest.
+/// The experts that stay, and an account of the choice for the manifest.
 #[derive(Clone)]
 pub struct Selection {
     /// The experts that stay.
     pub keep: Keep,
-    /// How they were chosen: a metric's name and what belongs to it.
+    /// The account of the choice: a metric's name and its settings.
     pub by: Map<String, Value>,
 }
 
 crate::debug::one_line!(rich Selection, |selection| format!("Selection({:?})", selection.keep));
 
-/// What becomes of super-experts, as pairs of layer and expert.
+/// The fate of super-experts, as pairs of layer and expert.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SuperExpertsKept {
     /// Those that stay.
     pub kept: Vec<(usize, usize)>,
-    /// Those that go.
+    /// Those that are dropped.
     pub dropped: Vec<(usize, usize)>,
 }
 
@@ -36,8 +36,9 @@ pub struct SuperExpertsKept {
 const SUPER_EXPERTS: &str = "super_experts";
 
 impl Selection {
-    /// The same, which says what becomes of super-experts, the pairs of layer and expert in `found`
-    /// ([`ExpertScores::super_experts`](super::ExpertScores::super_experts)).
+    /// This selection with an account of super-experts, the pairs of layer and expert in `found`
+    /// ([`ExpertScores::super_experts`](super::ExpertScores::super_experts)): those that stay, and those that are
+    /// dropped.
     #[must_use]
     pub fn with_super_experts(mut self, found: &[(usize, usize)]) -> Self {
         let stays = |&(layer, expert): &(usize, usize)| self.keep.get(layer).is_some_and(|kept| kept.contains(&expert));
@@ -46,12 +47,12 @@ impl Selection {
         self
     }
 
-    /// What becomes of super-experts; `None` where it is not known which experts they are.
+    /// The super-experts that stay and that are dropped; `None` where it is not known which experts they are.
     pub fn super_experts(&self) -> Option<SuperExpertsKept> {
         serde_json::from_value(self.by.get(SUPER_EXPERTS)?.clone()).ok()
     }
 
-    /// What the manifest says of it.
+    /// The entries of the manifest that describe the selection.
     pub(super) fn about(&self, what: &str) -> Result<Map<String, Value>> {
         let keep = serde_json::to_value(&self.keep).map_err(|error| Error::file("manifest.json", error))?;
         Ok(Map::from_iter([
@@ -62,15 +63,15 @@ impl Selection {
     }
 }
 
-/// What an output is called in its manifest.
+/// The names of the kinds of output in a manifest.
 pub(super) const MODEL: &str = "model";
 pub(super) const SLICES: &str = "slices";
 
 /// The tensors of the layers in `keep` that belong to mixtures, as they will be: in the order of the source.
-fn sliced(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<HashMap<usize, Option<OutputTensor>>> {
+fn sliced(source: &dyn Source, layout: &ExpertLayout, keep: &Keep) -> Result<HashMap<usize, Option<OutputTensor>>> {
     let mut outputs = HashMap::new();
     for (layer, kept) in keep.layers() {
-        for &(role, position) in layout.layers.get(&layer).map_or(&[][..], Vec::as_slice) {
+        for &(role, position) in layout.mixtures.get(&layer).map_or(&[][..], Vec::as_slice) {
             let info = &source.index()[position];
             let output = match role {
                 Role::Shared => continue,
@@ -88,24 +89,24 @@ fn sliced(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<HashMap<u
 }
 
 /// Every tensor of the pruned model, in the order of the source.
-pub(super) fn model_tensors(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<Vec<OutputTensor>> {
+pub(super) fn model_tensors(source: &dyn Source, layout: &ExpertLayout, keep: &Keep) -> Result<Vec<OutputTensor>> {
     let mut sliced = sliced(source, layout, keep)?;
     let tensor = |(position, info)| sliced.remove(&position).unwrap_or_else(|| Some(OutputTensor::whole(info)));
     Ok(source.index().iter().enumerate().filter_map(tensor).collect())
 }
 
 /// The sliced tensors of each layer in `keep`, by the name of their file, in the order of the source.
-pub(super) fn slice_files(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<Vec<OutputFile>> {
+pub(super) fn slice_files(source: &dyn Source, layout: &ExpertLayout, keep: &Keep) -> Result<Vec<OutputFile>> {
     let mut sliced = sliced(source, layout, keep)?;
     let file = |(layer, kept): (usize, &[usize])| OutputFile {
         name: format!("layer{layer}_keep{}.safetensors", kept.len()),
-        tensors: layout.layers[&layer].iter().filter_map(|(_, position)| sliced.remove(position)?).collect(),
+        tensors: layout.mixtures[&layer].iter().filter_map(|(_, position)| sliced.remove(position)?).collect(),
     };
     Ok(keep.layers().map(file).collect())
 }
 
 /// `config.json` of the pruned model.
-pub(super) fn pruned_config(source: &dyn Source, layout: &Layout, kept: usize) -> Result<Map<String, Value>> {
+pub(super) fn pruned_config(source: &dyn Source, layout: &ExpertLayout, kept: usize) -> Result<Map<String, Value>> {
     let mut config = source.config_json()?;
     for key in layout.family.experts_keys() {
         if let Some(value) = config.get_mut(key) {
@@ -119,7 +120,7 @@ pub(super) fn pruned_config(source: &dyn Source, layout: &Layout, kept: usize) -
 ///
 /// # Errors
 /// Those of [`Keep::uniform`] and [`Rewrite::new`].
-pub fn plan_model(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64) -> Result<Rewrite> {
+pub fn plan_model(source: &dyn Source, layout: &ExpertLayout, keep: &Keep, max_shard: u64) -> Result<Rewrite> {
     keep.uniform(layout)?;
     let shards = deal_out(model_tensors(source, layout, keep)?, max_shard, OutputTensor::bytes);
     let of = shards.len();
@@ -131,7 +132,7 @@ pub fn plan_model(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: 
 ///
 /// # Errors
 /// Those of [`Rewrite::new`].
-pub fn plan_slices(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<Rewrite> {
+pub fn plan_slices(source: &dyn Source, layout: &ExpertLayout, keep: &Keep) -> Result<Rewrite> {
     Rewrite::new(source, slice_files(source, layout, keep)?)
 }
 
@@ -143,7 +144,7 @@ pub fn plan_slices(source: &dyn Source, layout: &Layout, keep: &Keep) -> Result<
 /// Those of [`plan_model`] and [`Rewrite::run`].
 pub fn build(
     source: &dyn Source,
-    layout: &Layout,
+    layout: &ExpertLayout,
     selection: &Selection,
     max_shard: u64,
     out: &Path,
@@ -166,7 +167,7 @@ pub fn build(
 /// Those of [`plan_slices`] and [`Rewrite::run`].
 pub fn slice(
     source: &dyn Source,
-    layout: &Layout,
+    layout: &ExpertLayout,
     selection: &Selection,
     out: &Path,
     progress: Progress,

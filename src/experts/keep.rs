@@ -1,7 +1,7 @@
-//! Which experts of each layer stay.
+//! The experts of each layer that stay.
 
-use super::layout::Layout;
-use crate::{Error, Result};
+use super::layout::ExpertLayout;
+use crate::error::{Error, Result};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -44,7 +44,8 @@ impl<'de> Deserialize<'de> for Once {
     }
 }
 
-/// How many experts stay of `experts` at `fraction`: all but the `floor(experts * (1 - fraction))` of REAP's reference code.
+/// The number of experts that stay of `experts` at `fraction`: all but the `floor(experts * (1 - fraction))` of REAP's
+/// reference code.
 ///
 /// # Errors
 /// [`Error::Argument`] unless `0 < fraction <= 1`.
@@ -62,10 +63,10 @@ impl Keep {
     /// # Errors
     /// [`Error::Argument`] when a list is empty, names an expert twice or one of `experts` or above, or a layer is not one
     /// with a mixture.
-    pub fn new(layout: &Layout, mut lists: BTreeMap<usize, Vec<usize>>) -> Result<Self> {
+    pub fn new(layout: &ExpertLayout, mut lists: BTreeMap<usize, Vec<usize>>) -> Result<Self> {
         for (layer, list) in &mut lists {
             let wrong = |problem: String| Error::argument("keep", format!("layer {layer}"), problem);
-            if !layout.layers.contains_key(layer) {
+            if !layout.mixtures.contains_key(layer) {
                 return Err(wrong("has no mixture of experts".into()));
             }
             list.sort_unstable();
@@ -89,7 +90,7 @@ impl Keep {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::File`] when the file is neither; those of [`Keep::new`].
-    pub fn read(layout: &Layout, path: &Path) -> Result<Self> {
+    pub fn read(layout: &ExpertLayout, path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
         let form = |error| {
             let forms = "neither {\"0\": [1, 5], ..} nor [[1, 5], ..], lists of the experts that stay";
@@ -102,11 +103,11 @@ impl Keep {
             lists
         } else {
             let lists: Vec<Vec<usize>> = serde_json::from_value(json).map_err(form)?;
-            if lists.len() != layout.layers.len() {
-                let problem = format!("{} lists for {} layers with a mixture", lists.len(), layout.layers.len());
+            if lists.len() != layout.mixtures.len() {
+                let problem = format!("{} lists for {} layers with a mixture", lists.len(), layout.mixtures.len());
                 return Err(Error::file(path, problem));
             }
-            layout.layers.keys().copied().zip(lists).collect()
+            layout.mixtures.keys().copied().zip(lists).collect()
         };
         Self::new(layout, lists)
     }
@@ -141,8 +142,8 @@ impl Keep {
     /// # Errors
     /// [`Error::Argument`] when a layer is missing, the counts differ, fewer experts stay than a token needs, or groups
     /// lose unequally or too much.
-    pub fn uniform(&self, layout: &Layout) -> Result<usize> {
-        if let Some(layer) = layout.layers.keys().find(|layer| !self.0.contains_key(layer)) {
+    pub fn uniform(&self, layout: &ExpertLayout) -> Result<usize> {
+        if let Some(layer) = layout.mixtures.keys().find(|layer| !self.0.contains_key(layer)) {
             return Err(Error::argument(
                 "keep",
                 format!("layer {layer}"),
@@ -194,12 +195,12 @@ mod tests {
     use crate::experts::layout::Groups;
     use crate::model::MoeFamily;
 
-    fn layout(experts: usize, groups: Option<Groups>) -> Layout {
-        let layers = (1..3).map(|layer| (layer, Vec::new())).collect();
-        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), blocks: 4, experts, top_k: 2, groups, layers }
+    fn layout(experts: usize, groups: Option<Groups>) -> ExpertLayout {
+        let mixtures = (1..3).map(|layer| (layer, Vec::new())).collect();
+        ExpertLayout { family: MoeFamily::find("deepseek_v3").unwrap(), layers: 4, experts, top_k: 2, groups, mixtures }
     }
 
-    fn keep(layout: &Layout, lists: &[(usize, &[usize])]) -> Result<Keep> {
+    fn keep(layout: &ExpertLayout, lists: &[(usize, &[usize])]) -> Result<Keep> {
         Keep::new(layout, lists.iter().map(|(layer, list)| (*layer, list.to_vec())).collect())
     }
 

@@ -1,8 +1,8 @@
-//! Where a checkpoint keeps its experts, found by the family's names.
+//! The tensors of a checkpoint that hold its experts, found by the family's names.
 
 use crate::checkpoint::{Source, TensorInfo};
+use crate::error::{Error, Result};
 use crate::model::{MOE_FAMILIES, MoeFamily};
-use crate::{Error, Result};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use std::path::Path;
 /// More than any model has, and few enough to count them.
 const MOST_EXPERTS: usize = 1 << 16;
 
-/// What a tensor of a mixture is.
+/// The role of a tensor in a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Belongs to the expert of this number.
@@ -24,15 +24,15 @@ pub enum Role {
     Shared,
 }
 
-/// The block and the role of a tensor, by its name; `None` outside mixtures. Blocks for multi-token prediction (`mtp.layers`)
-/// count on after the `blocks` of the model itself.
-pub fn place(family: &MoeFamily, blocks: usize, name: &str) -> Option<(usize, Role)> {
+/// The layer and the role of a tensor, by its name; `None` outside mixtures. Layers for multi-token prediction (`mtp.layers`)
+/// count on after the `layers` of the model itself.
+pub fn place(family: &MoeFamily, layers: usize, name: &str) -> Option<(usize, Role)> {
     let (first, rest) = match name.strip_prefix("model.layers.") {
         Some(rest) => (0, rest),
-        None => (blocks, name.strip_prefix("mtp.layers.")?),
+        None => (layers, name.strip_prefix("mtp.layers.")?),
     };
-    let (block, rest) = rest.split_once('.')?;
-    let block = first.checked_add(canonical(block)?)?;
+    let (layer, rest) = rest.split_once('.')?;
+    let layer = first.checked_add(canonical(layer)?)?;
     let rest = family.modules().into_iter().find_map(|module| rest.strip_prefix(module)?.strip_prefix('.'))?;
     let (part, rest) = rest.split_once('.')?;
     let role = match part {
@@ -44,7 +44,7 @@ pub fn place(family: &MoeFamily, blocks: usize, name: &str) -> Option<(usize, Ro
         part if family.shared.contains(&part) => Role::Shared,
         _ => return None,
     };
-    Some((block, role))
+    Some((layer, role))
 }
 
 /// A number as names are written with: `01` is none.
@@ -52,7 +52,7 @@ fn canonical(text: &str) -> Option<usize> {
     text.parse().ok().filter(|number: &usize| number.to_string() == text)
 }
 
-/// Whether a tensor only goes with a weight: its bias, or what a quantised one is scaled by.
+/// Returns whether a tensor only accompanies a weight: its bias, or the scales of a quantised one.
 fn is_companion(name: &str) -> bool {
     let ends = ["bias", "scales", "_scale", "scale_inv", "_scale_2", "qzeros", "g_idx", ".absmax", ".quant_map"];
     name.contains(".quant_state.") || ends.iter().any(|end| name.ends_with(end))
@@ -77,27 +77,30 @@ pub struct Groups {
 
 /// The mixtures of a checkpoint.
 #[derive(Clone)]
-pub struct Layout {
+pub struct ExpertLayout {
     /// The family's names and keys.
     pub family: &'static MoeFamily,
-    /// Blocks of the model, as `config.json` counts them; those for multi-token prediction come after.
-    pub blocks: usize,
+    /// Layers of the model, as `config.json` counts them; those for multi-token prediction come after.
+    pub layers: usize,
     /// Routed experts of every mixture, by `config.json`.
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
     /// Groups, where routing is limited to some of them.
     pub groups: Option<Groups>,
-    /// Blocks with a mixture, and their tensors: role, and position in [`Source::index`].
-    pub layers: BTreeMap<usize, Vec<(Role, usize)>>,
+    /// Layers with a mixture, and their tensors: role, and position in [`Source::index`].
+    pub mixtures: BTreeMap<usize, Vec<(Role, usize)>>,
 }
 
-crate::debug::one_line!(Layout, |layout| {
-    let (family, layers) = (layout.family.model_type, layout.layers.len());
-    format!("Layout({family}: {} experts in each of {layers} layers, {} for a token)", layout.experts, layout.top_k)
+crate::debug::one_line!(ExpertLayout, |layout| {
+    let (family, layers) = (layout.family.model_type, layout.mixtures.len());
+    format!(
+        "ExpertLayout({family}: {} experts in each of {layers} layers, {} for a token)",
+        layout.experts, layout.top_k
+    )
 });
 
-impl Layout {
+impl ExpertLayout {
     /// Finds the mixtures of `source`, and checks that every one has a router and all its experts.
     ///
     /// # Errors
@@ -134,46 +137,46 @@ impl Layout {
             }
             _ => None,
         };
-        let blocks = number("num_hidden_layers")?;
-        let mut layers: BTreeMap<usize, Vec<(Role, usize)>> = BTreeMap::new();
+        let layers = number("num_hidden_layers")?;
+        let mut mixtures: BTreeMap<usize, Vec<(Role, usize)>> = BTreeMap::new();
         for (position, info) in source.index().iter().enumerate() {
-            if let Some((block, role)) = place(family, blocks, &info.name) {
-                layers.entry(block).or_default().push((role, position));
+            if let Some((layer, role)) = place(family, layers, &info.name) {
+                mixtures.entry(layer).or_default().push((role, position));
             }
         }
-        Self::check_blocks(source, family, blocks)?;
+        Self::check_layers(source, family, layers)?;
         // A shared expert alone is no mixture.
-        layers.retain(|_, tensors| tensors.iter().any(|(role, _)| *role != Role::Shared));
-        if layers.is_empty() {
+        mixtures.retain(|_, tensors| tensors.iter().any(|(role, _)| *role != Role::Shared));
+        if mixtures.is_empty() {
             return Err(Error::file(&path, "the config is that of a mixture, but no tensor is an expert's"));
         }
-        let layout = Layout { family, blocks, experts, top_k, groups, layers };
+        let layout = ExpertLayout { family, layers, experts, top_k, groups, mixtures };
         layout.check(source)?;
         Ok(layout)
     }
 
-    /// Every block has a feed-forward layer, be it a mixture or dense: else a shard is missing.
-    fn check_blocks(source: &dyn Source, family: &MoeFamily, blocks: usize) -> Result<()> {
+    /// Every layer has a feed-forward part, be it a mixture or dense: else a shard is missing.
+    fn check_layers(source: &dyn Source, family: &MoeFamily, layers: usize) -> Result<()> {
         let mut seen = BTreeSet::new();
         for info in source.index() {
-            if let Some((block, rest)) = info.name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
+            if let Some((layer, rest)) = info.name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
                 && family.modules().iter().chain(&["mlp"]).any(|module| rest.split('.').next() == Some(*module))
             {
-                seen.extend(canonical(block));
+                seen.extend(canonical(layer));
             }
         }
-        match (0..blocks).find(|block| !seen.contains(block)) {
+        match (0..layers).find(|layer| !seen.contains(layer)) {
             None => Ok(()),
-            Some(block) => {
-                let name = format!("model.layers.{block}.{}", family.module);
+            Some(layer) => {
+                let name = format!("model.layers.{layer}.{}", family.module);
                 let problem =
-                    format!("no tensor of it is here, and config.json has {blocks} blocks; is a shard missing?");
+                    format!("no tensor of it is here, and config.json has {layers} layers; is a shard missing?");
                 Err(Error::tensor(source.origin(), name, problem))
             }
         }
     }
 
-    /// Whether tokens can be routed when each mixture keeps `count` experts, as many of each group.
+    /// Returns whether tokens can be routed when each mixture keeps `count` experts, as many of each group.
     pub(super) fn routable(&self, count: usize) -> bool {
         let enough = self.top_k <= count && count <= self.experts;
         enough
@@ -184,7 +187,7 @@ impl Layout {
     }
 
     fn check(&self, source: &dyn Source) -> Result<()> {
-        for (&layer, tensors) in &self.layers {
+        for (&layer, tensors) in &self.mixtures {
             self.check_layer(source, layer, tensors)?;
         }
         Ok(())
@@ -266,7 +269,7 @@ impl Layout {
 
     /// The tensors of one mixture that pruning changes, with their roles.
     pub fn tensors<'a>(&'a self, source: &'a dyn Source, layer: usize) -> impl Iterator<Item = (Role, &'a TensorInfo)> {
-        let tensors = self.layers.get(&layer).map_or(&[][..], Vec::as_slice);
+        let tensors = self.mixtures.get(&layer).map_or(&[][..], Vec::as_slice);
         let changed = tensors.iter().filter(|(role, _)| *role != Role::Shared);
         changed.map(|&(role, position)| (role, &source.index()[position]))
     }
@@ -277,7 +280,7 @@ impl Layout {
     /// Those of [`Source::stream`].
     pub fn routers_sha256(&self, source: &dyn Source) -> Result<String> {
         let mut hash = Sha256::new();
-        for &layer in self.layers.keys() {
+        for &layer in self.mixtures.keys() {
             let mut routers: Vec<&TensorInfo> =
                 self.tensors(source, layer).filter(|(role, _)| *role == Role::Router).map(|(_, info)| info).collect();
             routers.sort_by(|a, b| a.name.cmp(&b.name));

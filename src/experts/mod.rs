@@ -12,10 +12,10 @@ mod verify;
 
 pub use build::{Selection, SuperExpertsKept, build, plan_model, plan_slices, slice};
 pub use keep::{Keep, count};
-pub use layout::{Groups, Layout, Role, place};
+pub use layout::{ExpertLayout, Groups, Role, place};
 pub use norms::{router_norms, weight_norms};
 pub use parts::{LayerShards, Locality, Part, PartSize, Parts, ShardBytes};
-pub use plan::{Estimate, Plan, Probe, plan, probe};
+pub use plan::{Estimate, ExpertPlan, Probe, plan, probe};
 pub use ranking::{Ranking, SuperExperts};
 pub use saliency::{ExpertSaliency, saliency};
 pub use scores::{ExpertScores, Metric};

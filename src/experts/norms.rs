@@ -1,10 +1,10 @@
-//! What the weights alone say about an expert: the norms of its rows in the router, and of its weights.
+//! Scores of experts from the weights alone: the norms of an expert's rows in the router, and of its weights.
 
-use super::layout::{Layout, Role};
+use super::layout::{ExpertLayout, Role};
 use crate::checkpoint::{Source, TensorInfo};
+use crate::error::{Error, Result};
 use crate::model::mxfp4::{NAN_SCALE, VALUES};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -27,7 +27,7 @@ const BLOCK: usize = 16;
 ///
 /// # Errors
 /// [`Error::Tensor`] when the router is not of floating point; those of [`Source::stream`].
-pub fn router_norms(source: &dyn Source, layout: &Layout, progress: Progress) -> Result<Vec<Vec<f64>>> {
+pub fn router_norms(source: &dyn Source, layout: &ExpertLayout, progress: Progress) -> Result<Vec<Vec<f64>>> {
     let is_router = |role: Role, info: &TensorInfo| role == Role::Router && info.name.ends_with(".weight");
     norms(source, layout, "router norms", progress, is_router)
 }
@@ -37,7 +37,7 @@ pub fn router_norms(source: &dyn Source, layout: &Layout, progress: Progress) ->
 ///
 /// # Errors
 /// [`Error::Tensor`] for weights in another quantised type, and where one is NaN or infinite; those of [`Source::stream`].
-pub fn weight_norms(source: &dyn Source, layout: &Layout, progress: Progress) -> Result<Vec<Vec<f64>>> {
+pub fn weight_norms(source: &dyn Source, layout: &ExpertLayout, progress: Progress) -> Result<Vec<Vec<f64>>> {
     let is_weight = |role: Role, info: &TensorInfo| {
         role != Role::Router && !info.name.ends_with("bias") && !info.name.ends_with("_scales")
     };
@@ -46,14 +46,14 @@ pub fn weight_norms(source: &dyn Source, layout: &Layout, progress: Progress) ->
 
 fn norms(
     source: &dyn Source,
-    layout: &Layout,
+    layout: &ExpertLayout,
     what: &str,
     progress: Progress,
     wanted: impl Fn(Role, &TensorInfo) -> bool,
 ) -> Result<Vec<Vec<f64>>> {
     // One slice of one tensor is one task, and its sum of squares goes to one expert.
     let mut tasks = Vec::new();
-    for (row, &layer) in layout.layers.keys().enumerate() {
+    for (row, &layer) in layout.mixtures.keys().enumerate() {
         for (role, info) in layout.tensors(source, layer).filter(|(role, info)| wanted(*role, info)) {
             match role {
                 Role::Expert(expert) => tasks.push((row, expert, info, 0, 1)),
@@ -70,7 +70,7 @@ fn norms(
             Ok(squares)
         })
         .collect::<Result<_>>()?;
-    let mut norms = vec![vec![0.0; layout.experts]; layout.layers.len()];
+    let mut norms = vec![vec![0.0; layout.experts]; layout.mixtures.len()];
     for (&(row, expert, ..), squares) in tasks.iter().zip(squares) {
         norms[row][expert] += squares;
     }
@@ -79,7 +79,13 @@ fn norms(
 }
 
 /// Sum of squares of slice `slice` of `slices` along the dimension of the experts, which is the first.
-fn sum_of_squares(source: &dyn Source, layout: &Layout, info: &TensorInfo, slice: usize, slices: usize) -> Result<f64> {
+fn sum_of_squares(
+    source: &dyn Source,
+    layout: &ExpertLayout,
+    info: &TensorInfo,
+    slice: usize,
+    slices: usize,
+) -> Result<f64> {
     let path = |info: &TensorInfo| Path::new(&source.origin()).join(&source.files()[info.shard]);
     if slices > 1 && layout.family.expert_dim != 0 {
         return Err(Error::tensor(path(info), &info.name, "norms need the experts in the first dimension"));
@@ -178,7 +184,7 @@ mod tests {
 
     fn of(dir: &Path) -> Result<Vec<Vec<f64>>> {
         let source = Checkpoint::open(dir).unwrap();
-        weight_norms(&source, &Layout::find(&source).unwrap(), Progress::Hidden)
+        weight_norms(&source, &ExpertLayout::find(&source).unwrap(), Progress::Hidden)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a model's bytes are spent on, and which shards hold the mixture of a layer: from headers alone.
+//! The parts that a model's bytes belong to, and the shards that hold the mixture of each layer: from headers alone.
 
 use super::layout::{Role, place};
 use crate::checkpoint::TensorInfo;
@@ -7,7 +7,7 @@ use crate::model::MoeFamily;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What a tensor is part of.
+/// The part of a model that a tensor belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -15,7 +15,7 @@ pub enum Part {
     Experts,
     /// Experts that every token passes through.
     SharedExperts,
-    /// Which expert a token goes to.
+    /// The weights that decide about the experts of a token.
     Router,
     /// Attention of any kind, with the norms inside it.
     Attention,
@@ -57,7 +57,7 @@ impl Part {
             "self_attn" | "linear_attn" | "attn" | "attention" => Some(Part::Attention),
             "mlp" | "block_sparse_moe" | "feed_forward" => Some(Part::FeedForward),
             "embed_tokens" => Some(Part::Embeddings),
-            // `shared_head` is the one of blocks for multi-token prediction.
+            // `shared_head` is the one of layers for multi-token prediction.
             "lm_head" | "head" => Some(Part::OutputHead),
             norm if norm.ends_with("norm") => Some(Part::Norms),
             _ => None,
@@ -70,7 +70,7 @@ impl Part {
 /// One part of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PartSize {
-    /// Which one.
+    /// The part.
     pub part: Part,
     /// Number of its tensors.
     pub tensors: u64,
@@ -106,7 +106,8 @@ impl Parts {
     }
 }
 
-/// Which shards hold the mixture of which layer. Only what expert pruning reads counts: routed experts and routers.
+/// The shards that hold the mixture of each layer. Only the tensors that expert pruning reads count: routed experts and
+/// routers.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 pub struct Locality {
     /// File names of all shards of the checkpoint.
@@ -122,7 +123,7 @@ crate::debug::one_line!(Locality, |locality| {
 /// The shards of one layer's mixture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LayerShards {
-    /// Number of the layer. Blocks for multi-token prediction (`mtp.layers`) count on after the model's own.
+    /// Number of the layer. Layers for multi-token prediction (`mtp.layers`) count on after the model's own.
     pub layer: usize,
     /// Bytes of its mixture in all shards.
     pub bytes: u64,
@@ -130,7 +131,7 @@ pub struct LayerShards {
     pub shards: Vec<ShardBytes>,
 }
 
-/// What one shard holds of a layer.
+/// The bytes of a layer in one shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ShardBytes {
     /// Position in [`Locality::files`].
@@ -140,13 +141,13 @@ pub struct ShardBytes {
 }
 
 impl Locality {
-    /// The table of `tensors`, which lie in shards with the names `files`, of a model with `blocks` blocks of its own
+    /// The table of `tensors`, which lie in shards with the names `files`, of a model with `layers` layers of its own
     /// (`num_hidden_layers`).
-    pub fn of(tensors: &[TensorInfo], files: &[String], family: &MoeFamily, blocks: usize) -> Locality {
-        let mut layers: BTreeMap<usize, BTreeMap<usize, u64>> = BTreeMap::new();
+    pub fn of(tensors: &[TensorInfo], files: &[String], family: &MoeFamily, layers: usize) -> Locality {
+        let mut mixtures: BTreeMap<usize, BTreeMap<usize, u64>> = BTreeMap::new();
         for tensor in tensors {
-            if let Some((layer, Role::Expert(_) | Role::Stacked | Role::Router)) = place(family, blocks, &tensor.name) {
-                let bytes = layers.entry(layer).or_default().entry(tensor.shard).or_default();
+            if let Some((layer, Role::Expert(_) | Role::Stacked | Role::Router)) = place(family, layers, &tensor.name) {
+                let bytes = mixtures.entry(layer).or_default().entry(tensor.shard).or_default();
                 *bytes = bytes.saturating_add(tensor.bytes());
             }
         }
@@ -155,7 +156,7 @@ impl Locality {
             bytes: shards.values().fold(0, |sum, &bytes| sum.saturating_add(bytes)),
             shards: shards.into_iter().map(|(shard, bytes)| ShardBytes { shard, bytes }).collect(),
         };
-        Locality { files: files.to_vec(), layers: layers.into_iter().map(layer).collect() }
+        Locality { files: files.to_vec(), layers: mixtures.into_iter().map(layer).collect() }
     }
 
     /// Short names of the shards: the number in the file's name, where that tells them apart.
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(
             locality.layers.iter().map(|layer| (layer.layer, layer.bytes)).collect::<Vec<_>>(),
             [(0, 310), (3, 3)],
-            "the model says how many blocks it has, its last one need have no tensor"
+            "the model says how many layers it has, its last one need have no tensor"
         );
         assert_eq!(locality.matrix(), [[Some(110), None, Some(200)], [None, None, Some(3)]]);
         assert_eq!(locality.shard_names(), ["1", "2", "3"]);

@@ -1,29 +1,30 @@
-//! What a rewrite will take, before it is done.
+//! Estimates of bytes and time for expert pruning, before it is done.
 
 use super::build::{Selection, plan_model, plan_slices};
 use super::keep::Keep;
-use super::layout::Layout;
+use super::layout::ExpertLayout;
 use crate::checkpoint::{Rewrite, Seconds, SideFiles, Source, TensorInfo, available_bytes, parent};
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::Map;
 use std::path::Path;
 
-/// What pruning a checkpoint's experts will read, write and need. Bytes are exact; seconds are extrapolated.
+/// The bytes that pruning a checkpoint's experts will read, write and need, and the time. Bytes are exact; seconds are
+/// extrapolated.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Plan {
+pub struct ExpertPlan {
     /// The directory, or `owner/name@commit`.
     pub source: String,
     /// `model_type` of its config.
     pub family: String,
-    /// Blocks with a mixture.
+    /// Layers with a mixture.
     pub layers: usize,
     /// Experts per mixture now.
     pub experts: usize,
     /// Experts per mixture that stay.
     pub kept: usize,
-    /// Which ones, by layer.
+    /// The experts that stay, by layer.
     pub keep: Keep,
     /// Experts per token.
     pub top_k: usize,
@@ -43,7 +44,7 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// Free bytes where the output goes, if the system says.
     pub free_bytes: Option<u64>,
-    /// How long it takes, if that was measured.
+    /// The estimated time, if it was measured.
     pub estimate: Option<Estimate>,
 }
 
@@ -69,9 +70,9 @@ const SAMPLE_BYTES: u64 = 32 << 20;
 /// # Errors
 /// Everything that would fail later: those of [`plan_model`], and [`Error::File`] when the disk is too small; those of
 /// [`Rewrite::run`] from the sample.
-pub fn plan(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64, out: &Path) -> Result<Plan> {
+pub fn plan(source: &dyn Source, layout: &ExpertLayout, keep: &Keep, max_shard: u64, out: &Path) -> Result<ExpertPlan> {
     let rewrite = plan_model(source, layout, keep, max_shard)?;
-    let mut plan = Plan::of(source, layout, keep, &rewrite)?;
+    let mut plan = ExpertPlan::of(source, layout, keep, &rewrite)?;
     if !source.has_weights() {
         // Nothing can be built from headers: this plan is for another machine.
         return Ok(plan);
@@ -95,21 +96,21 @@ pub fn plan(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64, o
     Ok(plan)
 }
 
-impl Plan {
-    /// What the headers alone say: without free bytes and time.
+impl ExpertPlan {
+    /// Makes a plan from the headers alone: without free bytes and time.
     ///
     /// # Errors
     /// Those of [`plan_model`].
-    pub fn from_headers(source: &dyn Source, layout: &Layout, keep: &Keep, max_shard: u64) -> Result<Plan> {
+    pub fn from_headers(source: &dyn Source, layout: &ExpertLayout, keep: &Keep, max_shard: u64) -> Result<ExpertPlan> {
         Self::of(source, layout, keep, &plan_model(source, layout, keep, max_shard)?)
     }
 
-    fn of(source: &dyn Source, layout: &Layout, keep: &Keep, rewrite: &Rewrite) -> Result<Plan> {
-        let first = layout.layers.keys().next().copied().unwrap_or_default();
-        Ok(Plan {
+    fn of(source: &dyn Source, layout: &ExpertLayout, keep: &Keep, rewrite: &Rewrite) -> Result<ExpertPlan> {
+        let first = layout.mixtures.keys().next().copied().unwrap_or_default();
+        Ok(ExpertPlan {
             source: source.origin(),
             family: layout.family.model_type.to_owned(),
-            layers: layout.layers.len(),
+            layers: layout.mixtures.len(),
             experts: layout.experts,
             kept: keep.uniform(layout)?,
             keep: keep.clone(),
@@ -136,7 +137,7 @@ fn measure(source: &dyn Source, rewrite: &Rewrite, out: &Path, progress: Progres
     Ok(copied.seconds)
 }
 
-/// What one layer costs, measured, and what the whole model would.
+/// The measured cost of one layer, and the extrapolated cost of the whole model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Probe {
     /// The layer.
@@ -149,9 +150,9 @@ pub struct Probe {
     pub read_bytes: u64,
     /// Bytes that were written.
     pub output_bytes: u64,
-    /// What a program would read that opens whole shards.
+    /// Bytes that a program would read which opens whole shards.
     pub shard_bytes: u64,
-    /// Where the time went.
+    /// Seconds that the copy spent, by task.
     pub seconds: Seconds,
     /// Largest resident set of this process so far, in bytes, if the system says.
     pub peak_rss_bytes: Option<u64>,
@@ -159,7 +160,7 @@ pub struct Probe {
     pub model_bytes: u64,
     /// And seconds.
     pub model_seconds: f64,
-    /// What that extrapolation takes for granted.
+    /// The assumptions of the extrapolation.
     pub assumptions: Vec<String>,
 }
 
@@ -169,7 +170,7 @@ pub struct Probe {
 /// Those of [`plan_slices`] and [`Rewrite::run`]; [`Error::Argument`] when there is no such layer.
 pub fn probe(
     source: &dyn Source,
-    layout: &Layout,
+    layout: &ExpertLayout,
     selection: &Selection,
     max_shard: u64,
     layer: usize,

@@ -1,9 +1,9 @@
 //! The order in which experts are kept: one order gives every number of experts, each a subset of the next.
 
 use super::keep::Keep;
-use super::layout::Layout;
+use super::layout::ExpertLayout;
 use super::scores::{ExpertScores, Metric};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -18,7 +18,7 @@ crate::debug::one_line!(rich Ranking, |ranking| {
     format!("Ranking({experts} experts in {} layers)", ranking.0.len())
 });
 
-/// What becomes of super-experts, whose loss breaks a model whatever their score.
+/// The treatment of super-experts, whose loss breaks a model whatever their score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SuperExperts {
     /// They are kept before all others.
@@ -30,22 +30,22 @@ pub enum SuperExperts {
 crate::error::listed!(SuperExperts, Protect, Ignore);
 
 impl Ranking {
-    fn of(layout: &Layout, mut order: impl FnMut(usize) -> Vec<usize>) -> Self {
-        Ranking(layout.layers.keys().map(|&layer| (layer, order(layer))).collect())
+    fn of(layout: &ExpertLayout, mut order: impl FnMut(usize) -> Vec<usize>) -> Self {
+        Ranking(layout.mixtures.keys().map(|&layer| (layer, order(layer))).collect())
     }
 
     /// The first experts first.
-    pub fn first(layout: &Layout) -> Self {
+    pub fn first(layout: &ExpertLayout) -> Self {
         Self::of(layout, |_| (0..layout.experts).collect())
     }
 
     /// The last experts first.
-    pub fn last(layout: &Layout) -> Self {
+    pub fn last(layout: &ExpertLayout) -> Self {
         Self::of(layout, |_| (0..layout.experts).rev().collect())
     }
 
     /// A random order for each layer, the same for the same seed.
-    pub fn random(layout: &Layout, seed: u64) -> Self {
+    pub fn random(layout: &ExpertLayout, seed: u64) -> Self {
         Self::of(layout, |layer| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(layer as u64);
@@ -59,7 +59,12 @@ impl Ranking {
     ///
     /// # Errors
     /// [`Error::Argument`] when the scores are of another layout, or lack `metric`, or the one that tells super-experts.
-    pub fn by_score(layout: &Layout, scores: &ExpertScores, metric: Metric, supers: SuperExperts) -> Result<Self> {
+    pub fn by_score(
+        layout: &ExpertLayout,
+        scores: &ExpertScores,
+        metric: Metric,
+        supers: SuperExperts,
+    ) -> Result<Self> {
         scores.check(layout)?;
         let values = scores.get(metric)?;
         let protected = match supers {
@@ -85,7 +90,7 @@ impl Ranking {
     ///
     /// # Errors
     /// [`Error::Argument`] when `count` is 0, more than there are, or no multiple of the number of groups.
-    pub fn keep(&self, layout: &Layout, count: usize) -> Result<Keep> {
+    pub fn keep(&self, layout: &ExpertLayout, count: usize) -> Result<Keep> {
         let groups = layout.groups.map_or(1, |groups| groups.groups);
         if count == 0 || count > layout.experts {
             let least = (1..=layout.experts).find(|&count| layout.routable(count)).unwrap_or(layout.experts);
@@ -119,9 +124,16 @@ mod tests {
     use crate::experts::layout::Groups;
     use crate::model::MoeFamily;
 
-    fn layout(groups: Option<Groups>) -> Layout {
-        let layers = (0..4).map(|layer| (layer, Vec::new())).collect();
-        Layout { family: MoeFamily::find("deepseek_v3").unwrap(), blocks: 4, experts: 8, top_k: 2, groups, layers }
+    fn layout(groups: Option<Groups>) -> ExpertLayout {
+        let mixtures = (0..4).map(|layer| (layer, Vec::new())).collect();
+        ExpertLayout {
+            family: MoeFamily::find("deepseek_v3").unwrap(),
+            layers: 4,
+            experts: 8,
+            top_k: 2,
+            groups,
+            mixtures,
+        }
     }
 
     fn scores(metric: Metric, rows: Vec<Vec<f64>>) -> ExpertScores {

@@ -1,17 +1,17 @@
-//! How much each expert does, measured with calibration text: routing frequency, expert activation norm (EAN) and
+//! Measures of the experts' work on calibration text: routing frequency, expert activation norm (EAN) and
 //! router-weighted activation (REAP, Lasby et al. 2025).
 
-use crate::model::{ExpertOutput, Linear, Model, Pass, Tap, Wanted};
+use crate::error::{Error, Result};
+use crate::model::{ExpertOutput, ForwardPass, Linear, Model, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
-/// What the experts of one mixture did with the calibration tokens; the lists have one element an expert. An expert that
-/// was never chosen has zeros.
+/// Measures of the experts of one mixture over the calibration tokens; the lists have one element an expert. An expert
+/// that was never chosen has zeros.
 #[derive(Clone, PartialEq)]
 pub struct ExpertSaliency {
-    /// The block.
+    /// The layer.
     pub layer: usize,
     /// Tokens that passed, each of them through `top_k` experts.
     pub tokens: u64,
@@ -37,17 +37,17 @@ crate::debug::one_line!(ExpertSaliency, |saliency| {
     )
 });
 
-/// Scores the experts of every mixture, block by block: one forward pass through the dense model. Memory is one block and
+/// Scores the experts of every mixture, layer by layer: one forward pass through the dense model. Memory is one layer and
 /// the activations of all windows. Sums are in f64 and in the order of the windows, whatever the number of threads.
 ///
-/// Blocks with an MLP are left out. Shared experts are not scored.
+/// Layers with an MLP are left out. Shared experts are not scored.
 ///
 /// # Errors
 /// [`Error::Argument`] for a model without mixtures, no windows, or ids outside the vocabulary; [`Error::Tensor`] when an
-/// expert's output is not finite; [`Error::Interrupted`]; what reading a block fails with.
+/// expert's output is not finite; [`Error::Interrupted`]; what reading a layer fails with.
 pub fn saliency(model: &Model, windows: &Windows, progress: Progress) -> Result<Vec<ExpertSaliency>> {
     let config = model.config();
-    let Some(last) = (0..model.blocks()).rev().find(|&i| config.mixture(i).is_some()) else {
+    let Some(last) = (0..model.layers()).rev().find(|&i| config.mixture(i).is_some()) else {
         let problem = format!("a {} model of this configuration has no mixture of experts", config.family.name());
         return Err(Error::argument("model", model.name(), problem));
     };
@@ -57,12 +57,12 @@ pub fn saliency(model: &Model, windows: &Windows, progress: Progress) -> Result<
     let mut hidden = model.embed_for_pass(&windows.ids)?; // (1, seqlen, hidden) each
     let rope = model.rope(windows.seqlen);
     let stage = progress.stage("experts", ((last + 1) * hidden.len()) as u64);
-    let pass = Pass { model, rope: &rope, stage: &stage };
+    let pass = ForwardPass { model, rope: &rope, stage: &stage };
     let mut layers = Vec::new();
     for i in 0..=last {
-        let block = model.block(i)?;
+        let layer = model.layer(i)?;
         let mut sums = Sums::default();
-        pass.through(&block, &mut hidden, Wanted::Output, Window::default, |window: Window| sums.add(&window.sums))?;
+        pass.through(&layer, &mut hidden, Wanted::Output, Window::default, |window: Window| sums.add(&window.sums))?;
         if config.mixture(i).is_some() {
             layers.push(sums.finish(model, i)?);
         }
@@ -118,7 +118,7 @@ impl Sums {
     }
 }
 
-/// One window's sums, gathered in one block.
+/// One window's sums, gathered in one layer.
 #[derive(Debug, Default)]
 struct Window {
     sums: Sums,

@@ -1,21 +1,21 @@
 //! Scores of experts as an artifact: computed once, from which any number of experts can be chosen.
 
-use super::layout::Layout;
+use super::layout::ExpertLayout;
 use super::norms::{router_norms, weight_norms};
 use super::saliency::{ExpertSaliency, saliency};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, Source};
 use crate::error::named;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
 use crate::record::TextRecord;
 use crate::text::Windows;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What an expert is scored by; the higher, the more it matters.
+/// The metric by which an expert is scored; the higher, the more it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Metric {
     /// L2 norm of its row in the router.
@@ -29,7 +29,7 @@ pub enum Metric {
     /// REAP (Lasby et al. 2025): mean over those tokens of `g * ||f(x)||_2`, with the gate `g` that the forward pass
     /// multiplies by.
     Reap,
-    /// The same with the softmax over all experts as gate, as REAP's reference code takes it for Mixtral.
+    /// REAP with the softmax over all experts as gate, as its reference code takes it for Mixtral.
     ReapSoftmax,
     /// Largest magnitude in its output, by which super-experts are found.
     MaxActivation,
@@ -44,7 +44,7 @@ impl Metric {
     pub const CALIBRATED: [Metric; 5] =
         [Metric::Frequency, Metric::Ean, Metric::Reap, Metric::ReapSoftmax, Metric::MaxActivation];
 
-    /// Whether it can be computed from the weights alone.
+    /// Returns whether the metric can be computed from the weights alone.
     pub fn data_free(self) -> bool {
         matches!(self, Metric::RouterNorm | Metric::WeightNorm)
     }
@@ -69,9 +69,9 @@ pub struct ExpertScores {
     pub family: String,
     /// The text that was routed, for metrics that need one.
     pub calibration: Option<TextRecord>,
-    /// [`Layout::routers_sha256`] of the model; empty for one that exists in memory only.
+    /// [`ExpertLayout::routers_sha256`] of the model; empty for one that exists in memory only.
     pub routers_sha256: String,
-    /// Blocks with a mixture.
+    /// Layers with a mixture.
     pub layers: Vec<usize>,
     /// Experts per mixture.
     pub experts: usize,
@@ -102,7 +102,7 @@ impl ExpertScores {
     ///
     /// # Errors
     /// [`Error::Argument`] when `metric` needs a text; those of [`router_norms`] and [`weight_norms`].
-    pub fn data_free(source: &dyn Source, layout: &Layout, metric: Metric, progress: Progress) -> Result<Self> {
+    pub fn data_free(source: &dyn Source, layout: &ExpertLayout, metric: Metric, progress: Progress) -> Result<Self> {
         let values = match metric {
             Metric::RouterNorm => router_norms(source, layout, progress)?,
             Metric::WeightNorm => weight_norms(source, layout, progress)?,
@@ -116,7 +116,7 @@ impl ExpertScores {
             family: layout.family.model_type.to_owned(),
             routers_sha256: layout.routers_sha256(source)?,
             calibration: None,
-            layers: layout.layers.keys().copied().collect(),
+            layers: layout.mixtures.keys().copied().collect(),
             experts: layout.experts,
             metrics: BTreeMap::from([(metric, values)]),
         })
@@ -137,7 +137,7 @@ impl ExpertScores {
             _ => list(|layer| layer.frequency.iter().map(|&tokens| tokens as f64).collect()),
         };
         let routers_sha256 = match model.checkpoint() {
-            Some(checkpoint) => Layout::find(checkpoint)?.routers_sha256(checkpoint)?,
+            Some(checkpoint) => ExpertLayout::find(checkpoint)?.routers_sha256(checkpoint)?,
             None => String::new(),
         };
         Ok(ExpertScores {
@@ -155,15 +155,15 @@ impl ExpertScores {
     /// keep it from being written fails before the forward pass.
     ///
     /// # Errors
-    /// [`Error::File`] for a model that exists in memory only; those of [`Layout::find`], [`ExpertScores::calibrated`]
+    /// [`Error::File`] for a model that exists in memory only; those of [`ExpertLayout::find`], [`ExpertScores::calibrated`]
     /// and [`ExpertScores::write`].
     pub fn calibrate_to(model: &Model, windows: &Windows, out: &Path, progress: Progress) -> Result<Self> {
         let Some(checkpoint) = model.checkpoint() else {
             return Err(Error::file(out, "the model exists in memory only; score the checkpoint that it came from"));
         };
-        let layout = Layout::find(checkpoint)?;
+        let layout = ExpertLayout::find(checkpoint)?;
         let metrics = Metric::CALIBRATED.into_iter().chain([Metric::RouterNorm]);
-        let writer = writer(out, metrics, [layout.layers.len(), layout.experts])?;
+        let writer = writer(out, metrics, [layout.mixtures.len(), layout.experts])?;
         let data_free = Self::data_free(checkpoint, &layout, Metric::RouterNorm, progress)?;
         let mut scores = Self::calibrated(model, windows, progress)?;
         scores.metrics.extend(data_free.metrics);
@@ -187,8 +187,8 @@ impl ExpertScores {
     ///
     /// # Errors
     /// [`Error::Argument`] naming the difference.
-    pub fn check(&self, layout: &Layout) -> Result<()> {
-        let layers: Vec<usize> = layout.layers.keys().copied().collect();
+    pub fn check(&self, layout: &ExpertLayout) -> Result<()> {
+        let layers: Vec<usize> = layout.mixtures.keys().copied().collect();
         if self.family == layout.family.model_type && self.layers == layers && self.experts == layout.experts {
             return self.check_values();
         }
@@ -208,7 +208,7 @@ impl ExpertScores {
     ///
     /// # Errors
     /// Those of [`ExpertScores::check`]; [`Error::Argument`] for scores of a sibling; those of reading the routers.
-    pub fn check_model(&self, source: &dyn Source, layout: &Layout) -> Result<()> {
+    pub fn check_model(&self, source: &dyn Source, layout: &ExpertLayout) -> Result<()> {
         self.check(layout)?;
         if self.routers_sha256 == layout.routers_sha256(source)? {
             return Ok(());

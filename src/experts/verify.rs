@@ -2,20 +2,20 @@
 
 use super::build::{MODEL, SLICES, model_tensors, pruned_config, slice_files};
 use super::keep::Keep;
-use super::layout::Layout;
+use super::layout::ExpertLayout;
 use crate::checkpoint::{
     Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, TensorInfo, is_free_name, sum_of,
     sum_of_file,
 };
+use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage};
-use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// What a verification found.
+/// The outcome of a verification.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verification {
     /// Tensors that were compared.
@@ -24,7 +24,7 @@ pub struct Verification {
     pub bytes: u64,
     /// Length of `mismatches`; 0 when the output is what it should be.
     pub mismatch_count: usize,
-    /// What differs.
+    /// The differences that were found.
     pub mismatches: Vec<Mismatch>,
 }
 
@@ -33,13 +33,13 @@ pub struct Verification {
 pub struct Mismatch {
     /// The tensor, or the file.
     pub name: String,
-    /// What is wrong.
+    /// The problem.
     pub problem: String,
 }
 
 /// Reads the headers of an output, derives each of its tensors from `base` and the kept experts that the manifest lists, and
 /// compares shapes, types and every byte; for a model, also `config.json`. Then the manifest: its sources, files and
-/// checksums, and the files beside the weights. Bytes that differ are told apart by the checksums: either the output was
+/// checksums, and the files beside the weights. For bytes that differ, the checksums tell the cause: either the output was
 /// changed, or the base was. What cannot be derived is how the experts were chosen (`by`), and
 /// the manifest's `identity`, which depends on when the base was last touched.
 ///
@@ -62,20 +62,20 @@ pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verif
     Ok(Verification { tensors: pairs.len(), bytes, mismatch_count: mismatches.len(), mismatches })
 }
 
-/// What an output should hold, and the output.
+/// An output, and the tensors that it should hold.
 struct Derived {
     tensors: Vec<OutputTensor>,
     output: Checkpoint,
-    /// Whether it is a model, not slices.
+    /// True for a model, false for slices.
     model: bool,
-    /// What is wrong with its config.
+    /// The problems of its config.
     mismatches: Vec<Mismatch>,
 }
 
 /// Derives the tensors of an output from its base and the experts that were kept.
 fn derive(base: &dyn Source, out: &Path, manifest: &Manifest) -> Result<Derived> {
     let wrong = |problem: &str| Error::file(out.join(MANIFEST), problem);
-    let layout = Layout::find(base)?;
+    let layout = ExpertLayout::find(base)?;
     let lists: BTreeMap<usize, Vec<usize>> =
         serde_json::from_value(manifest.about.get("keep").cloned().unwrap_or_default())
             .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
@@ -142,7 +142,7 @@ fn check_sources(base: &dyn Source, manifest: &Manifest, pairs: &[Pair], output:
             file == place && segments.eq(told.source.iter().copied())
         });
         if !told {
-            let problem = format!("{MANIFEST} does not say that it is in {place}, made of what it is made of");
+            let problem = format!("{MANIFEST} does not list it in {place} with the byte ranges that it was made of");
             mismatches.push(mismatch(&tensor.name, problem));
         }
     }
@@ -236,7 +236,8 @@ fn check_others(base: &dyn Source, out: &Path, manifest: &Manifest, model: bool)
     Ok(mismatches)
 }
 
-/// What is different between a tensor as derived from the base and the bytes at `place` of the output, if anything.
+/// Describes the difference between a tensor as derived from the base and the bytes at `place` of the output, if there
+/// is one.
 fn compare(
     base: &dyn Source,
     tensor: &OutputTensor,

@@ -2,7 +2,7 @@
 
 use super::{Gradients, Stored, Values};
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use std::path::Path;
 use std::sync::Arc;

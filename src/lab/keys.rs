@@ -1,55 +1,56 @@
-//! What results follow from.
+//! Cache keys: digests of everything that decides about a result.
 
 use super::Lab;
 use crate::cache::Key;
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::prune::PruneConfig;
 use crate::text::{Tokenizer, Windows};
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use safetensors::Dtype;
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// What is kept.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Stage {
+/// The expensive steps whose results are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Windows of a text.
     Tokens,
+    /// Column norms of every linear's input.
     Statistics,
+    /// Gram matrices of the inputs of a layer's linears.
     Grams,
+    /// Gradients of every linear.
     Gradients,
+    /// Masks, or changed weights, of a pruned model.
     Pruned,
+    /// Masks of many methods and sparsities.
     Masks,
+    /// Losses of a text.
     Evaluation,
 }
 
-impl Stage {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Stage::Tokens => "tokens",
-            Stage::Statistics => "statistics",
-            Stage::Grams => "grams",
-            Stage::Gradients => "gradients",
-            Stage::Pruned => "pruned",
-            Stage::Masks => "masks",
-            Stage::Evaluation => "evaluation",
-        }
-    }
+crate::error::named!(Stage, "stage",
+    Tokens => "tokens", Statistics => "statistics", Grams => "grams", Gradients => "gradients", Pruned => "pruned",
+    Masks => "masks", Evaluation => "evaluation");
 
+impl Stage {
     /// The version of the stage's code: to be raised whenever the same inputs may give other bytes than before, be it in the
     /// stage's own code, in an operator below it, or in the files that are kept. Versions of the crate tell themselves apart.
     fn version(self) -> u32 {
         match self {
-            Stage::Gradients | Stage::Evaluation => 1,
-            Stage::Tokens | Stage::Statistics | Stage::Grams | Stage::Pruned | Stage::Masks => 2,
+            Stage::Gradients => 1,
+            Stage::Tokens | Stage::Statistics | Stage::Grams | Stage::Evaluation => 2,
+            Stage::Pruned | Stage::Masks => 3,
         }
     }
 }
 
-/// What the model is, and where it runs.
+/// The identity of the lab's model: its weights and config, its dtype, and the device that computes with it.
 #[derive(Clone, Debug)]
 pub(super) struct Identity(Value);
 
@@ -65,7 +66,7 @@ impl Identity {
     }
 }
 
-/// What the last digits of a matrix product depend on.
+/// The properties of a device that the last digits of a matrix product depend on.
 fn processor(device: &Device) -> String {
     match device {
         Device::Cpu => {
@@ -90,18 +91,18 @@ impl Lab {
         Key::new(stage.name(), stage.version(), json!({"model": self.identity.0, "of": inputs}))
     }
 
-    pub(super) fn pruned_key(&self, config: &PruneConfig) -> Key {
+    pub(super) fn pruned_key(&self, config: &PruneConfig) -> Result<Key> {
         let calibration = self.calibration.as_ref().filter(|_| config.needs_calibration());
-        let inputs = json!({"windows": calibration.map(Windows::sha256), "config": format!("{config:?}")});
-        self.key(Stage::Pruned, inputs)
+        let inputs = json!({"windows": calibration.map(Windows::sha256), "config": serialised(config)?});
+        Ok(self.key(Stage::Pruned, inputs))
     }
 
     pub(super) fn evaluation_key(&self, content: &str, test: &Windows) -> Key {
         self.key(Stage::Evaluation, json!({"content": content, "windows": test.sha256()}))
     }
 
-    /// What a model's weights are, beside those of the lab's: `dense` for those themselves, else a hash. Tensors that are shared
-    /// with the lab's model need not be read for it.
+    /// Identifies a model's weights: `dense` for those of the lab's model, else a hash. Tensors that are shared with
+    /// the lab's model need not be read for it.
     pub(super) fn content(&self, model: &Model) -> Result<String> {
         let alike = model.config() == self.model.config()
             && model.dtype() == self.model.dtype()
@@ -112,13 +113,13 @@ impl Lab {
             if alike && self.model.checkpoint().map(Checkpoint::sha256).transpose()?.as_ref() == Some(&sha256) {
                 return Ok("dense".to_owned());
             }
-            hash.update(format!("checkpoint\0{sha256}\0{:?} {:?}", model.config(), model.dtype()));
+            hash.update(format!("checkpoint\0{sha256}\0{} {}", serialised(model.config())?, model.dtype().as_str()));
             hash.update(processor(model.device()));
             return Ok(format!("{:x}", hash.finalize()));
         }
         if !alike {
             let device = processor(model.device());
-            hash.update(format!("{:?} {:?} {device}", model.config(), model.dtype()));
+            hash.update(format!("{} {} {device}", serialised(model.config())?, model.dtype().as_str()));
         }
         let names = model.config().divided();
         let digests = names.par_iter().map(|(name, _)| {
@@ -185,6 +186,11 @@ impl Lab {
     }
 }
 
+/// A configuration as it stands in a key: every field, by its name.
+pub(super) fn serialised(config: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(config).map_err(|error| Error::file("the cache's key", error))
+}
+
 /// SHA-256 of a tensor's values.
 fn digest(tensor: &Tensor) -> Result<[u8; 32]> {
     let tensor = tensor.to_device(&Device::Cpu)?.flatten_all()?;
@@ -209,4 +215,46 @@ fn digest(tensor: &Tensor) -> Result<[u8; 32]> {
         other => return Err(Error::argument("dtype", other.as_str(), "a model's tensors are floats or packed bytes")),
     }
     Ok(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allocate::Allocation;
+    use crate::dsnot::Dsnot;
+    use crate::mask::{Pattern, Per, Ties};
+    use crate::prune::{Method, Propagate};
+    use std::collections::HashSet;
+
+    #[test]
+    fn configurations_that_differ_in_any_setting_have_different_keys() {
+        let base = PruneConfig::new(Method::Wanda, 0.5);
+        let with = |change: &dyn Fn(&mut PruneConfig)| {
+            let mut config = base.clone();
+            change(&mut config);
+            config
+        };
+        let dsnot = Dsnot::default();
+        let configs = [
+            base.clone(),
+            with(&|config| config.method = Method::Ria),
+            with(&|config| config.pattern = Pattern::NofM { n: 2, m: 4 }),
+            with(&|config| config.per = Per::Layer),
+            with(&|config| config.sparsity = 0.5 + f64::EPSILON),
+            with(&|config| config.allocation = Allocation::Global),
+            with(&|config| config.allocation = "owl:5:0.08".parse().unwrap()),
+            with(&|config| config.allocation = "owl:5:0.09".parse().unwrap()),
+            with(&|config| config.rules = vec!["*.o_proj=skip".parse().unwrap()]),
+            with(&|config| config.ties = Ties::Reference),
+            with(&|config| config.refine = Some(dsnot)),
+            with(&|config| config.refine = Some(Dsnot { max_cycles: 49, ..dsnot })),
+            with(&|config| config.refine = Some(Dsnot { threshold: 0.2, ..dsnot })),
+            with(&|config| config.refine = Some(Dsnot { variance_power: 0.5, ..dsnot })),
+            with(&|config| config.refine = Some(Dsnot { keep_sign: true, ..dsnot })),
+            with(&|config| config.propagate = Propagate::Dense),
+            with(&|config| config.seed = 1),
+        ];
+        let keys: HashSet<String> = configs.iter().map(|config| serialised(config).unwrap().to_string()).collect();
+        assert_eq!(keys.len(), configs.len());
+    }
 }

@@ -20,16 +20,16 @@
 //!     let config = lab.config(Method::Wanda, sparsity);
 //!     println!("{sparsity}: {:.2}", lab.evaluate(&config, &test)?.perplexity);
 //! }
-//! # assert_eq!(lab.cache().of_stage("statistics").uses.computed, 1);
+//! # assert_eq!(lab.cache().of_stage(lacuna::lab::Stage::Statistics).uses.computed, 1);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! What can be used again depends on how pruned blocks propagate:
+//! Results that can be used again depend on the propagation of pruned layers:
 //! - With [`Propagate::Dense`], which [`Lab::config`] chooses, statistics and gradients are those of the dense model, whatever the
 //!   sparsity and the method. Another sparsity costs a selection and an evaluation.
-//! - With [`Propagate::Pruned`], as in the reference implementations and in [`PruneConfig::new`], a block is calibrated on what the
-//!   pruned blocks before it give, which another sparsity changes from the first block on. So another sparsity costs another
+//! - With [`Propagate::Pruned`], as in the reference implementations and in [`PruneConfig::new`], a layer is calibrated on what the
+//!   pruned layers before it give, which another sparsity changes from the first layer on. So another sparsity costs another
 //!   calibration; gradients, and the statistics that an allocation looks at, are still those of the dense model. Perplexities
 //!   differ a little, mostly at high sparsities: compare numbers of one mode only, and those of papers with this one.
 //!
@@ -39,11 +39,13 @@
 mod keys;
 mod summary;
 
+pub use keys::Stage;
 pub use summary::{CacheSummary, DeviceMemory, StageSummary};
 
 use crate::cache::{Cache, Found, Key};
 use crate::calibrate::{Gather, SavedStatistics, Statistics, calibrate_each, calibrate_with};
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
+use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::Method;
@@ -55,9 +57,8 @@ use crate::prune::{
 };
 use crate::record::{Record, TensorRecord};
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{DType, Device};
-use keys::{Identity, Stage};
+use keys::{Identity, serialised};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -67,7 +68,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A model on its device, the text that it is calibrated on, and everything expensive that is known of them.
 ///
-/// What follows from the calibration text is computed when it is first needed. Two sessions may share a cache.
+/// Results that depend on the calibration text are computed when they are first needed. Two sessions may share a cache.
 pub struct Lab {
     model: Model,
     identity: Identity,
@@ -82,11 +83,11 @@ crate::debug::one_line!(rich Lab, |lab| {
     format!("Lab({:?}, {text})", lab.model)
 });
 
-/// What this session holds besides the weights.
+/// Results that this session holds in memory, besides the weights.
 #[derive(Debug, Default)]
 struct Memory {
     statistics: Option<Arc<Statistics>>,
-    /// Files of each block's statistics with grams, open.
+    /// Files of each layer's statistics with grams, open.
     grams: Option<Arc<Vec<SavedStatistics>>>,
     gradients: Option<Gradients>,
     /// By the names of their keys.
@@ -94,18 +95,18 @@ struct Memory {
     evaluations: HashMap<String, Evaluation>,
 }
 
-/// What is known of a pruned model without its weights.
+/// The facts about a pruned model that can be kept without its weights.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Made {
-    /// What its weights are ([`Lab::content`]).
+    /// The identity of its weights ([`Lab::content`]).
     content: String,
     tensors: Vec<TensorRecord>,
 }
 
-/// What [`Lab::evaluate`] scores.
+/// A model that [`Lab::evaluate`] scores.
 #[derive(Clone, Copy, Debug)]
 pub enum Candidate<'a> {
-    /// What pruning as configured gives. It is pruned only if no evaluation of it is known.
+    /// The model that pruning with this configuration gives. It is pruned only if no evaluation of it is cached.
     Config(&'a PruneConfig),
     /// The lab's model with zeros where the masks say so.
     Masks(&'a MaskSet),
@@ -154,8 +155,9 @@ impl Lab {
         Lab::of(spec, cache, |checkpoint| Model::open(checkpoint, dtype, device)?.resident())
     }
 
-    /// The same with at most `bytes` of weights on the device, for a model that is larger ([`Model::within`]). Of what
-    /// [`Lab::prune`] returns the masks are in memory, or the weights where the method changes those that stay, on the host.
+    /// As [`Lab::open_on`], with at most `bytes` of weights on the device, for a model that is larger
+    /// ([`Model::within`]). Of models that [`Lab::prune`] returns, the masks are in memory on the host, or the weights
+    /// if the method changes those that stay.
     ///
     /// # Errors
     /// As [`Lab::open_on`].
@@ -175,12 +177,12 @@ impl Lab {
         Ok(Lab { model, identity, calibration: None, cache, progress, memory: Mutex::default() })
     }
 
-    /// The same with other progress; a new lab shows it on standard error.
+    /// This lab with other progress; a new lab shows it on standard error.
     pub fn with_progress(self, progress: Progress) -> Lab {
         Lab { progress, ..self }
     }
 
-    /// What of the model is on its device, and what that has left.
+    /// Weights of the model on its device, and the device's free memory.
     pub fn device_memory(&self) -> DeviceMemory {
         DeviceMemory::of(&self.model)
     }
@@ -273,7 +275,7 @@ impl Lab {
         Ok(gradients)
     }
 
-    /// Statistics with grams, block by block on the disk; `None` where they cannot be kept, so that the block loop computes them.
+    /// Statistics with grams, layer by layer on the disk; `None` where they cannot be kept, so that the layer loop computes them.
     fn grams(&self) -> Result<Option<Arc<Vec<SavedStatistics>>>> {
         let (stage, windows) = (Stage::Grams, self.needed_calibration()?);
         if let Some(grams) = &self.memory().grams {
@@ -287,10 +289,10 @@ impl Lab {
             return Ok(None);
         }
         let key = self.key(stage, json!({"windows": windows.sha256()}));
-        let block = |dir: &Path, i: usize| dir.join(format!("block-{i}"));
+        let layer = |dir: &Path, i: usize| dir.join(format!("block-{i}"));
         let open = || {
             self.cache.load(&key, self.progress, |entry| {
-                (0..self.model.blocks()).map(|i| SavedStatistics::open(&block(entry.dir(), i))).collect::<Result<_>>()
+                (0..self.model.layers()).map(|i| SavedStatistics::open(&layer(entry.dir(), i))).collect::<Result<_>>()
             })
         };
         let mut grams: Option<Vec<SavedStatistics>> = open()?;
@@ -298,7 +300,7 @@ impl Lab {
         if grams.is_none() {
             let gather = Gather { sums: true, gram: true };
             self.cache.keep(&key, self.title(windows), self.progress, |dir| {
-                let save = |i, statistics: Statistics| statistics.save(block(dir, i));
+                let save = |i, statistics: Statistics| statistics.save(layer(dir, i));
                 calibrate_each(&self.model, windows, gather, self.progress, save)?;
                 Ok(Value::Null)
             })?;
@@ -326,7 +328,7 @@ impl Lab {
 
     /// Also returns what its weights are.
     fn pruned(&self, config: &PruneConfig) -> Result<(Pruned, String)> {
-        let key = self.pruned_key(config);
+        let key = self.pruned_key(config)?;
         let stage = Stage::Pruned.name();
         let found =
             self.cache.load(&key, self.progress, |entry| self.read_pruned(entry.dir(), &entry.value, config))?;
@@ -384,7 +386,7 @@ impl Lab {
     /// As [`crate::prune::masks`].
     pub fn masks(&self, config: &MasksConfig) -> Result<Vec<MaskSet>> {
         let calibration = self.calibration.as_ref().filter(|_| config.needs_calibration());
-        let inputs = json!({"windows": calibration.map(Windows::sha256), "config": format!("{config:?}")});
+        let inputs = json!({"windows": calibration.map(Windows::sha256), "config": serialised(config)?});
         let key = self.key(Stage::Masks, inputs);
         let file = |dir: &Path, i: usize| dir.join(format!("{i}.safetensors"));
         let title = format!("{}: {} x {}", self.model.name(), config.methods.len(), config.sparsities.len());
@@ -443,7 +445,7 @@ impl Lab {
     /// As [`Lab::evaluate`].
     pub fn record(&self, config: &PruneConfig, test: &Windows) -> Result<Record> {
         if let Some((made, evaluation)) = self.evaluated(config, test)? {
-            let pruning = Some(config.record(&self.model, self.calibration()));
+            let pruning = Some(config.record(&self.model, self.calibration())?);
             let record = Record { pruning, tensors: made.tensors, ..Record::dense(self.model.record()?) };
             return Ok(record.with_evaluation(evaluation.record()));
         }
@@ -452,9 +454,9 @@ impl Lab {
         Ok(pruned.record.with_evaluation(evaluation.record()))
     }
 
-    /// What is known of a configuration's evaluation, without pruning.
+    /// The cached evaluation of a configuration, found without pruning; `None` if there is none.
     fn evaluated(&self, config: &PruneConfig, test: &Windows) -> Result<Option<(Made, Evaluation)>> {
-        let key = self.pruned_key(config);
+        let key = self.pruned_key(config)?;
         let in_memory = self.memory().made.get(&key.name()).cloned();
         let made = match in_memory {
             Some(made) => Some(made),
@@ -502,7 +504,7 @@ impl Lab {
         Ok(found)
     }
 
-    /// What is kept of which stage, and how often it was found.
+    /// Results that the cache keeps, by stage, and how often this session found one.
     pub fn cache(&self) -> CacheSummary {
         CacheSummary::of(&self.cache)
     }
@@ -516,7 +518,7 @@ impl Lab {
         let grams = if needs.grams && has_text { self.grams()? } else { None };
         let read = grams.map(|grams| {
             move |i: usize| match grams.get(i) {
-                Some(block) => block.read(),
+                Some(layer) => layer.read(),
                 None => Ok(Statistics::default()),
             }
         });

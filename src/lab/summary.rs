@@ -1,19 +1,20 @@
-//! What a cache holds.
+//! Summaries of the results in a cache and of the weights on a device.
 
+use super::Stage;
 use crate::cache::{Cache, Uses};
-use crate::cuda::{self, Memory};
+use crate::device::{self, Memory};
+use crate::format::size;
 use crate::model::{Model, Residency};
-use crate::report::size;
 use candle_core::DeviceLocation;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// What is kept of each stage, and how often this session found it.
+/// Results that a cache keeps, by stage, and how often this session found one.
 #[derive(Clone, PartialEq, Serialize)]
 pub struct CacheSummary {
-    /// Where it is kept; `None` for a cache that keeps nothing.
+    /// Directory of the cache; `None` for a cache that keeps nothing.
     pub dir: Option<PathBuf>,
     /// Bytes that may be kept.
     pub max_bytes: u64,
@@ -26,14 +27,14 @@ crate::debug::one_line!(rich CacheSummary, |summary| {
     format!("CacheSummary({kept} results, {} bytes)", summary.bytes())
 });
 
-/// What is kept of a stage, and how often this session found it.
+/// Results that a cache keeps of one stage, and how often this session found one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct StageSummary {
     /// Number of results that are kept, of any model.
     pub kept: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// How often this session computed and found one.
+    /// Numbers of results that this session computed and found.
     pub uses: Uses,
 }
 
@@ -53,8 +54,8 @@ impl CacheSummary {
     }
 
     /// A stage; zeros for one that was never used.
-    pub fn of_stage(&self, stage: &str) -> StageSummary {
-        self.stages.get(stage).copied().unwrap_or_default()
+    pub fn of_stage(&self, stage: Stage) -> StageSummary {
+        self.stages.get(stage.name()).copied().unwrap_or_default()
     }
 
     /// Bytes of all that is kept.
@@ -72,7 +73,7 @@ impl CacheSummary {
         self.stages.iter().map(row).collect()
     }
 
-    /// How much of what there may be is where.
+    /// The bytes in use, the limit and the directory, as text.
     pub(crate) fn place(&self) -> String {
         let Some(dir) = &self.dir else { return "nothing is kept on disk".to_owned() };
         let home = std::env::home_dir().filter(|home| home.parent().is_some());
@@ -84,14 +85,14 @@ impl CacheSummary {
     }
 }
 
-/// What of a lab's model is on its device.
+/// Weights of a lab's model on its device, and the device's memory.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DeviceMemory {
     /// `cpu`, or `cuda:0` and so on.
     pub device: String,
     /// The weights that are there.
     pub weights: Residency,
-    /// Of a GPU, its memory.
+    /// Memory of the device, if it is a GPU.
     pub memory: Option<Memory>,
 }
 
@@ -102,7 +103,7 @@ impl DeviceMemory {
             DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
             DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
         };
-        DeviceMemory { device, weights: model.residency(), memory: cuda::memory(model.device()) }
+        DeviceMemory { device, weights: model.residency(), memory: device::memory(model.device()) }
     }
 }
 

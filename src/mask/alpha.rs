@@ -1,10 +1,11 @@
 //! Wanda's variant: each row loses the same share of its score instead of the same number of weights.
 
 use super::{Mask, bad_score};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 
-/// How far from the target the sparsity may end, and the width at which the bracket around alpha is no longer halved.
+/// The largest difference between target and sparsity, and the width at which the bracket around alpha is no longer
+/// halved.
 const TOLERANCE: f64 = 0.001;
 
 /// The scores of one row in ascending order, and the sums of the first of them.
@@ -25,7 +26,7 @@ impl Row {
         Row { sums: sums.collect(), sorted }
     }
 
-    /// The largest score that goes: the last of the longest run whose sum is at most `alpha` of all.
+    /// The largest score that is pruned: the last of the longest run whose sum is at most `alpha` of all.
     fn threshold(&self, alpha: f64) -> Option<f32> {
         let bound = self.sums.last()? * alpha as f32;
         let within = self.sums.partition_point(|&sum| sum <= bound);

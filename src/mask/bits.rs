@@ -1,7 +1,7 @@
 //! Making masks, packing them, and what two of them have in common.
 
 use super::Mask;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 impl Mask {
     /// A mask of the weights `(row, col)` for which `pruned` is true.
@@ -31,7 +31,7 @@ impl Mask {
         counts
     }
 
-    /// What both prune.
+    /// The weights that both masks prune.
     ///
     /// # Errors
     /// [`Error::Argument`] when the shapes differ; so with the other operations on two masks.
@@ -39,7 +39,7 @@ impl Mask {
         self.zip(other, |a, b| a & b)
     }
 
-    /// What either prunes.
+    /// The weights that either mask prunes.
     ///
     /// # Errors
     /// As [`Mask::and`].
@@ -47,7 +47,7 @@ impl Mask {
         self.zip(other, |a, b| a | b)
     }
 
-    /// What this one keeps.
+    /// The complement: prunes the weights that this mask keeps.
     pub fn not(&self) -> Mask {
         let mut mask = Mask { words: self.words.iter().map(|word| !word).collect(), ..*self };
         mask.clear_padding();
@@ -63,7 +63,7 @@ impl Mask {
         Ok(jaccard(both, either))
     }
 
-    /// Whether everything that this one prunes, `other` prunes too.
+    /// Returns whether `other` prunes every weight that this mask prunes.
     ///
     /// # Errors
     /// As [`Mask::and`].

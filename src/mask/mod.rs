@@ -1,8 +1,11 @@
-//! Which weights go: patterns, exact selection, masks of one bit a weight, and sets of them as files.
+//! Selection of the weights that are pruned: patterns, exact selection, masks of one bit a weight, and sets of them as
+//! files.
 
 mod alpha;
 mod bits;
 mod formats;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod ranks;
 mod select;
 mod set;
@@ -10,9 +13,10 @@ mod simd;
 mod statistics;
 mod validate;
 
+pub use crate::settings::{Pattern, Per, Ties};
 pub use alpha::select_alpha;
 pub use formats::MaskFormat;
-pub use select::{Criterion, Ties, select, select_levels};
+pub use select::{Criterion, select, select_levels};
 pub(crate) use select::{bad_score, drop_smallest};
 pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};
 pub use statistics::{MaskStatistics, SPARSITY_BINS, Sparsity};
@@ -21,33 +25,12 @@ pub use validate::{Violation, ViolationKind};
 #[cfg(feature = "report")]
 pub(crate) use statistics::place;
 
-use crate::{Error, Result};
-use std::fmt;
-use std::str::FromStr;
-
-/// The shape that zeros must have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pattern {
-    /// Zeros anywhere.
-    Unstructured,
-    /// Of each `m` consecutive inputs, `n` are kept: 2:4 keeps two of four, as NVIDIA and the literature write it.
-    NofM {
-        /// Kept per group.
-        n: usize,
-        /// Group size.
-        m: usize,
-    },
-}
+use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use candle_core::Device;
+use candle_core::Tensor;
 
 impl Pattern {
-    /// The sparsity that the pattern prescribes, if it does.
-    pub fn sparsity(self) -> Option<f64> {
-        match self {
-            Pattern::Unstructured => None,
-            Pattern::NofM { n, m } => Some(1.0 - n as f64 / m as f64),
-        }
-    }
-
     /// Fails when the groups do not fill the rows of the linear `name`.
     pub(crate) fn check_width(self, name: &str, cols: usize) -> Result<()> {
         match self {
@@ -61,48 +44,7 @@ impl Pattern {
     }
 }
 
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Pattern::Unstructured => f.write_str("unstructured"),
-            Pattern::NofM { n, m } => write!(f, "{n}:{m}"),
-        }
-    }
-}
-
-impl FromStr for Pattern {
-    type Err = Error;
-
-    /// `unstructured`, or `n:m` with `0 < n < m`.
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            || Error::argument("pattern", text, "write `unstructured`, or kept-of-M such as `2:4` with 0 < n < m");
-        if text == "unstructured" {
-            return Ok(Pattern::Unstructured);
-        }
-        let (n, m) = text.split_once(':').ok_or_else(wrong)?;
-        match (n.parse(), m.parse()) {
-            (Ok(n), Ok(m)) if 0 < n && n < m => Ok(Pattern::NofM { n, m }),
-            _ => Err(wrong()),
-        }
-    }
-}
-
-/// What an unstructured selection compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Per {
-    /// The weights of one output row: each row loses `floor(in * sparsity)`.
-    Row,
-    /// All weights of the linear: it loses `floor(out * in * sparsity)`.
-    Layer,
-    /// Wanda's variant: each row loses its smallest scores up to a share `alpha` of their sum, the share that gives the
-    /// linear its sparsity to within 0.001 ([`select_alpha`]).
-    Alpha,
-}
-
-crate::error::named!(Per, "per", Row => "row", Layer => "layer", Alpha => "alpha");
-
-/// How many of `n` weights go at a sparsity.
+/// The number of weights, of `n`, that are pruned at a sparsity.
 pub(crate) fn count_of(n: usize, sparsity: f64) -> usize {
     (n as f64 * sparsity) as usize
 }
@@ -112,6 +54,43 @@ pub(crate) fn check_sparsities(sparsities: &[f64]) -> Result<()> {
     match sparsities.iter().find(|sparsity| !(0.0..=1.0).contains(*sparsity)) {
         Some(sparsity) => Err(Error::argument("sparsity", sparsity, "must be from 0 to 1")),
         None => Ok(()),
+    }
+}
+
+/// The masks of `weight (out, in)` at each of `sparsities`, by `|W| * norms` or by `|W|`, as [`select_levels`] makes them, if it is on a
+/// device with kernels for what is asked; otherwise `None`, and the CPU's code has to go on.
+///
+/// # Errors
+/// As [`select_levels`], and what the device fails with.
+pub(crate) fn select_on_device(
+    name: &str,
+    weight: &Tensor,
+    norms: Option<&[f32]>,
+    criterion: Criterion,
+    sparsities: &[f64],
+) -> Result<Option<Vec<Mask>>> {
+    match weight.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::select_levels(name, weight, norms, criterion, sparsities),
+        _ => {
+            let _ = (name, norms, criterion, sparsities);
+            Ok(None)
+        }
+    }
+}
+
+/// `weight (out, in)` with zeros where the mask has them, and the number of its zeros, if it is on a device with a kernel for that.
+///
+/// # Errors
+/// Those of the device.
+pub(crate) fn apply_on_device(weight: &Tensor, mask: &Mask) -> Result<Option<(Tensor, u64)>> {
+    match weight.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::apply(weight, mask),
+        _ => {
+            let _ = mask;
+            Ok(None)
+        }
     }
 }
 
@@ -169,7 +148,7 @@ impl Mask {
         self.cols.div_ceil(64)
     }
 
-    /// Whether the weight at `(row, col)` is pruned; `false` outside the shape.
+    /// Returns whether the weight at `(row, col)` is pruned; `false` outside the shape.
     pub fn is_pruned(&self, row: usize, col: usize) -> bool {
         row < self.rows && col < self.cols && self.words[row * self.words_per_row() + col / 64] >> (col % 64) & 1 == 1
     }

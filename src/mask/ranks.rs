@@ -1,8 +1,9 @@
-//! Which scores are among the smallest, exactly, for any number of levels from one pass over the scores.
+//! Exact ranks: finds the smallest scores for any number of levels in one pass over the scores.
 //!
-//! Scores are spread over bins, of one width up to a third of their mean, of twice that up to the mean, and so on up to five
-//! times the mean; the last bin takes what is beyond. Each step keeps their order, so a level's threshold lies in the bin in
-//! which its count is reached, and only the few scores of that bin have to be sorted. All others are told by their bin.
+//! Scores are spread over bins, of one width up to a third of their mean, of twice that up to the mean, and so on up
+//! to five times the mean; the last bin takes all scores beyond. Each step keeps their order, so a level's threshold
+//! lies in the bin in which its count is reached, and only the few scores of that bin have to be sorted. The rank of
+//! all others follows from their bin.
 
 use super::Ties;
 use super::simd::{Cut, Simd, Starts};
@@ -14,7 +15,7 @@ pub(super) const MOST_LEVELS: usize = 127;
 /// Scores that one pass serves: positions and counts have 32 bits.
 pub(super) const MOST_SCORES: usize = u32::MAX as usize;
 
-/// Marks a bin that has to be sorted, in the place of its scores' rank.
+/// The entry of [`Scratch::table`] for a bin whose scores have to be sorted, in the place of a rank.
 const SORTED: u8 = 0x80;
 /// Scores beyond this many are spread over threads.
 const CHUNK: usize = 1 << 16;
@@ -33,44 +34,44 @@ pub(super) struct Scratch {
     /// Per bin, its scores.
     counts: Vec<u32>,
     starts: Starts,
-    /// Per level, where its count is reached.
+    /// Per level, the place at which its count is reached.
     cuts: Vec<Cut>,
     /// Per bin, the rank of its scores, or [`SORTED`].
     table: Vec<u8>,
-    /// Per level, how many of the scores that have to be sorted go.
+    /// Per level, the number of scores to drop among those that have to be sorted.
     ends: Vec<u32>,
-    /// Where these are, and what they are sorted by.
+    /// Positions of the scores that have to be sorted; `entries` are their sorting keys.
     found: Vec<u32>,
     entries: Vec<u64>,
     pub(super) simd: Simd,
 }
 
-/// How scores are spread over bins: `2 + factor * score` is a floating-point number from 2 up to 32, whose bits are spread
-/// more evenly than the scores, most of which are small. The first of the bits number the bin.
+/// The map from scores to bins: `2 + factor * score` is a floating-point number from 2 up to 32, whose bits are spread
+/// more evenly than the scores, most of which are small. The leading bits are the number of the bin.
 #[derive(Clone, Copy, Debug)]
-struct Scale {
+struct Binning {
     factor: f32,
-    /// What is left of the [`Scale::BITS`] that may differ.
+    /// Shift to the right that leaves the number of the bin of the [`Binning::BITS`] that may differ.
     shift: u32,
 }
 
-impl Scale {
+impl Binning {
     const FIRST: f32 = 2.0;
     const LAST: f32 = 32.0f32.next_down();
     /// Two of the exponent, and the mantissa.
     const BITS: u32 = 2 + 23;
 
     /// For so many bins, a power of two.
-    fn new(mean: f64, bins: usize) -> Scale {
+    fn new(mean: f64, bins: usize) -> Binning {
         // Five times the mean is where the last bin ends. Scores that are all 0, or nearly, go to the first.
         let factor = Some((6.0 / mean) as f32).filter(|factor| factor.is_finite()).unwrap_or(0.0);
-        Scale { factor, shift: Scale::BITS - bins.ilog2() }
+        Binning { factor, shift: Binning::BITS - bins.ilog2() }
     }
 }
 
-/// Writes for each score the first of the levels that it goes at, or their number: at level `i` the `ks[i]` smallest scores go,
-/// ties by position, or with [`Ties::Reference`] all that equal the largest of them. `ks` ascend; there are at most
-/// [`MOST_LEVELS`] of them, and [`MOST_SCORES`] scores.
+/// Writes for each score the index of the first level that drops it, or the number of levels: level `i` drops the
+/// `ks[i]` smallest scores, ties by position, or with [`Ties::Reference`] all that equal the largest of them. `ks`
+/// ascend; there are at most [`MOST_LEVELS`] of them, and [`MOST_SCORES`] scores.
 ///
 /// # Errors
 /// The position of a score that is not finite, or negative.
@@ -83,7 +84,7 @@ pub(super) fn rank(
 ) -> Result<(), usize> {
     let bins = (scores.len() / 2).next_power_of_two().clamp(FEWEST_BINS, MOST_BINS);
     let mean = check(scores)? / scores.len() as f64;
-    let scale = Scale::new(mean, bins);
+    let scale = Binning::new(mean, bins);
     let Scratch { counts, starts, cuts, table, ends, found, entries, simd } = scratch;
     count(scores, scale, bins, counts);
     simd.cuts(counts, ks, starts, cuts);
@@ -150,11 +151,11 @@ fn measure(scores: &[f32]) -> (u32, f64) {
 
 /// The bins of a group of scores. Each step keeps their order.
 #[inline(always)]
-fn spread(scores: &[f32; GROUP], Scale { factor, shift }: Scale, bins: &mut [u32; GROUP]) {
+fn spread(scores: &[f32; GROUP], Binning { factor, shift }: Binning, bins: &mut [u32; GROUP]) {
     for (bin, score) in bins.iter_mut().zip(scores) {
-        let at = Scale::FIRST + score * factor;
-        let at = if at < Scale::LAST { at } else { Scale::LAST };
-        *bin = (at.to_bits() - Scale::FIRST.to_bits()) >> shift;
+        let at = Binning::FIRST + score * factor;
+        let at = if at < Binning::LAST { at } else { Binning::LAST };
+        *bin = (at.to_bits() - Binning::FIRST.to_bits()) >> shift;
     }
 }
 
@@ -165,7 +166,7 @@ fn padded(scores: &[f32]) -> [f32; GROUP] {
     group
 }
 
-fn count(scores: &[f32], scale: Scale, bins: usize, counts: &mut Vec<u32>) {
+fn count(scores: &[f32], scale: Binning, bins: usize, counts: &mut Vec<u32>) {
     let count = |scores: &[f32], counts: &mut [u32]| {
         let (groups, rest) = scores.as_chunks();
         let mut bins = [0; GROUP];
@@ -226,7 +227,7 @@ fn fill(table: &mut [u8], range: Range<usize>, rank: u8) {
 }
 
 /// Ranks the scores by their bins.
-fn look_up(scores: &[f32], scale: Scale, table: &[u8], ranks: &mut [u8]) {
+fn look_up(scores: &[f32], scale: Binning, table: &[u8], ranks: &mut [u8]) {
     let (groups, rest) = scores.as_chunks();
     let (ranks, rest_of_ranks) = ranks.as_chunks_mut::<GROUP>();
     let mut bins = [0; GROUP];
@@ -238,7 +239,7 @@ fn look_up(scores: &[f32], scale: Scale, table: &[u8], ranks: &mut [u8]) {
     rest_of_ranks.iter_mut().zip(&bins).for_each(|(rank, &bin)| *rank = table[bin as usize]);
 }
 
-/// What a score is sorted by: its bits order like its value, and its position decides between equals.
+/// The sorting key of a score: its bits order like its value, and its position decides between equals.
 fn entry(score: f32, at: u32) -> u64 {
     u64::from(score.abs().to_bits()) << 32 | u64::from(at)
 }
@@ -264,7 +265,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition: a stable sort, of which the first `k` go.
+    /// The definition: a stable sort, of which the first `k` are dropped.
     fn expected(scores: &[f32], ks: &[usize], ties: Ties) -> Vec<u8> {
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));

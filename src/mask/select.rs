@@ -1,34 +1,21 @@
-//! Exact selection of the weights to drop: counts are exact, ties go by position.
+//! Exact selection of the weights to prune: counts are exact, ties are broken by position.
 
 use super::alpha::select_alpha;
 use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, rank};
 use super::simd::Simd;
-use super::{Mask, Pattern, Per, check_sparsities, count_of};
-use crate::{Error, Result};
+use super::{Mask, Pattern, Per, Ties, check_sparsities, count_of};
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// What an unstructured selection does with scores that equal its threshold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Ties {
-    /// The counts are exact, and the first of the equals go.
-    #[default]
-    ByPosition,
-    /// As in the reference implementation of magnitude pruning and of SparseGPT, `score <= sorted[int(n * sparsity)]` goes:
-    /// one more than asked for, and all its equals.
-    Reference,
-}
-
-crate::error::listed!(Ties, ByPosition, Reference);
-
-/// What is selected by: which weights are compared, and which shape the zeros have.
+/// The criterion of a selection: the weights that are compared, and the shape of the zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Criterion {
     /// Shape of the zeros.
     pub pattern: Pattern,
-    /// What an unstructured selection compares.
+    /// The comparison group of an unstructured selection.
     pub per: Per,
-    /// What becomes of ties within a layer; a row's go by position.
+    /// The rule for ties within a linear ([`Per::Layer`]); ties of a row are broken by position.
     pub ties: Ties,
 }
 
@@ -53,8 +40,8 @@ pub fn select(
 /// the masks are nested.
 ///
 /// `score_row` writes the scores `(in,)` of one output row; they must be finite and not negative. Unstructured: exactly
-/// `floor(n * sparsity)` of each row or of the layer go, as in the reference implementation of Wanda, ties by position
-/// (lower index first). N:M: the `n` largest of each `m` consecutive inputs stay, whatever `sparsities` says.
+/// `floor(n * sparsity)` of each row or of the layer are pruned, as in the reference implementation of Wanda, ties by
+/// position (lower index first). N:M: the `n` largest of each `m` consecutive inputs stay, whatever `sparsities` says.
 ///
 /// # Errors
 /// [`Error::Argument`] for a sparsity outside `[0, 1]` or an input width that `m` does not divide; [`Error::Tensor`]
@@ -118,7 +105,7 @@ pub fn select_levels(
     }
 }
 
-/// What a score says that is not a finite number, or is negative.
+/// The error for a score that is not a finite number, or is negative.
 pub(crate) fn bad_score(name: &str, row: usize, col: usize, score: f32) -> Error {
     let problem = format!(
         "the score at row {row}, column {col} is {score}: the weight or the activation there is not finite; \
@@ -129,7 +116,7 @@ pub(crate) fn bad_score(name: &str, row: usize, col: usize, score: f32) -> Error
 
 /// Sets the bits, from bit `first` on, of the `k` smallest of the scores of one group, ties by position.
 pub(crate) fn drop_smallest(scores: &[f32], k: usize, first: usize, words: &mut [u64]) {
-    // The number of scores that would go before this one. Without branches, which nobody could predict.
+    // The number of scores that would be dropped before this one. Without branches, which nobody could predict.
     let sooner = |scores: &[f32], i: usize| {
         let before = scores[..i].iter().map(|other| usize::from(*other <= scores[i])).sum::<usize>();
         before + scores[i + 1..].iter().map(|other| usize::from(*other < scores[i])).sum::<usize>()
@@ -146,8 +133,8 @@ pub(crate) fn drop_smallest(scores: &[f32], k: usize, first: usize, words: &mut 
     }
 }
 
-/// Calls `select` with ascending counts, as many at a time as one pass serves: of `n` scores, `floor(n * sparsity)` and `more`
-/// go. Returns the masks in the order of `sparsities`.
+/// Calls `select` with ascending counts, as many at a time as one pass serves: of `n` scores, `floor(n * sparsity)` and
+/// `more` are dropped. Returns the masks in the order of `sparsities`.
 fn for_levels(
     n: usize,
     more: usize,

@@ -2,8 +2,9 @@
 
 use super::bits::jaccard;
 use super::{Mask, Pattern};
+use crate::error::{Error, Result};
 use crate::record::{ModelRecord, PruningRecord};
-use crate::{Error, Result};
+use crate::settings::{Allocation, Zeros};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -16,7 +17,7 @@ pub const MASKS_SCHEMA: u32 = 1;
 /// The masks of a model's linears.
 #[derive(Clone, PartialEq)]
 pub struct MaskSet {
-    /// Where they come from; `None` when that is not known, as for a file that other software wrote.
+    /// The origin of the masks; `None` when that is not known, as for a file that other software wrote.
     pub metadata: Option<MaskMetadata>,
     /// The mask of each linear by its weight's name (`model.layers.0.self_attn.q_proj.weight`), in model order.
     pub masks: Vec<(String, Mask)>,
@@ -29,14 +30,14 @@ crate::debug::one_line!(rich MaskSet, |set| {
     format!("MaskSet({} masks, {} pruned)", set.masks.len(), crate::debug::percent(pruned as f64 / weights.max(1) as f64))
 });
 
-/// Where masks come from.
+/// The origin of masks.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct MaskMetadata {
     /// [`MASKS_SCHEMA`] of the writer.
     pub schema: u32,
     /// The model whose weights were compared. Its `sha256` is empty when that existed in memory only.
     pub model: ModelRecord,
-    /// How they were selected; `None` for what was composed of other masks.
+    /// The settings of the selection; `None` for masks that were composed of others.
     pub pruning: Option<PruningRecord>,
     /// Target sparsity of each tensor whose own differs from that of `pruning`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -44,7 +45,7 @@ pub struct MaskMetadata {
     /// Prunable linears that were left alone on purpose: they have no mask.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub skipped: BTreeSet<String>,
-    /// What was composed, such as `and(wanda 0.5, magnitude 0.5)`.
+    /// The composition, such as `and(wanda 0.5, magnitude 0.5)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<String>,
     /// Date and version: whatever may differ between two runs with the same masks. Comparisons and the checksum leave it
@@ -76,16 +77,20 @@ impl MaskMetadata {
 
     /// Target sparsity of the tensor called `name`; `None` when it has none of its own.
     pub fn target(&self, name: &str) -> Option<f64> {
-        let common = || Some(self.pruning.as_ref().filter(|pruning| pruning.allocation != "global")?.sparsity);
+        let common =
+            || Some(self.pruning.as_ref().filter(|pruning| pruning.allocation != Allocation::Global)?.sparsity);
         self.targets.get(name).copied().or_else(common)
     }
 
     /// Shape of the zeros; unstructured when the masks were not selected by a pattern.
     pub fn pattern(&self) -> Pattern {
-        self.pruning.as_ref().and_then(|pruning| pruning.pattern.parse().ok()).unwrap_or(Pattern::Unstructured)
+        match self.pruning.as_ref().map(|pruning| pruning.pattern) {
+            Some(Zeros::Pattern(pattern)) => pattern,
+            Some(Zeros::Units(_)) | None => Pattern::Unstructured,
+        }
     }
 
-    /// What a checksum and a comparison see.
+    /// The fields that checksums and comparisons cover.
     fn results(&self) -> Value {
         // Maps with strings for keys and finite numbers always serialise.
         let mut value = serde_json::to_value(self).unwrap_or_default();
@@ -96,7 +101,7 @@ impl MaskMetadata {
     fn describe(&self) -> String {
         match (&self.composed, &self.pruning) {
             (Some(composed), _) => composed.clone(),
-            (None, Some(pruning)) if pruning.pattern == "unstructured" => {
+            (None, Some(pruning)) if pruning.pattern == Zeros::UNSTRUCTURED => {
                 format!("{} {}", pruning.method, pruning.sparsity)
             }
             (None, Some(pruning)) => format!("{} {}", pruning.method, pruning.pattern),
@@ -167,7 +172,7 @@ pub(super) fn sha256(results: Option<&Value>, masks: &[(String, Mask)]) -> Strin
     format!("{:x}", hash.finalize())
 }
 
-/// How two sets of masks overlap.
+/// The overlap of two sets of masks.
 #[derive(Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Over all tensors.
@@ -180,7 +185,7 @@ crate::debug::one_line!(rich Comparison, |comparison| {
     format!("Comparison({} tensors, Jaccard index {:.3})", comparison.tensors.len(), comparison.all.jaccard)
 });
 
-/// How two masks overlap.
+/// The overlap of two masks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Overlap {
     /// The tensor's name; `all` for all of them.
@@ -193,9 +198,9 @@ pub struct Overlap {
     pub pruned_b: u64,
     /// Number of weights that both prune.
     pub both: u64,
-    /// Whether the second prunes all that the first prunes.
+    /// True if the second prunes all that the first prunes.
     pub a_in_b: bool,
-    /// Whether the first prunes all that the second prunes.
+    /// True if the first prunes all that the second prunes.
     pub b_in_a: bool,
 }
 
@@ -233,7 +238,7 @@ impl MaskSet {
         sha256(self.metadata.as_ref().map(MaskMetadata::results).as_ref(), &self.masks)
     }
 
-    /// What both prune.
+    /// The weights that both sets prune.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the sets are not of the same tensors and shapes; so with the other operations on two sets.
@@ -241,7 +246,7 @@ impl MaskSet {
         self.combine(other, "and", Mask::and)
     }
 
-    /// What either prunes.
+    /// The weights that either set prunes.
     ///
     /// # Errors
     /// As [`MaskSet::and`].
@@ -249,7 +254,7 @@ impl MaskSet {
         self.combine(other, "or", Mask::or)
     }
 
-    /// What this set keeps.
+    /// The complement: prunes the weights that this set keeps.
     pub fn not(&self) -> MaskSet {
         let metadata = self.metadata.as_ref().map(|of| composed(of, format!("not({})", of.describe())));
         let masks = self.masks.iter().map(|(name, mask)| (name.clone(), mask.not())).collect();
@@ -279,7 +284,7 @@ impl MaskSet {
         Ok(self.compare(other)?.all.jaccard)
     }
 
-    /// Whether everything that this set prunes, `other` prunes too.
+    /// Returns whether `other` prunes every weight that this set prunes.
     ///
     /// # Errors
     /// As [`MaskSet::and`].

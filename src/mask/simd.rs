@@ -7,12 +7,12 @@ const LANES: usize = 16;
 /// Entries that are compared together.
 const WORDS: usize = 8;
 
-/// Where a count is reached.
+/// The place among the bins at which a running count is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cut {
     /// The last bin with no more than the count before it.
     pub(super) bin: u32,
-    /// How many are needed of it.
+    /// The number of scores of that bin that are still needed.
     pub(super) below: u32,
 }
 
@@ -63,7 +63,7 @@ impl Simd {
         known.into_iter().filter(|isa| *isa <= Self::default().0).map(Simd).collect()
     }
 
-    /// Where each of the counts `ks` is reached. The bins, which hold `counts`, fill their blocks.
+    /// Finds the places at which the counts `ks` are reached. The bins, which hold `counts`, fill their blocks.
     pub(super) fn cuts(self, counts: &[u32], ks: &[usize], starts: &mut Starts, cuts: &mut Vec<Cut>) {
         let (counts, _) = counts.as_chunks::<LANES>();
         // Those that are missing in the last lanes are never reached.
@@ -167,7 +167,7 @@ fn compare((entries, groups): (&[u64], &[[u64; WORDS]]), ends: &[u32], ranks: &m
     }
 }
 
-/// Where `k` is reached. Without branches, which nobody could predict.
+/// Finds the place at which `k` is reached, without branches, which nobody could predict.
 fn cut(counts: &[[u32; LANES]], starts: &[u32], k: u32) -> Cut {
     let up_to = starts.iter().map(|&start| u32::from(start <= k)).sum::<u32>();
     let block = (up_to as usize).min(counts.len()) - 1;

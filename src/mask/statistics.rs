@@ -1,4 +1,4 @@
-//! How many weights of which tensors go.
+//! Numbers of pruned weights: by tensor, by layer, by kind of tensor, and over rows and columns.
 
 use super::{Mask, MaskSet};
 use rayon::prelude::*;
@@ -12,9 +12,10 @@ pub const SPARSITY_BINS: usize = 20;
 pub struct MaskStatistics {
     /// All tensors.
     pub all: Sparsity,
-    /// The tensors of each block, called `0`, `1`, ...
-    pub blocks: Vec<Sparsity>,
-    /// The tensors of one kind in all blocks, called `self_attn.q_proj`, `mlp.experts.*.down_proj`, ...
+    /// The tensors of each layer, called `0`, `1`, ...
+    #[serde(rename = "blocks")]
+    pub layers: Vec<Sparsity>,
+    /// The tensors of one kind in all layers, called `self_attn.q_proj`, `mlp.experts.*.down_proj`, ...
     pub kinds: Vec<Sparsity>,
     /// Each tensor.
     pub tensors: Vec<Sparsity>,
@@ -32,7 +33,7 @@ crate::debug::one_line!(rich MaskStatistics, |statistics| {
 /// Counts over one tensor or several.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sparsity {
-    /// The tensor, block or kind.
+    /// The tensor, layer or kind.
     pub name: String,
     /// Number of tensors.
     pub tensors: u64,
@@ -102,7 +103,7 @@ fn count(name: &str, mask: &Mask) -> (Sparsity, Histogram, Histogram) {
 }
 
 impl MaskSet {
-    /// Counts by tensor, block and kind of tensor.
+    /// Counts by tensor, layer and kind of tensor.
     pub fn statistics(&self) -> MaskStatistics {
         let counted: Vec<_> = self.masks.par_iter().map(|(name, mask)| count(name, mask)).collect();
         let (mut row_histogram, mut column_histogram) = (vec![0; SPARSITY_BINS], vec![0; SPARSITY_BINS]);
@@ -113,11 +114,11 @@ impl MaskSet {
             tensors.push(tensor);
         }
         let places: Vec<(Option<String>, String)> = tensors.iter().map(|tensor| place(&tensor.name)).collect();
-        let block = |i: usize| places[i].0.as_deref();
+        let layer = |i: usize| places[i].0.as_deref();
         let kind = |i: usize| places[i].0.as_ref().map(|_| places[i].1.as_str());
         MaskStatistics {
             all: Sparsity::sum("all", tensors.iter()),
-            blocks: grouped(&tensors, block),
+            layers: grouped(&tensors, layer),
             kinds: grouped(&tensors, kind),
             row_histogram,
             column_histogram,
@@ -139,7 +140,7 @@ fn grouped<'a>(tensors: &[Sparsity], key: impl Fn(usize) -> Option<&'a str>) -> 
     groups.into_iter().map(|(key, group)| Sparsity::sum(key, group.into_iter())).collect()
 }
 
-/// Block and kind of a tensor: `model.layers.3.mlp.experts.7.up_proj.weight` is `mlp.experts.*.up_proj` in block 3.
+/// Layer and kind of a tensor: `model.layers.3.mlp.experts.7.up_proj.weight` is `mlp.experts.*.up_proj` in layer 3.
 pub(crate) fn place(name: &str) -> (Option<String>, String) {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let parts: Vec<&str> = name.strip_suffix(".weight").unwrap_or(name).split('.').collect();
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_by_block_and_kind() {
+    fn counts_by_layer_and_kind() {
         let half = Mask::from_fn(2, 10, |_, col| col < 5);
         let one_row = Mask::from_fn(4, 10, |row, _| row == 0);
         let masks = [
@@ -171,7 +172,7 @@ mod tests {
             let tuple = |s: &Sparsity| (s.name.clone(), s.pruned, s.elements, s.min_row_sparsity, s.max_row_sparsity);
             groups.iter().map(tuple).collect()
         };
-        assert_eq!(short(&statistics.blocks), [("0".into(), 20, 60, 0.0, 1.0), ("10".into(), 10, 20, 0.5, 0.5)]);
+        assert_eq!(short(&statistics.layers), [("0".into(), 20, 60, 0.0, 1.0), ("10".into(), 10, 20, 0.5, 0.5)]);
         let kinds = [("self_attn.q_proj".into(), 20, 40, 0.5, 0.5), ("mlp.experts.*.up_proj".into(), 10, 40, 0.0, 1.0)];
         assert_eq!(short(&statistics.kinds), kinds);
         assert_eq!((statistics.all.pruned, statistics.all.sparsity), (30, 0.375));

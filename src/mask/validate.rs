@@ -1,6 +1,7 @@
-//! Whether masks are what they say, and fit a model.
+//! Validation of masks: against their own metadata, and against a model.
 
 use super::{Mask, MaskMetadata, MaskSet, Pattern};
+use crate::settings::{Allocation, ComparisonGroup};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt;
@@ -12,7 +13,7 @@ pub struct Violation {
     pub tensor: Option<String>,
     /// Its kind.
     pub kind: ViolationKind,
-    /// What was expected and what is there.
+    /// The expectation and the finding.
     pub problem: String,
 }
 
@@ -97,7 +98,7 @@ impl MaskSet {
 
     /// The sparsity of the whole, where only that was prescribed.
     fn broken_total(&self, about: &MaskMetadata) -> Option<Violation> {
-        let pruning = about.pruning.as_ref().filter(|pruning| pruning.allocation == "global")?;
+        let pruning = about.pruning.as_ref().filter(|pruning| pruning.allocation == Allocation::Global)?;
         let shared = self.masks.iter().filter(|(name, _)| !about.targets.contains_key(name));
         let (pruned, elements, rows) = shared.fold((0, 0, 0), |(pruned, elements, rows), (_, mask)| {
             (pruned + mask.pruned(), elements + super::set::elements(mask), rows + mask.shape().0 as u64)
@@ -111,7 +112,7 @@ impl MaskSet {
     }
 }
 
-/// What is wrong with a mask by its own metadata.
+/// The first contradiction between a mask and its own metadata.
 fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Violation> {
     let pruning = about.pruning.as_ref()?;
     let (rows, cols) = mask.shape();
@@ -122,11 +123,11 @@ fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Viola
         return broken_group(mask, m, dropped).map(|problem| Violation::of(name, ViolationKind::Pattern, problem));
     }
     // Wanda's alpha variant and the reference's ties promise no count.
-    if pruning.per == "alpha" || pruning.reference_ties {
+    if pruning.per == ComparisonGroup::Alpha || pruning.reference_ties {
         return None;
     }
     let target = about.target(name)?;
-    let problem = if pruning.per == "row" {
+    let problem = if pruning.per == ComparisonGroup::Row {
         let counts = mask.row_counts();
         let mut off = counts
             .iter()
@@ -142,7 +143,7 @@ fn broken_promise(about: &MaskMetadata, name: &str, mask: &Mask) -> Option<Viola
     problem.map(|problem| Violation::of(name, ViolationKind::Sparsity, problem))
 }
 
-/// What is wrong with `pruned` of `elements` weights in `rows` rows at a target sparsity.
+/// Describes how `pruned` of `elements` weights in `rows` rows miss a target sparsity; `None` if they meet it.
 fn off_target(pruned: u64, elements: u64, rows: u64, target: f64) -> Option<String> {
     let wanted = elements as f64 * target;
     let off = pruned as f64 - wanted;
@@ -153,7 +154,7 @@ fn off_target(pruned: u64, elements: u64, rows: u64, target: f64) -> Option<Stri
     Some(format!("{pruned} of {elements} weights are pruned, sparsity {is:.6}; the target {target} means {wanted:.1}"))
 }
 
-/// What is wrong with a mask of whose every `m` consecutive inputs `dropped` should be pruned.
+/// Describes a group of `m` consecutive inputs of which not exactly `dropped` are pruned; `None` if there is none.
 fn broken_group(mask: &Mask, m: usize, dropped: usize) -> Option<String> {
     let (rows, cols) = mask.shape();
     if cols % m != 0 {
@@ -240,7 +241,7 @@ mod tests {
         assert_eq!(kinds(&set, (4, 10)), []);
         let metadata = set.metadata.as_mut().unwrap();
         metadata.targets.clear();
-        metadata.pruning.as_mut().unwrap().allocation = "global".into();
+        metadata.pruning.as_mut().unwrap().allocation = Allocation::Global;
         let found = set.violations(&[(NAME.into(), (4, 10))], "aa");
         assert!(matches!(&found[..], [Violation { tensor: None, kind: ViolationKind::Sparsity, .. }]), "{found:?}");
     }

@@ -1,15 +1,16 @@
 //! Weights in the place of a checkpoint's, in a model of which the device holds a part.
 
-use super::stream::{CHECKPOINT, Kept};
-use super::{Model, Source};
-use crate::mask::Mask;
-use crate::{Error, Result, cuda};
+use super::stream::{CHECKPOINT, TensorCache};
+use super::{Model, WeightSource};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::mask::{Mask, apply_on_device};
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What stands in the place of a tensor.
+/// The replacement of a tensor.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     /// Zeros where the mask says so, each time the tensor is read.
@@ -18,16 +19,16 @@ pub(super) enum Change {
     Values(Tensor),
 }
 
-/// The changes of one model. What it had on the device goes with it.
+/// The changes of one model. When they are dropped, the tensors that they had cached on the device are dropped, too.
 #[derive(Debug)]
 pub(super) struct Changes {
     by_name: HashMap<String, Change>,
     owner: u64,
-    kept: Arc<Kept>,
+    kept: Arc<TensorCache>,
 }
 
 impl Changes {
-    pub(super) fn new(by_name: HashMap<String, Change>, kept: Arc<Kept>) -> Changes {
+    pub(super) fn new(by_name: HashMap<String, Change>, kept: Arc<TensorCache>) -> Changes {
         static NEXT: AtomicU64 = AtomicU64::new(CHECKPOINT + 1);
         Changes { by_name, owner: NEXT.fetch_add(1, Ordering::Relaxed), kept }
     }
@@ -46,7 +47,7 @@ impl Changes {
         Some(match self.by_name.get(name)? {
             // It is there already.
             Change::Values(tensor) if device.is_cpu() => Ok(tensor.clone()),
-            Change::Values(tensor) => self.kept.tensor(self.owner, name, || Ok(cuda::to_device(tensor, device)?)),
+            Change::Values(tensor) => self.kept.tensor(self.owner, name, || Ok(device::to_device(tensor, device)?)),
             Change::Masked(mask) => self.kept.tensor(self.owner, name, || {
                 let dense = self.kept.held(CHECKPOINT, name).map_or_else(read, Ok)?;
                 masked(&dense, mask)
@@ -62,8 +63,9 @@ impl Drop for Changes {
 }
 
 impl Model {
-    /// The same model with some tensors replaced; shapes must agree. It is in memory, but of one that has a budget
-    /// ([`Model::within`]) only these are, on the host, and pass through the device as the others do.
+    /// This model with some tensors replaced; shapes must agree. The result is in memory; but if this model has a
+    /// budget ([`Model::within`]), only the replaced tensors are, on the host, and they pass through the device like
+    /// the others.
     ///
     /// # Errors
     /// As [`Model::resident`] and [`Model::from_tensors`].
@@ -74,21 +76,21 @@ impl Model {
             Ok((name, tensor))
         });
         if self.in_parts() {
-            let to_host = |(name, tensor)| Ok((name, Change::Values(cuda::to_host(&tensor)?)));
+            let to_host = |(name, tensor)| Ok((name, Change::Values(device::to_host(&tensor)?)));
             return self.with_changes(replaced.map(|replaced| replaced.and_then(to_host)).collect::<Result<_>>()?);
         }
         let model = self.resident()?;
-        let Source::Resident(tensors) = &model.source else { return Ok(model) };
+        let WeightSource::Resident(tensors) = &model.source else { return Ok(model) };
         let mut tensors = tensors.as_ref().clone();
         replaced.try_for_each(|replaced| {
             let (name, tensor) = replaced?;
-            tensors.insert(name, cuda::to_device(&tensor, &self.device)?);
+            tensors.insert(name, device::to_device(&tensor, &self.device)?);
             Ok::<_, Error>(())
         })?;
-        Ok(Model { source: Source::Resident(Arc::new(tensors)), changed: true, ..model })
+        Ok(Model { source: WeightSource::Resident(Arc::new(tensors)), changed: true, ..model })
     }
 
-    /// The same with zeros where the masks say so; of a model that has a budget the masks are in memory, and no weights.
+    /// This model with zeros where the masks prune. If it has a budget, the masks are in memory, and no weights.
     ///
     /// # Errors
     /// As [`Model::with_tensors`].
@@ -116,16 +118,20 @@ impl Model {
     }
 
     fn with_changes(&self, more: Vec<(String, Change)>) -> Result<Model> {
-        let Source::Kept(checkpoint, kept, before) = &self.source else { return Ok(self.clone()) };
+        let WeightSource::Cached(checkpoint, kept, before) = &self.source else { return Ok(self.clone()) };
         let mut changes = before.as_ref().map(|changes| changes.by_name().clone()).unwrap_or_default();
         changes.extend(more);
         let changes = Some(Arc::new(Changes::new(changes, kept.clone())));
-        Ok(Model { source: Source::Kept(checkpoint.clone(), kept.clone(), changes), changed: true, ..self.clone() })
+        Ok(Model {
+            source: WeightSource::Cached(checkpoint.clone(), kept.clone(), changes),
+            changed: true,
+            ..self.clone()
+        })
     }
 
     fn changes(&self) -> Option<&Changes> {
         match &self.source {
-            Source::Kept(_, _, changes) => changes.as_deref(),
+            WeightSource::Cached(_, _, changes) => changes.as_deref(),
             _ => None,
         }
     }
@@ -141,17 +147,17 @@ impl Model {
         }
     }
 
-    /// Whether the device holds a part of it at most, within a budget.
+    /// Returns whether the device holds at most a part of the model, within a budget.
     pub(crate) fn in_parts(&self) -> bool {
-        matches!(self.source, Source::Kept(..))
+        matches!(self.source, WeightSource::Cached(..))
     }
 
-    /// Whether the tensor called `name` is `other`'s, neither of them being changed.
+    /// Returns whether the tensor called `name` is the same as in `other`: neither model has changed it.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Tensor`] from reading.
     pub(crate) fn shares(&self, other: &Model, name: &str) -> Result<bool> {
-        if let (Source::Kept(_, own, _), Source::Kept(_, others, _)) = (&self.source, &other.source)
+        if let (WeightSource::Cached(_, own, _), WeightSource::Cached(_, others, _)) = (&self.source, &other.source)
             && Arc::ptr_eq(own, others)
         {
             let changed = |model: &Model| model.changes().is_some_and(|changes| changes.by_name().contains_key(name));
@@ -163,7 +169,7 @@ impl Model {
 
 /// A copy of `weight (out, in)` with zeros where the mask says so.
 pub(super) fn masked(weight: &Tensor, mask: &Mask) -> Result<Tensor> {
-    if let Some((weight, _)) = cuda::apply(weight, mask)? {
+    if let Some((weight, _)) = apply_on_device(weight, mask)? {
         return Ok(weight);
     }
     let (rows, cols) = mask.shape();

@@ -2,23 +2,24 @@
 
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What a forward pass needs to know about a model.
-#[derive(Clone, Debug, PartialEq)]
+/// The settings of a model that its forward pass reads.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
-    /// Which family's names and rules apply.
+    /// The family, which decides about names and rules.
     pub family: Family,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of a dense block's MLP; that of an expert is in `moe`.
+    /// Width of a dense layer's MLP; that of an expert is in `moe`.
     pub intermediate_size: usize,
-    /// Number of blocks.
-    pub blocks: usize,
+    /// Number of decoder layers.
+    pub layers: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; a divisor of `heads`.
@@ -31,7 +32,7 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
-    /// For each block, how many keys a query sees, itself included; `None` is all.
+    /// For each layer, how many keys a query sees, itself included; `None` is all.
     pub sliding_window: Vec<Option<usize>>,
     /// Biases on the q, k and v projections.
     pub qkv_bias: bool,
@@ -45,14 +46,14 @@ pub struct ModelConfig {
     pub clip_qkv: Option<f64>,
     /// A learned logit per query head that takes part in the softmax and carries no value (gpt-oss).
     pub sinks: bool,
-    /// Whether the output projection is the embedding.
+    /// True if the output projection is the embedding.
     pub tie_word_embeddings: bool,
-    /// Experts, where some block has a mixture of them.
+    /// Experts, where some layer has a mixture of them.
     pub moe: Option<MoeConfig>,
 }
 
-/// What an RMS norm on q and k takes the mean of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The group of elements over which an RMS norm on q and k takes its mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum QkNorm {
     /// Each head, all with the same scale `(head_dim,)` (Qwen3).
     Head,
@@ -61,7 +62,7 @@ pub enum QkNorm {
 }
 
 /// The supported families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Family {
     /// Llama, SmolLM and everything else with `model_type` `llama`.
     Llama,
@@ -103,9 +104,9 @@ impl Family {
 }
 
 /// Mixture-of-experts settings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MoeConfig {
-    /// What the family calls its tensors.
+    /// The family's names of tensors.
     pub names: &'static MoeFamily,
     /// Experts per mixture.
     pub experts: usize,
@@ -115,31 +116,31 @@ pub struct MoeConfig {
     pub intermediate_size: usize,
     /// Width of the expert that every token passes through, scaled by a gate of its own (Qwen2-MoE).
     pub shared_intermediate_size: Option<usize>,
-    /// Whether the probabilities of the chosen experts are made to sum to one. That is the same as a softmax over the
+    /// True if the probabilities of the chosen experts are made to sum to one. That is the same as a softmax over the
     /// chosen logits only, as gpt-oss writes it.
     pub norm_topk_prob: bool,
-    /// How the experts are stored, and with it what they compute.
+    /// The form in which the experts are stored, which also decides what they compute.
     pub storage: ExpertStorage,
-    /// For each block, whether it has a mixture; the others have an MLP.
-    pub blocks: Vec<bool>,
+    /// For each layer, whether it has a mixture; the others have an MLP.
+    pub layers: Vec<bool>,
 }
 
 impl MoeConfig {
-    /// Whether the router has a bias.
+    /// Returns whether the router has a bias.
     pub(crate) fn router_bias(&self) -> bool {
         matches!(self.storage, ExpertStorage::Stacked { .. })
     }
 }
 
-/// How the experts of a mixture are stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The form in which the experts of a mixture are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub enum ExpertStorage {
     /// Three linears an expert, `down(silu(gate(x)) * up(x))`.
     Separate,
     /// gpt-oss: all experts in one tensor, gate and up interleaved, biases throughout, the router's included;
     /// `(up + 1) * gate * sigmoid(alpha * gate)`.
     Stacked {
-        /// Whether weights are packed in MXFP4: two 4-bit floats a byte, a scale for 32 of them.
+        /// True if weights are packed in MXFP4: two 4-bit floats a byte, a scale for 32 of them.
         mxfp4: bool,
         /// Bound of the gate from above, and of `up` on both sides.
         limit: f64,
@@ -217,7 +218,7 @@ impl ModelConfig {
         if let Some(act) = fields.present("hidden_act").filter(|act| act.as_str() != Some("silu")) {
             return Err(Error::file(path, format!("`hidden_act` is {act}; only `silu` is supported")));
         }
-        let blocks = fields.usize("num_hidden_layers")?;
+        let layers = fields.usize("num_hidden_layers")?;
         let hidden_size = fields.usize("hidden_size")?;
         let heads = fields.usize("num_attention_heads")?;
         let kv_heads = fields.usize_or("num_key_value_heads", heads)?;
@@ -244,7 +245,7 @@ impl ModelConfig {
             vocab_size: fields.usize("vocab_size")?,
             hidden_size,
             intermediate_size,
-            blocks,
+            layers,
             heads,
             kv_heads,
             head_dim,
@@ -254,7 +255,7 @@ impl ModelConfig {
             )?,
             rope: RopeConfig::from_fields(&fields, family, max_position_embeddings)?,
             max_position_embeddings,
-            sliding_window: sliding_window(&fields, family, blocks)?,
+            sliding_window: sliding_window(&fields, family, layers)?,
             qkv_bias,
             o_bias,
             mlp_bias: fields.bool_or("mlp_bias", false)?,
@@ -270,21 +271,21 @@ impl ModelConfig {
             sinks: family == Family::GptOss,
             tie_word_embeddings: fields.bool_or("tie_word_embeddings", false)?,
             moe: match MoeFamily::find(model_type) {
-                Some(names) => Some(moe(&fields, names, family, hidden_size, intermediate_size, blocks)?),
+                Some(names) => Some(moe(&fields, names, family, hidden_size, intermediate_size, layers)?),
                 None => None,
             },
         })
     }
 
-    /// The settings of block `i`'s mixture, `None` where it has an MLP.
+    /// The settings of layer `i`'s mixture, `None` where it has an MLP.
     pub fn mixture(&self, i: usize) -> Option<&MoeConfig> {
-        self.moe.as_ref().filter(|moe| moe.blocks.get(i) == Some(&true))
+        self.moe.as_ref().filter(|moe| moe.layers.get(i) == Some(&true))
     }
 }
 
-/// The number of keys that a query sees in each block: by `layer_types` where the config has them, else by the family's
+/// The number of keys that a query sees in each layer: by `layer_types` where the config has them, else by the family's
 /// rule. Keys that are left out have the values that transformers 5's config classes give them.
-fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<Vec<Option<usize>>> {
+fn sliding_window(fields: &Fields<'_>, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
     let used = match family {
         Family::Llama | Family::Olmoe => false,
         Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::Qwen3Moe => {
@@ -301,7 +302,7 @@ fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<
     };
     let tokens = match fields.usize_or("sliding_window", default.unwrap_or(0))? {
         tokens if used && tokens > 0 => tokens,
-        _ => return Ok(vec![None; blocks]),
+        _ => return Ok(vec![None; layers]),
     };
     let by_types = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::GptOss);
     if let Some(value) = fields.present("layer_types").filter(|_| by_types) {
@@ -311,18 +312,18 @@ fn sliding_window(fields: &Fields<'_>, family: Family, blocks: usize) -> Result<
             _ => None,
         };
         let windows = value.as_array().and_then(|kinds| kinds.iter().map(window).collect::<Option<Vec<_>>>());
-        return windows.filter(|windows| windows.len() == blocks).ok_or_else(|| {
-            fields.wrong("layer_types", value, &format!("a list of {blocks} times sliding_attention or full_attention"))
+        return windows.filter(|windows| windows.len() == layers).ok_or_else(|| {
+            fields.wrong("layer_types", value, &format!("a list of {layers} times sliding_attention or full_attention"))
         });
     }
-    let layers = fields.count_or("max_window_layers", 28)?;
-    let slides = |block: usize| match family {
-        Family::Qwen2 | Family::Qwen3 => block >= layers,
-        Family::Qwen2Moe => block < layers && block.is_multiple_of(2),
-        Family::GptOss => block.is_multiple_of(2),
+    let full = fields.count_or("max_window_layers", 28)?;
+    let slides = |layer: usize| match family {
+        Family::Qwen2 | Family::Qwen3 => layer >= full,
+        Family::Qwen2Moe => layer < full && layer.is_multiple_of(2),
+        Family::GptOss => layer.is_multiple_of(2),
         _ => true,
     };
-    Ok((0..blocks).map(|block| slides(block).then_some(tokens)).collect())
+    Ok((0..layers).map(|layer| slides(layer).then_some(tokens)).collect())
 }
 
 fn moe(
@@ -331,7 +332,7 @@ fn moe(
     family: Family,
     hidden_size: usize,
     intermediate_size: usize,
-    blocks: usize,
+    layers: usize,
 ) -> Result<MoeConfig> {
     let experts_key = names.experts_keys().into_iter().find(|key| fields.present(key).is_some());
     let experts_key = experts_key.unwrap_or(names.experts_key);
@@ -351,12 +352,12 @@ fn moe(
         let dense: &[Value] = match fields.present("mlp_only_layers") {
             None => &[],
             Some(Value::Array(dense)) if dense.iter().all(Value::is_u64) => dense,
-            Some(other) => return Err(fields.wrong("mlp_only_layers", other, "a list of block numbers")),
+            Some(other) => return Err(fields.wrong("mlp_only_layers", other, "a list of layer numbers")),
         };
-        let dense = |block: usize| dense.iter().any(|value| value.as_u64() == Some(block as u64));
-        (0..blocks).map(|block| !dense(block) && (block + 1).is_multiple_of(step)).collect()
+        let dense = |layer: usize| dense.iter().any(|value| value.as_u64() == Some(layer as u64));
+        (0..layers).map(|layer| !dense(layer) && (layer + 1).is_multiple_of(step)).collect()
     } else {
-        vec![true; blocks]
+        vec![true; layers]
     };
     let storage = match family {
         Family::GptOss => {
@@ -394,7 +395,7 @@ fn moe(
             _ => fields.bool_or("norm_topk_prob", false)?,
         },
         storage,
-        blocks: mixtures,
+        layers: mixtures,
     })
 }
 
@@ -441,7 +442,7 @@ mod tests {
         for family in ["qwen2", "qwen3"] {
             let mut last = all(None);
             last[28..].fill(Some(4096));
-            assert_eq!(used(family, ""), last, "max_window_layers is 28, whatever the number of blocks");
+            assert_eq!(used(family, ""), last, "max_window_layers is 28, whatever the number of layers");
             assert_eq!(used(family, "\"max_window_layers\":0,"), all(Some(4096)));
             assert_eq!(used(family, "\"sliding_window\":null,\"max_window_layers\":0,"), all(None));
         }
@@ -461,13 +462,13 @@ mod tests {
     fn mixtures_differ_by_family() {
         let (config, qwen3) = moe(MOE);
         assert_eq!((qwen3.experts, qwen3.top_k, qwen3.intermediate_size), (8, 2, 24));
-        assert_eq!((qwen3.blocks, qwen3.norm_topk_prob, qwen3.shared_intermediate_size), (vec![true; 4], false, None));
+        assert_eq!((qwen3.layers, qwen3.norm_topk_prob, qwen3.shared_intermediate_size), (vec![true; 4], false, None));
         assert_eq!((config.qk_norm, config.sliding_window), (Some(QkNorm::Head), vec![None; 4]));
         // As transformers 5 writes it.
         assert_eq!(moe(&MOE.replace("num_experts\"", "num_local_experts\"")).1.experts, 8);
         let sparse = MOE.replace("\"rope_scaling\":{}", "\"mlp_only_layers\":[3],\"decoder_sparse_step\":2");
         let (config, moe2) = moe(&sparse.replace("qwen3", "qwen2"));
-        assert_eq!(moe2.blocks, [false, true, false, false]);
+        assert_eq!(moe2.layers, [false, true, false, false]);
         assert!(config.mixture(1).is_some() && config.mixture(3).is_none() && config.mixture(4).is_none());
         assert_eq!((moe2.shared_intermediate_size, config.qkv_bias, config.o_bias), (Some(40), true, false));
         let (config, olmoe) = moe(&MOE.replace("qwen3_moe", "olmoe"));

@@ -1,6 +1,6 @@
 //! Cross entropy in one pass.
 
-use crate::Result;
+use crate::error::Result;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result as CandleResult, Shape, Tensor, bail};
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Which tensors a model is made of: their names, shapes and kinds.
+//! The tensors that a model is made of: their names, shapes and kinds.
 
 use super::config::{ExpertStorage, ModelConfig, MoeConfig, QkNorm};
 use super::mxfp4;
@@ -8,12 +8,12 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const NORM: &str = "model.norm.weight";
 pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// Gate, up and down projection of a block's own MLP, and of a shared expert.
+/// Gate, up and down projection of a layer's own MLP, and of a shared expert.
 pub(crate) const MLP: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
-/// What the elements of a stored tensor are.
+/// The type of the elements of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Encoding {
     /// Floats.
     Float,
     /// Bytes with two 4-bit floats each.
@@ -27,12 +27,12 @@ pub(super) enum Kind {
 pub(super) struct Needed {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
-    pub(super) kind: Kind,
-    /// Whether it is the weight of a linear that [`Block::linears`](super::Block::linears) lists.
+    pub(super) kind: Encoding,
+    /// True for the weight of a linear that [`DecoderLayer::linears`](super::DecoderLayer::linears) lists.
     pub(super) prunable: bool,
 }
 
-/// What a tensor of a model takes in memory.
+/// The size of a model's tensor in memory.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "report"), expect(dead_code, reason = "a cell shows all of it"))]
 pub(crate) struct TensorSize {
@@ -51,12 +51,13 @@ impl ModelConfig {
         self.list(false).into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }
 
-    /// The same, of tensors that hold all experts each expert's in their place: what a model has by name.
+    /// Name and shape of every tensor that a model has by name: instead of a tensor that holds all experts, those of
+    /// each expert.
     pub(crate) fn divided(&self) -> Vec<(String, Vec<usize>)> {
         self.needed().into_iter().map(|needed| (needed.name, needed.shape)).collect()
     }
 
-    /// Name and `(out, in)` of the weight of every prunable linear, in the order of [`Block::linears`](super::Block::linears).
+    /// Name and `(out, in)` of the weight of every prunable linear, in the order of [`DecoderLayer::linears`](super::DecoderLayer::linears).
     pub fn linears(&self) -> Vec<(String, (usize, usize))> {
         let linear = |needed: Needed| match needed.shape[..] {
             [out, input] if needed.prunable => Some((needed.name, (out, input))),
@@ -70,9 +71,9 @@ impl ModelConfig {
         let size = |needed: Needed| {
             let elements: u64 = needed.shape.iter().map(|&dim| dim as u64).product();
             let (dtype, parameters) = match needed.kind {
-                Kind::Float => (dtype, elements),
-                Kind::Fp4 => (DType::U8, 2 * elements),
-                Kind::Scales => (DType::U8, 0),
+                Encoding::Float => (dtype, elements),
+                Encoding::Fp4 => (DType::U8, 2 * elements),
+                Encoding::Scales => (DType::U8, 0),
             };
             let bytes = elements * dtype.size_in_bytes() as u64;
             TensorSize { name: needed.name, shape: needed.shape, dtype, parameters, bytes }
@@ -89,13 +90,14 @@ impl ModelConfig {
         self.list(true)
     }
 
-    /// What is needed; experts that stand in one tensor singly if `divided`, unless they are packed.
+    /// The tensors that the forward pass needs; if `divided`, experts that are stored in one tensor are listed singly,
+    /// unless they are packed.
     fn list(&self, divided: bool) -> Vec<Needed> {
         let hidden = self.hidden_size;
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut list = List(vec![]);
         list.float(EMBEDDING.into(), &[self.vocab_size, hidden]);
-        for i in 0..self.blocks {
+        for i in 0..self.layers {
             let prefix = format!("model.layers.{i}");
             list.float(format!("{prefix}.input_layernorm.weight"), &[hidden]);
             for (name, out, input, bias) in [
@@ -131,12 +133,12 @@ impl ModelConfig {
 struct List(Vec<Needed>);
 
 impl List {
-    fn add(&mut self, name: String, shape: &[usize], kind: Kind) {
+    fn add(&mut self, name: String, shape: &[usize], kind: Encoding) {
         self.0.push(Needed { name, shape: shape.to_vec(), kind, prunable: false });
     }
 
     fn float(&mut self, name: String, shape: &[usize]) {
-        self.add(name, shape, Kind::Float);
+        self.add(name, shape, Encoding::Float);
     }
 
     fn linear(&mut self, name: &str, out: usize, input: usize, bias: bool) {
@@ -178,8 +180,8 @@ impl List {
                     let name = format!("{prefix}.experts.{name}");
                     if mxfp4 {
                         let groups = input / mxfp4::GROUP;
-                        self.add(format!("{name}_blocks"), &[experts, out, groups, mxfp4::GROUP / 2], Kind::Fp4);
-                        self.add(format!("{name}_scales"), &[experts, out, groups], Kind::Scales);
+                        self.add(format!("{name}_blocks"), &[experts, out, groups, mxfp4::GROUP / 2], Encoding::Fp4);
+                        self.add(format!("{name}_scales"), &[experts, out, groups], Encoding::Scales);
                     } else if !divided {
                         self.float(name.clone(), &[experts, input, out]);
                     }

@@ -1,25 +1,25 @@
 //! The sparse mixture of experts: a router scores the experts, the top k of each token run, and their outputs are added,
 //! weighted by the router's probabilities (Shazeer et al. 2017; Jiang et al. 2024).
 
-use super::block::{ExpertOutput, Linear, Mlp, Tap, Wanted};
+use super::layer::{ExpertOutput, Linear, Mlp, Tap, Wanted};
 use super::stacked::Stacked;
-use crate::Result;
+use crate::error::Result;
 use candle_core::{D, DType, Tensor};
 
-/// Router and experts of one block.
+/// Router and experts of one layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Mixture {
     pub(crate) router: Linear, // (experts, hidden)
-    pub(crate) experts: Experts,
+    pub(crate) experts: ExpertWeights,
     pub(crate) shared: Option<Shared>,
     pub(crate) top_k: usize,
-    /// Whether the weights of a token's experts sum to one.
+    /// True if the weights of a token's experts sum to one.
     pub(crate) norm_topk_prob: bool,
 }
 
 /// The routed experts.
 #[derive(Clone, Debug)]
-pub(crate) enum Experts {
+pub(crate) enum ExpertWeights {
     Separate(Vec<Mlp>),
     Stacked(Stacked),
 }
@@ -39,19 +39,19 @@ fn top_k(values: &[f32], k: usize) -> Vec<u32> {
     order
 }
 
-impl Experts {
+impl ExpertWeights {
     fn len(&self) -> usize {
         match self {
-            Experts::Separate(experts) => experts.len(),
-            Experts::Stacked(experts) => experts.len(),
+            ExpertWeights::Separate(experts) => experts.len(),
+            ExpertWeights::Stacked(experts) => experts.len(),
         }
     }
 
     /// `x (tokens, hidden)` through one expert.
     fn forward(&self, expert: usize, x: &Tensor, tap: &mut dyn Tap, wanted: Wanted) -> Result<Option<Tensor>> {
         match self {
-            Experts::Separate(experts) => experts[expert].forward(x, tap, wanted),
-            Experts::Stacked(experts) => experts.forward(expert, x, tap, wanted),
+            ExpertWeights::Separate(experts) => experts[expert].forward(x, tap, wanted),
+            ExpertWeights::Stacked(experts) => experts.forward(expert, x, tap, wanted),
         }
     }
 }
@@ -60,18 +60,18 @@ impl Mixture {
     /// The linears of experts and of the shared one that are not packed, in the order in which they run.
     pub(crate) fn linears(&self) -> Vec<&Linear> {
         let mut linears: Vec<&Linear> = match &self.experts {
-            Experts::Separate(experts) => experts.iter().flat_map(Mlp::linears).collect(),
-            Experts::Stacked(experts) => experts.linears().collect(),
+            ExpertWeights::Separate(experts) => experts.iter().flat_map(Mlp::linears).collect(),
+            ExpertWeights::Stacked(experts) => experts.linears().collect(),
         };
         linears.extend(self.shared.iter().flat_map(|shared| shared.mlp.linears()));
         linears
     }
 
-    /// The same, to be changed.
+    /// As [`Mixture::linears`], to be changed.
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut linears: Vec<&mut Linear> = match &mut self.experts {
-            Experts::Separate(experts) => experts.iter_mut().flat_map(Mlp::linears_mut).collect(),
-            Experts::Stacked(experts) => experts.linears_mut().collect(),
+            ExpertWeights::Separate(experts) => experts.iter_mut().flat_map(Mlp::linears_mut).collect(),
+            ExpertWeights::Stacked(experts) => experts.linears_mut().collect(),
         };
         linears.extend(self.shared.iter_mut().flat_map(|shared| shared.mlp.linears_mut()));
         linears

@@ -1,13 +1,15 @@
 //! Language models of the Llama family and mixtures of experts: a forward pass with a tap on every linear's input, on
-//! routers and on experts, and blocks that are loaded one at a time.
+//! routers and on experts, and layers that are loaded one at a time.
 //!
 //! Tensor names are Hugging Face's. Weights come from a checkpoint when asked for ([`Model::open`]), or stay in memory
 //! ([`Model::load`]).
 
-mod block;
 mod changes;
 mod config;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod gpu;
+mod layer;
 mod layout;
 mod mixture;
 mod moe;
@@ -19,47 +21,47 @@ mod stacked;
 mod stored;
 mod stream;
 
-pub use block::{Block, ExpertOutput, KvCache, Linear, Tap};
 pub use config::{ExpertStorage, Family, ModelConfig, MoeConfig, QkNorm};
+pub use layer::{DecoderLayer, ExpertOutput, KvCache, Linear, Tap};
 pub use moe::{MOE_FAMILIES, MoeFamily};
 pub use rope::{RopeConfig, RopeScaling};
 pub use stored::head_differs;
 pub use stream::Residency;
 
-pub(crate) use block::Wanted;
 pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use layer::Wanted;
 pub(crate) use layout::{EMBEDDING, HEAD, MLP, NORM};
 pub(crate) use ops::{CausalSoftmax, log_sum_exp, rotate, swiglu_values};
 pub(crate) use rope::Rope;
-pub(crate) use stream::Pass;
+pub(crate) use stream::ForwardPass;
 
 use crate::checkpoint::Checkpoint;
-use crate::cuda;
+use crate::device;
+use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::record::ModelRecord;
 use crate::text::Tokenizer;
-use crate::{Error, Result};
-use block::{Attention, FeedForward, Mlp};
 use candle_core::{DType, Device, Tensor};
 use changes::Changes;
-use layout::{Kind, Needed};
-use mixture::{Experts, Mixture, Shared};
+use layer::{Attention, FeedForward, Mlp};
+use layout::{Encoding, Needed};
+use mixture::{ExpertWeights, Mixture, Shared};
 use safetensors::Dtype;
 use stacked::{Stacked, StackedLinear, StackedWeight};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use stream::{CHECKPOINT, Kept};
+use stream::{CHECKPOINT, TensorCache};
 
 /// A language model: its configuration and where its weights are.
 #[derive(Clone)]
 pub struct Model {
     name: String,
     config: Arc<ModelConfig>,
-    source: Source,
-    /// Where config and tokenizer are, and the weights unless `changed`.
+    source: WeightSource,
+    /// The checkpoint of config and tokenizer, and of the weights unless `changed`.
     checkpoint: Option<Checkpoint>,
-    /// Whether some weights in memory are no longer those of the checkpoint.
+    /// True if some weights in memory are no longer those of the checkpoint.
     changed: bool,
     dtype: DType,
     device: Device,
@@ -71,27 +73,28 @@ pub struct Model {
 
 crate::debug::one_line!(rich Model, |model| {
     let changed = if model.changed { ", changed" } else { "" };
-    format!("Model({}: {:?}, {} blocks, {}{changed})", model.name, model.config.family, model.config.blocks, model.dtype.as_str())
+    format!("Model({}: {:?}, {} layers, {}{changed})", model.name, model.config.family, model.config.layers, model.dtype.as_str())
 });
 
 #[derive(Clone, Debug)]
-enum Source {
+enum WeightSource {
     /// Each tensor is read when asked for.
     Checkpoint(Checkpoint),
-    /// Likewise, and those that were used lately stay on the device; some may be changed.
-    Kept(Checkpoint, Arc<Kept>, Option<Arc<Changes>>),
+    /// Each tensor is read when asked for, and stays on the device while the cache has room for it; some tensors may be
+    /// changed.
+    Cached(Checkpoint, Arc<TensorCache>, Option<Arc<Changes>>),
     /// All tensors are in memory, on the device.
     Resident(Arc<HashMap<String, Tensor>>),
 }
 
-/// What is wrong with a tensor of `shape` where another was `needed`, if anything.
+/// Describes the mismatch between a tensor of `shape` and the one that is `needed`; `None` if it fits.
 fn misfit(needed: &Needed, shape: &[usize], bytes: bool) -> Option<String> {
     if shape != needed.shape {
         return Some(format!("has shape {shape:?}, but config.json calls for {:?}", needed.shape));
     }
     match (needed.kind, bytes) {
-        (Kind::Float, true) => Some("holds bytes, but config.json calls for floats".into()),
-        (Kind::Fp4 | Kind::Scales, false) => Some("holds no bytes, but config.json calls for MXFP4".into()),
+        (Encoding::Float, true) => Some("holds bytes, but config.json calls for floats".into()),
+        (Encoding::Fp4 | Encoding::Scales, false) => Some("holds no bytes, but config.json calls for MXFP4".into()),
         _ => None,
     }
 }
@@ -112,7 +115,7 @@ fn one_or_several(ids: &serde_json::Value) -> Option<Vec<u32>> {
 }
 
 impl Model {
-    /// A model whose blocks are read from `checkpoint` as they are needed, in `dtype` on `device`.
+    /// A model whose layers are read from `checkpoint` as they are needed, in `dtype` on `device`.
     ///
     /// # Errors
     /// [`Error::File`] for an unsupported or inconsistent `config.json`; [`Error::Tensor`] when a tensor that the config
@@ -127,7 +130,7 @@ impl Model {
         let model = Model {
             name: checkpoint.name().to_owned(),
             config: Arc::new(config),
-            source: Source::Checkpoint(checkpoint.clone()),
+            source: WeightSource::Checkpoint(checkpoint.clone()),
             checkpoint: Some(checkpoint.clone()),
             changed: false,
             dtype,
@@ -144,29 +147,31 @@ impl Model {
         Ok(model)
     }
 
-    /// The same model, of which the device holds at most `bytes`: tensors stay until others need their room, those that were not
-    /// used for longest going first. Activations of more than a quarter of `bytes` wait on the host for their turn. A model that
-    /// is in memory stays there.
+    /// This model with at most `bytes` of weights on the device: an LRU cache, from which the tensors that were not
+    /// used for longest are evicted. Activations of more than a quarter of `bytes` wait on the host for their turn. A
+    /// model that is in memory stays there.
     pub fn within(&self, bytes: u64) -> Model {
         let source = match &self.source {
-            Source::Checkpoint(checkpoint) => Source::Kept(checkpoint.clone(), Arc::new(Kept::new(bytes)), None),
-            Source::Kept(checkpoint, _, changes) => {
-                let kept = Arc::new(Kept::new(bytes));
+            WeightSource::Checkpoint(checkpoint) => {
+                WeightSource::Cached(checkpoint.clone(), Arc::new(TensorCache::new(bytes)), None)
+            }
+            WeightSource::Cached(checkpoint, _, changes) => {
+                let kept = Arc::new(TensorCache::new(bytes));
                 let changes = changes.as_ref().map(|changes| changes.by_name().clone());
                 let changes = changes.map(|changes| Arc::new(Changes::new(changes, kept.clone())));
-                Source::Kept(checkpoint.clone(), kept, changes)
+                WeightSource::Cached(checkpoint.clone(), kept, changes)
             }
-            Source::Resident(_) => self.source.clone(),
+            WeightSource::Resident(_) => self.source.clone(),
         };
         Model { source, device_memory: Some(bytes), ..self.clone() }
     }
 
-    /// What of the model is on its device.
+    /// Tensors and bytes of the model on its device, and uses of them.
     pub fn residency(&self) -> Residency {
         match &self.source {
-            Source::Checkpoint(_) => Residency { budget_bytes: Some(0), ..Residency::default() },
-            Source::Kept(_, kept, _) => kept.residency(),
-            Source::Resident(tensors) => Residency {
+            WeightSource::Checkpoint(_) => Residency { budget_bytes: Some(0), ..Residency::default() },
+            WeightSource::Cached(_, kept, _) => kept.residency(),
+            WeightSource::Resident(tensors) => Residency {
                 tensors: tensors.len() as u64,
                 bytes: tensors.values().map(stream::bytes).sum(),
                 ..Residency::default()
@@ -192,13 +197,13 @@ impl Model {
     pub fn resident(&self) -> Result<Model> {
         let load = |Needed { name, kind, .. }: Needed| {
             let tensor = match kind {
-                Kind::Float => self.tensor(&name)?,
-                Kind::Fp4 | Kind::Scales => self.packed(&name, kind)?,
+                Encoding::Float => self.tensor(&name)?,
+                Encoding::Fp4 | Encoding::Scales => self.packed(&name, kind)?,
             };
             Ok((name, tensor))
         };
         let tensors = self.config.needed().into_iter().map(load).collect::<Result<_>>()?;
-        Ok(Model { source: Source::Resident(Arc::new(tensors)), ..self.clone() })
+        Ok(Model { source: WeightSource::Resident(Arc::new(tensors)), ..self.clone() })
     }
 
     /// A model from tensors under Hugging Face's names; they may be variables, every operation can be differentiated.
@@ -221,7 +226,7 @@ impl Model {
         Ok(Model {
             name: "model".into(),
             config: Arc::new(config),
-            source: Source::Resident(Arc::new(tensors)),
+            source: WeightSource::Resident(Arc::new(tensors)),
             checkpoint: None,
             changed: false,
             dtype,
@@ -231,7 +236,7 @@ impl Model {
         })
     }
 
-    /// A model in memory that this one has become: other tensors, of the shapes that `config` calls for, under the same name
+    /// A model in memory that replaces this one: `tensors` of the shapes that `config` calls for, under the same name
     /// and with the same tokenizer.
     ///
     /// # Errors
@@ -256,14 +261,14 @@ impl Model {
         self.checkpoint.as_ref().filter(|_| !self.changed)
     }
 
-    /// Number of blocks.
-    pub fn blocks(&self) -> usize {
-        self.config.blocks
+    /// Number of decoder layers.
+    pub fn layers(&self) -> usize {
+        self.config.layers
     }
 
-    /// Whether all tensors are in memory; otherwise each block is read when it is needed.
+    /// Returns whether all tensors are in memory; otherwise each layer is read when it is needed.
     pub fn is_resident(&self) -> bool {
-        matches!(self.source, Source::Resident(_))
+        matches!(self.source, WeightSource::Resident(_))
     }
 
     /// Dtype of the forward pass.
@@ -345,33 +350,33 @@ impl Model {
     /// [`Error::Io`] or [`Error::Tensor`] from reading.
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
-            Source::Kept(checkpoint, kept, changes) => {
+            WeightSource::Checkpoint(checkpoint) => checkpoint.load_finite(name, self.dtype, &self.device),
+            WeightSource::Cached(checkpoint, kept, changes) => {
                 let read = || checkpoint.load_finite(name, self.dtype, &self.device);
                 let changed = changes.as_ref().and_then(|changes| changes.tensor(name, &self.device, read));
                 changed.unwrap_or_else(|| kept.tensor(CHECKPOINT, name, read))
             }
-            Source::Resident(tensors) => {
+            WeightSource::Resident(tensors) => {
                 tensors.get(name).cloned().ok_or_else(|| Error::tensor(self.location(), name, "is missing"))
             }
         }
     }
 
     /// A tensor of MXFP4 bytes, as it is stored.
-    fn packed(&self, name: &str, kind: Kind) -> Result<Tensor> {
+    fn packed(&self, name: &str, kind: Encoding) -> Result<Tensor> {
         let checkpoint = match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint,
-            Source::Kept(checkpoint, kept, changes) => {
-                let unkept = Model { source: Source::Checkpoint(checkpoint.clone()), ..self.clone() };
+            WeightSource::Checkpoint(checkpoint) => checkpoint,
+            WeightSource::Cached(checkpoint, kept, changes) => {
+                let unkept = Model { source: WeightSource::Checkpoint(checkpoint.clone()), ..self.clone() };
                 let read = || unkept.packed(name, kind);
                 let changed = changes.as_ref().and_then(|changes| changes.tensor(name, &self.device, read));
                 return changed.unwrap_or_else(|| kept.tensor(CHECKPOINT, name, read));
             }
-            Source::Resident(_) => return self.tensor(name),
+            WeightSource::Resident(_) => return self.tensor(name),
         };
         let (bytes, shape) = (checkpoint.read(name)?, checkpoint.get(name)?.shape.clone());
         let largest = mxfp4::largest_scale(self.dtype);
-        if let Some(at) = bytes.iter().position(|&scale| kind == Kind::Scales && scale > largest) {
+        if let Some(at) = bytes.iter().position(|&scale| kind == Encoding::Scales && scale > largest) {
             let problem = format!(
                 "scale {at} is {}, with which weights are NaN or infinite as {}; the model is damaged",
                 bytes[at],
@@ -382,11 +387,11 @@ impl Model {
         Ok(Tensor::from_vec(bytes, shape, &self.device)?)
     }
 
-    /// Block `i` with its weights, read now if they are not in memory.
+    /// Decoder layer `i` with its weights, read now if they are not in memory.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Tensor`] from reading.
-    pub fn block(&self, i: usize) -> Result<Block> {
+    pub fn layer(&self, i: usize) -> Result<DecoderLayer> {
         let config = &self.config;
         let prefix = format!("model.layers.{i}");
         let linear = |name: &str, bias: bool| self.linear(&format!("{prefix}.{name}"), bias);
@@ -406,7 +411,7 @@ impl Model {
             None => FeedForward::Dense(self.mlp(&format!("{prefix}.mlp"), MLP, config.mlp_bias)?),
             Some(moe) => FeedForward::Mixture(self.mixture(&format!("{prefix}.{}", moe.names.module), moe)?),
         };
-        Ok(Block {
+        Ok(DecoderLayer {
             attention,
             feed_forward,
             attention_norm: norm("input_layernorm")?,
@@ -431,8 +436,8 @@ impl Model {
         let expert = |expert| self.mlp(&format!("{prefix}.experts.{expert}"), moe.names.linears, false);
         let stacked = |name: &str, mxfp4: bool| self.stacked(&format!("{prefix}.experts"), name, moe.experts, mxfp4);
         let experts = match moe.storage {
-            ExpertStorage::Separate => Experts::Separate((0..moe.experts).map(expert).collect::<Result<_>>()?),
-            ExpertStorage::Stacked { mxfp4, limit, alpha } => Experts::Stacked(Stacked {
+            ExpertStorage::Separate => ExpertWeights::Separate((0..moe.experts).map(expert).collect::<Result<_>>()?),
+            ExpertStorage::Stacked { mxfp4, limit, alpha } => ExpertWeights::Stacked(Stacked {
                 gate_up: stacked("gate_up_proj", mxfp4)?,
                 down: stacked("down_proj", mxfp4)?,
                 limit,
@@ -460,8 +465,8 @@ impl Model {
         let bias = self.tensor(&format!("{name}_bias"))?;
         let weight = if mxfp4 {
             StackedWeight::Mxfp4 {
-                blocks: self.packed(&format!("{name}_blocks"), Kind::Fp4)?,
-                scales: self.packed(&format!("{name}_scales"), Kind::Scales)?,
+                blocks: self.packed(&format!("{name}_blocks"), Encoding::Fp4)?,
+                scales: self.packed(&format!("{name}_scales"), Encoding::Scales)?,
             }
         } else {
             let linear = |expert| {
@@ -507,17 +512,17 @@ impl Model {
         windows.iter().map(embed).collect()
     }
 
-    /// Hidden states `(1, seqlen, hidden)` of each window after the last block, before the final norm: a forward pass that
-    /// holds one block at a time.
+    /// Hidden states `(1, seqlen, hidden)` of each window after the last layer, before the final norm: a forward pass that
+    /// holds one layer at a time.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an id outside the vocabulary, [`Error::Interrupted`], or what reading a block fails with.
+    /// [`Error::Argument`] for an id outside the vocabulary, [`Error::Interrupted`], or what reading a layer fails with.
     pub fn hidden_states(&self, windows: &[Vec<u32>], progress: Progress) -> Result<Vec<Tensor>> {
         let mut hidden = self.embed_for_pass(windows)?;
         let rope = self.rope(windows.iter().map(Vec::len).max().unwrap_or(0));
-        let stage = progress.stage("forward", (self.blocks() * hidden.len()) as u64);
-        let pass = Pass { model: self, rope: &rope, stage: &stage };
-        self.each_block(|_, block| pass.through(&block, &mut hidden, Wanted::Output, || (), |()| ()))?;
+        let stage = progress.stage("forward", (self.layers() * hidden.len()) as u64);
+        let pass = ForwardPass { model: self, rope: &rope, stage: &stage };
+        self.each_layer(|_, layer| pass.through(&layer, &mut hidden, Wanted::Output, || (), |()| ()))?;
         Ok(hidden)
     }
 
@@ -540,8 +545,8 @@ impl Model {
         }
         let mut x = self.embed(&[ids.to_vec()])?.remove(0);
         let rope = self.rope(ids.len());
-        for i in 0..self.blocks() {
-            if let Some(y) = self.block(i)?.run(&self.config, &rope, &x, None, &mut (), Wanted::Output)? {
+        for i in 0..self.layers() {
+            if let Some(y) = self.layer(i)?.run(&self.config, &rope, &x, None, &mut (), Wanted::Output)? {
                 x = y;
             }
         }
@@ -557,8 +562,8 @@ impl Model {
         let embedding = self.tensor(EMBEDDING)?;
         let mut x = embedding.index_select(&ids.flatten_all()?, 0)?.reshape((batch, seq, self.config.hidden_size))?;
         let rope = self.rope(seq);
-        for i in 0..self.blocks() {
-            if let Some(y) = self.block(i)?.run(&self.config, &rope, &x, None, tap, Wanted::Output)? {
+        for i in 0..self.layers() {
+            if let Some(y) = self.layer(i)?.run(&self.config, &rope, &x, None, tap, Wanted::Output)? {
                 x = y;
             }
         }
@@ -586,7 +591,7 @@ impl Head {
     /// `x (.., hidden)` to what the projection reads, of the same shape.
     pub(crate) fn normed(&self, x: &Tensor) -> Result<Tensor> {
         // Hidden states may have waited on the host.
-        ops::rms_norm(&cuda::to_device(x, self.norm.device())?, &self.norm, self.eps)
+        ops::rms_norm(&device::to_device(x, self.norm.device())?, &self.norm, self.eps)
     }
 
     /// `normed (.., hidden)` to logits `(.., vocab)` in f32.

@@ -1,11 +1,14 @@
-//! How each family names its mixtures of experts: one row a family, read by the forward pass and by expert pruning.
+//! Tensor names and config keys of mixtures of experts: one row a family, read by the forward pass and by expert
+//! pruning.
+
+use serde::Serialize;
 
 /// Names and config keys of a family's mixtures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct MoeFamily {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// The mixture's module inside a block: `mlp` in `model.layers.0.mlp.experts`.
+    /// The mixture's module inside a layer: `mlp` in `model.layers.0.mlp.experts`.
     pub module: &'static str,
     /// The same module where transformers 5 keeps all experts in one tensor (`experts.gate_up_proj`, gates before ups, and
     /// `experts.down_proj`), as it does in memory and with `save_pretrained(.., save_original_format=False)`.
@@ -26,7 +29,7 @@ pub struct MoeFamily {
     /// Config keys of the number of groups that experts are dealt out to, in order, and of how many of them a token may
     /// reach.
     pub group_keys: Option<(&'static str, &'static str)>,
-    /// How many of its experts a group is judged by.
+    /// The number of its experts by whose scores a group is judged.
     pub group_best: usize,
 }
 
@@ -78,7 +81,7 @@ pub const MOE_FAMILIES: &[MoeFamily] = &[
 ];
 
 impl MoeFamily {
-    /// The names that a block's mixture may have.
+    /// The names that a layer's mixture may have.
     pub fn modules(&self) -> [&'static str; 2] {
         [self.module, self.fused_module]
     }

@@ -1,6 +1,6 @@
 //! MXFP4, as the OCP microscaling formats define it: 4-bit floats (E2M1) in groups of 32 that share a power of two.
 
-use crate::Result;
+use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
@@ -42,8 +42,14 @@ pub(crate) fn power(scale: u8) -> f32 {
 /// Weights `(out, in)` as `dtype` on `device`, exactly, from `blocks (out, in / 32, 16)` and `scales (out, in / 32)` in u8.
 pub(super) fn unpack(blocks: &Tensor, scales: &Tensor, dtype: DType, device: &Device) -> Result<Tensor> {
     let (out, groups, half) = blocks.dims3()?;
-    if let Some(weights) = crate::cuda::mxfp4(blocks, scales, dtype)? {
-        return Ok(weights.reshape((out, groups * GROUP))?.to_device(device)?);
+    match blocks.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            if let Some(weights) = super::gpu::mxfp4(blocks, scales, dtype)? {
+                return Ok(weights.reshape((out, groups * GROUP))?.to_device(device)?);
+            }
+        }
+        _ => {}
     }
     let bytes = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<u8>();
     let (blocks, scales) = (bytes(blocks)?, bytes(scales)?);

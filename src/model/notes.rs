@@ -1,4 +1,4 @@
-//! What a checkpoint has and its model does not read: told once, since a name that was misspelt looks the same.
+//! Remarks on parts of a checkpoint that its model does not read: said once, since a misspelt name would look the same.
 
 use super::Model;
 use super::layout::HEAD;
@@ -26,12 +26,12 @@ const ROPE_OF_TYPE: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
-/// Where rotary embeddings stand in `config.json`; the first one that is there and not empty is read.
+/// Keys of rotary embeddings in `config.json`; the first one that is there and not empty is read.
 const ROPE_KEYS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 impl Model {
-    /// What is unusual about how its checkpoint was read, a sentence each: an output head that `config.json` denies, tensors that are no
-    /// part of it, fields of the rotary embedding that mean nothing. What is odd about the files is in
+    /// Remarks on how the checkpoint was read, one sentence each: an output head that `config.json` denies, tensors
+    /// that are no part of the model, fields of the rotary embedding without effect. Oddities of the files are in
     /// [`Checkpoint::notes`](crate::checkpoint::Checkpoint::notes).
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.notes.to_vec();
@@ -48,7 +48,7 @@ impl Model {
     }
 }
 
-/// Whether it is the copy of a tied embedding, or a buffer that older versions of transformers saved.
+/// Returns whether a tensor is the copy of a tied embedding, or a buffer that older versions of transformers saved.
 fn is_known(name: &str) -> bool {
     name == HEAD || [".inv_freq", ".masked_bias", ".attn.bias", ".rope.freqs"].iter().any(|end| name.ends_with(end))
 }

@@ -1,13 +1,24 @@
 //! The few operations where candle's operators would make several passes: each has a fused CPU path in f32 that can be
 //! differentiated; on a GPU kernels of our own serve where no gradient is wanted, and elsewhere candle's operators.
 
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::rope::Rope;
-use crate::{Result, cuda};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result as CandleResult, Shape, Tensor, bail};
+use crate::error::Result;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor, bail,
+};
 use rayon::prelude::*;
 
+/// Whether an operator has a fused path for tensors like `x`: f32 on the CPU, and what kernels serve on a GPU.
 fn fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    match x.device() {
+        Device::Cpu => x.dtype() == DType::F32,
+        Device::Cuda(_) => matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16) && x.elem_count() > 0,
+        Device::Metal(_) => false,
+    }
 }
 
 fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> CandleResult<&'a [f32]> {
@@ -133,12 +144,12 @@ impl CausalSoftmax {
 }
 
 impl CausalSoftmax {
-    /// Which of `heads` the row belongs to: the heads of a sequence stand below each other.
+    /// The head, of `heads`, that the row belongs to: the heads of a sequence stand below each other.
     fn head(&self, row: usize, heads: usize) -> usize {
         row / self.queries % heads
     }
 
-    /// Of `scores (rows, keys)` and `sinks (heads,)`; a sink of -inf weighs nothing.
+    /// The softmax of `scores (rows, keys)` with `sinks (heads,)`; a sink of -inf weighs nothing.
     pub(crate) fn rows(&self, scores: &[f32], keys: usize, sinks: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; scores.len()];
         out.par_chunks_mut(keys).zip(scores.par_chunks(keys)).with_min_len(32).enumerate().for_each(
@@ -158,9 +169,12 @@ impl CausalSoftmax {
 
     /// Gradient of the scores, and `sum(y * grad)` of each row, from the probabilities `y` without the sink's.
     fn backward(&self, y: &Tensor, grad: &Tensor) -> CandleResult<(Tensor, Tensor)> {
-        let weighted = (y * grad)?;
+        // In 16 bits the difference would lose its digits.
+        let (dtype, y, grad) = (y.dtype(), y.to_dtype(DType::F32)?, grad.to_dtype(DType::F32)?);
+        let weighted = (&y * grad)?;
         let mean = weighted.sum_keepdim(D::Minus1)?;
-        Ok((((weighted - y.broadcast_mul(&mean)?)? * self.scale as f64)?, mean))
+        let scores = ((weighted - y.broadcast_mul(&mean)?)? * self.scale as f64)?;
+        Ok((scores.to_dtype(dtype)?, mean))
     }
 }
 
@@ -171,6 +185,11 @@ impl CustomOp1 for CausalSoftmax {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
         Ok(self.forward(contiguous(storage, layout)?, layout, &[f32::NEG_INFINITY]))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
+        gpu::causal_softmax(self, storage, layout, None)
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
@@ -188,6 +207,17 @@ impl CustomOp2 for CausalSoftmax {
         Ok(self.forward(contiguous(s1, l1)?, l1, contiguous(s2, l2)?))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> CandleResult<(CudaStorage, Shape)> {
+        gpu::causal_softmax(self, s1, l1, Some((s2, l2)))
+    }
+
     fn bwd(
         &self,
         _: &Tensor,
@@ -197,7 +227,7 @@ impl CustomOp2 for CausalSoftmax {
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
         let (scores, mean) = self.backward(y, grad)?;
         // The sink's probability is what the others leave, and no gradient reaches it directly.
-        let sink = (1.0 - y.sum_keepdim(D::Minus1)?)?;
+        let sink = (1.0 - y.to_dtype(DType::F32)?.sum_keepdim(D::Minus1)?)?;
         let slopes = (sink * mean)?.neg()?.reshape(((), sinks.elem_count(), self.queries))?;
         Ok((Some(scores), Some(slopes.sum(2)?.sum(0)?)))
     }
@@ -222,12 +252,9 @@ pub(crate) fn causal_softmax(
     let op = CausalSoftmax { scale: scale as f32, past, window, queries };
     if fused(scores) {
         return Ok(match sinks {
-            Some(sinks) => scores.contiguous()?.apply_op2(&sinks.contiguous()?, op)?,
+            Some(sinks) => scores.contiguous()?.apply_op2(&sinks.to_dtype(DType::F32)?.contiguous()?, op)?,
             None => scores.contiguous()?.apply_op1(op)?,
         });
-    }
-    if let Some(probs) = cuda::causal_softmax(scores, &op, sinks)? {
-        return Ok(probs);
     }
     let dims = scores.dims();
     let (rows, keys) = (dims[dims.len() - 2], dims[dims.len() - 1]);
@@ -278,6 +305,17 @@ impl CustomOp2 for SwiGlu {
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> CandleResult<(CudaStorage, Shape)> {
+        gpu::swiglu((s1, l1), (s2, l2))
+    }
+
     fn bwd(
         &self,
         gate: &Tensor,
@@ -295,11 +333,8 @@ impl CustomOp2 for SwiGlu {
 
 /// `silu(gate) * up`, elementwise.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if fused(gate) && gate.shape() == up.shape() {
+    if fused(gate) && gate.shape() == up.shape() && gate.dtype() == up.dtype() {
         return Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)?);
-    }
-    if let Some(gated) = cuda::swiglu(gate, up)? {
-        return Ok(gated);
     }
     Ok((gate.silu()? * up)?)
 }
@@ -353,7 +388,7 @@ impl CustomOp2 for RmsNorm {
 
 /// Root-mean-square norm over the last dimension of `x`, scaled by `weight (dim,)`.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if fused(x) {
+    if x.device().is_cpu() && x.dtype() == DType::F32 {
         return Ok(x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })?);
     }
     // candle's fused one has no gradient.
@@ -407,6 +442,13 @@ impl CustomOp1 for Rotate {
         Ok((CpuStorage::F32(rotate(x, (cos, sin), (seq, dim, self.first))), layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
+        let half = layout.dims()[layout.dims().len() - 1] / 2;
+        let [cos, sin] = self.tables.on(&Device::Cuda(storage.device.clone()), half)?;
+        gpu::rope(storage, layout, &[cos, if self.inverse { sin.neg()? } else { sin }], self.first)
+    }
+
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
         Ok(Some(grad.contiguous()?.apply_op1(Rotate { inverse: !self.inverse, ..self.clone() })?))
     }
@@ -421,9 +463,6 @@ pub(crate) fn rope(x: &Tensor, tables: &Rope, first: usize) -> Result<Tensor> {
     let dims = x.dims();
     let (seq, half) = (dims[dims.len() - 2], dims[dims.len() - 1] / 2);
     let tables = tables.on(x.device(), half)?;
-    if let Some(rotated) = cuda::rope(&x, &tables, first)? {
-        return Ok(rotated);
-    }
     let [cos, sin] = tables.map(|table| table.narrow(0, first, seq)?.to_dtype(x.dtype()));
     let (cos, sin) = (cos?, sin?);
     let (x1, x2) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);

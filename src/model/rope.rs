@@ -1,14 +1,15 @@
 //! Rotary position settings and tables, for every scaling that Hugging Face's `modeling_rope_utils` computes.
 
 use super::config::{Family, Fields, ModelConfig};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::f64::consts::PI;
 use std::sync::{Arc, OnceLock};
 
 /// Rotary position embedding: base and scaling, as Hugging Face's `rope_type` names them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RopeConfig {
     /// Base of the frequencies.
     pub theta: f64,
@@ -16,8 +17,8 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
 }
 
-/// How rotary frequencies are stretched.
-#[derive(Clone, Debug, PartialEq)]
+/// The scaling of rotary frequencies for longer contexts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum RopeScaling {
     /// As trained.
     Default,
@@ -56,7 +57,7 @@ pub enum RopeScaling {
         original: usize,
         /// Multiplies cos and sin.
         attention_factor: f64,
-        /// Whether the ramp's ends are rounded to whole dimensions.
+        /// True if the ramp's ends are rounded to whole dimensions.
         truncate: bool,
     },
 }
@@ -188,7 +189,7 @@ impl Rope {
     }
 
     /// Cos and sin in f32 on `device`, copied there once.
-    pub(super) fn on(&self, device: &Device, half: usize) -> Result<[Tensor; 2]> {
+    pub(super) fn on(&self, device: &Device, half: usize) -> candle_core::Result<[Tensor; 2]> {
         if let Some(placed) = self.0.placed.get().filter(|placed| placed[0].device().same_device(device)) {
             return Ok(placed.clone());
         }

@@ -1,11 +1,11 @@
-//! Experts that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
+//! ExpertWeights that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
 
-use super::block::{Linear, Tap, Wanted};
+use super::layer::{Linear, Tap, Wanted};
 use super::mxfp4;
-use crate::Result;
+use crate::error::Result;
 use candle_core::Tensor;
 
-/// All experts of one block.
+/// All experts of one layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Stacked {
     /// Its outputs are gate and up by turns.
@@ -76,7 +76,7 @@ impl Stacked {
         self.gate_up.linears().iter().zip(self.down.linears()).flat_map(|(gate_up, down)| [gate_up, down])
     }
 
-    /// The same, to be changed.
+    /// As [`Stacked::linears`], to be changed.
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let Stacked { gate_up, down, .. } = self;
         gate_up.linears_mut().iter_mut().zip(down.linears_mut()).flat_map(|(gate_up, down)| [gate_up, down])

@@ -1,10 +1,10 @@
-//! Where a checkpoint keeps what a model is made of, if not under the names that the rest goes by: experts in one tensor, an
-//! embedding that is the output head, an output head that `config.json` denies.
+//! Model tensors that a checkpoint stores under other names or in another form: experts in one tensor, an embedding
+//! that is the output head, an output head that `config.json` denies.
 
 use super::config::{ExpertStorage, ModelConfig, MoeConfig};
 use super::layout::{EMBEDDING, HEAD};
 use crate::checkpoint::{Checkpoint, Part, Source, same_bytes};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::Tensor;
 use std::collections::HashMap;
 
@@ -47,8 +47,8 @@ pub(super) fn resolve(
     if parts.is_empty() { Ok(checkpoint.clone()) } else { checkpoint.with_parts(parts) }
 }
 
-/// Whether the output head in `source` is another matrix than the embedding; `None` where not both are there. Reads both as far as
-/// they agree.
+/// Returns whether the output head in `source` is another matrix than the embedding; `None` where not both are there.
+/// Reading stops at the first difference.
 ///
 /// # Errors
 /// Those of [`Source::stream`].
@@ -80,13 +80,13 @@ pub(super) fn divide(config: &ModelConfig, tensors: &mut HashMap<String, Tensor>
     Ok(())
 }
 
-/// The parts of tensors that hold all experts of a block, where there are such instead of one for each expert, `shape` being that
+/// The parts of tensors that hold all experts of a layer, where there are such instead of one for each expert, `shape` being that
 /// of the tensor of a name. The error is a tensor and what is wrong with it.
 fn experts(config: &ModelConfig, shape: &impl Fn(&str) -> Option<Vec<usize>>) -> Result<Vec<Part>, (String, String)> {
     let mut parts = Vec::new();
-    for block in 0..config.blocks {
-        let Some(moe) = config.mixture(block) else { continue };
-        let prefix = |module: &str| format!("model.layers.{block}.{module}");
+    for layer in 0..config.layers {
+        let Some(moe) = config.mixture(layer) else { continue };
+        let prefix = |module: &str| format!("model.layers.{layer}.{module}");
         let own = prefix(moe.names.module);
         let first = match moe.storage {
             ExpertStorage::Separate => format!("{own}.experts.0.{}.weight", moe.names.linears[2]),
@@ -104,7 +104,7 @@ fn experts(config: &ModelConfig, shape: &impl Fn(&str) -> Option<Vec<usize>>) ->
             let [name, of] = router;
             parts.push(Part { name, of, start: 0, shape, transposed: false });
         }
-        let (gate_up, down) = block_parts(moe, config.hidden_size, &own, &stored);
+        let (gate_up, down) = layer_parts(moe, config.hidden_size, &own, &stored);
         for (part_of, wanted, all) in [gate_up, down] {
             match shape(&part_of) {
                 Some(shape) if shape == wanted => parts.extend(all),
@@ -112,7 +112,7 @@ fn experts(config: &ModelConfig, shape: &impl Fn(&str) -> Option<Vec<usize>>) ->
                     let problem = format!("has shape {shape:?}, but config.json calls for {wanted:?}");
                     return Err((part_of, problem));
                 }
-                None => return Err((part_of, "is missing, while the block's other experts are here".into())),
+                None => return Err((part_of, "is missing, while the layer's other experts are here".into())),
             }
         }
     }
@@ -122,8 +122,8 @@ fn experts(config: &ModelConfig, shape: &impl Fn(&str) -> Option<Vec<usize>>) ->
 /// A tensor that holds all experts, its shape, and its parts.
 type Fused = (String, Vec<usize>, Vec<Part>);
 
-/// Both tensors that hold the experts of a block: those of gate and up projections, and of down projections.
-fn block_parts(moe: &MoeConfig, hidden: usize, own: &str, stored: &str) -> (Fused, Fused) {
+/// Both tensors that hold the experts of a layer: those of gate and up projections, and of down projections.
+fn layer_parts(moe: &MoeConfig, hidden: usize, own: &str, stored: &str) -> (Fused, Fused) {
     let (experts, width) = (moe.experts, moe.intermediate_size);
     let [gate_up, down] = ["gate_up_proj", "down_proj"].map(|name| format!("{stored}.experts.{name}"));
     let each = |of: &str, elements: usize, linears: &[(&str, usize, [usize; 2])], transposed: bool| {

@@ -1,8 +1,9 @@
-//! Blocks one after another, windows on their way through them, and what of a model is kept on its device.
+//! Layers one after another, windows on their way through them, and what of a model is kept on its device.
 
-use super::{Block, Model, Rope, Tap, Wanted};
+use super::{DecoderLayer, Model, Rope, Tap, Wanted};
+use crate::device;
+use crate::error::{Error, Result};
 use crate::progress::Stage;
-use crate::{Error, Result, cuda};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -10,55 +11,56 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 impl Model {
-    /// Calls `f` with each block in turn. On a GPU the next block is read and uploaded meanwhile, so two are held; on the CPU,
+    /// Calls `f` with each layer in turn. On a GPU the next layer is read and uploaded meanwhile, so two are held; on the CPU,
     /// whose threads are busy with the first, one.
     ///
     /// # Errors
-    /// Those of [`Model::block`] and of `f`, of which the first ends it.
-    pub(crate) fn each_block(&self, f: impl FnMut(usize, Block) -> Result<()>) -> Result<()> {
+    /// Those of [`Model::layer`] and of `f`, of which the first ends it.
+    pub(crate) fn each_layer(&self, f: impl FnMut(usize, DecoderLayer) -> Result<()>) -> Result<()> {
         let ahead = !self.is_resident() && !self.device().is_cpu();
-        each(self.blocks(), |i| self.block(i), ahead, f)
+        each(self.layers(), |i| self.layer(i), ahead, f)
     }
 
-    /// As [`Model::embed`], for [`Pass::through`]: what takes more than a quarter of the device's budget waits on the host.
+    /// Embeds windows for [`ForwardPass::through`]; if they take more than a quarter of the device's budget, they wait
+    /// on the host.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Model::embed`].
     pub(crate) fn embed_for_pass(&self, windows: &[Vec<u32>]) -> Result<Vec<Tensor>> {
         let tokens: usize = windows.iter().map(Vec::len).sum();
         let bytes = (tokens * self.config.hidden_size * self.dtype.size_in_bytes()) as u64;
         if self.device.is_cpu() || self.device_memory.is_none_or(|budget| bytes <= budget / 4) {
             return self.embed(windows);
         }
-        self.embed_to(windows, |x| Ok(cuda::to_host(&x)?))
+        self.embed_to(windows, |x| Ok(device::to_host(&x)?))
     }
 }
 
-/// Calls `f` with each of `count` blocks, of which the next is made meanwhile on another thread if `ahead`.
+/// Calls `f` with each of `count` layers, of which the next is made meanwhile on another thread if `ahead`.
 fn each<B: Send>(
     count: usize,
-    block: impl Fn(usize) -> Result<B> + Sync,
+    layer: impl Fn(usize) -> Result<B> + Sync,
     ahead: bool,
     mut f: impl FnMut(usize, B) -> Result<()>,
 ) -> Result<()> {
     if !ahead {
-        return (0..count).try_for_each(|i| f(i, block(i)?));
+        return (0..count).try_for_each(|i| f(i, layer(i)?));
     }
     std::thread::scope(|scope| {
-        // Without room for a block the thread waits with one in its hands.
-        let (give, blocks) = mpsc::sync_channel(0);
-        let block = &block;
+        // Without room for a layer the thread waits with one in its hands.
+        let (give, layers) = mpsc::sync_channel(0);
+        let layer = &layer;
         scope.spawn(move || {
             for i in 0..count {
                 // Nobody takes it after a failure.
-                if give.send(block(i)).is_err() {
+                if give.send(layer(i)).is_err() {
                     return;
                 }
             }
         });
         for i in 0..count {
-            let taken = blocks.recv().map_err(|_| Error::Report {
-                doing: format!("reading block {i}"),
+            let taken = layers.recv().map_err(|_| Error::Report {
+                doing: format!("reading layer {i}"),
                 problem: "the thread that reads ahead has ended".into(),
             })?;
             f(i, taken?)?;
@@ -92,38 +94,38 @@ fn in_turns<H, D, G>(
     Ok(())
 }
 
-/// Windows on their way through a model, block by block.
-pub(crate) struct Pass<'a> {
+/// Windows on their way through a model, layer by layer.
+pub(crate) struct ForwardPass<'a> {
     pub(crate) model: &'a Model,
     pub(crate) rope: &'a Rope,
-    /// Advances by a step for each window and block.
+    /// Advances by a step for each window and layer.
     pub(crate) stage: &'a Stage,
 }
 
-impl Pass<'_> {
-    /// Passes each window `(1, seqlen, hidden)` through a block, several at a time: a window is large enough for one thread, and
+impl ForwardPass<'_> {
+    /// Passes each window `(1, seqlen, hidden)` through a layer, several at a time: a window is large enough for one thread, and
     /// whole windows in parallel leave no operator single-threaded. Each window has a `tap` of its own; `each` gets the taps
-    /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the block's
+    /// in the order of the windows, so that sums do not depend on the number of threads. Windows become the layer's
     /// outputs, unless only taps are wanted.
     pub(crate) fn through<T: Tap + Send>(
         &self,
-        block: &Block,
+        layer: &DecoderLayer,
         hidden: &mut [Tensor],
         wanted: Wanted,
         tap: impl Fn() -> T + Sync,
         mut each: impl FnMut(T),
     ) -> Result<()> {
-        let Pass { model, rope, stage } = *self;
+        let ForwardPass { model, rope, stage } = *self;
         if !model.device.is_cpu() && hidden.iter().all(|x| x.device().is_cpu()) {
             let run = |x: Tensor| {
                 let mut tap = tap();
-                let y = block.run(&model.config, rope, &x, None, &mut tap, wanted)?;
+                let y = layer.run(&model.config, rope, &x, None, &mut tap, wanted)?;
                 each(tap);
                 stage.inc(1)?;
-                y.map(|y| Ok((y.contiguous()?, cuda::mark(&model.device)?))).transpose()
+                y.map(|y| Ok((y.contiguous()?, device::mark(&model.device)?))).transpose()
             };
-            let down = |(y, made): &(Tensor, cuda::Mark)| Ok(cuda::to_host_after(y, made)?);
-            return in_turns(hidden, |x| Ok(cuda::to_device(x, &model.device)?), run, down);
+            let down = |(y, made): &(Tensor, device::Mark)| Ok(device::to_host_after(y, made)?);
+            return in_turns(hidden, |x| Ok(device::to_device(x, &model.device)?), run, down);
         }
         let together = if model.device.is_cpu() { rayon::current_num_threads() } else { 1 };
         for windows in hidden.chunks_mut(together) {
@@ -131,7 +133,7 @@ impl Pass<'_> {
                 .par_iter_mut()
                 .map(|x| {
                     let mut tap = tap();
-                    if let Some(y) = block.run(&model.config, rope, x, None, &mut tap, wanted)? {
+                    if let Some(y) = layer.run(&model.config, rope, x, None, &mut tap, wanted)? {
                         *x = y;
                     }
                     Ok(tap)
@@ -144,15 +146,16 @@ impl Pass<'_> {
     }
 }
 
-/// Whose tensor it is, and its name.
+/// The key of a cached tensor: the id of the model or change set that it belongs to, and its name.
 type Key = (u64, String);
 
-/// The owner of what is as the checkpoint has it.
+/// The id of the checkpoint's own, unchanged tensors.
 pub(super) const CHECKPOINT: u64 = 0;
 
-/// Tensors that were used lately, up to a number of bytes: those that were not used for longest go first.
+/// An LRU cache of tensors on the device, of a limited number of bytes. Key: (id of the model or change set, tensor
+/// name).
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct TensorCache {
     state: Mutex<State>,
     budget_bytes: u64,
 }
@@ -160,12 +163,12 @@ pub(super) struct Kept {
 #[derive(Debug, Default)]
 struct State {
     tensors: HashMap<Key, (Tensor, u64)>,
-    /// Counts uses: the number of a tensor's last one stands beside it.
+    /// Counts uses; the count at a tensor's last use stands beside it.
     clock: u64,
     residency: Residency,
 }
 
-/// What of a model is on its device, and how often it had to be read.
+/// Tensors of a model on its device, and how often one had to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Residency {
     /// Tensors held.
@@ -178,13 +181,13 @@ pub struct Residency {
     pub hits: u64,
     /// Uses of a tensor that was read.
     pub reads: u64,
-    /// Tensors that went to make room.
+    /// Tensors that were evicted to make room.
     pub evictions: u64,
 }
 
-impl Kept {
-    pub(super) fn new(budget_bytes: u64) -> Kept {
-        Kept { state: Mutex::default(), budget_bytes }
+impl TensorCache {
+    pub(super) fn new(budget_bytes: u64) -> TensorCache {
+        TensorCache { state: Mutex::default(), budget_bytes }
     }
 
     /// `owner`'s tensor called `name`, which `read` reads if it is not held.
@@ -212,7 +215,7 @@ impl Kept {
         Ok(tensor)
     }
 
-    /// The same if it is held.
+    /// `owner`'s tensor called `name`, if it is held.
     pub(super) fn held(&self, owner: u64, name: &str) -> Option<Tensor> {
         let state = &mut *self.state();
         state.clock += 1;
@@ -222,7 +225,7 @@ impl Kept {
         Some(tensor.clone())
     }
 
-    /// Lets go of what is `owner`'s.
+    /// Removes the tensors of `owner`.
     pub(super) fn forget(&self, owner: u64) {
         let State { tensors, residency, .. } = &mut *self.state();
         tensors.retain(|(of, _), (tensor, _)| {
@@ -255,14 +258,14 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn reading_ahead_gives_the_same_blocks_and_stops_at_a_failure() {
+    fn reading_ahead_gives_the_same_layers_and_stops_at_a_failure() {
         for ahead in [false, true] {
             let mut seen = Vec::new();
-            let push = |seen: &mut Vec<_>, i, block| {
-                seen.push((i, block));
+            let push = |seen: &mut Vec<_>, i, layer| {
+                seen.push((i, layer));
                 Ok(())
             };
-            each(5, |i| Ok(i * i), ahead, |i, block| push(&mut seen, i, block)).unwrap();
+            each(5, |i| Ok(i * i), ahead, |i, layer| push(&mut seen, i, layer)).unwrap();
             assert_eq!(seen, [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)], "ahead: {ahead}");
 
             let read = AtomicUsize::new(0);
@@ -275,7 +278,7 @@ mod tests {
             assert_eq!(read.into_inner(), if ahead { 3 } else { 2 });
 
             let mut used = 0;
-            let damaged = |i| if i == 2 { Err(Error::file("block", "is damaged")) } else { Ok(i) };
+            let damaged = |i| if i == 2 { Err(Error::file("layer", "is damaged")) } else { Ok(i) };
             let failed = each(5, damaged, ahead, |_, _| {
                 used += 1;
                 Ok(())
@@ -318,7 +321,7 @@ mod tests {
 
     #[test]
     fn what_was_not_used_for_longest_goes_first() {
-        let kept = Kept::new(24);
+        let kept = TensorCache::new(24);
         let get = |name: &str| {
             let mut read = false;
             let tensor = kept.tensor(CHECKPOINT, name, || {

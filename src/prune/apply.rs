@@ -2,19 +2,20 @@
 
 use super::{copy, finish, write_masked};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
+use crate::error::{Error, Result};
 use crate::mask::{MaskSet, Violation};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::record::{PruningRecord, Record, TensorRecord};
-use crate::{Error, Result};
+use crate::settings::{Origin, Pattern};
 use candle_core::Device;
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// What about `masks` does not fit `model`, or what their metadata promise ([`MaskSet::violations`]). Reads the model's
-/// bytes for their hash, once; a model in memory has none to compare.
+/// Finds masks that do not fit `model`, and promises of their metadata that are not kept ([`MaskSet::violations`]).
+/// Reads the model's bytes for their hash, once; a model in memory has none to compare.
 ///
 /// # Errors
 /// [`Error::Io`] from reading, [`Error::Interrupted`].
@@ -76,7 +77,7 @@ pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress
         let zeros = *zeros.get(name.as_str())?;
         Some(TensorRecord { name, shape: [out, input], zeros })
     });
-    let pruning = Some(pruning_record(model, masks));
+    let pruning = Some(pruning_record(model, masks)?);
     let mut record = Record { pruning, tensors: tensors.collect(), ..Record::dense(model.record()?) };
     record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
     record.environment.insert("masks_sha256".into(), masks.sha256().into());
@@ -92,23 +93,15 @@ fn check_finite(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<()> {
     }
 }
 
-/// How the masks were made, or for those of which that is not known, what they are.
-fn pruning_record(model: &Model, masks: &MaskSet) -> PruningRecord {
+/// The settings with which the masks were selected; where those are not known, a description of the masks.
+fn pruning_record(model: &Model, masks: &MaskSet) -> Result<PruningRecord> {
     let metadata = masks.metadata.as_ref();
-    metadata.and_then(|metadata| metadata.pruning.clone()).unwrap_or_else(|| PruningRecord {
-        method: metadata.and_then(|metadata| metadata.composed.clone()).unwrap_or_else(|| "masks".into()),
-        pattern: "unstructured".into(),
-        per: "layer".into(),
-        sparsity: masks.sparsity(),
-        allocation: "uniform".into(),
-        rules: Vec::new(),
-        refine: None,
-        reference_ties: false,
-        propagate: "dense".into(),
-        seed: 0,
-        dtype: model.dtype().as_str().into(),
-        calibration: None,
-    })
+    if let Some(pruning) = metadata.and_then(|metadata| metadata.pruning.clone()) {
+        return Ok(pruning);
+    }
+    let name = metadata.and_then(|metadata| metadata.composed.clone()).unwrap_or_else(|| "masks".into());
+    let dtype = model.dtype().try_into()?;
+    Ok(PruningRecord { dtype, ..PruningRecord::new(Origin::Masks(name), Pattern::Unstructured, masks.sparsity()) })
 }
 
 /// Number of elements that are 0 or -0.

@@ -1,45 +1,38 @@
-//! How to prune, and what makes no sense.
+//! Settings of pruning, and checks of combinations that make no sense.
 
 use crate::allocate::{Allocation, Rule};
 use crate::dsnot::Dsnot;
+use crate::error::{Error, Result};
 use crate::importance::Method;
 use crate::mask::{Criterion, Pattern, Per, Ties};
 use crate::model::Model;
 use crate::record::PruningRecord;
+use crate::settings::ComparisonGroup;
+pub use crate::settings::Propagate;
 use crate::text::Windows;
-use crate::{Error, Result};
+use serde::Serialize;
 
-/// What a block's inputs are during calibration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Propagate {
-    /// The outputs of the pruned blocks before it, as in the reference implementations.
-    Pruned,
-    /// The outputs of the dense blocks before it: one forward pass serves every method and ratio.
-    Dense,
-}
-
-crate::error::named!(Propagate, "propagate", Pruned => "pruned", Dense => "dense");
-
-/// How to prune.
-#[derive(Clone, Debug, PartialEq)]
+/// Settings of unstructured and N:M pruning.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PruneConfig {
     /// Importance metric.
     pub method: Method,
     /// Shape of the zeros.
     pub pattern: Pattern,
-    /// What an unstructured selection compares; N:M always compares within a group, and SparseGPT within 128 columns.
+    /// The comparison group of an unstructured selection; N:M always compares within a group, and SparseGPT within 128
+    /// columns.
     pub per: Per,
     /// Fraction of zeros over all linears, in `[0, 1)`. An N:M pattern prescribes its own.
     pub sparsity: f64,
-    /// How that is shared out.
+    /// The distribution of the target sparsity over the linears.
     pub allocation: Allocation,
     /// Linears with a sparsity of their own, or none; the last rule that matches counts.
     pub rules: Vec<Rule>,
-    /// What becomes of ties.
+    /// The rule for equal scores.
     pub ties: Ties,
     /// Swaps that follow the selection.
     pub refine: Option<Dsnot>,
-    /// What a block's inputs are during calibration.
+    /// The inputs of a layer during calibration.
     pub propagate: Propagate,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
@@ -69,13 +62,13 @@ impl PruneConfig {
         PruneConfig { pattern, per: Per::Row, ..PruneConfig::new(method, pattern.sparsity().unwrap_or_default()) }
     }
 
-    /// The same with another allocation; a global one compares whole layers.
+    /// These settings with another allocation; a global one compares whole layers.
     pub fn with_allocation(self, allocation: Allocation) -> Self {
         let per = if allocation == Allocation::Global { Per::Layer } else { self.per };
         PruneConfig { allocation, per, ..self }
     }
 
-    /// The same with other inputs of the blocks during calibration.
+    /// These settings with other inputs of the layers during calibration.
     pub fn propagating(self, propagate: Propagate) -> Self {
         PruneConfig { propagate, ..self }
     }
@@ -150,7 +143,7 @@ impl PruneConfig {
         Ok(())
     }
 
-    /// Whether a text is needed: by the method, by OWL, which looks at Wanda's scores, or by DSnoT.
+    /// Returns whether a text is needed: by the method, by OWL, which looks at Wanda's scores, or by DSnoT.
     pub fn needs_calibration(&self) -> bool {
         self.method.needs_calibration() || matches!(self.allocation, Allocation::Owl(_)) || self.refine.is_some()
     }
@@ -159,30 +152,24 @@ impl PruneConfig {
         Criterion { pattern: self.pattern, per: self.per, ties: self.ties }
     }
 
-    pub(crate) fn record(&self, model: &Model, calibration: Option<&Windows>) -> PruningRecord {
-        let per = match (self.pattern, self.method) {
-            (Pattern::NofM { .. }, _) => Per::Row.to_string(),
-            (_, Method::SparseGpt) => "columns".to_owned(),
-            _ => self.per.to_string(),
-        };
-        PruningRecord {
-            method: self.method.to_string(),
-            pattern: self.pattern.to_string(),
-            per,
-            sparsity: self.sparsity,
-            allocation: self.allocation.to_string(),
-            rules: self.rules.iter().map(ToString::to_string).collect(),
-            refine: self.refine.map(|_| "dsnot".to_owned()),
-            reference_ties: self.ties == Ties::Reference,
-            propagate: self.propagate.to_string(),
-            seed: self.seed,
-            dtype: model.dtype().as_str().into(),
+    pub(crate) fn record(&self, model: &Model, calibration: Option<&Windows>) -> Result<PruningRecord> {
+        let PruneConfig { method, pattern, per, sparsity, allocation, rules, ties, refine, propagate, seed } = self;
+        Ok(PruningRecord {
+            per: ComparisonGroup::of(*method, *pattern, *per),
+            allocation: *allocation,
+            rules: rules.clone(),
+            refine: *refine,
+            reference_ties: *ties == Ties::Reference,
+            propagate: *propagate,
+            seed: *seed,
+            dtype: model.dtype().try_into()?,
             calibration: calibration.filter(|_| self.needs_calibration()).map(Windows::record),
-        }
+            ..PruningRecord::new(*method, *pattern, *sparsity)
+        })
     }
 }
 
-/// What the method's paper compares.
+/// The comparison group of the method's paper.
 pub(super) fn default_per(method: Method, allocation: Allocation) -> Per {
     match (method, allocation) {
         (_, Allocation::Global) => Per::Layer,

@@ -1,12 +1,12 @@
 //! Pruning with what is known of the dense model from earlier runs.
 
-use super::block_loop::Subject;
 use super::config::{Propagate, PruneConfig};
+use super::layer_loop::Subject;
 use super::masks::{MasksConfig, masks_of};
 use super::{Pruned, prune_subject, record};
-use crate::Result;
 use crate::allocate::Allocation;
 use crate::calibrate::{Gather, Statistics};
+use crate::error::Result;
 use crate::gradients::Gradients;
 use crate::importance::Method;
 use crate::mask::{Mask, MaskSet};
@@ -22,7 +22,7 @@ use std::time::Instant;
 pub(crate) struct Known<'a> {
     /// Norms and sums of the inputs of all linears.
     pub(crate) statistics: Option<&'a Statistics>,
-    /// Reads the statistics of a block with grams, which are too large to hold for all.
+    /// Reads the statistics of a layer with grams, which are too large to hold for all.
     pub(crate) grams: Option<&'a dyn Fn(usize) -> Result<Statistics>>,
     pub(crate) gradients: Option<&'a Gradients>,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Needs {
 }
 
 impl PruneConfig {
-    /// What the block loop, or what precedes it, asks of the dense model; with pruned propagation, the loop asks nothing of it.
+    /// What the layer loop, or what precedes it, asks of the dense model; with pruned propagation, the loop asks nothing of it.
     pub(crate) fn needs(&self) -> Needs {
         let dense = self.propagate == Propagate::Dense;
         let allocated = match self.allocation {
@@ -68,7 +68,7 @@ impl Known<'_> {
         if gather.gram { self.grams.is_some() } else { self.statistics.is_some() }
     }
 
-    /// Calls `f` with statistics that hold at least those of block `i`.
+    /// Calls `f` with statistics that hold at least those of layer `i`.
     pub(super) fn with_statistics<T>(
         &self,
         i: usize,

@@ -1,20 +1,21 @@
 //! Masks of many methods and sparsities from one pass through the dense model.
 
-use super::block_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use super::config::{Propagate, PruneConfig, default_per};
 use super::known::Known;
+use super::layer_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use crate::allocate::{Allocation, Rule, Target};
 use crate::calibrate::Gather;
+use crate::error::{Error, Result};
 use crate::importance::{Evidence, Method};
 use crate::mask::{MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
 use crate::text::Windows;
-use crate::{Error, Result};
+use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// Which masks to make.
-#[derive(Clone, Debug, PartialEq)]
+/// The masks to be made.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MasksConfig {
     /// Importance metrics.
     pub methods: Vec<Method>,
@@ -22,9 +23,9 @@ pub struct MasksConfig {
     pub sparsities: Vec<f64>,
     /// Shape of the zeros.
     pub pattern: Pattern,
-    /// What an unstructured selection compares; `None` for what each method's paper does.
+    /// The comparison group of an unstructured selection; `None` for that of each method's paper.
     pub per: Option<Per>,
-    /// How a sparsity is shared out.
+    /// The distribution of a sparsity over the linears.
     pub allocation: Allocation,
     /// Linears with a sparsity of their own, or none.
     pub rules: Vec<Rule>,
@@ -59,7 +60,7 @@ impl MasksConfig {
         }
     }
 
-    /// Whether a text is needed.
+    /// Returns whether a calibration text is needed.
     pub fn needs_calibration(&self) -> bool {
         self.methods.iter().any(|&method| self.of(method, 0.0).needs_calibration())
     }
@@ -93,7 +94,7 @@ impl MasksConfig {
 /// Masks of each method at each sparsity, ordered by method, then by sparsity as given: scores come from the dense model, so
 /// that one pass through it serves all of them, and the masks of a method are nested.
 ///
-/// Memory: one block's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
+/// Memory: one layer's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
 ///
 /// # Errors
 /// As [`super::prune`].
@@ -122,7 +123,7 @@ pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec
     let mut sets: Vec<Vec<MaskSet>> = Vec::new();
     for (&method, targets) in config.methods.iter().zip(&targets) {
         let set = |(level, &sparsity): (usize, &f64)| {
-            let pruning = config.of(method, sparsity).record(model, calibration);
+            let pruning = config.of(method, sparsity).record(model, calibration)?;
             let mut metadata = MaskMetadata::new(record.clone(), pruning);
             for (name, _) in model.config().linears() {
                 match (rules.get(&name), targets.get(level, &name)) {
@@ -133,14 +134,14 @@ pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec
                     (_, Some(own)) => drop(metadata.targets.insert(name, own)),
                 }
             }
-            MaskSet { metadata: Some(metadata), masks: Vec::new() }
+            Ok(MaskSet { metadata: Some(metadata), masks: Vec::new() })
         };
-        sets.push(config.sparsities.iter().enumerate().map(set).collect());
+        sets.push(config.sparsities.iter().enumerate().map(set).collect::<Result<_>>()?);
     }
     let gather = config.methods.iter().any(|method| method.needs_inputs()).then(Gather::default);
-    subject.for_each_block(gather, Propagate::Dense, |block, statistics, stage| {
+    subject.for_each_layer(gather, Propagate::Dense, |layer, statistics, stage| {
         let mut silent = BTreeSet::new();
-        for linear in block.linears() {
+        for linear in layer.linears() {
             let shape = linear.weight.dims2()?;
             let mut weights = None;
             for ((&method, targets), sets) in config.methods.iter().zip(&targets).zip(&mut sets) {

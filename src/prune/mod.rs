@@ -1,38 +1,38 @@
-//! Pruning: a method, a configuration, and the block loop.
+//! Pruning: a method, a configuration, and the layer loop.
 //!
-//! The loop holds one block's weights and the calibration activations, never the model: a block is read, its inputs pass
-//! through it, its weights are scored and selected, and what comes out of the pruned block (or of the dense one) goes into
-//! the next.
+//! The loop holds one layer's weights and the calibration activations, never the model: a layer is read, its inputs
+//! pass through it, its weights are scored and selected, and the outputs of the pruned layer (or of the dense one) are
+//! the inputs of the next.
 
 mod apply;
-mod block_loop;
 mod config;
 mod known;
+mod layer_loop;
 mod masks;
 
 pub use crate::importance::Method;
 pub use apply::{apply, prune_with, validate};
-pub use block_loop::outliers;
 pub use config::{Propagate, PruneConfig};
+pub use layer_loop::outliers;
 pub use masks::{MasksConfig, masks};
 
 pub(crate) use known::{Known, Needs, masks_knowing, prune_knowing, pruned_before};
 
 use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
-use crate::cuda;
+use crate::device;
 use crate::dsnot::{self, DsnotInputs};
+use crate::error::{Error, Result};
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
-use crate::mask::{Mask, select_levels};
-use crate::model::{Block, Linear, Model};
+use crate::mask::{Mask, apply_on_device, select_levels};
+use crate::model::{DecoderLayer, Linear, Model};
 use crate::progress::{Progress, Stage, check_interrupt};
 use crate::record::{Record, TensorRecord};
-use crate::sparsegpt::{Factor, SparseGpt, sparsegpt};
+use crate::sparsegpt::{Factor, SparseGpt, sparsegpt, sparsegpt_on_device};
 use crate::text::Windows;
-use crate::{Error, Result};
-use block_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use candle_core::{DType, Device, Tensor};
+use layer_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
 use std::collections::BTreeSet;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -46,7 +46,7 @@ pub struct Pruned {
     pub model: Model,
     /// The mask of each pruned linear, in model order.
     pub masks: Vec<(String, Mask)>,
-    /// What was done.
+    /// The record of the settings and results.
     pub record: Record,
 }
 
@@ -68,14 +68,14 @@ fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
     let Subject { model, calibration, .. } = subject;
     let (mut masks, mut replaced) = (Vec::new(), Vec::new());
     let as_masks = model.in_parts() && config.method != Method::SparseGpt;
-    let tensors = for_each_block(subject, config, |block, block_masks| {
-        let changed: HashSet<&str> = block_masks.iter().map(|(name, _)| name.as_str()).collect();
-        let linears = block.linears().into_iter().filter(|linear| changed.contains(linear.name.as_str()));
+    let tensors = for_each_layer(subject, config, |layer, layer_masks| {
+        let changed: HashSet<&str> = layer_masks.iter().map(|(name, _)| name.as_str()).collect();
+        let linears = layer.linears().into_iter().filter(|linear| changed.contains(linear.name.as_str()));
         for linear in linears.filter(|_| !as_masks) {
-            let weight = if model.in_parts() { cuda::to_host(&linear.weight)? } else { linear.weight.clone() };
+            let weight = if model.in_parts() { device::to_host(&linear.weight)? } else { linear.weight.clone() };
             replaced.push((linear.name.clone(), weight));
         }
-        masks.extend(block_masks);
+        masks.extend(layer_masks);
         Ok(())
     })?;
     let record = record(model, calibration, config, tensors, started)?;
@@ -86,7 +86,7 @@ fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
 /// Prunes a checkpoint to a new directory `out`: the same tensors, dtypes and shards, zeros in place, every other weight
 /// bit-exact, and `lacuna.json` with the record. `model` is that checkpoint opened with the dtype and device to compute on.
 ///
-/// Memory: one block's weights and the activations of the calibration windows; and of up to two blocks before it, which are written
+/// Memory: one layer's weights and the activations of the calibration windows; and of up to two layers before it, which are written
 /// meanwhile, the masks, or the weights where the method changes those that stay. `out` appears when everything is in it.
 ///
 /// # Errors
@@ -116,8 +116,8 @@ pub fn prune_to(
         }
         Ok(())
     };
-    let outcomes = |block: &Block, masks: Vec<(String, Mask)>| -> Result<Vec<(String, Outcome)>> {
-        let linears: HashMap<_, _> = block.linears().into_iter().map(|linear| (linear.name.as_str(), linear)).collect();
+    let outcomes = |layer: &DecoderLayer, masks: Vec<(String, Mask)>| -> Result<Vec<(String, Outcome)>> {
+        let linears: HashMap<_, _> = layer.linears().into_iter().map(|linear| (linear.name.as_str(), linear)).collect();
         let outcome = |(name, mask): (String, Mask)| {
             let outcome = match linears.get(name.as_str()) {
                 Some(linear) if config.method == Method::SparseGpt => Outcome::Weights(as_in(checkpoint, linear)?),
@@ -129,14 +129,14 @@ pub fn prune_to(
     };
     let tensors = if rayon::current_thread_index().is_some() {
         // To wait here for another thread, which may need those of the pool, could be for ever.
-        for_each_block(subject, config, |block, masks| write(outcomes(block, masks)?))?
+        for_each_layer(subject, config, |layer, masks| write(outcomes(layer, masks)?))?
     } else {
         std::thread::scope(|scope| {
-            let (give, blocks) = mpsc::sync_channel(0);
-            let writing = scope.spawn(move || blocks.into_iter().try_for_each(write));
-            let tensors = for_each_block(subject, config, |block, masks| {
+            let (give, layers) = mpsc::sync_channel(0);
+            let writing = scope.spawn(move || layers.into_iter().try_for_each(write));
+            let tensors = for_each_layer(subject, config, |layer, masks| {
                 // Nobody takes it when writing has failed, which says why.
-                give.send(outcomes(block, masks)?).map_err(|_| Error::Interrupted)
+                give.send(outcomes(layer, masks)?).map_err(|_| Error::Interrupted)
             });
             drop(give);
             let written: Result<()> = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -181,7 +181,7 @@ fn write_masked(checkpoint: &Checkpoint, writer: &mut CheckpointWriter, name: &s
     Ok(bytes)
 }
 
-/// What is written of a linear.
+/// The form in which a linear is written.
 enum Outcome {
     Mask(Mask),
     Weights(Tensor),
@@ -194,7 +194,7 @@ fn as_in(checkpoint: &Checkpoint, linear: &Linear) -> Result<Tensor> {
         let problem = format!("is {stored:?}, in which changed weights cannot be written; convert it to bf16 first");
         return Err(Error::tensor(checkpoint.dir(), &linear.name, problem));
     };
-    Ok(cuda::to_host(&linear.weight)?.to_dtype(dtype)?)
+    Ok(device::to_host(&linear.weight)?.to_dtype(dtype)?)
 }
 
 fn record(
@@ -204,17 +204,17 @@ fn record(
     tensors: Vec<TensorRecord>,
     started: Instant,
 ) -> Result<Record> {
-    let pruning = Some(config.record(model, calibration));
+    let pruning = Some(config.record(model, calibration)?);
     let mut record = Record { pruning, tensors, ..Record::dense(model.record()?) };
     record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
     Ok(record)
 }
 
-/// Prunes block by block. `sink` gets each block after its weights were changed, and the masks of its linears.
-fn for_each_block(
+/// Prunes layer by layer. `sink` gets each layer after its weights were changed, and the masks of its linears.
+fn for_each_layer(
     subject: Subject<'_>,
     config: &PruneConfig,
-    mut sink: impl FnMut(&Block, Vec<(String, Mask)>) -> Result<()>,
+    mut sink: impl FnMut(&DecoderLayer, Vec<(String, Mask)>) -> Result<()>,
 ) -> Result<Vec<TensorRecord>> {
     let Subject { model, calibration, .. } = subject;
     config.validate_with(calibration)?;
@@ -225,12 +225,12 @@ fn for_each_block(
     let gather = Gather { sums: config.refine.is_some(), gram: config.method == Method::SparseGpt };
     let gather = (config.method.needs_inputs() || config.refine.is_some()).then_some(gather);
     let mut tensors = Vec::new();
-    subject.for_each_block(gather, config.propagate, |block, statistics, stage| {
+    subject.for_each_layer(gather, config.propagate, |layer, statistics, stage| {
         let (gradients, checkpoint) = (dense.gradients.as_ref(), model.checkpoint());
         let silent = BTreeSet::new();
         let mut pruner = Pruner { config, statistics, gradients, checkpoint, stage, factor: None, silent };
         let mut masks = Vec::new();
-        for linear in block.linears_mut() {
+        for linear in layer.linears_mut() {
             let Some(sparsity) = targets.get(0, &linear.name) else { continue };
             let (mask, zeros) = pruner.prune(linear, sparsity)?;
             let (out, input) = mask.shape();
@@ -239,17 +239,17 @@ fn for_each_block(
             check_interrupt()?;
         }
         note_silent(stage, &pruner.silent);
-        sink(block, masks)
+        sink(layer, masks)
     })?;
     Ok(tensors)
 }
 
-/// Prunes the linears of one block.
+/// Prunes the linears of one layer.
 struct Pruner<'a> {
     config: &'a PruneConfig,
     statistics: &'a Statistics,
     gradients: Option<&'a Gradients>,
-    /// What the model was opened from.
+    /// The checkpoint that the model was opened from.
     checkpoint: Option<&'a Checkpoint>,
     stage: &'a Stage,
     /// The last linear that had one, and the factor of its gram matrix: the next may share its input.
@@ -282,7 +282,8 @@ impl Pruner<'_> {
         Ok((mask, zeros))
     }
 
-    /// The same where the weights are, on a GPU that has kernels for what is asked.
+    /// As [`Pruner::prune`], on the device that holds the weights; `None` if that is no GPU with kernels for the
+    /// settings.
     fn prune_on_device(&mut self, linear: &mut Linear, sparsity: f64) -> Result<Option<(Mask, u64)>> {
         let Pruner { config, statistics, gradients, .. } = *self;
         if config.refine.is_some() {
@@ -293,7 +294,7 @@ impl Pruner<'_> {
             return Ok(None);
         };
         let Some(mask) = masks.into_iter().next() else { return Ok(None) };
-        let Some((weight, zeros)) = cuda::apply(&linear.weight, &mask)? else { return Ok(None) };
+        let Some((weight, zeros)) = apply_on_device(&linear.weight, &mask)? else { return Ok(None) };
         if evidence.is_silent() {
             self.silent.insert(linear.name.clone());
         }
@@ -321,7 +322,7 @@ impl Pruner<'_> {
         Ok(mask)
     }
 
-    /// Updated weights, `cols` a row, as the checkpoint will hold them, so that what the next block is calibrated on is what is written.
+    /// Updated weights, `cols` a row, as the checkpoint will hold them, so that what the next layer is calibrated on is what is written.
     fn as_stored(&self, name: &str, weights: Vec<f32>, cols: usize) -> Result<Vec<f32>> {
         let stored = self.checkpoint.and_then(|checkpoint| float_dtype(checkpoint.get(name).ok()?.dtype));
         let Some(dtype @ (DType::F16 | DType::BF16)) = stored else { return Ok(weights) };
@@ -363,7 +364,7 @@ impl Pruner<'_> {
             }
         };
         let PruneConfig { pattern, ties, .. } = *self.config;
-        let mask = match cuda::sparsegpt(device, name, weights, &factor, (pattern, sparsity, ties), &settings)? {
+        let mask = match sparsegpt_on_device(device, name, weights, &factor, (pattern, sparsity, ties), &settings)? {
             Some(mask) => mask,
             None => sparsegpt(name, weights, &factor, pattern, sparsity, &settings, ties)?.mask,
         };

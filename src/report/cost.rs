@@ -1,10 +1,10 @@
-//! What a rewrite of experts costs, as Markdown.
+//! The cost of a rewrite of experts, as Markdown.
 
-use super::thousands;
 use crate::checkpoint::Seconds;
-use crate::experts::{Estimate, Plan, Probe};
+use crate::experts::{Estimate, ExpertPlan, Probe};
+use crate::format::thousands;
 
-impl Plan {
+impl ExpertPlan {
     /// The plan as a Markdown table.
     pub fn to_markdown(&self) -> String {
         let mut rows = vec![

@@ -1,8 +1,9 @@
 //! Records as files: versioned, complete, replaced in one step.
 
+use crate::error::{Error, Result};
 use crate::exact_json::exact_floats;
+use crate::files;
 use crate::record::{Record, SCHEMA_VERSION};
-use crate::{Error, Result, files};
 use serde::Serialize;
 use serde_json::Value;
 use std::fs;
@@ -12,7 +13,7 @@ use std::path::Path;
 /// Reads the records of a file: one record (`lacuna.json`), a list of them, or a whole report.
 ///
 /// # Errors
-/// When the file cannot be read, is no JSON, holds no records, or was written with another schema version.
+/// Fails when the file cannot be read, is no JSON, holds no records, or was written with another schema version.
 pub fn read_records(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     let path = path.as_ref();
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
@@ -43,7 +44,7 @@ pub fn read_records(path: impl AsRef<Path>) -> Result<Vec<Record>> {
 /// Writes one record; an existing file is replaced in one step.
 ///
 /// # Errors
-/// When the file cannot be written or a number of the record is not finite.
+/// Fails when the file cannot be written or a number of the record is not finite.
 pub fn write_record(path: impl AsRef<Path>, record: &Record) -> Result<()> {
     write_atomic(path.as_ref(), pretty(&record_json(record)?)?.as_bytes())
 }
@@ -51,7 +52,7 @@ pub fn write_record(path: impl AsRef<Path>, record: &Record) -> Result<()> {
 /// The record as JSON.
 ///
 /// # Errors
-/// When a number is not finite: JSON has no such numbers, and null would hide it.
+/// Fails when a number is not finite: JSON has no such numbers, and null would hide it.
 pub(crate) fn record_json(record: &Record) -> Result<Value> {
     let doing = || format!("writing the record of {}", describe(record));
     let mut numbers = Vec::new();

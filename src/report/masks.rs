@@ -3,10 +3,11 @@
 #[cfg(feature = "report")]
 use super::Plot;
 use super::json::{pretty, write_atomic};
+use crate::error::{Error, Result};
+use crate::files;
 use crate::mask::{MaskFormat, MaskSet, Pattern};
 use crate::progress::Progress;
 use crate::record::SCHEMA_VERSION;
-use crate::{Error, Result, files};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,7 +21,7 @@ pub struct MaskFile {
     pub method: String,
     /// Shape of the zeros.
     pub pattern: String,
-    /// What was compared.
+    /// The comparison group.
     pub per: String,
     /// Target sparsity.
     pub target: f64,
@@ -86,9 +87,9 @@ pub fn write_masks(dir: &Path, sets: &[MaskSet], format: MaskFormat, progress: P
             write_json(&dir.join(format!("{stem}.json")), &about)?;
             written.push(MaskFile {
                 file,
-                method: pruning.method.clone(),
-                pattern: pruning.pattern.clone(),
-                per: pruning.per.clone(),
+                method: pruning.method.to_string(),
+                pattern: pruning.pattern.to_string(),
+                per: pruning.per.to_string(),
                 target: pruning.sparsity,
                 pruned: statistics.all.pruned,
                 elements: statistics.all.elements,

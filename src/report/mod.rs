@@ -4,14 +4,12 @@
 //! Nothing here loads a model: the same records give the same bytes, a year later and on another machine.
 
 mod cost;
-mod format;
 mod json;
 mod masks;
 #[cfg(feature = "report")]
 mod shown;
 
 pub use crate::files::check_output;
-pub use format::{number, size, thousands};
 pub use json::{read_records, write_record};
 pub use masks::{MaskFile, write_masks};
 #[cfg(feature = "report")]

@@ -1,7 +1,7 @@
 //! The factor of the inverse Hessian that SparseGPT reads.
 
 use super::SparseGpt;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltError, LltParams, LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
@@ -15,7 +15,8 @@ use rayon::prelude::*;
 /// sums are the same on any number of them.
 const TILE: usize = 128;
 
-/// Where raising the damping ends: a matrix that is not positive definite with its mean diagonal added is no gram matrix.
+/// The largest damping that is tried: a matrix that is not positive definite with its mean diagonal added is no gram
+/// matrix.
 const MOST_DAMPING: f64 = 1.0;
 
 /// The upper Cholesky factor `U` of the inverse Hessian, `H^-1 = U^T U`, of what enters a linear. Linears with the same

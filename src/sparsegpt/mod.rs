@@ -1,12 +1,15 @@
-//! SparseGPT (Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot"): weights
-//! go column by column, and what is lost with each is made up for by the columns after it.
+//! SparseGPT (Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot"):
+//! weights are pruned column by column, and the columns after each make up for its error.
 
 mod factor;
+#[cfg(feature = "cuda")]
+mod gpu;
 
 pub use factor::Factor;
 
+use crate::error::{Error, Result};
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, drop_smallest, select_levels};
-use crate::{Error, Result};
+use candle_core::Device;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -19,7 +22,7 @@ const ROWS: usize = 64;
 pub struct SparseGpt {
     /// Columns whose weights are selected together, and after which the columns behind them are brought up to date.
     pub block_size: usize,
-    /// What is added to the diagonal of the Hessian, as a fraction of its mean.
+    /// The value that is added to the diagonal of the Hessian, as a fraction of its mean.
     pub damping: f64,
 }
 
@@ -50,7 +53,30 @@ impl SparseGpt {
     }
 }
 
-/// What SparseGPT did to one linear.
+/// As [`sparsegpt`] on `device`, where it has kernels for what is asked; otherwise `None`, and the CPU's code has to go on. Sums are rounded
+/// in another order than on the CPU.
+///
+/// # Errors
+/// As [`sparsegpt`], and what the device fails with.
+pub(crate) fn sparsegpt_on_device(
+    device: &Device,
+    name: &str,
+    weights: &mut [f32],
+    factor: &Factor,
+    selection: (Pattern, f64, Ties),
+    config: &SparseGpt,
+) -> Result<Option<Mask>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu::sparsegpt(device, name, weights, factor, selection, config),
+        _ => {
+            let _ = (name, weights, factor, selection, config);
+            Ok(None)
+        }
+    }
+}
+
+/// The result of SparseGPT for one linear.
 #[derive(Clone, Debug)]
 pub struct Reconstruction {
     /// The selected weights, which are zero now.
@@ -62,10 +88,10 @@ pub struct Reconstruction {
 /// Prunes `weights (out, in)`, row-major, in place: selected weights become 0, the others are updated to make up for them.
 ///
 /// `factor` is that of the linear's input. Unstructured: of each block of `config.block_size` columns exactly
-/// `floor(out * columns * sparsity)` weights go, those with the lowest `w^2 / U_jj^2` over all rows, ties by position (lower
-/// row, then lower column first); [`Ties::Reference`] drops one more, and its equals, as the reference implementation does. N:M:
-/// of each `m` columns, the `n` with the highest such score stay, judged by the weights as they are when the first of them is
-/// reached.
+/// `floor(out * columns * sparsity)` weights are pruned, those with the lowest `w^2 / U_jj^2` over all rows, ties by
+/// position (lower row, then lower column first); [`Ties::Reference`] prunes one more, and its equals, as the reference
+/// implementation does. N:M: of each `m` columns, the `n` with the highest such score stay, judged by the weights as
+/// they are when the first of them is reached.
 ///
 /// Weights of dead inputs become 0, and are the first to be selected. Those that were not selected even so are no part of the
 /// mask, like zeros that a linear had before.
@@ -190,19 +216,20 @@ impl Block {
         Block::of(start, (start..end).flat_map(row).copied().collect())
     }
 
-    /// That of the columns from `start` on, whose part of `U` is `upper`, square and row-major.
+    /// A block of the columns from `start` on, whose part of `U` is `upper`, square and row-major.
     pub(crate) fn of(start: usize, upper: Vec<f32>) -> Block {
         let diagonal = upper.iter().copied().step_by(upper.len().isqrt() + 1).collect();
         Block { start, upper, diagonal }
     }
 
-    /// What the loss grows by when the weight in column `col` of the block goes, up to a constant.
+    /// The growth of the loss when the weight in column `col` of the block is pruned, up to a constant.
     fn score(&self, col: usize, weight: f32) -> f32 {
         let d = self.diagonal[col];
         weight * weight / (d * d)
     }
 
-    /// Prunes the block's columns of one row; what each lost, over its diagonal, goes to `errors`. For N:M, this selects too.
+    /// Prunes the block's columns of one row; writes the error of each pruned weight, over its diagonal, to `errors`.
+    /// For N:M, this selects too.
     pub(crate) fn prune_row(&self, pattern: Pattern, weights: &mut [f32], words: &mut [u64], errors: &mut [f32]) {
         let width = weights.len();
         for i in 0..width {

@@ -1,14 +1,14 @@
 //! Cutting units out of a tensor, or zeroing them in place.
 
 use super::{Form, Module};
-use crate::Result;
+use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 
-/// What becomes of one tensor.
+/// The cut of one tensor: the elements that stay, and the form of the result.
 #[derive(Clone, Debug)]
 pub(super) struct Cut {
     form: Form,
-    /// Whether the tensor scales the mean of what it is cut along.
+    /// True if the tensor is the scale of a norm over the dimension that is cut.
     norm: bool,
     /// For each dimension with units, whether an element stays.
     stays: [Option<Vec<bool>>; 2],
@@ -20,7 +20,7 @@ impl Cut {
         Cut { form, norm, stays: [None, None] }
     }
 
-    /// Takes the units that go from `dim`, each of which is `span` elements there.
+    /// Removes the module's pruned units from `dim`, each of which is `span` elements there.
     pub(super) fn along(&mut self, dim: usize, module: &Module, span: usize) {
         let mut stays = vec![true; module.units * span];
         for &unit in &module.gone {
@@ -29,12 +29,12 @@ impl Cut {
         self.stays[dim] = Some(stays);
     }
 
-    /// Whether the tensor has units at all; none of them need go.
+    /// Returns whether the tensor has units at all, even if none of them is pruned.
     pub(super) fn has_units(&self) -> bool {
         self.stays.iter().any(Option::is_some)
     }
 
-    /// The dimensions along which something goes.
+    /// The dimensions along which units are pruned.
     fn dims(&self) -> impl Iterator<Item = (usize, &Vec<bool>)> {
         let dims = self.stays.iter().enumerate().filter_map(|(dim, stays)| Some((dim, stays.as_ref()?)));
         dims.filter(|(_, stays)| stays.contains(&false))
@@ -80,7 +80,7 @@ impl Cut {
     }
 }
 
-/// How many elements of a tensor that had `shape` are zero by now, or were cut.
+/// The number of elements of a tensor that had `shape` which are now zero or were cut.
 pub(super) fn zeros(tensor: &Tensor, shape: &[usize]) -> Result<u64> {
     // A copy of a few rows at a time.
     const ELEMENTS: usize = 1 << 20;

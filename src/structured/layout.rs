@@ -1,26 +1,26 @@
-//! What the dimensions of every tensor count, and what `config.json` says when there are fewer.
+//! The units that each dimension of a tensor counts, and the entries of `config.json` for fewer units.
 
 use super::{Form, StructuredConfig, Unit};
+use crate::error::{Error, Result};
 use crate::model::{EMBEDDING, Family, HEAD, MLP, ModelConfig, NORM, QkNorm};
-use crate::{Error, Result};
 use serde_json::Value;
 
-/// What a dimension counts.
+/// The units that a dimension counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Axis {
     /// Channels of the residual stream.
     Channels,
-    /// Elements of all query heads of a block.
+    /// Elements of all query heads of a layer.
     Queries,
-    /// Elements of all key heads, or of all value heads, of a block.
+    /// Elements of all key heads, or of all value heads, of a layer.
     Keys,
     /// Neurons of an MLP.
     Neurons,
-    /// What is never pruned here: tokens, experts, elements of one head.
+    /// Units that are never pruned here: tokens, experts, elements of one head.
     Other,
 }
 
-/// What a tensor is for.
+/// The purpose of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     /// The weight of a prunable linear; its elements have scores.
@@ -96,12 +96,12 @@ pub(super) fn place<'a>(config: &ModelConfig, name: &'a str) -> Option<Place<'a>
 }
 
 impl Place<'_> {
-    /// Whether its elements have scores.
+    /// Returns whether the tensor's elements have scores.
     pub(super) fn is_linear(&self) -> bool {
         self.role == Role::Linear
     }
 
-    /// Whether it is the scale of a norm.
+    /// Returns whether the tensor is the scale of a norm.
     pub(super) fn is_norm(&self) -> bool {
         self.role == Role::Norm
     }
@@ -128,11 +128,11 @@ impl Place<'_> {
 /// The configuration of the model that is left.
 ///
 /// Without some channels, `h'` of `h`, an RMS norm divides by fewer: its mean of squares grows by `h / h'` although the
-/// channels that went were zero. Scaling by `sqrt(h / h')` ([`super::cut`]) and an epsilon larger by `h / h'` undo that:
-/// `w sqrt(h/h') x / sqrt(sum x^2 / h' + eps h/h') = w x / sqrt(sum x^2 / h + eps)`. All norms of a model share an epsilon, so
-/// those on q and k get one too large when channels go, and the one over all heads of a block (OLMoE) one too small when
-/// heads go: `q / sqrt(mean q^2 + eps)` is off by `eps (h/h' - 1) / (2 mean q^2)` relatively, some rounding errors of f32 for
-/// queries of order one.
+/// pruned channels were zero. Scaling by `sqrt(h / h')` ([`super::cut`]) and an epsilon larger by `h / h'` undo that:
+/// `w sqrt(h/h') x / sqrt(sum x^2 / h' + eps h/h') = w x / sqrt(sum x^2 / h + eps)`. All norms of a model share an
+/// epsilon, so those on q and k get one too large when channels are pruned, and the one over all heads of a layer
+/// (OLMoE) one too small when heads are pruned: `q / sqrt(mean q^2 + eps)` is off by `eps (h/h' - 1) / (2 mean q^2)`
+/// relatively, some rounding errors of f32 for queries of order one.
 ///
 /// # Errors
 /// [`Error::Argument`] for a Llama with biases that transformers would refuse.
@@ -148,8 +148,8 @@ pub(super) fn resized(config: &ModelConfig, settings: &StructuredConfig) -> Resu
             new.heads = config.heads / config.kv_heads * new.kv_heads;
         }
         Unit::Neurons => {
-            // In some families experts have a width of their own, and the other one counts for dense blocks only.
-            let dense = (0..config.blocks).any(|block| config.mixture(block).is_none());
+            // In some families experts have a width of their own, and the other one counts for dense layers only.
+            let dense = (0..config.layers).any(|layer| config.mixture(layer).is_none());
             if dense || !has_expert_width(config.family) {
                 new.intermediate_size = kept(config.intermediate_size);
             }
@@ -179,7 +179,7 @@ pub(super) fn resized(config: &ModelConfig, settings: &StructuredConfig) -> Resu
     Ok(new)
 }
 
-/// Whether `config.json` knows a width of experts apart from that of dense blocks.
+/// Returns whether `config.json` has a width of experts apart from that of dense layers.
 fn has_expert_width(family: Family) -> bool {
     matches!(family, Family::Qwen2Moe | Family::Qwen3Moe)
 }

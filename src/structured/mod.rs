@@ -1,4 +1,5 @@
-//! Structured pruning: whole units go, attention heads, neurons or channels, so that what is left is a smaller dense model.
+//! Structured pruning: whole units (attention heads, neurons or channels) are removed, so that a smaller dense model
+//! remains.
 //!
 //! A unit is a group of rows and columns of several linears that only make sense together (Ma et al. 2023, "LLM-Pruner: On
 //! the Structural Pruning of Large Language Models"): a neuron is a row of the gate and of the up projection and the column
@@ -6,7 +7,7 @@
 //! [`crate::importance`]. Every tensor of a model is described by what its dimensions count (`layout`), so that removing
 //! a unit is cutting every tensor along the dimensions that count it, and zeroing the same without the cut.
 //!
-//! `config.json` knows one number of heads, one width and so on for the whole model. So each block loses equally many units.
+//! `config.json` knows one number of heads, one width and so on for the whole model. So each layer loses equally many units.
 
 mod cut;
 mod layout;
@@ -14,84 +15,42 @@ mod score;
 
 use crate::calibrate::calibrate;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
+use crate::error::{Error, Result};
 use crate::files::check_output;
 use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
 use crate::progress::{Progress, check_interrupt};
 use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord, ranges};
+pub use crate::settings::{Form, GroupNorm, Unit};
 use crate::text::Windows;
-use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use cut::Cut;
-use score::Known;
+use score::DenseData;
+use serde::Serialize;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// What goes as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unit {
-    /// A key/value head with all query heads that read it: rows of q, k and v with their biases, columns of o.
-    Heads,
-    /// A neuron of an MLP, also of an expert's: rows of gate and up with their biases, the column of down.
-    Neurons,
-    /// A channel of the residual stream, throughout the model: a column of the embedding, of whatever reads the stream and
-    /// of the output head, a row of o and down with their biases, an element of each norm.
-    Channels,
-    /// An output of one linear: a row and its bias. It can be zeroed, not removed.
-    OutputChannels,
-    /// An input of one linear: a column. It can be zeroed, not removed.
-    InputChannels,
-}
-
-crate::error::named!(
-    Unit, "structure",
-    Heads => "heads", Neurons => "neurons", Channels => "channels",
-    OutputChannels => "output-channels", InputChannels => "input-channels",
-);
-
-/// How the scores of a unit's weights join to the score of the unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GroupNorm {
-    /// Their sum.
-    Sum,
-    /// The root of the sum of their squares.
-    L2,
-}
-
-crate::error::named!(GroupNorm, "group norm", Sum => "sum", L2 => "l2");
-
-/// What becomes of the units that go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// They are cut out of the tensors; the model is smaller and computes what the zeroed one computes.
-    Remove,
-    /// Their weights are zero; shapes stay.
-    Zero,
-}
-
-crate::error::named!(Form, "form", Remove => "remove", Zero => "zero");
-
-/// How to prune units.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Settings of structured pruning.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct StructuredConfig {
-    /// What goes as a whole.
+    /// The unit that is pruned as a whole.
     pub unit: Unit,
     /// Importance metric of a single weight; any but SparseGPT. One that needs calibration sees the dense model.
     pub method: Method,
-    /// Fraction of the units that goes, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or expert;
-    /// linear; for channels the model), so at least one stays. Ties go by position, the lower index first. Above 0 it is an
-    /// error if that is none in every module.
+    /// Fraction of the units to prune, in `[0, 1)`: `floor(units * sparsity)` of every module (attention, MLP or
+    /// expert; linear; for channels the model), so at least one stays. Ties are broken by position, the lower index
+    /// first. Above 0 it is an error if that is none in every module.
     pub sparsity: f64,
-    /// How the scores of a unit's weights join.
+    /// The norm that joins the scores of a unit's weights.
     pub norm: GroupNorm,
-    /// What becomes of the units that go.
+    /// The form of the result.
     pub form: Form,
     /// Seed of random scores, and on record as the seed of the calibration windows.
     pub seed: u64,
-    /// One unit goes of each module that has several, where `sparsity` rounds down to none. Else it is an error if nothing
-    /// goes at all.
+    /// If `sparsity` rounds down to no unit of a module that has several, prune one. Else it is an error if nothing is
+    /// pruned at all.
     pub at_least_one: bool,
 }
 
@@ -140,13 +99,13 @@ impl StructuredConfig {
         Ok(())
     }
 
-    /// How many of `units` go.
+    /// The number of units, of `units`, that are pruned.
     fn count(&self, units: usize) -> usize {
         let least = usize::from(self.at_least_one && self.sparsity > 0.0 && units > 1);
         ((units as f64 * self.sparsity) as usize).max(least)
     }
 
-    /// Fails when `modules`, of so many units each, would lose none although some should go.
+    /// Fails when `modules`, of so many units each, would lose none although some should be pruned.
     fn check_rounding(&self, units: impl Iterator<Item = usize>) -> Result<()> {
         let most = units.max().unwrap_or_default();
         if self.sparsity == 0.0 || self.count(most) > 0 {
@@ -154,7 +113,7 @@ impl StructuredConfig {
         }
         let problem = if most > 1 {
             format!(
-                "rounds down to none of {most} {}, so that nothing would go; give at least {}, or take one of each module with \
+                "rounds down to none of {most} {}, so that nothing would be pruned; give at least {}, or take one of each module with \
                  `--at-least-one`",
                 self.unit,
                 least_fraction(most)
@@ -166,7 +125,7 @@ impl StructuredConfig {
     }
 }
 
-/// The least fraction in two digits of which one unit of `units` goes.
+/// The least fraction in two digits at which one unit of `units` is pruned.
 fn least_fraction(units: usize) -> f64 {
     let scale = 10f64.powi(2i32.max(units.ilog10() as i32 + 1));
     let fraction = (scale / units as f64).ceil() / scale;
@@ -174,28 +133,12 @@ fn least_fraction(units: usize) -> f64 {
     if (units as f64 * fraction) as usize == 0 { fraction + 1.0 / scale } else { fraction }
 }
 
-impl Unit {
-    /// Whether a model without some of these units is a model of its family.
-    pub fn is_removable(self) -> bool {
-        matches!(self, Unit::Heads | Unit::Neurons | Unit::Channels)
-    }
-
-    /// The units that are compared with each other.
-    fn per(self) -> &'static str {
-        match self {
-            Unit::Heads | Unit::Neurons => "module",
-            Unit::Channels => "model",
-            Unit::OutputChannels | Unit::InputChannels => "layer",
-        }
-    }
-}
-
 /// A model without some of its units, in memory.
 #[derive(Clone)]
 pub struct Structured {
     /// The model: smaller, or with zeros in place.
     pub model: Model,
-    /// What was done, with the units that went.
+    /// The record of the settings and results, with the units that were pruned.
     pub record: Record,
 }
 
@@ -206,12 +149,12 @@ crate::debug::one_line!(rich Structured, |structured| format!("Structured({:?})"
 struct Module {
     name: String,
     units: usize,
-    /// Those that go, ascending.
+    /// Indices of the pruned ones, ascending.
     gone: Vec<usize>,
 }
 
-/// What is to be done to a model.
-struct Plan<'a> {
+/// The cuts that are to be made in a model.
+struct CutPlan<'a> {
     settings: &'a StructuredConfig,
     model: &'a Model,
     /// The configuration afterwards.
@@ -232,7 +175,7 @@ pub fn prune_structured(
     progress: Progress,
 ) -> Result<Structured> {
     let started = Instant::now();
-    let plan = Plan::new(model, calibration, config, progress)?;
+    let plan = CutPlan::new(model, calibration, config, progress)?;
     let names = model.config().tensors();
     let stage = progress.stage("cut", names.len() as u64);
     let (mut tensors, mut zeros) = (HashMap::new(), HashMap::new());
@@ -253,8 +196,8 @@ pub fn prune_structured(
 /// place, `config.json` with the new numbers and all its other keys, and `lacuna.json` with the record. `model` is that
 /// checkpoint opened with the dtype and device to compute on.
 ///
-/// What stays is bit-exact, but for norms that take the mean of what has become narrower: their scales, and for channels
-/// `rms_norm_eps`, make up for it.
+/// Weights that stay are bit-exact, except for norms that take the mean of a dimension that has become narrower: their
+/// scales, and for channels `rms_norm_eps`, make up for it.
 /// A Llama whose `hidden_size` is no multiple of its heads afterwards becomes a `mistral` without a window, which is the same
 /// arithmetic, because transformers refuses such a `llama`.
 ///
@@ -276,7 +219,7 @@ pub fn prune_structured_to(
         return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
     };
     check_output(out)?;
-    let plan = Plan::new(model, calibration, config, progress)?;
+    let plan = CutPlan::new(model, calibration, config, progress)?;
     let json = plan.config_json(checkpoint)?;
     let mut shards = vec![Vec::new(); checkpoint.shards().len()];
     for info in checkpoint.tensors() {
@@ -302,14 +245,14 @@ pub fn prune_structured_to(
     Ok(record)
 }
 
-impl<'a> Plan<'a> {
-    /// Scores all units and decides which ones go.
+impl<'a> CutPlan<'a> {
+    /// Scores all units and decides which ones are pruned.
     fn new(
         model: &'a Model,
         calibration: Option<&Windows>,
         settings: &'a StructuredConfig,
         progress: Progress,
-    ) -> Result<Plan<'a>> {
+    ) -> Result<CutPlan<'a>> {
         settings.validate_with(model, calibration)?;
         settings.check_rounding(score::sizes(model.config(), settings.unit))?;
         let config = layout::resized(model.config(), settings)?;
@@ -321,13 +264,13 @@ impl<'a> Plan<'a> {
             Some(windows) => Some(gradients(model, windows, Accumulate::Sum, progress)?),
             None => None,
         };
-        let known = Known { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
+        let known = DenseData { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
         let modules = score::choose(model, known, settings, progress)?;
         let by_name = modules.iter().enumerate().map(|(i, module)| (module.name.clone(), i)).collect();
-        Ok(Plan { settings, model, config, modules, by_name })
+        Ok(CutPlan { settings, model, config, modules, by_name })
     }
 
-    /// How the tensor is cut; `None` where it has no such units.
+    /// The cut of the tensor; `None` where it has no such units.
     fn cut(&self, name: &str, shape: &[usize]) -> Result<Option<Cut>> {
         let Some(place) = layout::place(self.model.config(), name) else {
             // Older checkpoints store the frequencies of the rotary embedding, which depend on the width of a head only.
@@ -427,7 +370,10 @@ impl<'a> Plan<'a> {
         // An output head of its own may be in the file although this denies it.
         read.tie_word_embeddings = self.config.tie_word_embeddings;
         if read != self.config {
-            return Err(Error::file(&path, "changing it for the smaller model would also change what else it means"));
+            return Err(Error::file(
+                &path,
+                "with the smaller sizes, it would be read with other settings, too; this model cannot be cut",
+            ));
         }
         let mut text = serde_json::to_vec_pretty(&json).map_err(|error| Error::file(&path, error))?;
         text.push(b'\n');
@@ -436,25 +382,18 @@ impl<'a> Plan<'a> {
 
     /// `zeros` are those of every tensor that was cut, by name.
     fn record(&self, calibration: Option<&Windows>, zeros: &HashMap<String, u64>, started: Instant) -> Result<Record> {
-        let StructuredConfig { unit, method, sparsity, norm, form, seed, .. } = *self.settings;
+        // At least one of each module: the units that went are on record.
+        let StructuredConfig { unit, method, sparsity, norm, form, seed, at_least_one: _ } = *self.settings;
         let pruning = PruningRecord {
-            method: method.to_string(),
-            pattern: unit.to_string(),
-            per: unit.per().into(),
-            sparsity,
-            allocation: "uniform".into(),
-            rules: Vec::new(),
-            refine: None,
-            reference_ties: false,
-            propagate: "dense".into(),
             seed,
-            dtype: self.model.dtype().as_str().into(),
+            dtype: self.model.dtype().try_into()?,
             calibration: calibration.filter(|_| method.needs_calibration()).map(Windows::record),
+            ..PruningRecord::new(method, unit, sparsity)
         };
         let structure = StructureRecord {
-            unit: unit.to_string(),
-            group_norm: norm.to_string(),
-            form: form.to_string(),
+            unit,
+            group_norm: norm,
+            form,
             parameters: self.config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum(),
             config: layout::changes(self.model.config(), &self.config).into_iter().collect(),
             removed: self.modules.iter().map(Module::record).collect(),

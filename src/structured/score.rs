@@ -1,20 +1,20 @@
-//! The scores of units, from those of their weights, and the choice of those that go.
+//! The scores of units, from those of their weights, and the choice of those that are pruned.
 
 use super::layout::{self, Group};
 use super::{GroupNorm, Module, StructuredConfig, Unit};
 use crate::calibrate::Statistics;
+use crate::error::{Error, Result};
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
 use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use candle_core::{DType, Device};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
-/// What is known of the dense model, as far as the method looks at it.
+/// The statistics and gradients of the dense model that the method uses.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known<'a> {
+pub(super) struct DenseData<'a> {
     pub(super) statistics: Option<&'a Statistics>,
     pub(super) gradients: Option<&'a Gradients>,
 }
@@ -33,7 +33,7 @@ fn linears(config: &ModelConfig, unit: Unit) -> impl Iterator<Item = Scored> {
     })
 }
 
-/// How many of such units modules have, one number for each linear that has some.
+/// The number of such units in each linear that has some.
 pub(super) fn sizes(config: &ModelConfig, unit: Unit) -> impl Iterator<Item = usize> {
     linears(config, unit).flat_map(|(_, (rows, cols), groups)| {
         groups.into_iter().zip([rows, cols]).filter_map(|(group, dim)| Some(dim / group?.span))
@@ -43,7 +43,7 @@ pub(super) fn sizes(config: &ModelConfig, unit: Unit) -> impl Iterator<Item = us
 /// The modules that have such units, in model order, with the units that score lowest in each.
 pub(super) fn choose(
     model: &Model,
-    known: Known<'_>,
+    known: DenseData<'_>,
     settings: &StructuredConfig,
     progress: Progress,
 ) -> Result<Vec<Module>> {

@@ -1,27 +1,28 @@
-//! Whether a text gets the tokenizer's own tokens, such as the one for its beginning.
+//! The rule for special tokens of the tokenizer in front of a text, such as the one for its beginning.
 
 use super::Tokenizer;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Whether the texts of tasks and prompts get a token for their beginning (BOS). Perplexity windows never do: the papers'
-/// codes cut them out of one stream of tokens.
+/// The rule for a token for the beginning (BOS) of the texts of tasks and prompts. Perplexity windows never get one:
+/// the papers' codes cut them out of one stream of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bos {
-    /// What the post-processor of `tokenizer.json` adds, as transformers and lm-evaluation-harness have it: a BOS for Llama,
-    /// Mistral and Mixtral, nothing for Qwen and GPT-2. A text that already begins with the token gets no second one.
+    /// The tokens that the post-processor of `tokenizer.json` adds, as transformers and lm-evaluation-harness have it:
+    /// a BOS for Llama, Mistral and Mixtral, nothing for Qwen and GPT-2. A text that already begins with the token gets
+    /// no second one.
     #[default]
     Auto,
-    /// The same, and where the post-processor puts nothing in front the model's start token stands there.
+    /// The same tokens, or the model's start token where the post-processor puts none in front.
     Yes,
-    /// None.
+    /// No tokens.
     No,
 }
 
 crate::error::named!(Bos, "bos", Auto => "auto", Yes => "yes", No => "no");
 
-/// What was asked for, and what that came to.
+/// The rule that was asked for, and the tokens that it gave.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BosRecord {
     /// As asked.
@@ -39,7 +40,7 @@ pub(crate) struct Encoder<'t> {
     start: Option<(u32, String)>,
     /// Ids in front of a text.
     front: Vec<u32>,
-    /// Whether `front` comes from the post-processor.
+    /// True if `front` comes from the post-processor.
     processed: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The kind and rows of a text file, by its content and not by its name.
 
 use super::{END_OF_TEXT, extension, parquet};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde_json::Value;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub struct TextFile {
     pub(super) content: Content,
     /// Lines that could not be read and were left out, from 1.
     pub skipped: Vec<usize>,
-    /// What `skipped` counts: a `line`, or a `row` of a list or table.
+    /// The unit of `skipped`: a `line`, or a `row` of a list or table.
     pub unit: &'static str,
 }
 
@@ -38,7 +38,7 @@ impl TextFile {
     /// read is an error, or is left out where `skip_bad_lines` says so.
     ///
     /// # Errors
-    /// When the file cannot be read, holds no text, or has a bad line.
+    /// Fails when the file cannot be read, holds no text, or has a bad line.
     pub fn read(path: impl AsRef<Path>, skip_bad_lines: bool) -> Result<Self> {
         let path = path.as_ref();
         let input = read(path, Some(&["text", "input_ids"]))?;
@@ -78,7 +78,7 @@ pub(crate) enum Input {
 
 /// The rows of a file.
 pub(crate) struct Rows {
-    /// What a row's number counts: a `line`, or a `row` of a list or table.
+    /// The unit of a row's number: a `line`, or a `row` of a list or table.
     pub(crate) unit: &'static str,
     pub(crate) rows: Vec<Row>,
 }
@@ -89,7 +89,7 @@ pub(crate) type Row = (usize, std::result::Result<Value, String>);
 /// Reads a file for what it is; of a table only `columns`, of which it must have one.
 ///
 /// # Errors
-/// When the file cannot be read; formats that are not known are named.
+/// Fails when the file cannot be read; formats that are not known are named.
 pub(crate) fn read(path: &Path, columns: Option<&[&str]>) -> Result<Input> {
     let bytes = unpacked(path)?;
     if bytes.starts_with(parquet::MAGIC) {
@@ -116,7 +116,7 @@ pub(crate) fn read(path: &Path, columns: Option<&[&str]>) -> Result<Input> {
 /// The text of a file, decompressed, without a byte order mark.
 ///
 /// # Errors
-/// When the file cannot be read or is not UTF-8; formats that hold no plain text are named.
+/// Fails when the file cannot be read or is not UTF-8; formats that hold no plain text are named.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     utf8(path, unpacked(path)?)
 }
@@ -166,7 +166,7 @@ fn zstd(bytes: &[u8], plain: &mut Vec<u8>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What bytes are that are no text in UTF-8, and what to do.
+/// Names the format of bytes that are no text in UTF-8, and the remedy.
 fn no_text(bytes: &[u8]) -> Option<String> {
     let utf16 = |name: &str, code: &str| {
         Some(format!("is {name}, not UTF-8; convert it with `iconv -f {code} -t utf-8 FILE > NEW`"))
@@ -206,7 +206,7 @@ fn ending(path: &Path) -> String {
 /// The rows of a JSON file: of JSON lines, of a list, or the one object. `None` for what is plain text.
 ///
 /// # Errors
-/// When the file is called JSON and is none as a whole.
+/// Fails when the file is called JSON and is none as a whole.
 fn rows(path: &Path, text: &str) -> Result<Option<Rows>> {
     let ending = ending(path);
     let called_lines = ["jsonl", "ndjson", "jsonlines"].contains(&ending.as_str());

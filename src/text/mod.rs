@@ -1,6 +1,6 @@
 //! Text to token windows: documents, tokenizers, calibration and evaluation windows, n-gram baselines.
 //!
-//! What a text argument is, its content says and not its name; it may be compressed with gzip or zstd:
+//! The kind of a text argument is decided by its content, not its name; it may be compressed with gzip or zstd:
 //! - JSON lines, as C4 has them, a JSON list, or a parquet table: documents, each a row with its text in the field `text`;
 //! - the same, or `{"input_ids": [[...], ...]}`, of token ids, a row a window, `[[1, 2, ...], ...]` or in the field `input_ids`;
 //!   two programs given this file see the very same tokens;
@@ -21,16 +21,15 @@ pub use input::TextFile;
 pub(crate) use input::{Input, Rows, read, read_text};
 pub use ngram::{NgramPerplexity, ngram_perplexity};
 pub use windows::Windows;
-pub(crate) use windows::below;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-/// What separates documents in a text file, on a line of its own, and in the token stream that models train on.
+/// The separator of documents: on a line of its own in a text file, and in the token stream that models train on.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// The documents of a text file, without white space around them; empty ones are left out.
@@ -67,7 +66,7 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of a model's directory; a path to the file itself will do too.
     ///
     /// # Errors
-    /// When the file is missing or is no tokenizer.
+    /// Fails when the file is missing or is no tokenizer.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let path = if dir.is_file() { dir.to_path_buf() } else { dir.join("tokenizer.json") };
@@ -94,7 +93,8 @@ impl Tokenizer {
     /// same tokenizer on any number of threads.
     ///
     /// # Errors
-    /// When `vocab` cannot hold the 256 bytes and the special token, or the documents have too few pairs to merge.
+    /// Fails when `vocab` cannot hold the 256 bytes and the special token, or the documents have too few pairs to
+    /// merge.
     pub fn train_bpe(documents: &[String], vocab: usize) -> Result<Self> {
         if vocab < 257 {
             return Err(Error::argument("vocab", vocab, "a byte-level BPE needs at least 257 tokens"));
@@ -129,7 +129,7 @@ impl Tokenizer {
     /// Token ids of `text`.
     ///
     /// # Errors
-    /// When the tokenizer has no token for some part of the text.
+    /// Fails when the tokenizer has no token for some part of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| self.problem("encode", &error))?;
         Ok(encoding.get_ids().to_vec())
@@ -144,7 +144,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// What the post-processor puts in front of a text.
+    /// The tokens that the post-processor puts in front of a text.
     fn front(&self) -> Result<Vec<u32>> {
         // Any text shows it that has a token; a vocabulary of words may lack this one.
         let plain = self.encode("a").unwrap_or_default();
@@ -179,7 +179,7 @@ impl Tokenizer {
         Ok(named("bos_token").or_else(|| named("eos_token")))
     }
 
-    /// How a token is written, special or not; empty for an id that the tokenizer does not have.
+    /// The text of a token, special or not; empty for an id that the tokenizer does not have.
     fn text_of(&self, id: u32) -> String {
         self.inner.decode(&[id], false).unwrap_or_default()
     }
@@ -198,7 +198,7 @@ impl Tokenizer {
     /// The text of token ids, without special tokens.
     ///
     /// # Errors
-    /// When the tokenizer's decoder refuses.
+    /// Fails when the tokenizer's decoder refuses.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|error| self.problem("decode", &error))
     }
@@ -216,7 +216,7 @@ impl Tokenizer {
     /// The `tokenizer.json` that [`Tokenizer::open`] and Hugging Face's libraries read.
     ///
     /// # Errors
-    /// When a component cannot be serialised.
+    /// Fails when a component cannot be serialised.
     pub fn to_json(&self) -> Result<String> {
         self.inner.to_string(true).map_err(|error| self.problem("serialise", &error))
     }
@@ -224,7 +224,7 @@ impl Tokenizer {
     /// Writes [`Tokenizer::to_json`] to `path`, replacing what stood there only once all of it is on disk.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails when the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_whole(path.as_ref(), self.to_json()?.as_bytes())
     }

@@ -1,7 +1,8 @@
-//! What a model has to beat: perplexity of the unigram and the bigram, on the very tokens that it is measured on.
+//! Baselines for a trained model: perplexity of the unigram and the bigram, on the very tokens that the model is
+//! measured on.
 
 use super::Windows;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -20,7 +21,7 @@ pub struct NgramPerplexity {
 /// both on `test`: the last `seqlen - 1` tokens of each window, as a model is measured.
 ///
 /// # Errors
-/// When `train` is empty or an id is not below `vocab`.
+/// Fails when `train` is empty or an id is not below `vocab`.
 pub fn ngram_perplexity(train: &[Vec<u32>], valid: &Windows, test: &Windows, vocab: usize) -> Result<NgramPerplexity> {
     let mut unigrams = vec![0u64; vocab];
     let mut contexts = vec![0u64; vocab];

@@ -2,10 +2,11 @@
 
 use super::Tokenizer;
 use super::input::{Content, TextFile};
+use crate::error::{Error, Result};
+use crate::random::below;
 use crate::record::TextRecord;
-use crate::{Error, Result};
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::Path;
@@ -33,8 +34,8 @@ impl Windows {
     /// A file of token ids gives its first `windows` rows, cut to `seqlen`; `seed` then plays no part.
     ///
     /// # Errors
-    /// When the text cannot be read, has fewer than `seqlen` tokens, or (not for token ids) there is no tokenizer; when
-    /// `windows` is 0 or `seqlen` less than 2.
+    /// Fails when the text cannot be read, has fewer than `seqlen` tokens, or (not for token ids) there is no
+    /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
     pub fn calibration(
         path: impl AsRef<Path>,
         tokenizer: Option<&Tokenizer>,
@@ -84,8 +85,8 @@ impl Windows {
     /// A file of token ids gives its first `windows` rows, cut to `seqlen`.
     ///
     /// # Errors
-    /// When the text cannot be read, has fewer windows than asked for, or (not for token ids) there is no tokenizer; when
-    /// `windows` is 0 or `seqlen` less than 2.
+    /// Fails when the text cannot be read, has fewer windows than asked for, or (not for token ids) there is no
+    /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
     pub fn evaluation(
         path: impl AsRef<Path>,
         tokenizer: Option<&Tokenizer>,
@@ -152,15 +153,10 @@ impl Windows {
         format!("{:x}", hash.finalize())
     }
 
-    /// What a record keeps of them.
+    /// The windows' entry in a record.
     pub fn record(&self) -> TextRecord {
         TextRecord { name: self.name.clone(), sha256: self.sha256(), windows: self.ids.len(), seqlen: self.seqlen }
     }
-}
-
-/// Uniform in `0..n`, by multiplication: one draw, and the same on every platform and with every version of `rand`.
-pub(crate) fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
-    ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }
 
 /// Windows of documents longer than `seqlen`; `None` when no document is. Only the documents that are drawn get

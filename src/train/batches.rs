@@ -1,6 +1,7 @@
-//! Which window is seen when: a function of seed and step alone, so that a resumed run needs no state of a generator.
+//! The order of the training windows: a function of seed and step alone, so that a resumed run needs no state of a
+//! generator.
 
-use crate::text::below;
+use crate::random::below;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::collections::BTreeMap;

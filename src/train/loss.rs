@@ -1,14 +1,14 @@
 //! The load-balancing loss of a mixture.
 
-use crate::Result;
+use crate::error::Result;
 use crate::model::{Linear, Tap};
 use candle_core::{DType, Tensor};
 
-/// A tap that keeps the routers' probabilities and counts the choices, block by block.
+/// A tap that keeps the routers' probabilities and counts the choices, layer by layer.
 #[derive(Default)]
 pub(super) struct Routing {
     probabilities: Vec<Tensor>, // (tokens, experts)
-    counts: Vec<Vec<u64>>,      // per block, per expert
+    counts: Vec<Vec<u64>>,      // per layer, per expert
 }
 
 impl Tap for Routing {
@@ -38,7 +38,7 @@ impl Routing {
         }
     }
 
-    /// Per block, the share of choices that each expert got.
+    /// Per layer, the share of choices that each expert got.
     pub(super) fn shares(&self) -> Vec<Vec<f64>> {
         let share = |counts: &Vec<u64>| {
             let total = counts.iter().sum::<u64>().max(1) as f64;
@@ -50,7 +50,7 @@ impl Routing {
 
 /// The load-balancing loss of Switch Transformers (Fedus et al. 2021), as Mixtral uses it: `experts * sum(f_e * p_e)`,
 /// where `f_e` is the number of times that expert `e` was chosen per token and `p_e` its mean probability; the mean over
-/// blocks. It is `top_k` when the load is even. `None` without a mixture.
+/// layers. It is `top_k` when the load is even. `None` without a mixture.
 pub(super) fn balance(routing: &Routing) -> Result<Option<Tensor>> {
     let mut sum: Option<Tensor> = None;
     for (probabilities, counts) in routing.probabilities.iter().zip(&routing.counts) {

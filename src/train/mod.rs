@@ -10,12 +10,13 @@ mod loss;
 mod optimizer;
 mod save;
 
+use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::model::{Model, ModelConfig, cross_entropy};
 use crate::progress::Progress;
 use crate::record::EvaluationRecord;
+use crate::settings::FloatType;
 use crate::text::{END_OF_TEXT, NgramPerplexity, Tokenizer, Windows, documents, ngram_perplexity};
-use crate::{Error, Result};
 use batches::Batches;
 use candle_core::{DType, Device, Tensor, Var};
 use loss::{Routing, balance};
@@ -27,10 +28,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What to train and how. Every field shapes the weights, so all of it goes into the record.
+/// Settings of a training run. Every field shapes the weights, so all of them are recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
-    /// Number of blocks.
+    /// Number of decoder layers.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -41,8 +42,8 @@ pub struct TrainConfig {
     /// Width of the MLP; of one expert, in a mixture.
     pub intermediate_size: usize,
     /// A mixture of experts (Mixtral) when given, else Llama.
-    pub moe: Option<Experts>,
-    /// Whether the output projection is the embedding.
+    pub moe: Option<ExpertsConfig>,
+    /// True if the output projection is the embedding.
     pub tie_word_embeddings: bool,
     /// Tokens of the byte-level BPE that is trained first.
     pub vocab_size: usize,
@@ -59,21 +60,21 @@ pub struct TrainConfig {
     /// Seeds the weights and the order of the windows.
     pub seed: u64,
     /// Weights are saved in this dtype: `bf16`, `f16` or `f32`. Training itself is in f32.
-    pub dtype: String,
+    pub dtype: FloatType,
     /// Files that the weights are saved in.
     pub shards: usize,
 }
 
 /// Experts of a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Experts {
-    /// Experts per block.
+pub struct ExpertsConfig {
+    /// Experts per layer.
     pub experts: usize,
     /// Experts that each token goes to.
     pub top_k: usize,
 }
 
-/// What a training run leaves in `lacuna.json`.
+/// The entry of a training run in `lacuna.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainRecord {
     /// [`crate::record::SCHEMA_VERSION`] of the writer.
@@ -94,7 +95,7 @@ pub struct TrainRecord {
     pub test: EvaluationRecord,
     /// Simpler models on the same tokens of `test`.
     pub ngram: NgramPerplexity,
-    /// Per block, the share of `valid`'s tokens that each expert got; empty without experts. Rows sum to 1.
+    /// Per layer, the share of `valid`'s tokens that each expert got; empty without experts. Rows sum to 1.
     pub expert_share: Vec<Vec<f64>>,
     /// Times and versions.
     pub environment: BTreeMap<String, serde_json::Value>,
@@ -165,8 +166,8 @@ impl Trainer {
     /// run of the same configuration on the same corpus was stopped, takes up its state.
     ///
     /// # Errors
-    /// When `out` exists, a part of the corpus is missing or too short, the configuration contradicts itself, or the
-    /// saved state belongs to another run.
+    /// Fails when `out` exists, a part of the corpus is missing or too short, the configuration contradicts itself, or
+    /// the saved state belongs to another run.
     pub fn open(corpus: impl AsRef<Path>, out: impl AsRef<Path>, config: &TrainConfig) -> Result<Self> {
         let (corpus, out) = (corpus.as_ref(), out.as_ref());
         config.check()?;
@@ -282,12 +283,12 @@ impl Trainer {
     /// state. Both evaluations are of the weights as saved.
     ///
     /// # Errors
-    /// When not all steps were taken, or `out` cannot be written.
+    /// Fails when not all steps were taken, or `out` cannot be written.
     pub fn finish(self, progress: Progress) -> Result<TrainRecord> {
         if self.done != self.config.steps {
             return Err(Error::argument("steps", self.config.steps, format!("only {} were taken", self.done)));
         }
-        let dtype = save::dtype(&self.config.dtype)?;
+        let dtype = DType::from(self.config.dtype);
         let rounded: Vec<(String, Tensor)> = self
             .names
             .iter()
@@ -322,7 +323,7 @@ impl Trainer {
     }
 }
 
-/// Per block, the share of the windows' tokens that each expert gets; empty without experts.
+/// Per layer, the share of the windows' tokens that each expert gets; empty without experts.
 fn expert_share(model: &Model, windows: &Windows) -> Result<Vec<Vec<f64>>> {
     let passes: Vec<_> = windows.ids.chunks((PASS_TOKENS / windows.seqlen).max(1)).collect();
     let passes = passes.into_par_iter().map(|pass| {
@@ -339,7 +340,7 @@ fn expert_share(model: &Model, windows: &Windows) -> Result<Vec<Vec<f64>>> {
 }
 
 impl TrainConfig {
-    /// What the model's own configuration does not check.
+    /// Checks the settings that the model's own configuration does not check.
     fn check(&self) -> Result<()> {
         for (name, value) in [
             ("layers", self.layers),
@@ -363,7 +364,7 @@ impl TrainConfig {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::argument("kv-heads", self.kv_heads, format!("must divide the {} heads", self.heads)));
         }
-        if let Some(Experts { experts, top_k }) = self.moe
+        if let Some(ExpertsConfig { experts, top_k }) = self.moe
             && !(1..=experts).contains(&top_k)
         {
             return Err(Error::argument("top-k", top_k, format!("must be 1 to the number of experts, {experts}")));
@@ -374,6 +375,9 @@ impl TrainConfig {
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return Err(Error::argument("lr", self.learning_rate, "must be a positive number"));
         }
-        save::dtype(&self.dtype).map(drop)
+        match self.dtype {
+            FloatType::F32 | FloatType::Bf16 | FloatType::F16 => Ok(()),
+            FloatType::F64 => Err(Error::argument("dtype", self.dtype, "weights can be saved as bf16, f16 or f32")),
+        }
     }
 }

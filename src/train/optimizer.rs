@@ -2,7 +2,7 @@
 //! resumed needs them.
 
 use super::TrainConfig;
-use crate::Result;
+use crate::error::Result;
 use candle_core::{Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -63,7 +63,7 @@ pub(super) fn learning_rate(config: &TrainConfig, done: usize) -> f64 {
 }
 
 /// Weights to start from: norms are 1, everything else normal with standard deviation 0.02, and `1/sqrt(2 layers)` of that
-/// where a block writes to the residual stream (GPT-2's rule).
+/// where a layer writes to the residual stream (GPT-2's rule).
 pub(super) fn initial(names: &[String], shapes: &[Vec<usize>], layers: usize, seed: u64) -> Result<Vec<Var>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let make = |(name, shape): (&String, &Vec<usize>)| {

@@ -1,10 +1,11 @@
-//! What a run writes: its state while it lasts, the model at its end.
+//! The files that a run writes: its state while it lasts, the model at its end.
 
 use super::{TrainConfig, TrainRecord, Trainer};
 use crate::checkpoint::{CheckpointWriter, TensorPlan, dtype_of};
+use crate::error::{Error, Result};
+use crate::settings::FloatType;
 use crate::text::{END_OF_TEXT, Tokenizer, write_whole};
-use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
@@ -12,24 +13,15 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// The dtype that weights are saved in.
-pub(super) fn dtype(name: &str) -> Result<DType> {
-    match name {
-        "f32" => Ok(DType::F32),
-        "f16" => Ok(DType::F16),
-        "bf16" => Ok(DType::BF16),
-        _ => Err(Error::argument("dtype", name, "weights can be saved as bf16, f16 or f32")),
-    }
-}
-
 /// Hugging Face's `config.json`, with the fields that candle-transformers asks for beside.
 pub(super) fn config_json(config: &TrainConfig, end_of_text: u32) -> Map<String, Value> {
     let (architecture, model_type) =
         if config.moe.is_some() { ("MixtralForCausalLM", "mixtral") } else { ("LlamaForCausalLM", "llama") };
-    let dtype = match config.dtype.as_str() {
-        "f32" => "float32",
-        "f16" => "float16",
-        _ => "bfloat16",
+    let dtype = match config.dtype {
+        FloatType::F32 => "float32",
+        FloatType::F16 => "float16",
+        FloatType::Bf16 => "bfloat16",
+        FloatType::F64 => "float64",
     };
     let mut map = Map::new();
     let mut set = |key: &str, value: Value| drop(map.insert(key.to_owned(), value));
@@ -78,7 +70,7 @@ pub(super) fn model(
     tensors: &[(String, Tensor)],
     record: &TrainRecord,
 ) -> Result<()> {
-    let dtype = dtype_of(dtype(&config.dtype)?)?;
+    let dtype = dtype_of(config.dtype.into())?;
     let plan = tensors.iter().map(|(name, tensor)| (name.clone(), dtype, tensor.dims().to_vec())).collect();
     let mut writer = CheckpointWriter::create(out, split(plan, config.shards))?;
     for (name, tensor) in tensors {
@@ -125,7 +117,7 @@ const FIRST: &str = "first_moments";
 const SECOND: &str = "second_moments";
 
 impl Trainer {
-    /// Where the state of an unfinished run stands: a hidden file beside `out`.
+    /// The path of the state of an unfinished run: a hidden file beside `out`.
     pub fn state_path(&self) -> PathBuf {
         let name = self.out.file_name().unwrap_or(self.out.as_os_str()).to_string_lossy();
         self.out.with_file_name(format!(".{name}.training"))
@@ -141,7 +133,7 @@ impl Trainer {
     /// Saves weights, moments and the number of steps taken, all or nothing.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails when the file cannot be written.
     pub fn save_state(&self) -> Result<()> {
         let path = self.state_path();
         let weights =

@@ -15,7 +15,7 @@ pub(crate) type Spec = (String, &'static str, usize, Vec<usize>);
 #[derive(Clone, Debug)]
 pub(crate) struct Moe {
     pub(crate) model_type: &'static str,
-    pub(crate) blocks: usize,
+    pub(crate) layers: usize,
     pub(crate) experts: usize,
     pub(crate) hidden: usize,
     pub(crate) width: usize,
@@ -23,17 +23,17 @@ pub(crate) struct Moe {
 
 impl Moe {
     pub(crate) fn small(model_type: &'static str) -> Moe {
-        Moe { model_type, blocks: 3, experts: 8, hidden: 32, width: 32 }
+        Moe { model_type, layers: 3, experts: 8, hidden: 32, width: 32 }
     }
 
-    /// The first block of DeepSeek and GLM is dense.
-    pub(crate) fn dense_blocks(&self) -> usize {
+    /// The first layer of DeepSeek and GLM is dense.
+    pub(crate) fn dense_layers(&self) -> usize {
         usize::from(["deepseek_v2", "deepseek_v3", "glm4_moe"].contains(&self.model_type))
     }
 
     pub(crate) fn config(&self) -> Value {
         let mut config = json!({
-            "model_type": self.model_type, "num_hidden_layers": self.blocks, "num_experts_per_tok": 2,
+            "model_type": self.model_type, "num_hidden_layers": self.layers, "num_experts_per_tok": 2,
             "hidden_size": self.hidden, "vocab_size": 64,
         });
         let key = match self.model_type {
@@ -49,16 +49,16 @@ impl Moe {
         config
     }
 
-    /// Every tensor, block by block. Sizes are odd where they can be.
+    /// Every tensor, layer by layer. Sizes are odd where they can be.
     pub(crate) fn tensors(&self) -> Vec<Spec> {
         let (experts, hidden, width) = (self.experts, self.hidden, self.width);
         let bf16 = |name: String, shape: &[usize]| (name, "BF16", 2, shape.to_vec());
         let mut tensors = vec![bf16("model.embed_tokens.weight".into(), &[64, hidden])];
-        for block in 0..self.blocks {
-            let at = |name: &str| format!("model.layers.{block}.{name}");
+        for layer in 0..self.layers {
+            let at = |name: &str| format!("model.layers.{layer}.{name}");
             tensors.push(bf16(at("input_layernorm.weight"), &[hidden]));
             tensors.push(bf16(at("self_attn.o_proj.weight"), &[hidden, hidden]));
-            if block < self.dense_blocks() {
+            if layer < self.dense_layers() {
                 tensors.push(bf16(at("mlp.down_proj.weight"), &[hidden, width]));
                 continue;
             }

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A Llama of two blocks with grouped queries; other families are this and some fields changed.
+/// A Llama of two layers with grouped queries; other families are this and some fields changed.
 pub(crate) fn llama() -> Value {
     json!({
         "model_type": "llama", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -4,7 +4,7 @@ use crate::build;
 use crate::common::{assert_says, fingerprint, names};
 use crate::moe::{self, Moe};
 use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
-use lacuna::experts::{self, Layout, Ranking};
+use lacuna::experts::{self, ExpertLayout, Ranking};
 use lacuna::progress::Progress;
 use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
@@ -89,7 +89,7 @@ fn what_a_crash_left_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     // Half of the weights are zeros, which are not written.
-    let moe = Moe { hidden: 1024, width: 1024, blocks: 4, ..Moe::small("mixtral") };
+    let moe = Moe { hidden: 1024, width: 1024, layers: 4, ..Moe::small("mixtral") };
     let base = moe.write(&dir.join("base"), 2, 1);
     for shard in base.shards() {
         let file = std::fs::OpenOptions::new().write(true).open(shard).unwrap();
@@ -299,7 +299,7 @@ fn bad_input_is_named_and_leaves_nothing() {
             half,
             &["`model.layers.0.block_sparse_moe.experts.3.w2.weight`", "[16, 64]", "other experts have"],
         ),
-        ("lost layer", layer, half, &["`model.layers.1.block_sparse_moe`", "3 blocks", "is a shard missing?"]),
+        ("lost layer", layer, half, &["`model.layers.1.block_sparse_moe`", "3 layers", "is a shard missing?"]),
         ("lost linear", linear, half, &["`model.layers.1.block_sparse_moe.experts.0.w3`", "missing"]),
         ("weights without their blocks", bias_only, half, &["`model.layers.1.mlp.experts.0.down_proj`", "missing"]),
         ("router without its weight", correction_only, half, &["`model.layers.2.mlp.gate`", "missing"]),
@@ -408,9 +408,9 @@ fn blocks_are_shared_where_the_file_system_can() {
     let Some(mounted) = made else { return };
     let disk = mounted.path();
     // Experts are whole blocks long, as in real models; what stands before them is not.
-    let moe = Moe { hidden: 256, width: 512, blocks: 2, ..Moe::small("mixtral") };
+    let moe = Moe { hidden: 256, width: 512, layers: 2, ..Moe::small("mixtral") };
     let base = moe.write(&disk.join("base"), 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::random(&layout, 2).keep(&layout, 4).unwrap();
     let out = disk.join("out");
     let copied = build(&base, &keep, 1 << 30, &out).unwrap();
@@ -433,7 +433,7 @@ fn a_full_disk_is_named_and_nothing_is_lost() {
     let (base, out) = (dir.path().join("base"), mounted.path().join("out"));
     let moe = Moe { hidden: 128, width: 128, ..Moe::small("mixtral") };
     let base = moe.write(&base, 2, 1);
-    let layout = Layout::find(&base).unwrap();
+    let layout = ExpertLayout::find(&base).unwrap();
     let keep = Ranking::first(&layout).keep(&layout, 2).unwrap();
     // All of it: known before anything is begun.
     let all = Ranking::first(&layout).keep(&layout, 8).unwrap();

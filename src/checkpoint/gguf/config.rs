@@ -2,11 +2,11 @@
 
 use super::metadata::Metadata;
 use super::open::Gguf;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
-/// Where llama.cpp puts the factors of Llama 3's RoPE scaling, as frequency divisors (head_dim / 2,).
+/// The tensor in which llama.cpp stores the factors of Llama 3's RoPE scaling, as frequency divisors (head_dim / 2,).
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// The architectures that are imported, by `general.architecture`.
@@ -41,7 +41,7 @@ impl Architecture {
 /// Sizes and constants of a model.
 pub(super) struct LlamaConfig {
     pub(super) architecture: Architecture,
-    pub(super) blocks: usize,
+    pub(super) layers: usize,
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
     pub(super) heads: usize,
@@ -51,7 +51,7 @@ pub(super) struct LlamaConfig {
     pub(super) tied_embeddings: bool,
     pub(super) qkv_bias: bool,
     pub(super) o_bias: bool,
-    /// Whether the file has no biases, where Hugging Face's family has them always.
+    /// True if the file has no biases, although Hugging Face's family always has them.
     pub(super) zero_bias: bool,
     context: usize,
     rms_norm_eps: f64,
@@ -124,7 +124,7 @@ impl LlamaConfig {
         let eps = key("attention.layer_norm_rms_epsilon");
         let mut config = Self {
             architecture,
-            blocks: size("block_count")?,
+            layers: size("block_count")?,
             hidden,
             intermediate: size("feed_forward_length")?,
             heads,
@@ -172,7 +172,7 @@ impl LlamaConfig {
         set("model_type", self.architecture.name().into());
         set("hidden_size", self.hidden.into());
         set("intermediate_size", self.intermediate.into());
-        set("num_hidden_layers", self.blocks.into());
+        set("num_hidden_layers", self.layers.into());
         set("num_attention_heads", self.heads.into());
         set("num_key_value_heads", self.kv_heads.into());
         if self.architecture != Architecture::Qwen2 {

@@ -1,6 +1,6 @@
 //! Typed access to a GGUF file's metadata.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -82,7 +82,7 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// Whether there is an entry of any type.
+    /// Returns whether there is an entry of any type.
     pub(super) fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }

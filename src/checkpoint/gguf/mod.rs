@@ -8,8 +8,8 @@ mod sentencepiece;
 mod tokenizer;
 
 use super::{CheckpointWriter, dtype_of, plan_shards};
+use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use config::{Architecture, LlamaConfig};
 use open::Gguf;
@@ -19,20 +19,20 @@ use std::path::Path;
 /// Shards as large as transformers makes them.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// What an import found and wrote.
+/// The summary of an import: the file that was read and the checkpoint that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportSummary {
     /// `general.architecture` of the file.
     pub architecture: String,
-    /// Number of blocks.
-    pub blocks: usize,
+    /// Number of decoder layers.
+    pub layers: usize,
     /// Number of tensors written.
     pub tensors: usize,
     /// Number of parameters written.
     pub parameters: u64,
     /// Type of the file's tensors (`Q4_1`, `F32`), and how many there are of each.
     pub source_dtypes: BTreeMap<String, usize>,
-    /// Whether the output layer shares the embedding's weights.
+    /// True if the output layer shares the embedding's weights.
     pub tied_embeddings: bool,
     /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
@@ -45,7 +45,7 @@ struct Route {
     shape: Vec<usize>,
     /// Heads whose rows llama.cpp has interleaved.
     permuted_heads: Option<usize>,
-    /// Whether it is zero where the file does not have it.
+    /// True if the tensor is filled with zeros when the file does not have it.
     zero: bool,
 }
 
@@ -92,7 +92,7 @@ pub fn import_gguf(file: &Path, out: &Path, dtype: DType, progress: Progress) ->
     writer.finish()?;
     Ok(ImportSummary {
         architecture: config.architecture.name().to_owned(),
-        blocks: config.blocks,
+        layers: config.layers,
         tensors: routes.len(),
         parameters: routes.iter().map(|route| route.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum(),
         source_dtypes,
@@ -124,7 +124,7 @@ fn routes(config: &LlamaConfig) -> Vec<Route> {
     let mut routes =
         vec![route("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], None)];
     let permuted = |heads: usize| Some(heads).filter(|_| config.architecture == Architecture::Llama);
-    for i in 0..config.blocks {
+    for i in 0..config.layers {
         let parts: [(&str, &str, &[usize], Option<usize>); 9] = [
             ("attn_norm", "input_layernorm", &[hidden], None),
             ("attn_q", "self_attn.q_proj", &[heads * head_dim, hidden], permuted(heads)),

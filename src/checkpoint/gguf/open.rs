@@ -2,8 +2,8 @@
 
 use super::metadata::Metadata;
 use crate::error::without_backtrace;
+use crate::error::{Error, Result};
 use crate::files::stranger;
-use crate::{Error, Result};
 use candle_core::Device;
 use candle_core::quantized::QTensor;
 use candle_core::quantized::gguf_file::{Content, TensorInfo};
@@ -140,7 +140,7 @@ impl Part {
         }
     }
 
-    /// Which part of how many it is.
+    /// Returns the number of this part, from 0, and the number of parts.
     fn split(&self) -> Result<(usize, usize)> {
         let metadata = Metadata::new(&self.path, &self.content.metadata);
         let count = metadata.integer("split.count")?.unwrap_or(1).max(1);
@@ -184,7 +184,8 @@ fn siblings(file: &Path, number: usize, count: usize) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Why `path`, whose reading failed with `error`, cannot be read: a tensor's type, if that is it.
+/// Explains why `path`, whose reading failed with `error`, cannot be read: names a tensor's type, if that is the
+/// reason.
 fn explain(path: &Path, reader: &mut BufReader<File>, error: &candle_core::Error) -> Error {
     let types = reader.seek(SeekFrom::Start(0)).and_then(|_| tensor_types(reader)).unwrap_or_default();
     let unknown: Vec<&(String, u32)> = types.iter().filter(|(_, kind)| !is_known(*kind)).collect();

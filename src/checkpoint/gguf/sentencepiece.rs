@@ -2,7 +2,7 @@
 //! transformers' `generate_merges` does.
 
 use super::metadata::Metadata;
-use crate::Result;
+use crate::error::Result;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 

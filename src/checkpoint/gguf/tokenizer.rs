@@ -2,7 +2,7 @@
 
 use super::metadata::Metadata;
 use super::sentencepiece;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
 /// The tokenizer's files.

@@ -4,8 +4,8 @@ use super::journal::Journal;
 use super::staging::{Resumed, Staging, is_free_name, parent, write_error};
 use super::{BLOCK_BYTES, MANIFEST, Manifest, OtherFile, Piece, Rewrite, Run};
 use crate::checkpoint::source::{STREAM_BYTES, Source};
+use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage};
-use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -19,10 +19,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// What a [`Rewrite::run`] did.
+/// The outcome of a [`Rewrite::run`].
 #[derive(Clone, Debug)]
 pub struct Copied {
-    /// Where every tensor came from.
+    /// The origin of every tensor.
     pub manifest: Manifest,
     /// Bytes of tensors that this run put into place.
     pub written: u64,
@@ -30,11 +30,11 @@ pub struct Copied {
     pub shared: u64,
     /// Bytes of tensors that were in place already.
     pub resumed: u64,
-    /// Where the time of this run went.
+    /// Seconds that this run spent, by task.
     pub seconds: Seconds,
 }
 
-/// Where the time of a copy went. Streams run side by side, so that parts can add up to more than the whole.
+/// Seconds that a copy spent, by task. Streams run side by side, so that parts can add up to more than the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Seconds {
     /// Waiting for bytes of the source, over all streams.
@@ -76,7 +76,7 @@ impl Meter {
     }
 }
 
-/// What stands beside the weights of an output.
+/// The files beside the weights of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SideFiles {
     /// The source's tokenizer, generation settings, licence and every other file that holds no weights.
@@ -211,7 +211,7 @@ fn copied_names(source: &dyn Source, generated: &[(String, Vec<u8>)]) -> Result<
     Ok(names)
 }
 
-/// Whether the source's files beside the weights are still those that the manifest lists.
+/// Returns whether the source's files beside the weights are still those that the manifest lists.
 fn copies_are_same(source: &dyn Source, manifest: &Manifest, generated: &[(String, Vec<u8>)]) -> Result<bool> {
     let names = copied_names(source, generated)?;
     if names.len() + generated.len() != manifest.others.len() {
@@ -319,7 +319,7 @@ fn share_blocks(_: &File, _: u64, _: u64, _: &File, _: u64) -> bool {
     false
 }
 
-/// What the threads of a copy share.
+/// State that the threads of a copy share.
 struct Target<'a> {
     rewrite: &'a Rewrite,
     out: &'a Path,

@@ -1,7 +1,7 @@
-//! Which pieces of an unfinished output are done.
+//! A journal of the pieces of an unfinished output that are done.
 
 use super::Rewrite;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;

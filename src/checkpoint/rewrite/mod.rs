@@ -16,7 +16,7 @@ pub(crate) use staging::{is_free_name, parent};
 
 use super::source::{STREAM_BYTES, Source};
 use super::{TensorInfo, header, index};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -33,8 +33,8 @@ pub const MANIFEST_SCHEMA: u32 = 1;
 /// Longest piece that is copied, and lost by a kill, at a time, of an output of up to 64 GiB.
 const PIECE_BYTES: u64 = 256 << 10;
 
-/// Of a larger output, pieces are longer: there are no more of them than this, and one for each range, so that the list
-/// of pieces takes megabytes whatever the checkpoint.
+/// The most pieces of an output, unless it has more ranges: pieces of a larger output are longer, so that the list of
+/// pieces takes megabytes whatever the checkpoint.
 const PIECES: u64 = 1 << 18;
 
 /// Changed whenever an unfinished output of an earlier version cannot be gone on with.
@@ -43,7 +43,7 @@ const FORMAT: u32 = 1;
 /// Bytes of one shard of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
-    /// Which of [`Source::files`].
+    /// Index into [`Source::files`].
     pub shard: usize,
     /// Offsets from the beginning of that file.
     pub range: Range<u64>,
@@ -64,7 +64,7 @@ pub struct OutputTensor {
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// What it is made of, in order.
+    /// The ranges of bytes that make up the tensor, in order.
     pub segments: Vec<Segment>,
 }
 
@@ -132,7 +132,7 @@ struct Piece {
 #[derive(Clone, Debug)]
 pub struct Rewrite {
     files: Vec<OutputFile>,
-    /// What stands before the data of each file.
+    /// The bytes before the data of each file: the length of its header, and the header.
     headers: Vec<Vec<u8>>,
     /// Tensor by tensor, in the order of their bytes.
     pieces: Vec<Piece>,
@@ -318,14 +318,14 @@ pub(crate) fn index_text(source: &dyn Source, files: &[OutputFile]) -> Option<(S
     (files.len() > 1).then(|| (index::INDEX.to_owned(), index::write(placed, bytes)))
 }
 
-/// What an output was made of.
+/// A record of the files that an output was made of.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`MANIFEST_SCHEMA`] of the writer.
     pub schema: u32,
     /// [`Rewrite::identity`].
     pub identity: String,
-    /// What the rewrite was for.
+    /// The purpose of the rewrite.
     pub about: Map<String, Value>,
     /// The source's weight files, which [`ManifestTensor::source`] counts.
     pub shards: Vec<String>,
@@ -333,7 +333,7 @@ pub struct Manifest {
     pub files: Vec<ManifestFile>,
     /// The files beside them, by name.
     pub others: Vec<OtherFile>,
-    /// Where the source was, and which version wrote this: what may differ between equal outputs.
+    /// The place of the source and the version of this program: facts that may differ between equal outputs.
     #[serde(default)]
     pub environment: Map<String, Value>,
 }
@@ -460,7 +460,7 @@ struct Run {
 /// busy until the end.
 const RUN_BYTES: u64 = 32 << 20;
 
-/// Of all bytes asked for, gaps may be one in this many.
+/// Gaps may be one byte in this many of all bytes that are read.
 const GAP_SHARE: u64 = 200;
 
 impl Rewrite {

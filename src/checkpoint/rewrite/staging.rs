@@ -4,7 +4,7 @@
 use super::journal::Journal;
 use super::{MANIFEST, Manifest, Rewrite};
 use crate::checkpoint::writer::{available_bytes, disk_full};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -33,7 +33,7 @@ pub(crate) fn parent(out: &Path) -> &Path {
     out.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// Where the output at `out` is while it is not finished.
+/// The directory that holds the output at `out` while it is not finished.
 fn staging_of(out: &Path) -> Result<PathBuf> {
     match out.file_name() {
         Some(name) => Ok(out.with_file_name(format!(".{}.partial", name.to_string_lossy()))),
@@ -61,7 +61,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
-/// What tells one run of the machine from the next; empty where the system does not say.
+/// An identifier of this run of the machine, from boot to boot; empty where the system does not give one.
 fn boot() -> Vec<u8> {
     std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
@@ -271,7 +271,7 @@ fn recheck(rewrite: &Rewrite, files: &[File], done: &mut [Option<u32>]) -> io::R
     Ok(())
 }
 
-/// What a rewrite is told to leave beside its weights.
+/// Returns whether a caller may give a file of this name to a rewrite, to be placed beside the weights.
 pub(crate) fn is_free_name(name: &str) -> bool {
     crate::checkpoint::index::is_file_name(name) && name != MANIFEST && !name.ends_with(".safetensors")
 }

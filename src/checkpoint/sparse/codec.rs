@@ -79,7 +79,7 @@ pub(super) fn stride(cols: usize) -> usize {
     cols.div_ceil(8)
 }
 
-/// What decides how rows can be stored.
+/// Counts over rows of a matrix that decide how it can be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) nonzeros: u64,
@@ -191,7 +191,7 @@ fn pack_two_of_four_of<const W: usize>(rows: &[u8], cols: usize) -> Option<Packe
     Some(packed)
 }
 
-/// How many of the first `count` bits are set.
+/// The number of set bits among the first `count`.
 pub(super) fn ones_before(bits: &[u8], count: usize) -> usize {
     let (whole, rest) = bits.split_at((count / 8).min(bits.len()));
     let whole: usize = whole.iter().map(|byte| byte.count_ones() as usize).sum();

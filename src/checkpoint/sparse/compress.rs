@@ -6,8 +6,8 @@ use super::marker::with_marker;
 use super::{SparseFormat, SparseSummary, Stored};
 use crate::checkpoint::writer::refuse_existing;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, TensorPlan, header};
+use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage, check_interrupt};
-use crate::{Error, Result};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
@@ -36,7 +36,7 @@ pub fn compress(
     refuse_existing(out)?;
     let config = checkpoint.config()?;
     if let Some(info) = checkpoint.tensors().find(|info| is_part(&info.name)) {
-        let problem = "its name is one that parts of sparse tensors have, so that they could not be told apart";
+        let problem = "its name ends like that of a part of a sparse tensor, and could not be distinguished from one";
         return Err(Error::tensor(checkpoint.dir(), &info.name, problem));
     }
     let matrices: Vec<&TensorInfo> = checkpoint.tensors().filter(|info| matrix(info).is_some()).collect();
@@ -140,7 +140,7 @@ fn module(name: &str) -> &str {
     name.strip_suffix(WEIGHT).unwrap_or(name)
 }
 
-/// What a matrix is stored as.
+/// The tensors that a matrix is stored as in `format`.
 fn parts(info: &TensorInfo, format: SparseFormat, nonzeros: u64) -> Vec<TensorPlan> {
     let (rows, cols) = (info.shape[0], info.shape[1]);
     match format {

@@ -3,28 +3,28 @@
 use super::codec::{self, GROUP, Width};
 use super::storage::{AGAIN, Storage};
 use crate::checkpoint::{TensorInfo, header};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// What follows the name of a tensor, or of its module, in the names of the tensors that it is stored as.
+/// Suffixes that the name of a tensor, or of its module, has in the names of the tensors that it is stored as.
 pub(super) const VALUES: &str = ".values";
 pub(super) const INDICES: &str = ".indices";
 pub(super) const COMPRESSED: &str = ".compressed";
 pub(super) const BITMASK: &str = ".bitmask";
 pub(super) const ROW_OFFSETS: &str = ".row_offsets";
 pub(super) const SHAPE: &str = ".shape";
-/// What compressed-tensors cuts off a name.
+/// The suffix that compressed-tensors cuts off a weight's name.
 pub(super) const WEIGHT: &str = ".weight";
 
 /// The dense tensors of a sparse checkpoint: their places in the files that they would be in, by name, and what each is
 /// stored as.
 pub(in crate::checkpoint) type DenseView = (Vec<TensorInfo>, HashMap<String, usize>, Vec<Storage>);
 
-/// Whether a tensor of that name would be taken for a part of a sparse one.
+/// Returns whether a tensor of this name would be taken for a part of a sparse one.
 pub(super) fn is_part(name: &str) -> bool {
     [VALUES, INDICES, COMPRESSED, BITMASK, ROW_OFFSETS].iter().any(|part| name.ends_with(part))
 }

@@ -1,14 +1,15 @@
-//! What `config.json` says of sparse weights: compressed-tensors' entry, `quantization_config.sparsity_config`.
+//! The entry about sparse weights in `config.json`, as compressed-tensors writes it:
+//! `quantization_config.sparsity_config`.
 
 use super::SparseFormat;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Where compressed-tensors looks, now and in its first versions.
+/// Keys under which compressed-tensors looks for the entry, now and in its first versions.
 const HOLDERS: [&str; 2] = ["quantization_config", "compression_config"];
 const ENTRY: &str = "sparsity_config";
-/// What this module writes when a tensor is 2:4, which compressed-tensors has no name for.
+/// The format's name in the entry when a tensor is 2:4, for which compressed-tensors has none.
 const OWN: &str = "lacuna-sparse";
 /// Formats whose tensors `layout` knows.
 const KNOWN: [&str; 3] = ["sparse-bitmask", "sparse-24-bitmask", OWN];
@@ -16,7 +17,7 @@ const KNOWN: [&str; 3] = ["sparse-bitmask", "sparse-24-bitmask", OWN];
 const VERSION_KEY: &str = "lacuna_version";
 const VERSION: u64 = 1;
 
-/// Whether `config.json` in `dir` says that weights are stored sparse.
+/// Returns whether `config.json` in `dir` says that weights are stored sparse.
 ///
 /// # Errors
 /// [`Error::File`] when they are in a format or version that is not known.

@@ -22,7 +22,7 @@ use super::{Source, TensorInfo};
 use crate::error::named;
 use serde::Serialize;
 
-/// How the zeros of a tensor are left out.
+/// A format that leaves out the zeros of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SparseFormat {
     /// A bit for each element and the elements that are not zero: `sparse-bitmask` of compressed-tensors.
@@ -33,7 +33,7 @@ pub enum SparseFormat {
 
 named!(SparseFormat, "format", Bitmask => "bitmask", TwoOfFour => "2:4");
 
-/// How a tensor lies in its file.
+/// Format and size of a tensor in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// `None` if it is dense.
@@ -45,7 +45,7 @@ pub struct Stored {
 /// Sizes of the tensors that are stored in one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Share {
-    /// How many.
+    /// Number of tensors.
     pub tensors: u64,
     /// Bytes if they were dense.
     pub dense_bytes: u64,
@@ -73,7 +73,7 @@ pub struct SparseSummary {
 }
 
 impl SparseSummary {
-    /// That of a checkpoint.
+    /// The summary of a checkpoint.
     pub fn of(source: &dyn Source) -> Self {
         let mut summary = Self::default();
         source.index().iter().for_each(|info| summary.add(info, source.stored(info)));
@@ -101,7 +101,7 @@ impl SparseSummary {
         }
     }
 
-    /// Whether any tensor is stored sparse.
+    /// Returns whether any tensor is stored sparse.
     pub fn is_sparse(&self) -> bool {
         self.bitmask.tensors + self.two_of_four.tensors > 0
     }

@@ -1,14 +1,14 @@
-//! Where a dense tensor's bytes come from, and any part of them.
+//! The stored form of a dense tensor, from which all of its bytes or any part of them are read.
 
 use super::codec::{self, GROUP, Width};
 use super::{SparseFormat, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// What to do about parts that contradict each other.
+/// The remedy for parts that contradict each other.
 pub(super) const AGAIN: &str = "the files are damaged; download them again, or compress the model again";
 
-/// What a tensor is stored as.
+/// The stored form of a tensor.
 #[derive(Debug)]
 pub(in crate::checkpoint) enum Storage {
     /// Itself.
@@ -100,7 +100,7 @@ impl Rows<'_> {
         (self.first / self.cols as u64, (self.end - 1) / self.cols as u64 + 1)
     }
 
-    /// Which elements of row `row` are asked for.
+    /// The range of elements of row `row` that were asked for.
     fn part(&self, row: u64) -> (usize, usize) {
         let (cols, begin) = (self.cols as u64, row * self.cols as u64);
         (self.first.saturating_sub(begin) as usize, (self.end - begin).min(cols) as usize)
@@ -161,7 +161,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Where in the values rows `top..bottom` begin, and where the last one ends.
+    /// Positions among the values at which rows `top..bottom` begin, and at which the last one ends.
     fn row_starts(&self, offsets: &TensorInfo, values: &TensorInfo, top: u64, bottom: u64) -> Result<Vec<u64>> {
         let (rows, total) = (offsets.elements(), values.elements());
         let bytes = self.bytes(offsets, top * 8, (bottom + 1).min(rows) * 8)?;

@@ -1,8 +1,8 @@
 //! The zip archives that NumPy and PyTorch keep arrays in.
 
 use super::damaged;
+use crate::error::{Error, Result};
 use crate::files::write_error;
-use crate::{Error, Result};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;

@@ -11,8 +11,9 @@ mod safetensors;
 use super::set::{sha256, strip};
 use super::{MASKS_SCHEMA, Mask, MaskMetadata, MaskSet};
 use crate::checkpoint::family_names;
+use crate::error::{Error, Result};
 use crate::exact_json::exact_floats;
-use crate::{Error, Result, files};
+use crate::files;
 use ::safetensors::Dtype;
 use serde_json::Value;
 use std::collections::HashSet;
@@ -20,7 +21,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::path::Path;
 
-/// How masks are stored.
+/// A file format for masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MaskFormat {
     /// safetensors, one bit a weight.
@@ -53,7 +54,7 @@ impl MaskFormat {
         }
     }
 
-    /// What names of such files end with, without the dot.
+    /// The extension of such files, without the dot.
     pub fn extension(self) -> &'static str {
         match self {
             MaskFormat::Safetensors | MaskFormat::SafetensorsU8 => "safetensors",
@@ -63,13 +64,13 @@ impl MaskFormat {
     }
 }
 
-/// What a reader found: the text of our metadata, if there is any, and the masks in the file's order.
+/// The contents of a mask file: the text of our metadata, if there is any, and the masks in the file's order.
 struct Found {
     metadata: Option<String>,
     masks: Vec<(String, Mask)>,
 }
 
-/// What a file says by a one, and what it calls a mask.
+/// The meaning of a one in a mask file, and the names of its masks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Convention {
     /// A weight that is pruned; a mask has its weight's name.
@@ -83,7 +84,7 @@ enum Convention {
 const KEPT: &str = "_mask";
 
 impl Convention {
-    /// That of a file of other software with tensors of these names.
+    /// The convention of a file of other software with tensors of these names.
     fn of<'a>(mut names: impl Iterator<Item = &'a str>) -> Convention {
         let is_torch = |name: &str| name.strip_suffix(KEPT).is_some_and(|weight| weight.ends_with("weight"));
         if names.any(is_torch) { Convention::Kept } else { Convention::Pruned }
@@ -203,10 +204,10 @@ impl MaskSet {
         let metadata = metadata.as_deref();
         files::create(path, |file| match format {
             MaskFormat::Safetensors => {
-                safetensors::write(path, file, metadata, &self.masks, safetensors::Layout::Packed)
+                safetensors::write(path, file, metadata, &self.masks, safetensors::Packing::Packed)
             }
             MaskFormat::SafetensorsU8 => {
-                safetensors::write(path, file, metadata, &self.masks, safetensors::Layout::Bytes)
+                safetensors::write(path, file, metadata, &self.masks, safetensors::Packing::Bytes)
             }
             MaskFormat::Npz => npz::write(path, file, metadata, &self.masks),
             MaskFormat::Pt => pt::write(path, file, metadata, &self.masks),

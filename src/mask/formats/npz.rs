@@ -2,8 +2,8 @@
 
 use super::archive::{Archive, ArchiveWriter};
 use super::{Convention, Found, matrix, no_matrix, one, wrong_type};
+use crate::error::{Error, Result};
 use crate::mask::Mask;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use std::fs::File;
 use std::path::Path;
@@ -99,7 +99,7 @@ pub(super) fn read(path: &Path, file: File) -> Result<Found> {
     Ok(Found { metadata, masks })
 }
 
-/// What NumPy's name of a type means; `None` for types that no mask has, and for big-endian ones.
+/// The type that NumPy's name `descr` stands for; `None` for types that no mask has, and for big-endian ones.
 fn dtype_of(descr: &str) -> Option<Dtype> {
     Some(match descr.trim_start_matches(['|', '<', '=']) {
         "b1" | "?" | ">b1" => Dtype::BOOL,

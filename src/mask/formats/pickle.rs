@@ -27,16 +27,17 @@ pub(super) struct TensorRef {
     pub(super) storage: String,
     /// Name of the storage in the file.
     pub(super) key: String,
-    /// Of the first element, in elements.
+    /// Offset of the first element, in elements.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
     /// In elements.
     pub(super) stride: Vec<usize>,
 }
 
-/// What `torch.save` wrote before PyTorch 1.6, and writes where it is asked for: pickles one after the other, then the storages.
+/// The format of `torch.save` before PyTorch 1.6 (later only on demand): pickles one after the other, then the
+/// storages.
 pub(super) struct Legacy {
-    /// Of the dict.
+    /// Entries of the dict.
     pub(super) entries: Vec<(Value, Value)>,
     /// Key and type of each storage, in the order of their bytes.
     pub(super) storages: Vec<(String, String)>,
@@ -49,7 +50,7 @@ const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 /// The version of the layout, which has never changed.
 const LEGACY_VERSION: i64 = 1001;
 
-/// Whether a file begins as what `torch.save` wrote before PyTorch 1.6.
+/// Returns whether a file begins as `torch.save` wrote it before PyTorch 1.6.
 pub(super) fn is_legacy(bytes: &[u8]) -> bool {
     bytes.starts_with(LEGACY)
 }
@@ -309,7 +310,7 @@ impl<'a> Machine<'a> {
             }
             // State of an object that was not looked at.
             Some(Value::Other) => Ok(()),
-            _ => Err("its pickle puts entries into what is no dict".into()),
+            _ => Err("its pickle puts entries into a value that is no dict".into()),
         }
     }
 
@@ -334,7 +335,7 @@ impl<'a> Machine<'a> {
     fn reduce(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else {
-            return Err("its pickle calls what is no function".into());
+            return Err("its pickle calls a value that is no function".into());
         };
         let made = match (&*function, &arguments[..]) {
             ("collections OrderedDict", []) => Value::Dict(Vec::new()),

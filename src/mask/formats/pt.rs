@@ -4,8 +4,8 @@
 use super::archive::{Archive, ArchiveWriter};
 use super::pickle::{self, Legacy, TensorRef, Value};
 use super::{Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
+use crate::error::{Error, Result};
 use crate::mask::Mask;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,9 +1,9 @@
 //! safetensors: packed bits with our metadata, or one byte a weight, with or without.
 
 use super::{Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
+use crate::error::{Error, Result};
 use crate::files::write_error;
 use crate::mask::Mask;
-use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -17,14 +17,14 @@ use std::path::Path;
 
 /// The format's limit on a header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// Entry of the metadata that holds ours, as JSON.
+/// MaskEntry of the metadata that holds ours, as JSON.
 const OURS: &str = "lacuna.masks";
-/// Entry of the metadata that holds the columns of packed masks, a JSON object by name.
+/// MaskEntry of the metadata that holds the columns of packed masks, a JSON object by name.
 const COLUMNS: &str = "lacuna.columns";
 
-/// What a byte holds.
+/// The contents of a byte.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Layout {
+pub(super) enum Packing {
     /// Eight weights of a row.
     Packed,
     /// One weight.
@@ -34,11 +34,11 @@ pub(super) enum Layout {
 /// A header's entries as they stand there, duplicates included.
 struct Header {
     metadata: BTreeMap<String, String>,
-    tensors: Vec<(String, Entry)>,
+    tensors: Vec<(String, MaskEntry)>,
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct MaskEntry {
     dtype: Dtype,
     shape: Vec<usize>,
     data_offsets: (u64, u64),
@@ -102,7 +102,7 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Found> {
     };
     let mut masks = Vec::with_capacity(tensors.len());
     let mut end = 0;
-    for (name, Entry { dtype, shape, data_offsets: (start, stop) }) in tensors {
+    for (name, MaskEntry { dtype, shape, data_offsets: (start, stop) }) in tensors {
         let problem =
             |problem: String| Error::tensor(path, &name, format!("{problem}; the file is damaged, copy it again"));
         let Some(weight) = convention.weight(&name) else {
@@ -148,12 +148,12 @@ pub(super) fn write(
     file: &mut File,
     metadata: Option<&str>,
     masks: &[(String, Mask)],
-    layout: Layout,
+    layout: Packing,
 ) -> Result<()> {
     // transformers refuses a file whose metadata do not say which framework wrote it.
     let mut about = Map::from_iter([("format".to_owned(), Value::from("pt"))]);
     about.extend(metadata.map(|text| (OURS.to_owned(), text.into())));
-    if layout == Layout::Packed {
+    if layout == Packing::Packed {
         let columns: Map<String, Value> =
             masks.iter().map(|(name, mask)| (name.clone(), mask.shape().1.into())).collect();
         about.insert(COLUMNS.to_owned(), Value::Object(columns).to_string().into());
@@ -162,7 +162,7 @@ pub(super) fn write(
     let mut offset = 0u64;
     for (name, mask) in masks {
         let (rows, cols) = mask.shape();
-        let width = if layout == Layout::Packed { cols.div_ceil(8) } else { cols };
+        let width = if layout == Packing::Packed { cols.div_ceil(8) } else { cols };
         let end = offset + rows as u64 * width as u64;
         header.insert(name.clone(), json!({"dtype": "U8", "shape": [rows, width], "data_offsets": [offset, end]}));
         offset = end;
@@ -182,7 +182,7 @@ pub(super) fn write(
     put(&(json.len() as u64).to_le_bytes())?;
     put(&json)?;
     for (_, mask) in masks {
-        put(&if layout == Layout::Packed { mask.to_packed() } else { mask.to_bytes() })?;
+        put(&if layout == Packing::Packed { mask.to_packed() } else { mask.to_bytes() })?;
     }
     out.flush().map_err(write_error(path))
 }

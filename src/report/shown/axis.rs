@@ -1,8 +1,8 @@
-//! Where an axis begins and ends, and where its labels stand.
+//! The range of an axis, and the positions of its labels.
 
-/// How an axis writes its labels and spaces its values.
+/// The labels of an axis and the spacing of its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(super) enum AxisScale {
     Linear,
     /// Fractions, labelled in percent.
     Percent,
@@ -11,28 +11,28 @@ pub(super) enum Scale {
     LogPercent,
 }
 
-impl Scale {
+impl AxisScale {
     pub(super) fn is_log(self) -> bool {
-        matches!(self, Scale::Log | Scale::LogPercent)
+        matches!(self, AxisScale::Log | AxisScale::LogPercent)
     }
 
     pub(super) fn is_percent(self) -> bool {
-        matches!(self, Scale::Percent | Scale::LogPercent)
+        matches!(self, AxisScale::Percent | AxisScale::LogPercent)
     }
 
-    pub(super) fn with_log(self) -> Scale {
-        if self.is_percent() { Scale::LogPercent } else { Scale::Log }
+    pub(super) fn with_log(self) -> AxisScale {
+        if self.is_percent() { AxisScale::LogPercent } else { AxisScale::Log }
     }
 
-    pub(super) fn with_percent(self) -> Scale {
-        if self.is_log() { Scale::LogPercent } else { Scale::Percent }
+    pub(super) fn with_percent(self) -> AxisScale {
+        if self.is_log() { AxisScale::LogPercent } else { AxisScale::Percent }
     }
 }
 
 /// A laid-out axis. Positions are values, or their decimal logarithms on a log scale.
 #[derive(Debug)]
 pub(super) struct Axis {
-    scale: Scale,
+    scale: AxisScale,
     pub(super) range: std::ops::Range<f64>,
     pub(super) ticks: Vec<(f64, String)>,
 }
@@ -42,19 +42,19 @@ const MAX_TICKS: usize = 9;
 
 impl Axis {
     /// An axis over `values`, which are finite, not empty, and positive on a log scale.
-    pub(super) fn over(scale: Scale, values: impl IntoIterator<Item = f64>) -> Axis {
+    pub(super) fn over(scale: AxisScale, values: impl IntoIterator<Item = f64>) -> Axis {
         let (low, high) =
             values.into_iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         match scale {
-            Scale::Log => Axis::log(low, high),
-            Scale::LogPercent => Axis::log(low * 100.0, high * 100.0).percent_of_fractions(),
-            Scale::Linear => Axis::linear(scale, low, high, 1.0, ""),
-            Scale::Percent => Axis::linear(scale, low, high, 100.0, "%"),
+            AxisScale::Log => Axis::log(low, high),
+            AxisScale::LogPercent => Axis::log(low * 100.0, high * 100.0).percent_of_fractions(),
+            AxisScale::Linear => Axis::linear(scale, low, high, 1.0, ""),
+            AxisScale::Percent => Axis::linear(scale, low, high, 100.0, "%"),
         }
     }
 
     /// Like [`Axis::over`], and it ends where the values do, unless they are all the same.
-    pub(super) fn tight(scale: Scale, low: f64, high: f64) -> Axis {
+    pub(super) fn tight(scale: AxisScale, low: f64, high: f64) -> Axis {
         let mut axis = Axis::over(scale, [low, high]);
         let (low, high) = (axis.position(low), axis.position(high));
         if high > low {
@@ -73,10 +73,10 @@ impl Axis {
     /// One place per category, labelled where there is room for every `step`-th.
     pub(super) fn categories(names: &[String], step: usize) -> Axis {
         let ticks = names.iter().enumerate().step_by(step.max(1)).map(|(i, name)| (i as f64, name.clone())).collect();
-        Axis { scale: Scale::Linear, range: -0.5..names.len() as f64 - 0.5, ticks }
+        Axis { scale: AxisScale::Linear, range: -0.5..names.len() as f64 - 0.5, ticks }
     }
 
-    /// Where `value` stands.
+    /// The position of `value` on the axis.
     pub(super) fn position(&self, value: f64) -> f64 {
         if self.scale.is_log() { value.log10() } else { value }
     }
@@ -85,10 +85,10 @@ impl Axis {
     fn percent_of_fractions(self) -> Axis {
         // 1% stands at log10(0.01).
         let (range, ticks) = (self.range.start - 2.0..self.range.end - 2.0, self.ticks.into_iter());
-        Axis { scale: Scale::LogPercent, range, ticks: ticks.map(|(at, label)| (at - 2.0, label + "%")).collect() }
+        Axis { scale: AxisScale::LogPercent, range, ticks: ticks.map(|(at, label)| (at - 2.0, label + "%")).collect() }
     }
 
-    fn linear(scale: Scale, low: f64, high: f64, factor: f64, suffix: &str) -> Axis {
+    fn linear(scale: AxisScale, low: f64, high: f64, factor: f64, suffix: &str) -> Axis {
         let (low, high) = if high > low {
             (low, high)
         } else {
@@ -131,7 +131,7 @@ impl Axis {
         let mut values = sets.iter().map(|set| inside(set)).find(|values| values.len() <= MAX_TICKS);
         if let Some(few) = values.as_ref().filter(|few| few.len() < 3) {
             // Less than a third of a decade: linear labels are the readable ones.
-            let linear = Axis::linear(Scale::Linear, 10f64.powf(low), 10f64.powf(high), 1.0, "");
+            let linear = Axis::linear(AxisScale::Linear, 10f64.powf(low), 10f64.powf(high), 1.0, "");
             let ticks: Vec<_> = linear
                 .ticks
                 .into_iter()
@@ -140,7 +140,7 @@ impl Axis {
                 .filter(|(v, _)| range.contains(v))
                 .collect();
             if ticks.len() > few.len() {
-                return Axis { scale: Scale::Log, range, ticks };
+                return Axis { scale: AxisScale::Log, range, ticks };
             }
         }
         let values = values.take().unwrap_or_else(|| {
@@ -153,7 +153,7 @@ impl Axis {
             let text = tick(v, decimals);
             if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
         };
-        Axis { scale: Scale::Log, ticks: values.into_iter().map(|v| (v.log10(), label(v))).collect(), range }
+        Axis { scale: AxisScale::Log, ticks: values.into_iter().map(|v| (v.log10(), label(v))).collect(), range }
     }
 }
 
@@ -200,46 +200,47 @@ mod tests {
     #[test]
     fn log_labels_read_naturally() {
         assert_eq!(
-            labels(&Axis::over(Scale::Log, [12.0, 4000.0])),
+            labels(&Axis::over(AxisScale::Log, [12.0, 4000.0])),
             ["10", "20", "50", "100", "200", "500", "1k", "2k", "5k"]
         );
-        assert_eq!(labels(&Axis::over(Scale::Log, [25.0, 60.0])), ["30", "40", "50", "60"]);
-        assert_eq!(labels(&Axis::over(Scale::Log, [3.0, 3e6])), ["10", "100", "1k", "10k", "100k", "1M"]);
+        assert_eq!(labels(&Axis::over(AxisScale::Log, [25.0, 60.0])), ["30", "40", "50", "60"]);
+        assert_eq!(labels(&Axis::over(AxisScale::Log, [3.0, 3e6])), ["10", "100", "1k", "10k", "100k", "1M"]);
     }
 
     #[test]
     fn a_wide_log_axis_has_few_labels_and_a_narrow_one_some() {
-        assert!((3..=MAX_TICKS).contains(&Axis::over(Scale::Log, [1e-3, 1e30]).ticks.len()));
-        assert!(Axis::over(Scale::Log, [25.0, 26.0]).ticks.len() >= 3);
-        assert!(!Axis::over(Scale::Log, [25.0, 25.0]).ticks.is_empty());
+        assert!((3..=MAX_TICKS).contains(&Axis::over(AxisScale::Log, [1e-3, 1e30]).ticks.len()));
+        assert!(Axis::over(AxisScale::Log, [25.0, 26.0]).ticks.len() >= 3);
+        assert!(!Axis::over(AxisScale::Log, [25.0, 25.0]).ticks.is_empty());
     }
 
     #[test]
     fn percent_labels() {
-        let axis = Axis::over(Scale::Percent, [0.0, 0.9]);
+        let axis = Axis::over(AxisScale::Percent, [0.0, 0.9]);
         assert_eq!(labels(&axis), ["0%", "20%", "40%", "60%", "80%"]);
         assert!(axis.range.start < 0.0 && axis.range.end > 0.9);
     }
 
     #[test]
     fn fractions_on_a_log_scale_are_labelled_in_percent() {
-        let axis = Axis::over(Scale::Linear.with_percent().with_log(), [0.001, 0.5]);
+        let axis = Axis::over(AxisScale::Linear.with_percent().with_log(), [0.001, 0.5]);
         assert_eq!(labels(&axis), ["0.1%", "0.2%", "0.5%", "1%", "2%", "5%", "10%", "20%", "50%"]);
         assert_eq!(axis.position(0.01), -2.0);
     }
 
     #[test]
     fn a_tight_axis_ends_with_its_values() {
-        let axis = Axis::tight(Scale::Linear, 0.0, 0.3);
+        let axis = Axis::tight(AxisScale::Linear, 0.0, 0.3);
         assert_eq!((axis.range.start, axis.range.end), (0.0, 0.3));
         assert!(labels(&axis).starts_with(&["0.00"]) && labels(&axis).ends_with(&["0.30"]), "{:?}", axis.ticks);
         assert_eq!([0.0, 0.15, 0.3].map(|v| axis.share(v)), [0.0, 0.5, 1.0]);
-        let middle = [Axis::tight(Scale::Linear, 2.0, 2.0).share(2.0), Axis::tight(Scale::Log, 1.0, 100.0).share(10.0)];
+        let middle =
+            [Axis::tight(AxisScale::Linear, 2.0, 2.0).share(2.0), Axis::tight(AxisScale::Log, 1.0, 100.0).share(10.0)];
         assert!(middle.iter().all(|share| (share - 0.5).abs() < 1e-9), "{middle:?}");
     }
 
     #[test]
     fn one_value_still_has_an_axis() {
-        assert!(Axis::over(Scale::Linear, [0.0]).ticks.len() > 2);
+        assert!(Axis::over(AxisScale::Linear, [0.0]).ticks.len() > 2);
     }
 }

@@ -4,7 +4,7 @@
 //! letters. Here text is set at sub-pixel positions, at the places where the SVG backend anchors it.
 
 use super::pen::{Drawing, error};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use plotters::backend::{BitMapBackend, DrawingBackend};
 use plotters::prelude::IntoDrawingArea;
@@ -74,11 +74,11 @@ struct Bitmap<'a> {
     fonts: &'static Fonts,
 }
 
-type Failure = <BitMapBackend<'static> as DrawingBackend>::ErrorType;
-type Drawn = Result<(), DrawingErrorKind<Failure>>;
+type DrawingError = <BitMapBackend<'static> as DrawingBackend>::ErrorType;
+type Drawn = Result<(), DrawingErrorKind<DrawingError>>;
 
 impl DrawingBackend for Bitmap<'_> {
-    type ErrorType = Failure;
+    type ErrorType = DrawingError;
 
     fn get_size(&self) -> (u32, u32) {
         self.pixels.get_size()

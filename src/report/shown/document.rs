@@ -1,10 +1,10 @@
 //! A report: text, tables and pictures, and the records they come from.
 
 use super::{Figure, Table, escape_html};
-use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
+use crate::display::{Bundle, Rich, mime, shown_in_cells};
+use crate::error::{Error, Result};
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::report::json::{pretty, record_json, write_atomic};
-use crate::{Error, Result};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -25,7 +25,7 @@ pub(in crate::report) struct Document {
     records: Vec<Value>,
     /// Its tables by name: columns with label and unit, and rows.
     tables: Map<String, Value>,
-    /// What its plots show, in a line, by name.
+    /// A one-line summary of each plot, by name.
     plots: Map<String, Value>,
     /// Whatever may differ between two runs with the same results. Comparisons leave it out.
     environment: Environment,
@@ -34,9 +34,9 @@ pub(in crate::report) struct Document {
 /// Times, hosts, versions.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Environment {
-    /// Of the report.
+    /// Facts about the making of the report.
     report: Map<String, Value>,
-    /// Of each record, in their order.
+    /// Facts about each record, in their order.
     #[schemars(with = "Vec<BTreeMap<String, Value>>")]
     records: Vec<Value>,
 }
@@ -103,8 +103,8 @@ impl Report {
     /// in one step. Returns the files, the Markdown first.
     ///
     /// # Errors
-    /// When a plot cannot be drawn, a record holds a number that is not finite, two parts have one name, or a file
-    /// cannot be written.
+    /// Fails when a plot cannot be drawn, a record holds a number that is not finite, two parts have one name, or a
+    /// file cannot be written.
     pub fn write(&self, dir: impl AsRef<Path>, stem: &str) -> Result<Vec<PathBuf>> {
         let dir = dir.as_ref();
         let files = self.render(stem)?;

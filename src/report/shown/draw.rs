@@ -10,8 +10,8 @@ use super::pen::{
     AXIS, Drawing, GRID, LABEL, LEGEND_ROW, MARGIN, Pen, QUIET, SMALL, TEXT, TICK, TITLE, check_size, error,
 };
 use super::plot::{Plot, Series};
-use crate::Result;
-use crate::report::number;
+use crate::error::Result;
+use crate::format::number;
 use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
@@ -38,21 +38,21 @@ fn bounds<'a>(plot: &'a Plot, series: &'a Series) -> impl Iterator<Item = [(f64,
 }
 
 /// A plot that was checked and whose axes and legend are laid out.
-pub(super) struct Scene<'a> {
+pub(super) struct PlotScene<'a> {
     plot: &'a Plot,
     x: Axis,
     y: Axis,
-    /// Where bars begin.
+    /// The value at which bars begin.
     floor: f64,
-    legend: Vec<Entry<'a>>,
+    legend: Vec<LegendEntry<'a>>,
     legend_rows: usize,
-    /// Whether single points are so many that their markers must be small.
+    /// True if points are so many that their markers must be small.
     crowded: bool,
     caption: String,
 }
 
 /// One place in the legend, in nominal pixels from the legend's corner.
-struct Entry<'a> {
+struct LegendEntry<'a> {
     key: Key<'a>,
     name: String,
     x: f64,
@@ -66,8 +66,8 @@ enum Key<'a> {
     Baseline,
 }
 
-impl<'a> Scene<'a> {
-    pub(super) fn new(plot: &'a Plot) -> Result<Scene<'a>> {
+impl<'a> PlotScene<'a> {
+    pub(super) fn new(plot: &'a Plot) -> Result<PlotScene<'a>> {
         let title = &plot.title;
         if plot.series.is_empty() {
             return Err(error(format!("\"{title}\" has no series; add one")));
@@ -120,7 +120,7 @@ impl<'a> Scene<'a> {
             }
         };
         let (legend, legend_rows) = legend(plot, f64::from(width) - 2.0 * MARGIN)?;
-        Ok(Scene { plot, x, y, floor, legend, legend_rows, crowded, caption: plot.caption() })
+        Ok(PlotScene { plot, x, y, floor, legend, legend_rows, crowded, caption: plot.caption() })
     }
 
     fn draw_legend<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, pen: &Pen, top: f64) -> Result<()> {
@@ -269,7 +269,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-impl Drawing for Scene<'_> {
+impl Drawing for PlotScene<'_> {
     fn title(&self) -> &str {
         &self.plot.title
     }
@@ -330,7 +330,7 @@ impl Ranged for Placed {
 }
 
 /// Lays the legend out in rows of at most `width`.
-fn legend(plot: &Plot, width: f64) -> Result<(Vec<Entry<'_>>, usize)> {
+fn legend(plot: &Plot, width: f64) -> Result<(Vec<LegendEntry<'_>>, usize)> {
     let series = plot.series.iter().map(|series| (Key::Series(series), series.name.clone()));
     let lines = plot.baselines.iter().filter(|(_, y)| plot.shows_y(*y));
     let lines = lines.map(|(name, y)| (Key::Baseline, format!("{name} ({})", number(*y))));
@@ -342,7 +342,7 @@ fn legend(plot: &Plot, width: f64) -> Result<(Vec<Entry<'_>>, usize)> {
         if x > 0.0 && x + needed > width {
             (x, row) = (0.0, row + 1);
         }
-        entries.push(Entry { key, name, x, row, swatch });
+        entries.push(LegendEntry { key, name, x, row, swatch });
         x += needed + 22.0;
     }
     Ok((entries, row + 1))

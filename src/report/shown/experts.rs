@@ -1,8 +1,8 @@
 //! Scores of experts as a table.
 
 use super::Table;
+use crate::error::{Error, Result};
 use crate::experts::{ExpertScores, Metric};
-use crate::{Error, Result};
 use polars::prelude::{Column, DataFrame};
 
 impl Table {

@@ -4,8 +4,8 @@ use super::bitmap::base64;
 use super::heatmap::HeatMap;
 use super::mask_map::MaskMap;
 use super::plot::Plot;
-use crate::Result;
-use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
+use crate::display::{Bundle, Rich, mime, shown_in_cells};
+use crate::error::Result;
 
 /// A picture that a report can hold: [`Report::plot`](super::Report::plot) takes anything that becomes one.
 #[derive(Clone)]

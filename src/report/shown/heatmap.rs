@@ -1,12 +1,12 @@
 //! Heat maps: what to show. How it is drawn is in `heatmap_draw`.
 
-use super::axis::Scale;
-use super::heatmap_draw::Scene;
+use super::axis::AxisScale;
+use super::heatmap_draw::HeatMapScene;
 use super::numbers::MaybeNumber;
 use super::pen;
 use super::{bitmap, figure};
-use crate::Result;
-use crate::report::{number, thousands};
+use crate::error::Result;
+use crate::format::{number, thousands};
 
 /// A matrix in colours, from dark (low) to light (high), with a bar that tells which colour is which number; as SVG and
 /// PNG. A cell without a value stays grey. The same map gives the same bytes.
@@ -33,7 +33,7 @@ pub struct HeatMap {
     pub(super) row_names: Option<Vec<String>>,
     pub(super) column_names: Option<Vec<String>>,
     pub(super) unit: String,
-    pub(super) scale: Scale,
+    pub(super) scale: AxisScale,
     pub(super) marks: Vec<(String, Vec<(usize, usize)>)>,
     size: Option<(u32, u32)>,
 }
@@ -56,7 +56,7 @@ impl HeatMap {
             row_names: None,
             column_names: None,
             unit: String::new(),
-            scale: Scale::Linear,
+            scale: AxisScale::Linear,
             marks: Vec::new(),
             size: None,
         }
@@ -175,10 +175,10 @@ impl HeatMap {
     /// The map as an SVG document.
     ///
     /// # Errors
-    /// When there is no value, rows differ in length, a value is not finite (or, on a log scale, not positive), names or
-    /// marks do not fit the cells, or the size cannot be drawn.
+    /// Fails when there is no value, rows differ in length, a value is not finite (or, on a log scale, not positive),
+    /// names or marks do not fit the cells, or the size cannot be drawn.
     pub fn svg(&self) -> Result<String> {
-        Ok(merge_shapes(&pen::svg(&Scene::new(self)?)?))
+        Ok(merge_shapes(&pen::svg(&HeatMapScene::new(self)?)?))
     }
 
     /// The map as a PNG of twice its nominal width and height.
@@ -186,7 +186,7 @@ impl HeatMap {
     /// # Errors
     /// As [`HeatMap::svg`].
     pub fn png(&self) -> Result<Vec<u8>> {
-        bitmap::png(&Scene::new(self)?)
+        bitmap::png(&HeatMapScene::new(self)?)
     }
 
     /// One line that says what the map shows.
@@ -203,7 +203,7 @@ impl HeatMap {
         format!("{}: {rows} × {columns} cells, {range}{marks}", self.title)
     }
 
-    /// What a notebook shows, by MIME type; the PNG is in base64.
+    /// The representations in a notebook, by MIME type; the PNG is in base64.
     ///
     /// # Errors
     /// As [`HeatMap::svg`].

@@ -8,7 +8,7 @@ use super::bitmap::text_width;
 use super::heatmap::HeatMap;
 use super::palette;
 use super::pen::{AXIS, Drawing, LABEL, LEGEND_ROW, MARGIN, Pen, SMALL, TEXT, TICK, TITLE, check_size, error};
-use crate::Result;
+use crate::error::Result;
 use plotters::coord::Shift;
 use plotters::drawing::DrawingArea;
 use plotters::element::{PathElement, Polygon, Rectangle, Text};
@@ -16,13 +16,13 @@ use plotters::prelude::DrawingBackend;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontTransform, RGBColor, WHITE};
 
-/// Colours that are told apart, in the cells and in the bar.
+/// Distinct colours, in the cells and in the bar.
 const LEVELS: usize = 128;
 /// Cells get their values written into them up to this many, where there is room.
 const LABELLED_CELLS: usize = 100;
-/// Kinds of marks that are told apart.
+/// Distinct kinds of marks.
 const MARKS: usize = 3;
-/// What a cell without a value looks like.
+/// The colour of a cell without a value.
 const BLANK: RGBColor = RGBColor(240, 240, 240);
 /// Width of the bar of colours, and the air before it, in nominal pixels.
 const BAR: f64 = 16.0;
@@ -30,7 +30,7 @@ const BAR_GAP: f64 = 20.0;
 const TICK_MARK: f64 = 4.0;
 
 /// A map that was checked and laid out.
-pub(super) struct Scene<'a> {
+pub(super) struct HeatMapScene<'a> {
     map: &'a HeatMap,
     columns: usize,
     colors: Axis,
@@ -39,14 +39,14 @@ pub(super) struct Scene<'a> {
     /// Every so many rows and columns have a label.
     row_step: usize,
     column_step: usize,
-    /// Whether values stand in the cells.
+    /// True if values are written in the cells.
     labelled: bool,
     /// Left, top, right, bottom of the cells, in nominal pixels.
     frame: [f64; 4],
 }
 
-impl<'a> Scene<'a> {
-    pub(super) fn new(map: &'a HeatMap) -> Result<Scene<'a>> {
+impl<'a> HeatMapScene<'a> {
+    pub(super) fn new(map: &'a HeatMap) -> Result<HeatMapScene<'a>> {
         let title = &map.title;
         check_size(title, map.pixels())?;
         let (rows, columns) = (map.values.len(), map.values.first().map_or(0, Vec::len));
@@ -76,7 +76,7 @@ impl<'a> Scene<'a> {
         let names = |names: &Option<Vec<String>>, of: usize| -> Vec<String> {
             names.clone().unwrap_or_else(|| (0..of).map(|i| i.to_string()).collect())
         };
-        let mut scene = Scene {
+        let mut scene = HeatMapScene {
             map,
             columns,
             colors: Axis::tight(map.scale, low, high),
@@ -259,7 +259,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-impl Drawing for Scene<'_> {
+impl Drawing for HeatMapScene<'_> {
     fn title(&self) -> &str {
         &self.map.title
     }
@@ -320,7 +320,7 @@ fn level_color(level: usize) -> RGBColor {
     palette::scale((level as f64 + 0.5) / LEVELS as f64)
 }
 
-/// What reads well on `color`.
+/// A text colour that is readable on `color`.
 fn ink(color: RGBColor) -> RGBColor {
     if palette::is_dark(color) { WHITE } else { TEXT }
 }

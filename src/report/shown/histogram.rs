@@ -1,4 +1,4 @@
-//! How values are spread.
+//! Histograms: the distribution of values.
 
 use super::Plot;
 use super::numbers::Number;
@@ -11,9 +11,10 @@ const FAR: f64 = 20.0;
 const SPAN: f64 = 1e-6;
 
 impl Plot {
-    /// How numbers are spread, such as the weights of a layer (`tensor.flatten_all()?.to_vec1::<f32>()?`): `label` says what they are,
-    /// with their unit. The share of `values` in each of 60 bins of equal width, on a log axis where a few are far larger than the rest, as
-    /// importance scores are. Values that are not finite, and zeros on a log axis, are counted in the legend.
+    /// The distribution of numbers, such as the weights of a linear (`tensor.flatten_all()?.to_vec1::<f32>()?`):
+    /// `label` names them, with their unit. Plots the share of `values` in each of 60 bins of equal width, on a log
+    /// axis where a few are far larger than the rest, as importance scores are. Values that are not finite, and zeros
+    /// on a log axis, are counted in the legend.
     pub fn histogram(
         title: impl Into<String>,
         label: impl Into<String>,

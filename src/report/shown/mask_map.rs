@@ -4,7 +4,7 @@ use super::bitmap;
 use super::heatmap::merge_shapes;
 use super::palette;
 use super::pen::{self, Drawing, MARGIN, Pen, QUIET, SMALL, TEXT, TITLE, check_size, error};
-use crate::Result;
+use crate::error::Result;
 use crate::mask::Mask;
 use plotters::coord::Shift;
 use plotters::drawing::DrawingArea;
@@ -20,9 +20,9 @@ const WIDTH: u32 = 760;
 /// Side of a weight in the corner, and the air between groups of N:M, in nominal pixels.
 const WEIGHT: f64 = 9.0;
 const GROUP_GAP: f64 = 3.0;
-/// A weight that is gone.
+/// The colour of a pruned weight.
 const GONE: RGBColor = RGBColor(226, 226, 226);
-/// Where the parts stand, in nominal pixels.
+/// Positions of the parts, in nominal pixels.
 const TOP: f64 = 74.0;
 const MAP_SIDE: (f64, f64) = (320.0, 240.0);
 const CORNER_LEFT: f64 = MARGIN + MAP_SIDE.0 + 40.0;
@@ -47,7 +47,7 @@ pub struct MaskMap {
     sparsity: f64,
     /// Share of pruned weights in each block of the mask.
     density: Vec<Vec<f64>>,
-    /// Whether each weight of the corner is pruned.
+    /// For each weight of the corner, true if it is pruned.
     corner: Vec<Vec<bool>>,
     group: Option<usize>,
 }
@@ -96,7 +96,7 @@ impl MaskMap {
     /// The picture as an SVG document.
     ///
     /// # Errors
-    /// When the mask has no weights.
+    /// Fails when the mask has no weights.
     pub fn svg(&self) -> Result<String> {
         self.check()?;
         Ok(merge_shapes(&pen::svg(self)?))
@@ -160,7 +160,7 @@ impl Drawing for MaskMap {
         for (i, row) in self.density.iter().enumerate() {
             for (j, &density) in row.iter().enumerate() {
                 let (x, y) = (MARGIN + j as f64 * width, TOP + i as f64 * height);
-                // As many colours as are told apart, so that neighbours of one colour become one shape.
+                // As many colours as are distinct, so that neighbours of one colour become one shape.
                 let share = ((density - low) / (high - low) * 32.0).round() / 32.0;
                 fill([x, y, x + width, y + height], palette::scale(share))?;
             }

@@ -4,8 +4,8 @@ use super::Plot;
 use crate::mask::{MaskStatistics, SPARSITY_BINS};
 
 impl Plot {
-    /// How sparsity is spread: the share of rows (outputs) and of columns (inputs) in bins of 5%. Rows that were compared
-    /// one by one all stand in one bin; inputs that lose everything stand in the last.
+    /// The distribution of sparsity: the share of rows (outputs) and of columns (inputs) in bins of 5%. If rows were
+    /// the comparison group, all are in one bin; inputs that lose every weight are in the last.
     pub fn mask_sparsity(title: impl Into<String>, statistics: &MaskStatistics) -> Plot {
         let width = 100 / SPARSITY_BINS;
         let bins = (0..SPARSITY_BINS).map(|bin| (bin * width).to_string());

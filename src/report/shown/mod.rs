@@ -1,4 +1,4 @@
-//! What is drawn and tabulated: tables, plots, and reports that bundle them; with the feature `report`.
+//! Tables, plots, and reports that bundle them; with the feature `report`.
 
 mod axis;
 mod bitmap;

@@ -47,7 +47,7 @@ pub(super) fn ordered(i: usize, of: usize) -> RGBColor {
     scale(0.88 * i as f64 / of.saturating_sub(1).max(1) as f64)
 }
 
-/// Whether light text reads better on `color` than dark text.
+/// Returns whether light text reads better on `color` than dark text.
 pub(super) fn is_dark(RGBColor(r, g, b): RGBColor) -> bool {
     // Luma of ITU-R BT.601.
     0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b) < 120.0

@@ -1,7 +1,7 @@
-//! What every picture is drawn with: sizes, text colours, a pen in nominal pixels, and the way to an SVG document.
+//! The base of every picture: sizes, text colours, a pen in nominal pixels, and the way to an SVG document.
 
 use super::bitmap::{self, FAMILY, SIZE_PER_EM};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Polygon, Text};

@@ -1,16 +1,17 @@
 //! Plots: what to show. How it is drawn is in `draw`.
 
-use super::axis::Scale;
-use super::draw::Scene;
+use super::axis::AxisScale;
+use super::draw::PlotScene;
 use super::labels::Labels;
 use super::numbers::{Number, Point};
 use super::pen::{self, error};
 use super::table::Table;
 use super::{bitmap, figure};
-use crate::Result;
+use crate::error::Result;
+use crate::format::number;
 use crate::frames::Frames;
 use crate::record::Record;
-use crate::report::number;
+use crate::settings::Zeros;
 use crate::stats::Interval;
 use polars::prelude::DataFrame;
 
@@ -38,12 +39,12 @@ pub struct Plot {
     pub(super) title: String,
     pub(super) x_label: String,
     pub(super) y_label: String,
-    pub(super) x_scale: Scale,
-    pub(super) y_scale: Scale,
+    pub(super) x_scale: AxisScale,
+    pub(super) y_scale: AxisScale,
     pub(super) size: (u32, u32),
     pub(super) series: Vec<Series>,
     pub(super) baselines: Vec<(String, f64)>,
-    /// Whether colours follow the order of the series.
+    /// True if colours follow the order of the series.
     pub(super) ordered: bool,
     /// Names of the groups of bars; `None` for curves.
     pub(super) categories: Option<Vec<String>>,
@@ -56,7 +57,7 @@ crate::debug::one_line!(rich Plot, |plot| format!("Plot({})", plot.summary()));
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
-    /// What is shaded around a curve: `(x, low, high)`, by x.
+    /// The shaded band around a curve: `(x, low, high)`, by x.
     pub(super) band: Vec<(f64, f64, f64)>,
     /// Joined by a line, with filled markers; otherwise hollow markers alone.
     pub(super) line: bool,
@@ -73,8 +74,8 @@ impl Plot {
             title: title.into(),
             x_label: String::new(),
             y_label: String::new(),
-            x_scale: Scale::Linear,
-            y_scale: Scale::Linear,
+            x_scale: AxisScale::Linear,
+            y_scale: AxisScale::Linear,
             size: (800, 500),
             series: Vec::new(),
             baselines: Vec::new(),
@@ -107,7 +108,7 @@ impl Plot {
     /// Columns name the axes, as they would head a table: `nll_nats` is `nll (nats)`. Rows without a number are left out.
     ///
     /// # Errors
-    /// When there is no such column, or x or y is not of numbers.
+    /// Fails when there is no such column, or x or y is not of numbers.
     pub fn from_frame(frame: &DataFrame, x: &str, y: &str, by: Option<&str>) -> Result<Plot> {
         let table = Table::from(frame.clone());
         let head = |name: &str| {
@@ -235,7 +236,7 @@ impl Plot {
     /// vary among the records are named in the legend.
     ///
     /// # Errors
-    /// When no record is both pruned and evaluated.
+    /// Fails when no record is both pruned and evaluated.
     pub fn perplexity_vs_sparsity(records: &[Record]) -> Result<Plot> {
         let labels = Labels::of(records);
         let mut plot = Plot::curves("Perplexity against sparsity")
@@ -244,8 +245,8 @@ impl Plot {
             .y("Perplexity (exp of nats per token)")
             .log_y();
         // Name, method, pattern, points with intervals: the colour tells the method, the marker the pattern.
-        type Found<'a> = (String, &'a str, &'a str, Vec<(f64, f64, Option<Interval>)>);
-        let mut found: Vec<Found<'_>> = Vec::new();
+        type Found = (String, String, Zeros, Vec<(f64, f64, Option<Interval>)>);
+        let mut found: Vec<Found> = Vec::new();
         for record in records {
             let Some(evaluation) = &record.evaluation else { continue };
             let Some(pruning) = &record.pruning else {
@@ -260,7 +261,7 @@ impl Plot {
             let point = (sparsity, evaluation.perplexity, evaluation.perplexity_interval);
             match found.iter_mut().find(|(other, ..)| *other == name) {
                 Some((.., points)) => points.push(point),
-                None => found.push((name, &pruning.method, &pruning.pattern, vec![point])),
+                None => found.push((name, pruning.method.to_string(), pruning.pattern, vec![point])),
             }
         }
         if found.is_empty() {
@@ -269,13 +270,13 @@ impl Plot {
             ));
         }
         // Curves first, so that their legend comes first and they own the colours.
-        found.sort_by_key(|(_, _, pattern, _)| *pattern != "unstructured");
-        let mut methods: Vec<&str> = Vec::new();
-        let mut patterns: Vec<&str> = Vec::new();
-        let curves = found.iter().filter(|(_, _, pattern, _)| *pattern == "unstructured").count();
+        found.sort_by_key(|(_, _, zeros, _)| *zeros != Zeros::UNSTRUCTURED);
+        let mut methods: Vec<String> = Vec::new();
+        let mut patterns: Vec<Zeros> = Vec::new();
+        let curves = found.iter().filter(|(_, _, zeros, _)| *zeros == Zeros::UNSTRUCTURED).count();
         for (i, (name, method, pattern, measured)) in found.into_iter().enumerate() {
             let points = measured.iter().map(|&(x, y, _)| (x, y)).collect();
-            if pattern == "unstructured" {
+            if pattern == Zeros::UNSTRUCTURED {
                 methods.push(method);
                 let bounds = measured.iter().filter_map(|&(x, _, interval)| interval.map(|i| (x, i.low, i.high)));
                 plot = plot.add(name, points, true, i, i).band(bounds);
@@ -288,44 +289,46 @@ impl Plot {
         Ok(plot)
     }
 
-    /// Perplexity (log scale) of each pattern at one target sparsity: a bar per method, unstructured first.
+    /// Perplexity (log scale) of each pattern at one target sparsity: a bar per method, unstructured first. Settings that vary among the
+    /// records are named in the legend; of two with the same place the later counts.
     ///
     /// # Errors
-    /// When no record was pruned to `sparsity` and evaluated.
+    /// Fails when no record was pruned to `sparsity` and evaluated.
     pub fn perplexity_by_pattern(records: &[Record], sparsity: f64) -> Result<Plot> {
-        let (mut patterns, mut methods): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+        let labels = Labels::of(records);
+        let (mut patterns, mut methods): (Vec<Zeros>, Vec<String>) = (Vec::new(), Vec::new());
         let mut found: Vec<(usize, usize, f64)> = Vec::new(); // pattern, method, perplexity
         for record in records {
             if let (Some(pruning), Some(evaluation)) = (&record.pruning, &record.evaluation)
                 && (pruning.sparsity - sparsity).abs() < 1e-9
             {
-                let pattern = position_or_push(&mut patterns, &pruning.pattern);
-                found.push((pattern, position_or_push(&mut methods, &pruning.method), evaluation.perplexity));
+                let pattern = position_or_push(&mut patterns, pruning.pattern);
+                found.push((pattern, position_or_push(&mut methods, labels.of_method(record)), evaluation.perplexity));
             }
         }
         if found.is_empty() {
             return Err(error(format!("no record was pruned to a sparsity of {sparsity} and evaluated")));
         }
         let title = format!("Perplexity with {}% of the weights gone", (sparsity * 1000.0).round() / 10.0);
-        let mut plot = Plot::bars(title, patterns.iter().copied())
+        let mut plot = Plot::bars(title, patterns.iter().map(Zeros::to_string))
             .x("Pattern (N:M keeps N of M)")
             .y("Perplexity (exp of nats per token)")
             .log_y();
         for (method, name) in methods.iter().enumerate() {
             let value =
-                |pattern| found.iter().find(|(p, m, _)| (*p, *m) == (pattern, method)).map_or(f64::NAN, |f| f.2);
-            plot = plot.values(*name, (0..patterns.len()).map(value));
+                |pattern| found.iter().rev().find(|(p, m, _)| (*p, *m) == (pattern, method)).map_or(f64::NAN, |f| f.2);
+            plot = plot.values(name.as_str(), (0..patterns.len()).map(value));
         }
         for record in records.iter().filter(|record| record.pruning.is_none()) {
             if let Some(evaluation) = &record.evaluation {
-                plot = plot.baseline("dense", evaluation.perplexity);
+                plot = plot.baseline(labels.of_record(record), evaluation.perplexity);
             }
         }
         Ok(plot)
     }
 
-    /// What the plot does not show: one line per series with points that are not finite, or not positive on a log
-    /// axis. Empty when everything is shown.
+    /// Lists the points that the plot does not show: one line per series with points that are not finite, or not
+    /// positive on a log axis. Empty when everything is shown.
     pub fn caption(&self) -> String {
         let mut notes = Vec::new();
         for series in &self.series {
@@ -346,12 +349,12 @@ impl Plot {
         format!("Not shown ({reason}): {}.", notes.join("; "))
     }
 
-    /// Whether a point can stand on the axes.
+    /// Returns whether a point has a place on the axes.
     pub(super) fn shows(&self, (x, y): (f64, f64)) -> bool {
         x.is_finite() && (!self.x_scale.is_log() || x > 0.0) && self.shows_y(y)
     }
 
-    /// Whether `y` can stand on its axis.
+    /// Returns whether `y` has a place on its axis.
     pub(super) fn shows_y(&self, y: f64) -> bool {
         y.is_finite() && (!self.y_scale.is_log() || y > 0.0)
     }
@@ -359,9 +362,9 @@ impl Plot {
     /// The plot as an SVG document.
     ///
     /// # Errors
-    /// When there is no series, a series has no point, or no point can be shown.
+    /// Fails when there is no series, a series has no point, or no point can be shown.
     pub fn svg(&self) -> Result<String> {
-        pen::svg(&Scene::new(self)?)
+        pen::svg(&PlotScene::new(self)?)
     }
 
     /// The plot as a PNG of twice its nominal width and height.
@@ -369,7 +372,7 @@ impl Plot {
     /// # Errors
     /// As [`Plot::svg`].
     pub fn png(&self) -> Result<Vec<u8>> {
-        bitmap::png(&Scene::new(self)?)
+        bitmap::png(&PlotScene::new(self)?)
     }
 
     /// One line that says what the plot shows.
@@ -382,7 +385,7 @@ impl Plot {
         format!("{}: {all}{}{caption}", self.title, if caption.is_empty() { "" } else { ". " })
     }
 
-    /// What a notebook shows, by MIME type; the PNG is in base64.
+    /// The representations in a notebook, by MIME type; the PNG is in base64.
     ///
     /// # Errors
     /// As [`Plot::svg`].
@@ -391,7 +394,7 @@ impl Plot {
     }
 }
 
-fn position_or_push<'a>(seen: &mut Vec<&'a str>, name: &'a str) -> usize {
+fn position_or_push<T: PartialEq>(seen: &mut Vec<T>, name: T) -> usize {
     seen.iter().position(|other| *other == name).unwrap_or_else(|| {
         seen.push(name);
         seen.len() - 1

@@ -1,9 +1,9 @@
 //! The one place where tables become text.
 
 use super::table::{Format, Table, failed};
-use crate::Result;
-use crate::notebook::{Bundle, Rich, mime, shown_in_cells};
-use crate::report::{number, thousands};
+use crate::display::{Bundle, Rich, mime, shown_in_cells};
+use crate::error::Result;
+use crate::format::{number, thousands};
 use polars::prelude::{AnyValue, CsvWriter, SerWriter};
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ const WHOLE_COLUMNS: usize = 24;
 const COLUMN_ENDS: (usize, usize) = (12, 8);
 /// Characters that it shows of a text in a cell.
 const TEXT: usize = 100;
-/// What stands for what is left out.
+/// The mark in the place of rows or columns that are left out.
 const GAP: &str = "…";
 
 /// A value, apart from polars.
@@ -25,12 +25,12 @@ enum Cell {
     Float(f64),
 }
 
-/// Which way a column is aligned, its width, its rows as text.
+/// A table as text: alignment and width of each column, and the rows.
 struct Grid {
     titles: Vec<String>,
     right: Vec<bool>,
     rows: Vec<Vec<String>>,
-    /// Where rows were left out, and how many.
+    /// Position and number of the rows that were left out.
     gap: Option<(usize, usize)>,
     /// Number of columns that were left out.
     hidden_columns: usize,
@@ -76,12 +76,12 @@ impl Table {
     /// The table as CSV (RFC 4180, LF) with the columns' plain names and full precision; missing values are empty.
     ///
     /// # Errors
-    /// When a column has a nested type.
+    /// Fails when a column has a nested type.
     pub fn csv(&self) -> Result<String> {
         let mut bytes = Vec::new();
         CsvWriter::new(&mut bytes).finish(&mut self.frame().clone()).map_err(failed)?;
         String::from_utf8(bytes)
-            .map_err(|e| crate::Error::Report { doing: "writing CSV".into(), problem: e.to_string() })
+            .map_err(|e| crate::error::Error::Report { doing: "writing CSV".into(), problem: e.to_string() })
     }
 
     /// The table as JSON, as `docs/record.md` describes it: `columns` (name, label, unit) and `rows` (objects).
@@ -114,8 +114,8 @@ impl Table {
         json!({"columns": columns, "rows": rows})
     }
 
-    /// What a notebook shows, by MIME type. Plain text, Markdown and HTML leave the middle of a large table out;
-    /// CSV and JSON are whole.
+    /// The representations in a notebook, by MIME type. Plain text, Markdown and HTML leave the middle of a large table
+    /// out; CSV and JSON are whole.
     ///
     /// # Errors
     /// As [`Table::csv`].
@@ -172,7 +172,7 @@ impl Table {
         out
     }
 
-    /// What is shown of how much, unless that is all.
+    /// The numbers of rows and columns that are shown and that there are; `None` if all are shown.
     fn size(&self, grid: &Grid) -> Option<String> {
         let (rows, columns) = (self.frame().height(), self.columns.len());
         let of_rows = match grid.gap {
@@ -222,7 +222,8 @@ impl Rich for Table {
 
 shown_in_cells!(Table);
 
-/// Which of `count` rows or columns are shown, with `None` for those between: all up to `whole`, else both `ends`.
+/// The indices of the rows or columns that are shown, of `count`, with `None` for those between: all up to `whole`,
+/// else both `ends`.
 fn shown(count: usize, whole: usize, ends: (usize, usize), shortened: bool) -> Vec<Option<usize>> {
     if !shortened || count <= whole {
         return (0..count).map(Some).collect();

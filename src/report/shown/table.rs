@@ -1,11 +1,12 @@
 //! Tables: a polars frame that knows how its columns are read.
 
 use super::labels::Labels;
+use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::{Error, Result};
+use crate::settings::Zeros;
 use polars::prelude::{Column, DataFrame, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions};
 
-/// How the cells of a column are written. CSV and JSON always carry the full value.
+/// The format of a column's cells. CSV and JSON always carry the full value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// As it is, left-aligned.
@@ -41,7 +42,7 @@ crate::debug::one_line!(rich Table, |table| {
     format!("Table({} rows × {} columns: {})", table.frame.height(), names.len(), names.join(", "))
 });
 
-/// How a column is shown.
+/// The heading and format of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Heading {
     pub(super) label: String,
@@ -83,7 +84,7 @@ impl From<DataFrame> for Table {
 /// Units that names of columns end with.
 const UNITS: [&str; 9] = ["bytes", "seconds", "nats", "tokens", "percent", "kib", "mib", "gib", "ms"];
 
-/// What a column of a table made here is called, in the frame and for people.
+/// A column of a table made here: its name in the frame, its label and unit for people, and its format.
 type Name<'a> = (&'a str, &'a str, Option<&'a str>, Format);
 
 impl Table {
@@ -93,7 +94,7 @@ impl Table {
     /// text, if there is one.
     ///
     /// # Errors
-    /// When polars cannot hold the columns.
+    /// Fails when polars cannot hold the columns.
     pub fn from_records(records: &[Record]) -> Result<Table> {
         let pruning =
             |record: &Record, get: fn(&crate::record::PruningRecord) -> String| record.pruning.as_ref().map(get);
@@ -112,7 +113,7 @@ impl Table {
         let floats = |get: &dyn Fn(&Record) -> Option<f64>| -> Vec<Option<f64>> { records.iter().map(get).collect() };
         let tokens: Vec<Option<u64>> = records.iter().map(|r| r.evaluation.as_ref().map(|e| e.tokens)).collect();
         let target = |r: &Record| r.pruning.as_ref().map(|p| p.sparsity);
-        let method = |r: &Record| Some(pruning(r, |p| p.method.clone()).unwrap_or_else(|| "dense".into()));
+        let method = |r: &Record| Some(pruning(r, |p| p.method.to_string()).unwrap_or_else(|| "dense".into()));
         let interval = |r: &Record| r.evaluation.as_ref().and_then(|e| e.perplexity_interval);
         let labels = records
             .iter()
@@ -122,8 +123,8 @@ impl Table {
         let mut columns = vec![
             (("model", "model", None, Format::Text), column(strings(&|r| Some(r.model.name.clone())))),
             (("method", "method", None, Format::Text), column(strings(&method))),
-            (("pattern", "pattern", None, Format::Text), column(strings(&|r| pruning(r, |p| p.pattern.clone())))),
-            (("per", "per", None, Format::Text), column(strings(&|r| pruning(r, |p| p.per.clone())))),
+            (("pattern", "pattern", None, Format::Text), column(strings(&|r| pruning(r, |p| p.pattern.to_string())))),
+            (("per", "per", None, Format::Text), column(strings(&|r| pruning(r, |p| p.per.to_string())))),
             (("target_sparsity", "target sparsity", Some("%"), Format::Percent), column(floats(&target))),
             (("sparsity", "sparsity", Some("%"), Format::Percent), column(floats(&|r| Some(r.sparsity())))),
             (
@@ -160,7 +161,7 @@ impl Table {
     /// the later counts.
     ///
     /// # Errors
-    /// When polars cannot hold the columns.
+    /// Fails when polars cannot hold the columns.
     pub fn perplexity_by_sparsity(records: &[Record]) -> Result<Table> {
         let labels = Labels::of(records);
         let evaluated: Vec<_> =
@@ -208,7 +209,7 @@ impl Table {
     /// Zeros of every pruned tensor of a record, in model order: `tensor`, `out`, `in`, `zeros`, `sparsity`.
     ///
     /// # Errors
-    /// When polars cannot hold the columns.
+    /// Fails when polars cannot hold the columns.
     pub fn tensors(record: &Record) -> Result<Table> {
         let tensors = &record.tensors;
         let names: Vec<_> = tensors.iter().map(|t| t.name.clone()).collect();
@@ -237,7 +238,7 @@ impl Table {
     /// Sets a column's heading and unit. The unit is not part of the column's name, which CSV and JSON keep.
     ///
     /// # Errors
-    /// When there is no such column.
+    /// Fails when there is no such column.
     pub fn with_heading(mut self, name: &str, label: &str, unit: Option<&str>) -> Result<Table> {
         let i = self.index(name)?;
         self.columns[i].label = label.to_owned();
@@ -248,7 +249,7 @@ impl Table {
     /// Sets how a column's numbers are written.
     ///
     /// # Errors
-    /// When there is no such column.
+    /// Fails when there is no such column.
     pub fn with_format(mut self, name: &str, format: Format) -> Result<Table> {
         let i = self.index(name)?;
         self.columns[i].format = format;
@@ -258,7 +259,7 @@ impl Table {
     /// Keeps the named columns, in this order.
     ///
     /// # Errors
-    /// When there is no such column.
+    /// Fails when there is no such column.
     pub fn select<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<Table> {
         let kept: Vec<usize> = names.into_iter().map(|name| self.index(name)).collect::<Result<_>>()?;
         let columns = kept.iter().map(|&i| self.frame.columns()[i].clone()).collect();
@@ -269,7 +270,7 @@ impl Table {
     /// Sorts the rows by a column, smallest first; rows that are equal keep their order, missing values come first.
     ///
     /// # Errors
-    /// When there is no such column.
+    /// Fails when there is no such column.
     pub fn sort(&self, name: &str) -> Result<Table> {
         let name = &self.frame.columns()[self.index(name)?].name().clone();
         let options = SortMultipleOptions::default().with_maintain_order(true);
@@ -285,11 +286,11 @@ impl Table {
     }
 }
 
-/// What a row of the pivot is: dense, unstructured or N:M; the pattern; the sparsity.
+/// The sorting key of a row of the pivot: dense, unstructured or N:M; the pattern; the sparsity.
 fn row_key(record: &Record) -> (u8, String, f64) {
     match &record.pruning {
         None => (0, "dense".into(), 0.0),
-        Some(p) => (if p.pattern == "unstructured" { 1 } else { 2 }, p.pattern.clone(), p.sparsity),
+        Some(p) => (if p.pattern == Zeros::UNSTRUCTURED { 1 } else { 2 }, p.pattern.to_string(), p.sparsity),
     }
 }
 

@@ -15,7 +15,7 @@ const DAMAGED: Problem = Problem::Damaged;
 /// Groups within groups.
 const DEPTH: usize = 24;
 
-/// What is wrong with a file, as a sentence without its subject.
+/// A problem of a file, as a sentence without its subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Problem {
     /// It is cut short, or its bytes make no sense.
@@ -83,7 +83,7 @@ struct Node {
 enum Form {
     /// Its place among all leaves.
     Leaf(usize),
-    /// Whether it is a list: a group around what repeats.
+    /// True for a list: a group around a repeated element.
     Group { list: bool, children: Vec<Node> },
 }
 

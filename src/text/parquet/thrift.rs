@@ -16,7 +16,7 @@ enum Thrift<'b> {
     Bytes(&'b [u8]),
     List(Vec<Thrift<'b>>),
     Struct(Fields<'b>),
-    /// What parquet's headers have nothing to say with.
+    /// Types that no field of parquet's headers has.
     Other,
 }
 

@@ -1,0 +1,119 @@
+//! The processes that this one has started, to end a compilation: evcxr starts cargo, and does not say which it is.
+
+use super::built::PROGRAM;
+use std::collections::BTreeSet;
+
+/// A process of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Process {
+    id: u32,
+    parent: u32,
+    /// Its program, without directories.
+    name: String,
+}
+
+/// Ends all that this process has started (cargo and what that has started, a shell's command), but for copies of this
+/// program, which run cells. Says whether there was something.
+pub(super) fn end_compilation() -> bool {
+    let found = started(std::process::id(), &all());
+    for id in &found {
+        let id = *id as i32;
+        // SAFETY: kill only sends a signal, to processes that this one has started. What stands in for rustc leads a
+        // group, in which the linker is, too; the others lead none, and then nothing happens.
+        unsafe {
+            libc::kill(-id, libc::SIGKILL);
+            libc::kill(id, libc::SIGKILL);
+        }
+    }
+    !found.is_empty()
+}
+
+/// The processes that `own` has started, parents first: those that could start more.
+fn started(own: u32, all: &[Process]) -> Vec<u32> {
+    let Some(name) = all.iter().find(|process| process.id == own).map(|process| process.name.as_str()) else {
+        return Vec::new();
+    };
+    let children =
+        all.iter().filter(|process| process.parent == own && process.name != name && process.name != PROGRAM);
+    let mut found: Vec<u32> = children.map(|process| process.id).collect();
+    let mut seen: BTreeSet<u32> = found.iter().copied().collect();
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        next += 1;
+        found.extend(all.iter().filter(|p| p.parent == parent && seen.insert(p.id)).map(|process| process.id));
+    }
+    found
+}
+
+/// All processes that have not ended, as far as the system shows them.
+#[cfg(target_os = "linux")]
+fn all() -> Vec<Process> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbered = entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|c| c.is_ascii_digit()));
+    numbered.filter_map(|entry| parse(&std::fs::read_to_string(entry.path().join("stat")).ok()?)).collect()
+}
+
+/// `id (name) state parent ...`; the name may hold spaces and parentheses.
+#[cfg(target_os = "linux")]
+fn parse(stat: &str) -> Option<Process> {
+    let (id, rest) = stat.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    let is_zombie = fields.next()? == "Z";
+    let parent = fields.next()?.parse().ok()?;
+    (!is_zombie).then_some(Process { id: id.parse().ok()?, parent, name: name.to_owned() })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn all() -> Vec<Process> {
+    use std::process::{Command, Stdio};
+    let child =
+        Command::new("ps").args(["-A", "-o", "pid=,ppid=,comm="]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let Ok(child) = child else { return Vec::new() };
+    let ps = child.id();
+    let text = child.wait_with_output().map(|output| output.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().filter_map(parse).filter(|process| process.id != ps).collect()
+}
+
+/// `id parent program`, right-aligned; a zombie's program is `<defunct>`, in parentheses on some systems.
+#[cfg(not(target_os = "linux"))]
+fn parse(line: &str) -> Option<Process> {
+    let (id, rest) = line.trim().split_once(char::is_whitespace)?;
+    let (parent, program) = rest.trim().split_once(char::is_whitespace)?;
+    let name = std::path::Path::new(program.trim()).file_name()?.to_string_lossy().into_owned();
+    (!name.contains("<defunct>")).then_some(Process { id: id.parse().ok()?, parent: parent.parse().ok()?, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_no_compilation() {
+        let process = |id, parent, name: &str| Process { id, parent, name: name.into() };
+        let all = [
+            process(9, 5, "rustc"),
+            process(2, 1, "lacuna"),
+            process(3, 2, "lacuna"),
+            process(4, 3, "sleep"),
+            process(5, 8, "lacuna"),
+            process(7, 2, "sh"),
+            process(8, 2, "cargo"),
+            process(10, 9, "ld"),
+            process(11, 1, "cargo"),
+        ];
+        assert_eq!(started(2, &all), [7, 8, 5, 9, 10]);
+        assert_eq!(started(99, &all), [0; 0]);
+    }
+
+    #[test]
+    fn own_process_is_among_all() {
+        let own = std::process::id();
+        let all = all();
+        let process = all.iter().find(|process| process.id == own).expect("the own process is shown");
+        assert_eq!(process.parent, std::os::unix::process::parent_id());
+        #[cfg(target_os = "linux")]
+        assert_eq!(parse("7 (a) b) S 3 7"), Some(Process { id: 7, parent: 3, name: "a) b".into() }));
+    }
+}
