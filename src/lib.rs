@@ -31,6 +31,8 @@ pub mod prelude;
 pub mod progress;
 mod random;
 pub mod record;
+#[cfg(feature = "report")]
+mod rich;
 mod scratch;
 pub mod settings;
 pub mod stats;

@@ -1,8 +1,8 @@
 //! Checkpoints from a model hub that speaks Hugging Face's API, through its shared cache.
 
-use super::index::{INDEX, Index};
+use super::index::Index;
 use super::writer::is_beside_weights;
-use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory, hints};
+use super::{Checkpoint, INDEX, Remote, Retry, SINGLE, Source, check_is_directory, hints};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage, check_interrupt};
 use hf_hub::api::RepoInfo;

@@ -2,9 +2,9 @@
 
 use super::http::{Client, Target};
 use super::hub::{self, Hub, Spec};
-use super::index::{INDEX, Index};
+use super::index::Index;
 use super::names::Names;
-use super::{SINGLE, Source, TensorInfo, header, json, writer};
+use super::{INDEX, SINGLE, Source, TensorInfo, header, json, writer};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use hf_hub::api::RepoInfo;
