@@ -56,7 +56,9 @@ fn paths_exist() {
     for page in pages() {
         let text = prose(&read(&page));
         for span in spans(&text) {
-            let ours = ["src/", "docs/", "tests/", "benches/", "scripts/", "notebooks/"].iter().any(|top| span.starts_with(top));
+            let ours = ["src/", "docs/", "tests/", "benches/", "scripts/", "notebooks/"]
+                .iter()
+                .any(|top| span.starts_with(top));
             if ours && !span.contains(['*', '{', ' ', '<']) {
                 assert!(root().join(span).exists(), "{}: `{span}` is not there", page.display());
                 checked += 1;

@@ -1,4 +1,4 @@
-//! What each CUDA kernel computes, on the CPU: the same results from slices, by the code that prunes without a GPU.
+//! A reference implementation of each CUDA kernel on the CPU: the same results from slices, by the code that prunes without a GPU.
 //!
 //! Tests compare the kernels with these, run by an emulation where there is no device. Weights of 16 bits are given widened
 //! to f32, which is exact.

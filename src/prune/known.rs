@@ -17,7 +17,7 @@ use crate::text::Windows;
 use candle_core::Tensor;
 use std::time::Instant;
 
-/// What need not be computed again, of the same model and the same calibration windows. What is missing is computed.
+/// Results from earlier runs on the same model and the same calibration windows. Those that are missing are computed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Known<'a> {
     /// Norms and sums of the inputs of all linears.
@@ -27,7 +27,7 @@ pub(crate) struct Known<'a> {
     pub(crate) gradients: Option<&'a Gradients>,
 }
 
-/// What a configuration has to know of the dense model.
+/// The kinds of data about the dense model that a configuration uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     pub(crate) statistics: bool,
@@ -36,7 +36,8 @@ pub(crate) struct Needs {
 }
 
 impl PruneConfig {
-    /// What the layer loop, or what precedes it, asks of the dense model; with pruned propagation, the loop asks nothing of it.
+    /// The data about the dense model that the layer loop and the allocation before it use. With pruned propagation the loop
+    /// itself uses none.
     pub(crate) fn needs(&self) -> Needs {
         let dense = self.propagate == Propagate::Dense;
         let allocated = match self.allocation {
@@ -63,7 +64,7 @@ impl MasksConfig {
 }
 
 impl Known<'_> {
-    /// Whether nothing has to pass through the dense model for what `gather` asks for.
+    /// Returns whether the statistics that `gather` names are there, so that no window has to pass through the dense model.
     pub(super) fn covers(&self, gather: Gather) -> bool {
         if gather.gram { self.grams.is_some() } else { self.statistics.is_some() }
     }
@@ -105,8 +106,8 @@ pub(crate) fn masks_knowing(
     masks_of(Subject { model, calibration, known, progress }, config)
 }
 
-/// What [`super::prune`] gave, from what was kept of it: the masks, the zeros of each tensor, and the weights where the method
-/// changes those that stay.
+/// The result of an earlier [`super::prune`], made again of what was kept: the masks, the zeros of each tensor, and the
+/// weights where the method changes those that stay.
 pub(crate) fn pruned_before(
     model: &Model,
     calibration: Option<&Windows>,

@@ -64,7 +64,7 @@ impl Figure {
     }
 }
 
-/// What a notebook shows of a picture, by MIME type.
+/// The representations of a picture in a notebook, by MIME type.
 pub(super) fn bundle(summary: String, svg: String, png: &[u8]) -> Bundle {
     vec![(mime::PLAIN, summary), (mime::SVG, svg), (mime::PNG, base64(png))]
 }
