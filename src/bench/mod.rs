@@ -73,7 +73,8 @@ pub struct Timing {
     pub bytes: u64,
     /// Bytes a second over those of a copy in the same run, which is timed in the same way.
     pub share_of_copy: f64,
-    /// Of a product with compressed weights: the dense product's seconds, of the same weights and vectors in the same run, over its own.
+    /// For a product with compressed weights: the seconds of the dense product of the same weights and vectors in the same run, over
+    /// its own.
     pub speed_up: Option<f64>,
 }
 
@@ -181,8 +182,8 @@ trait Engine {
 /// Checks and times all kernels.
 ///
 /// # Errors
-/// [`Error::Argument`] for a shape that is no model's or a device without an engine; [`Error::Interrupted`]. What else goes wrong is
-/// [`BenchReport::not_run`].
+/// [`Error::Argument`] for a shape that is no model's or a device without an engine; [`Error::Interrupted`]. All other failures are
+/// in [`BenchReport::not_run`].
 pub fn bench(config: &BenchConfig, progress: Progress) -> Result<BenchReport> {
     let (hidden, intermediate, blocks) = config.shape;
     if hidden == 0 || intermediate == 0 || blocks == 0 || config.repeats == 0 || hidden % 32 + intermediate % 32 != 0 {

@@ -30,7 +30,7 @@ pub(super) enum Op {
     Compress24,
     /// Products with vectors, of 2:4 weights as they are or compressed.
     Matvec { batch: usize, compressed: bool },
-    /// The same in bf16 by NVIDIA's libraries, for any number of vectors.
+    /// Products in bf16 by NVIDIA's libraries, with any number of vectors.
     Matmul { batch: usize, compressed: bool },
     /// Weights from MXFP4.
     Mxfp4,
@@ -61,7 +61,7 @@ impl Op {
 pub(super) enum Data {
     /// Bell-shaped, as weights are.
     Normal,
-    /// Of eight values.
+    /// Eight different values only.
     Ties,
     /// Zeros, some of them negative.
     Zeros,
@@ -87,7 +87,7 @@ pub(super) struct Problem {
     /// `(cols,)` where scores have norms; of MXFP4 a scale for each group.
     pub(super) norms: Option<Vec<f32>>,
     /// `(batch, cols)` for products, `(cols, cols)` the factor of SparseGPT; sinks `(heads,)` or none of a softmax, cos and then sin
-    /// of a rotation, what gates are for.
+    /// of a rotation, the values that gates multiply.
     pub(super) other: Vec<f32>,
     /// The weights that are pruned, for [`Op::Apply`] and [`Op::SparseGpt`].
     pub(super) mask: Option<Mask>,
