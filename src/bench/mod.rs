@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn twins_pass_what_kernels_must() {
+    fn reference_implementations_pass_what_kernels_must() {
         let config = BenchConfig { device: Device::Cpu, shape: (64, 96, 1), repeats: 1, seed: 3 };
         let report = bench(&config, Progress::Hidden).unwrap();
         assert!(report.checks.len() > 100 && report.passed(), "{report}");
