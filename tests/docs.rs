@@ -110,7 +110,7 @@ fn items_that_links_name_are_in_their_files() {
                 })
             };
             let kinds = ["fn", "struct", "enum", "trait", "const"];
-            assert!(kinds.iter().any(|kind| defines(kind)), "{}: {target} has no `{item}`", page.display());
+            assert!(kinds.iter().any(defines), "{}: {target} has no `{item}`", page.display());
             checked += 1;
         }
     }
