@@ -189,7 +189,7 @@ impl FromStr for Pattern {
     }
 }
 
-/// The smallest things that go: single weights in a pattern, or whole units.
+/// The smallest parts of a model that are pruned: single weights in a pattern, or whole units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Zeros {
     /// Single weights.

@@ -1,4 +1,4 @@
-//! What values look like in a cell: every representation of each, and cells of the real evcxr.
+//! Values in a cell: every representation of each, and cells of the real evcxr.
 
 use candle_core::{DType, Device, Tensor};
 use lacuna::calibrate::calibrate;

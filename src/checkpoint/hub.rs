@@ -190,7 +190,7 @@ impl Hub {
         Ok(dir)
     }
 
-    /// That the hub was not to be asked for what the cache lacks.
+    /// The error for a model that the cache lacks while the hub must not be asked.
     fn offline_error(&self, spec: &Spec) -> Error {
         let what = match cached_snapshot(&Cache::new(self.cache.clone()), spec) {
             Some(_) => "is not whole in",

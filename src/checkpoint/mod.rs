@@ -355,7 +355,7 @@ impl Checkpoint {
         quantised::problem(config, &self.0.tensors, &has_file).or_else(|| quantised::adapter(&self.0.tensors))
     }
 
-    /// That the tensor `name` is missing, and what that tells of the checkpoint.
+    /// The error for a missing tensor `name`, with the likely reason in this checkpoint.
     fn missing(&self, name: &str) -> Error {
         if let Some(shard) =
             self.0.disagreements.absent.get(&*self.stored_name(name)).or(self.0.disagreements.absent.get(name))

@@ -12,7 +12,7 @@ use candle_core::{
 };
 use rayon::prelude::*;
 
-/// Whether an operator has a fused path for tensors like `x`: f32 on the CPU, and what kernels serve on a GPU.
+/// Returns whether an operator has a fused path for tensors like `x`: f32 on the CPU, and on a GPU the types that kernels take.
 fn fused(x: &Tensor) -> bool {
     match x.device() {
         Device::Cpu => x.dtype() == DType::F32,

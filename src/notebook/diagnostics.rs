@@ -241,7 +241,7 @@ struct Place {
 pub(super) struct Places<'a> {
     generated: Vec<&'a str>,
     cell: Vec<&'a str>,
-    /// Of each generated line: the line of the cell, and where it begins there, in characters.
+    /// For each generated line, the line of the cell and its beginning there, in characters.
     lines: Vec<Option<(usize, usize)>>,
     /// The line of the generated file in which the cell's statements begin.
     statements: usize,

@@ -46,7 +46,7 @@ pub(crate) struct Session {
     /// Returns whether there are events that were not looked at yet.
     is_behind: Box<dyn Fn() -> bool>,
     slot: Slot,
-    /// Of the last cell.
+    /// The number of the last cell.
     number: u64,
     /// Variables that cells have given away.
     moved: BTreeSet<String>,
@@ -70,7 +70,7 @@ struct Told {
     begun: Option<Instant>,
     /// The cell that has ended.
     ended: Option<(Option<u64>, How, Instant)>,
-    /// Of the thread that runs cells.
+    /// Panics of the thread that runs cells.
     panics: Vec<Panic>,
     failed: Option<(Vec<String>, u32)>,
     questions: Vec<(String, bool)>,

@@ -29,7 +29,7 @@ pub(crate) struct Known<'a> {
     pub(crate) gradients: Option<&'a Gradients>,
 }
 
-/// Results of the dense model that a configuration asks for.
+/// The kinds of data about the dense model that a configuration uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     pub(crate) statistics: bool,
@@ -38,7 +38,8 @@ pub(crate) struct Needs {
 }
 
 impl PruneConfig {
-    /// Results of the dense model that the layer loop, or what precedes it, asks for; with pruned propagation, the loop asks for none.
+    /// The data about the dense model that the layer loop and the allocation before it use. With pruned propagation the loop
+    /// itself uses none.
     pub(crate) fn needs(&self) -> Needs {
         let dense = self.propagate == Propagate::Dense;
         let allocated = match self.allocation {
@@ -53,7 +54,7 @@ impl PruneConfig {
 }
 
 impl Known<'_> {
-    /// Returns whether nothing has to pass through the dense model for what `gather` asks for.
+    /// Returns whether the statistics that `gather` names are there, so that no window has to pass through the dense model.
     pub(super) fn covers(&self, gather: Gather) -> bool {
         if gather.gram { self.grams.is_some() } else { self.statistics.is_some() }
     }

@@ -38,7 +38,7 @@ pub(crate) struct ReportSource<'a> {
     pub(crate) document: &'a Document,
     /// Outcomes by cell index.
     pub(crate) outcomes: &'a BTreeMap<usize, Outcome>,
-    /// Those that were set from outside.
+    /// Parameters that were set from outside.
     pub(crate) parameters: &'a Map<String, Value>,
     /// Seconds before the first cell.
     pub(crate) startup_seconds: f64,
