@@ -1,6 +1,6 @@
 //! `config.json` of the supported families, with every field that changes the arithmetic.
 
-use super::family::{FAMILIES, Family};
+use super::family::Family;
 use super::fields::Fields;
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
@@ -117,14 +117,13 @@ impl ModelConfig {
     pub fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
         let fields = Fields { path, map: json };
         let model_type = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
-            let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
+        let Some(family) = Family::all().into_iter().find(|family| family.name() == model_type) else {
+            let known = Family::all().map(Family::name).join(", ");
             return Err(Error::file(
                 path,
-                format!("`model_type` is `{model_type}`, a family that is not supported; known: {}", known.join(", ")),
+                format!("`model_type` is `{model_type}`, a family that is not supported; known: {known}"),
             ));
         };
-        let family = *family;
         if let Some(act) = fields.present("hidden_act").filter(|act| act.as_str() != Some("silu")) {
             return Err(Error::file(path, format!("`hidden_act` is {act}; only `silu` is supported")));
         }

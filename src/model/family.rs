@@ -2,45 +2,37 @@
 
 use serde::Serialize;
 
-/// The supported families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Family {
-    /// Llama, SmolLM and everything else with `model_type` `llama`.
-    Llama,
-    /// Mistral.
-    Mistral,
-    /// Qwen2 and Qwen2.5.
-    Qwen2,
-    /// Qwen3.
-    Qwen3,
-    /// Mixtral.
-    Mixtral,
-    /// Qwen1.5-MoE and Qwen2-MoE.
-    Qwen2Moe,
-    /// Qwen3-MoE.
-    Qwen3Moe,
-    /// OLMoE.
-    Olmoe,
-    /// gpt-oss.
-    GptOss,
+/// Declares [`Family`]: for each the `model_type` of its `config.json`. A family differs from Llama's layer only where a match on it
+/// says so (`config.rs`, `rope.rs`).
+macro_rules! families {
+    ($($(#[$doc:meta])+ $family:ident = $model_type:literal;)+) => {
+        /// The supported families.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+        pub enum Family {
+            $($(#[$doc])+ $family),+
+        }
+
+        crate::error::named!(Family, "model_type", $($family => $model_type),+);
+    };
 }
 
-/// `model_type` of `config.json`, and its family.
-pub(super) const FAMILIES: [(&str, Family); 9] = [
-    ("llama", Family::Llama),
-    ("mistral", Family::Mistral),
-    ("qwen2", Family::Qwen2),
-    ("qwen3", Family::Qwen3),
-    ("mixtral", Family::Mixtral),
-    ("qwen2_moe", Family::Qwen2Moe),
-    ("qwen3_moe", Family::Qwen3Moe),
-    ("olmoe", Family::Olmoe),
-    ("gpt_oss", Family::GptOss),
-];
-
-impl Family {
-    /// The `model_type` of `config.json`.
-    pub fn name(self) -> &'static str {
-        FAMILIES.iter().find(|(_, family)| *family == self).map_or("", |(name, _)| name)
-    }
+families! {
+    /// Llama, SmolLM and everything else with `model_type` `llama`.
+    Llama = "llama";
+    /// Mistral.
+    Mistral = "mistral";
+    /// Qwen2 and Qwen2.5.
+    Qwen2 = "qwen2";
+    /// Qwen3.
+    Qwen3 = "qwen3";
+    /// Mixtral.
+    Mixtral = "mixtral";
+    /// Qwen1.5-MoE and Qwen2-MoE.
+    Qwen2Moe = "qwen2_moe";
+    /// Qwen3-MoE.
+    Qwen3Moe = "qwen3_moe";
+    /// OLMoE.
+    Olmoe = "olmoe";
+    /// gpt-oss.
+    GptOss = "gpt_oss";
 }
