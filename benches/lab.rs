@@ -45,7 +45,7 @@ fn main() -> Result<()> {
         let cache = tempfile::tempdir().map_err(Error::io("create", "a temporary directory"))?;
         let evaluate = |lab: &Lab, test: &Windows, sparsity: f64| -> Result<(f64, f64)> {
             let started = Instant::now();
-            let config = lab.config(method, sparsity).propagating(propagate);
+            let config = PruneConfig::one_shot(method, sparsity).propagating(propagate);
             let perplexity = lab.evaluate(&config, test)?.perplexity;
             Ok((started.elapsed().as_secs_f64(), perplexity))
         };

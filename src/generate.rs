@@ -7,9 +7,10 @@ use crate::text::{Bos, BosRecord, Encoder, Tokenizer};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 
 /// Settings of generation; the names are those of Hugging Face's `generate`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct GenerateConfig {
     /// Tokens to add at most; generation ends earlier at an `eos_token_id` of
     /// `generation_config.json`, or of `config.json` where that has none.
