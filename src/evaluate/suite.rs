@@ -3,7 +3,7 @@
 use super::hub::{self, TaskKind};
 use super::task::{Choice, Task};
 use super::{ChoiceScores, score_choices};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::Bootstrap;
@@ -105,7 +105,8 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
             [] => missing.push(column.name),
             [(_, path, _)] => tasks.push((column.name, Task::choices(path, limit)?)),
             [(first, ..), (second, ..), ..] => {
-                let problem = format!("{} is there twice, in {first} and {second}; leave one of them", column.name);
+                let problem =
+                    format!("{} is there twice, in {first} and {second}", column.name).remedy("leave one of them");
                 return Err(Error::file(dir, problem));
             }
         }
@@ -117,10 +118,9 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
     if let Some(error) = unread {
         return Err(error);
     }
-    let problem = format!(
-        "has no {}; give the rows of each, JSON lines or parquet, as the hub or the authors have them (docs/record.md), and ARC's \
-         under a path that says `easy` or `challenge`",
-        missing.join(", ")
+    let problem = format!("has no {}", missing.join(", ")).remedy(
+        "give the rows of each, JSON lines or parquet, as the hub or the authors have them (docs/record.md), and \
+         ARC's under a path that says `easy` or `challenge`",
     );
     Err(Error::file(dir, problem))
 }

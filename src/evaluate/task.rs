@@ -1,7 +1,7 @@
 //! Tasks: files with one example a row, in the shapes that public data sets have.
 
 use super::hub::{self, TaskKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::text::{Input, Rows, read as read_input};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -102,9 +102,6 @@ const ANSWER: [&str; 3] = ["answer", "label", "gold"];
 /// Fields that hold a right continuation, or a list of them.
 const ANSWERS: [&str; 3] = ["answer", "target", "answers"];
 
-/// The reason to refuse an example; file and line are put in front of it.
-type Problem = String;
-
 impl Task<Choice> {
     /// Reads a multiple-choice task, the first `limit` examples or all. A line is one of
     /// - `{"question": TEXT, "choices": [TEXT, ...], "answer": RIGHT}`, where the first may also be called `context`,
@@ -158,8 +155,8 @@ impl<E> Task<E> {
     }
 
     /// An error about an example.
-    pub(super) fn problem(&self, line: usize, problem: Problem) -> Error {
-        Error::file(&self.path, format!("{} {line}: {problem}", self.unit))
+    pub(super) fn problem(&self, line: usize, problem: impl Into<Problem>) -> Error {
+        Error::file(&self.path, problem.into().map(|cause| format!("{} {line}: {cause}", self.unit)))
     }
 }
 
@@ -185,15 +182,21 @@ fn read<E>(
         .take(limit.unwrap_or(usize::MAX))
         .map(|(line, row)| {
             let parse = || {
-                example(line, row?.as_object().ok_or_else(|| format!("is no JSON object; each {unit} is one example"))?)
+                example(
+                    line,
+                    row?.as_object()
+                        .ok_or_else(|| "is no JSON object".remedy(format!("each {unit} is one example")))?,
+                )
             };
-            parse().map_err(|problem: Problem| Error::file(path, format!("{unit} {line}: {problem}")))
+            parse()
+                .map_err(|problem: Problem| Error::file(path, problem.map(|cause| format!("{unit} {line}: {cause}"))))
         })
         .collect::<Result<Vec<(E, Option<TaskKind>)>>>()?;
     let Some(&(_, first)) = examples.first() else {
         return Err(Error::file(
             path,
-            "holds no example; a task is JSON lines, one example a line, a JSON list or a parquet table of them",
+            "holds no example"
+                .remedy("a task is JSON lines, one example a line, a JSON list or a parquet table of them"),
         ));
     };
     let kind = first.filter(|_| examples.iter().all(|(_, kind)| *kind == first));
@@ -220,17 +223,17 @@ fn choice(object: &Map<String, Value>) -> Result<(Choice, Option<TaskKind>), Pro
         return Ok((checked(choice)?, None));
     }
     let fields: Vec<&str> = object.keys().map(String::as_str).collect();
-    let wanted = "`question`, `choices` and `answer`, or the fields of BoolQ, RTE, HellaSwag, WinoGrande, ARC, OpenBookQA or \
-                  PIQA (docs/record.md)";
-    Err(format!("is no multiple-choice example: it has {fields:?}; wanted are {wanted}"))
+    let wanted = "`question`, `choices` and `answer`, or the fields of BoolQ, RTE, HellaSwag, WinoGrande, ARC, \
+                  OpenBookQA or PIQA (docs/record.md)";
+    Err(format!("is no multiple-choice example: it has {fields:?}").remedy(format!("wanted are {wanted}")))
 }
 
 pub(super) fn checked(choice: Choice) -> Result<Choice, Problem> {
     if choice.choices.len() < 2 {
-        return Err(format!("`choices` has {}; at least two are needed", choice.choices.len()));
+        return Err(format!("`choices` has {}", choice.choices.len()).remedy("at least two are needed"));
     }
     if let Some(empty) = choice.choices.iter().position(|choice| choice.trim().is_empty()) {
-        return Err(format!("choice {empty} is empty"));
+        return Err(format!("choice {empty} is empty").into());
     }
     Ok(choice)
 }
@@ -240,25 +243,25 @@ fn one_of<'f>(object: &Map<String, Value>, fields: &[&'f str]) -> Result<&'f str
     let mut there = fields.iter().filter(|&&field| object.contains_key(field));
     match (there.next(), there.next()) {
         (Some(one), None) => Ok(one),
-        (Some(one), Some(other)) => Err(format!("has both `{one}` and `{other}`; leave the one that counts")),
-        (None, _) => Err(format!("has none of the fields `{}`", fields.join("`, `"))),
+        (Some(one), Some(other)) => Err(format!("has both `{one}` and `{other}`").remedy("leave the one that counts")),
+        (None, _) => Err(format!("has none of the fields `{}`", fields.join("`, `")).into()),
     }
 }
 
 pub(super) fn text<'v>(object: &'v Map<String, Value>, field: &str) -> Result<&'v str, Problem> {
     match object.get(field) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("`{field}` is {}; a text is wanted", short(other))),
-        None => Err(format!("has no field `{field}`")),
+        Some(other) => Err(format!("`{field}` is {}", short(other)).remedy("a text is wanted")),
+        None => Err(format!("has no field `{field}`").into()),
     }
 }
 
 pub(super) fn texts<'v>(object: &'v Map<String, Value>, field: &str) -> Result<Vec<&'v str>, Problem> {
-    let wrong = |value: &Value| format!("`{field}` holds {}; a list of texts is wanted", short(value));
+    let wrong = |value: &Value| format!("`{field}` holds {}", short(value)).remedy("a list of texts is wanted");
     match object.get(field) {
         Some(Value::Array(list)) => list.iter().map(|item| item.as_str().ok_or_else(|| wrong(item))).collect(),
         Some(other) => Err(wrong(other)),
-        None => Err(format!("has no field `{field}`")),
+        None => Err(format!("has no field `{field}`").into()),
     }
 }
 
@@ -274,10 +277,8 @@ pub(super) fn position(object: &Map<String, Value>, field: &str, choices: &[Stri
     let n = choices.len();
     let value = object.get(field).ok_or_else(|| format!("has no field `{field}`"))?;
     let wanted = || {
-        format!(
-            "`{field}` is {}, of {n} choices; wanted is a position from 0, a letter from A, or a choice's text",
-            short(value)
-        )
+        format!("`{field}` is {}, of {n} choices", short(value))
+            .remedy("wanted is a position from 0, a letter from A, or a choice's text")
     };
     let number = |number: u64| usize::try_from(number).ok().filter(|&at| at < n);
     match value {
@@ -290,10 +291,10 @@ pub(super) fn position(object: &Map<String, Value>, field: &str, choices: &[Stri
                 _ => text.parse().ok().and_then(number),
             };
             match (by_text, by_place) {
-                (Some(a), Some(b)) if a != b => Err(format!(
-                    "`{field}` is {text:?}, which is choice {a} by its text and choice {b} by its place; write the \
-                     position as a number"
-                )),
+                (Some(a), Some(b)) if a != b => {
+                    Err(format!("`{field}` is {text:?}, which is choice {a} by its text and choice {b} by its place")
+                        .remedy("write the position as a number"))
+                }
                 (by_text, by_place) => by_text.or(by_place).ok_or_else(wanted),
             }
         }
@@ -307,10 +308,14 @@ fn answers(object: &Map<String, Value>) -> Result<Vec<String>, Problem> {
     let one = |value: &Value| match value {
         Value::String(text) if !text.trim().is_empty() => Ok(text.clone()),
         Value::Number(number) => Ok(number.to_string()),
-        other => Err(format!("`{field}` holds {}; a text, or a list of accepted texts, is wanted", short(other))),
+        other => {
+            Err(format!("`{field}` holds {}", short(other)).remedy("a text, or a list of accepted texts, is wanted"))
+        }
     };
     match &object[field] {
-        Value::Array(list) if list.is_empty() => Err(format!("`{field}` is an empty list; nothing would be right")),
+        Value::Array(list) if list.is_empty() => {
+            Err(format!("`{field}` is an empty list; nothing would be right").into())
+        }
         Value::Array(list) => list.iter().map(one).collect(),
         value => Ok(vec![one(value)?]),
     }
@@ -362,10 +367,10 @@ mod tests {
         }
         assert_eq!(with(json!("4"), ["3", "4", "5"]), Ok(1), "no choice has position 4");
         assert_eq!(with(json!("B"), ["A", "B", "C"]), Ok(1), "text and letter agree");
-        let ambiguous = with(json!("1"), ["1", "2", "3"]).unwrap_err();
+        let ambiguous = with(json!("1"), ["1", "2", "3"]).unwrap_err().sentence();
         assert!(ambiguous.contains("choice 0 by its text and choice 1 by its place"), "{ambiguous}");
         for answer in [json!(3), json!(-1), json!(1.5), json!("D"), json!("pink"), json!(null), json!("")] {
-            let problem = with(answer.clone(), words).unwrap_err();
+            let problem = with(answer.clone(), words).unwrap_err().sentence();
             assert!(problem.starts_with(&format!("`gold` is {answer}, of 3 choices; wanted is")), "{problem}");
         }
         assert_eq!(parsed(json!({"query": "x ", "choices": words, "gold": 0})).unwrap().context, "x ", "as it stands");
@@ -396,7 +401,7 @@ mod tests {
                 "`answerKey` is \"E\", which is not in `choices.label` [\"A\", \"B\"]",
             ),
         ] {
-            let problem = parsed(value.clone()).unwrap_err();
+            let problem = parsed(value.clone()).unwrap_err().sentence();
             assert!(problem.contains(says), "{value}: {problem}");
         }
     }
@@ -406,8 +411,8 @@ mod tests {
         let of = |value: Value| answers(value.as_object().unwrap());
         assert_eq!(of(json!({"answer": "a"})), Ok(vec!["a".into()]));
         assert_eq!(of(json!({"target": ["a", 7]})), Ok(vec!["a".into(), "7".into()]));
-        assert!(of(json!({"answers": []})).unwrap_err().contains("empty list"));
-        assert!(of(json!({"answer": {"x": 1}})).unwrap_err().contains("`answer` holds {\"x\":1}"));
-        assert!(of(json!({})).unwrap_err().contains("none of the fields `answer`, `target`, `answers`"));
+        assert!(of(json!({"answers": []})).unwrap_err().sentence().contains("empty list"));
+        assert!(of(json!({"answer": {"x": 1}})).unwrap_err().sentence().contains("`answer` holds {\"x\":1}"));
+        assert!(of(json!({})).unwrap_err().sentence().contains("none of the fields `answer`, `target`, `answers`"));
     }
 }

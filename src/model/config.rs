@@ -2,7 +2,7 @@
 
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -180,7 +180,10 @@ impl Fields<'_> {
 
     fn usize(&self, key: &str) -> Result<usize> {
         match self.usize_or(key, 0)? {
-            0 => Err(Error::file(self.path, format!("`{key}` is missing; is this a language model's config.json?"))),
+            0 => Err(Error::file(
+                self.path,
+                format!("`{key}` is missing").remedy("is this a language model's config.json?"),
+            )),
             number => Ok(number),
         }
     }
@@ -211,7 +214,8 @@ impl ModelConfig {
             let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
             return Err(Error::file(
                 path,
-                format!("`model_type` is `{model_type}`, a family that is not supported; known: {}", known.join(", ")),
+                format!("`model_type` is `{model_type}`, a family that is not supported")
+                    .remedy(format!("known: {}", known.join(", "))),
             ));
         };
         let family = *family;
@@ -368,8 +372,8 @@ fn moe(
             };
             if mxfp4 && !(hidden_size.is_multiple_of(32) && intermediate_size.is_multiple_of(32)) {
                 let problem = format!(
-                    "`hidden_size` ({hidden_size}) and `intermediate_size` ({intermediate_size}) must be multiples of 32 \
-                     in MXFP4"
+                    "`hidden_size` ({hidden_size}) and `intermediate_size` ({intermediate_size}) must be multiples of \
+                     32 in MXFP4"
                 );
                 return Err(Error::file(fields.path, problem));
             }

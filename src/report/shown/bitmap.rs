@@ -4,7 +4,7 @@
 //! letters. Here text is set at sub-pixel positions, at the places where the SVG backend anchors it.
 
 use super::pen::{Drawing, error};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use plotters::backend::{BitMapBackend, DrawingBackend};
 use plotters::prelude::IntoDrawingArea;
@@ -37,7 +37,7 @@ fn fonts() -> Result<&'static Fonts> {
             Some(Fonts { normal: FontRef::try_from_slice(NORMAL).ok()?, bold: FontRef::try_from_slice(BOLD).ok()? })
         })
         .as_ref()
-        .ok_or_else(|| error("the font in data/fonts is damaged; build again from a clean checkout"))
+        .ok_or_else(|| error("the font in data/fonts is damaged".remedy("build again from a clean checkout")))
 }
 
 /// Makes the fonts known to plotters.
@@ -189,7 +189,7 @@ fn encode(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Best);
-    let failed = |e: png::EncodingError| Error::Report { doing: "encoding a PNG".into(), problem: e.to_string() };
+    let failed = |e: png::EncodingError| Error::report("encoding a PNG", e);
     let mut writer = encoder.write_header().map_err(failed)?;
     writer.write_image_data(rgb).map_err(failed)?;
     writer.finish().map_err(failed)?;

@@ -1,13 +1,12 @@
 //! The base of every picture: sizes, text colours, a pen in nominal pixels, and the way to an SVG document.
 
 use super::bitmap::{self, FAMILY, SIZE_PER_EM};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Polygon, Text};
 use plotters::prelude::{DrawingBackend, SVGBackend};
 use plotters::style::{Color, FontDesc, FontFamily, FontStyle, RGBColor, ShapeStyle, TextStyle, WHITE};
-use std::fmt::Display;
 
 pub(super) const TEXT: RGBColor = RGBColor(40, 40, 40);
 pub(super) const QUIET: RGBColor = RGBColor(95, 95, 95);
@@ -24,14 +23,16 @@ pub(super) const SMALL: f64 = 11.5;
 pub(super) const LEGEND_ROW: f64 = 22.0;
 
 /// An [`Error::Report`] about a plot.
-pub(super) fn error(problem: impl Display) -> Error {
-    Error::Report { doing: "drawing a plot".into(), problem: problem.to_string() }
+pub(super) fn error(problem: impl Into<Problem>) -> Error {
+    Error::report("drawing a plot", problem)
 }
 
 /// Fails for sizes that cannot be drawn.
 pub(super) fn check_size(title: &str, (width, height): (u32, u32)) -> Result<()> {
     if !(320..=4000).contains(&width) || !(200..=4000).contains(&height) {
-        return Err(error(format!("\"{title}\" is {width} x {height} pixels; 320 x 200 to 4000 x 4000 can be drawn")));
+        return Err(error(
+            format!("\"{title}\" is {width} x {height} pixels").remedy("320 x 200 to 4000 x 4000 can be drawn"),
+        ));
     }
     Ok(())
 }
