@@ -1,6 +1,6 @@
 //! The sparsity of each linear: uniform, OWL, one threshold over all linears, and rules by name.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::mask::bad_score;
 pub use crate::settings::{Allocation, Owl, Rule, Target};
 
@@ -35,8 +35,8 @@ impl Owl {
             .map(|kept| match sparsity - (kept - mean) * scale {
                 layer if layer < 1.0 => Ok(layer.max(0.0)),
                 layer => {
-                    let problem =
-                        format!("gives a layer a sparsity of {layer:.3} with lambda {}; lower one", self.lambda);
+                    let problem = format!("gives a layer a sparsity of {layer:.3} with lambda {}", self.lambda)
+                        .remedy("lower one");
                     Err(Error::argument("sparsity", sparsity, problem))
                 }
             })

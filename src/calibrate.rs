@@ -7,7 +7,7 @@ mod gpu;
 pub(crate) use file::SavedStatistics;
 
 use crate::device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{DecoderLayer, ForwardPass, Linear, Model, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -343,7 +343,7 @@ fn sums(x: &Tensor, gather: Gather) -> Result<InputSums> {
     let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
     let (storage, layout) = x.storage_and_layout();
     let candle_core::Storage::Cpu(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("a CPU tensor without CPU storage".into()).into());
+        return Err(Error::internal("calibrating", "a CPU tensor without CPU storage"));
     };
     let values = &storage.as_slice::<f32>()?[layout.start_offset()..layout.start_offset() + rows * width];
     let mut input = Input { tokens, squares: column_sums(values, width, |x| x * x), ..Input::default() };

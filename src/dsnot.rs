@@ -1,7 +1,7 @@
 //! DSnoT (Zhang et al. 2023, "Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs"): refines a mask by
 //! swapping pruned for kept weights, row by row, until what the row's output is expected to lack is small.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::mask::{Mask, Pattern};
 pub use crate::settings::Dsnot;
 
@@ -45,22 +45,24 @@ pub fn refine(
 ) -> Result<u64> {
     config.validate()?;
     let (rows, cols) = mask.shape();
-    let wrong = |problem: String| Err(Error::tensor("DSnoT", name, problem));
+    let wrong = |problem: Problem| Err(Error::tensor("DSnoT", name, problem));
     if weights.len() != rows * cols {
-        return wrong(format!("has {} values, and its mask is of shape {rows} x {cols}", weights.len()));
+        return wrong(format!("has {} values, and its mask is of shape {rows} x {cols}", weights.len()).into());
     }
     for (what, values) in [("norms", inputs.norms), ("sums", inputs.sums), ("variances", inputs.variances)] {
         if values.len() != cols {
-            return wrong(format!("has {cols} inputs, and there are {} {what} of them", values.len()));
+            return wrong(format!("has {cols} inputs, and there are {} {what} of them", values.len()).into());
         }
         if let Some(col) = values.iter().position(|value| !value.is_finite()) {
-            return wrong(format!("the {what} of input {col} are {}; calibrate in f32", values[col]));
+            return wrong(format!("the {what} of input {col} are {}", values[col]).remedy("calibrate in f32"));
         }
     }
     pattern.check_width(name, cols)?;
     if let Some(at) = weights.par_iter().position_first(|weight| !weight.is_finite()) {
         let (row, col) = (at / cols, at % cols);
-        return wrong(format!("the weight at row {row}, column {col} is {}; check the checkpoint", weights[at]));
+        return wrong(
+            format!("the weight at row {row}, column {col} is {}", weights[at]).remedy("check the checkpoint"),
+        );
     }
     if cols == 0 {
         return Ok(0);

@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What went wrong. The message of every variant names the file, tensor or argument, and ends with a remedy
-/// wherever there is one. `{:?}` writes [`Error::parts`], a line each, for `unwrap` and whatever else prints it.
+/// What went wrong. The message of every variant names the file, tensor or argument, and ends with the remedy where
+/// one is known. `{:?}` writes [`Error::parts`], a line each, for `unwrap` and whatever else prints it.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,40 +20,48 @@ pub enum Error {
         source: io::Error,
     },
     /// A file does not hold what its format promises.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", path.display(), sentence(problem, remedy))]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it and what to do.
+        /// The fault.
         problem: String,
+        /// The remedy, where one is known.
+        remedy: Option<String>,
     },
     /// A tensor is missing, misshapen or holds values that no weight can have.
-    #[error("{}: tensor `{tensor}`: {problem}", path.display())]
+    #[error("{}: tensor `{tensor}`: {}", path.display(), sentence(problem, remedy))]
     Tensor {
         /// The checkpoint or shard.
         path: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// What is wrong with it and what to do.
+        /// The fault.
         problem: String,
+        /// The remedy, where one is known.
+        remedy: Option<String>,
     },
     /// An argument is outside its range or does not fit another one.
-    #[error("{name} = {value}: {problem}")]
+    #[error("{name} = {value}: {}", sentence(problem, remedy))]
     Argument {
         /// The argument, as the user wrote it.
         name: &'static str,
         /// Its value.
         value: String,
-        /// What would be accepted.
+        /// The reason why it is refused.
         problem: String,
+        /// The remedy, where one is known.
+        remedy: Option<String>,
     },
     /// A hub did not deliver.
-    #[error("hub repository `{repo}`: {problem}")]
+    #[error("hub repository `{repo}`: {}", sentence(problem, remedy))]
     Hub {
         /// `owner/name`.
         repo: String,
-        /// What was asked for, what came back, and what to do.
+        /// The request, and what came back.
         problem: String,
+        /// The remedy, where one is known.
+        remedy: Option<String>,
     },
     /// A tensor operation failed: shapes, dtypes, or the device's memory.
     #[error("{doing}: {}", without_backtrace(source))]
@@ -64,16 +72,73 @@ pub enum Error {
         source: candle_core::Error,
     },
     /// A table or a plot could not be made.
-    #[error("{doing}: {problem}")]
+    #[error("{doing}: {}", sentence(problem, remedy))]
     Report {
         /// The operation, in words.
         doing: String,
         /// The reason.
         problem: String,
+        /// The remedy, where one is known.
+        remedy: Option<String>,
+    },
+    /// The library itself is at fault: a state that its own code rules out, or a thread that ended too early.
+    #[error("{doing}: {problem}")]
+    Internal {
+        /// The operation, in words.
+        doing: String,
+        /// The state that was met.
+        problem: String,
     },
     /// The user pressed Ctrl-C, or the process was asked to end. Nothing half-written was left.
     #[error("interrupted; nothing half-written was left")]
     Interrupted,
+}
+
+/// The reason of a failure, and its remedy where one is known: the argument of [`Error::file`] and its siblings. Every
+/// text is a problem without a remedy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The reason.
+    pub cause: String,
+    /// The remedy.
+    pub remedy: Option<String>,
+}
+
+// Not `Display`: as a part of another text, a problem would lose its remedy.
+impl<T: Display> From<T> for Problem {
+    fn from(cause: T) -> Problem {
+        Problem { cause: cause.to_string(), remedy: None }
+    }
+}
+
+impl Problem {
+    /// The problem in one sentence, as messages have it.
+    pub fn sentence(&self) -> String {
+        sentence(&self.cause, &self.remedy)
+    }
+
+    /// The problem with another `cause`, made of its own.
+    pub(crate) fn map(self, cause: impl FnOnce(&str) -> String) -> Problem {
+        Problem { cause: cause(&self.cause), ..self }
+    }
+}
+
+/// Texts that become a [`Problem`] with a remedy: `"has no text".remedy("give another file")`.
+pub(crate) trait Remedy {
+    fn remedy(self, remedy: impl Display) -> Problem;
+}
+
+impl<T: Display> Remedy for T {
+    fn remedy(self, remedy: impl Display) -> Problem {
+        Problem { cause: self.to_string(), remedy: Some(remedy.to_string()) }
+    }
+}
+
+fn sentence(problem: &str, remedy: &Option<String>) -> String {
+    match remedy {
+        Some(remedy) => format!("{problem}; {remedy}"),
+        None => problem.to_owned(),
+    }
 }
 
 /// An error's message, taken apart.
@@ -98,28 +163,46 @@ impl Error {
     }
 
     /// An [`Error::File`].
-    pub fn file(path: impl AsRef<Path>, problem: impl Display) -> Error {
-        Error::File { path: path.as_ref().to_path_buf(), problem: problem.to_string() }
+    pub fn file(path: impl AsRef<Path>, problem: impl Into<Problem>) -> Error {
+        let Problem { cause: problem, remedy } = problem.into();
+        Error::File { path: path.as_ref().to_path_buf(), problem, remedy }
     }
 
     /// An [`Error::Tensor`].
-    pub fn tensor(path: impl AsRef<Path>, tensor: impl Into<String>, problem: impl Display) -> Error {
-        Error::Tensor { path: path.as_ref().to_path_buf(), tensor: tensor.into(), problem: problem.to_string() }
+    pub fn tensor(path: impl AsRef<Path>, tensor: impl Into<String>, problem: impl Into<Problem>) -> Error {
+        let Problem { cause: problem, remedy } = problem.into();
+        Error::Tensor { path: path.as_ref().to_path_buf(), tensor: tensor.into(), problem, remedy }
     }
 
     /// An [`Error::Argument`].
-    pub fn argument(name: &'static str, value: impl Display, problem: impl Display) -> Error {
-        Error::Argument { name, value: value.to_string(), problem: problem.to_string() }
+    pub fn argument(name: &'static str, value: impl Display, problem: impl Into<Problem>) -> Error {
+        let Problem { cause: problem, remedy } = problem.into();
+        Error::Argument { name, value: value.to_string(), problem, remedy }
     }
 
-    /// The message, taken apart. A problem's last clause, after a semicolon, is its remedy.
+    /// An [`Error::Hub`].
+    pub(crate) fn hub(repo: impl Into<String>, problem: impl Into<Problem>) -> Error {
+        let Problem { cause: problem, remedy } = problem.into();
+        Error::Hub { repo: repo.into(), problem, remedy }
+    }
+
+    /// An [`Error::Report`].
+    pub(crate) fn report(doing: impl Into<String>, problem: impl Into<Problem>) -> Error {
+        let Problem { cause: problem, remedy } = problem.into();
+        Error::Report { doing: doing.into(), problem, remedy }
+    }
+
+    /// An [`Error::Internal`].
+    pub(crate) fn internal(doing: impl Into<String>, problem: impl Display) -> Error {
+        Error::Internal { doing: doing.into(), problem: problem.to_string() }
+    }
+
+    /// The message, taken apart.
     pub fn parts(&self) -> Parts {
-        let with = |what: String, problem: &str| {
-            let (cause, remedy) = match problem.rsplit_once("; ") {
-                Some((cause, remedy)) => (cause, Some(remedy.to_owned())),
-                None => (problem, None),
-            };
-            Parts { what, cause: Some(cause.to_owned()), remedy }
+        let parts = |what: String, cause: &str, remedy: &Option<String>| Parts {
+            what,
+            cause: Some(cause.to_owned()),
+            remedy: remedy.clone(),
         };
         match self {
             Error::Io { action, path, source } => {
@@ -130,18 +213,20 @@ impl Error {
                     _ => None,
                 };
                 let what = format!("cannot {action} {}", path.display());
-                Parts { what, cause: Some(source.to_string()), remedy: remedy.map(str::to_owned) }
+                parts(what, &source.to_string(), &remedy.map(str::to_owned))
             }
-            Error::File { path, problem } => with(path.display().to_string(), problem),
-            Error::Tensor { path, tensor, problem } => with(format!("{}: tensor `{tensor}`", path.display()), problem),
-            Error::Argument { name, value, problem } => with(format!("{name} = {value}"), problem),
-            Error::Hub { repo, problem } => with(format!("hub repository `{repo}`"), problem),
-            Error::Compute { doing, source } => {
-                Parts { what: doing.clone(), cause: Some(without_backtrace(source)), remedy: None }
+            Error::File { path, problem, remedy } => parts(path.display().to_string(), problem, remedy),
+            Error::Tensor { path, tensor, problem, remedy } => {
+                parts(format!("{}: tensor `{tensor}`", path.display()), problem, remedy)
             }
-            Error::Report { doing, problem } => with(doing.clone(), problem),
+            Error::Argument { name, value, problem, remedy } => parts(format!("{name} = {value}"), problem, remedy),
+            Error::Hub { repo, problem, remedy } => parts(format!("hub repository `{repo}`"), problem, remedy),
+            Error::Compute { doing, source } => parts(doing.clone(), &without_backtrace(source), &None),
+            Error::Report { doing, problem, remedy } => parts(doing.clone(), problem, remedy),
+            Error::Internal { doing, problem } => parts(doing.clone(), problem, &None),
             Error::Interrupted => {
-                with("interrupted".into(), "it was asked to stop; run it again: nothing half-written was left")
+                let remedy = "run it again: nothing half-written was left";
+                parts("interrupted".into(), "it was asked to stop", &Some(remedy.to_owned()))
             }
         }
     }
@@ -219,3 +304,61 @@ macro_rules! named {
     };
 }
 pub(crate) use named;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    #[test]
+    fn a_remedy_is_no_part_of_the_cause() {
+        let error = Error::file("a/b.json", "two causes; both of them told");
+        assert_eq!(error.to_string(), "a/b.json: two causes; both of them told");
+        let told = |cause: &str, remedy: Option<&str>| Parts {
+            what: "a/b.json".into(),
+            cause: Some(cause.into()),
+            remedy: remedy.map(str::to_owned),
+        };
+        assert_eq!(error.parts(), told("two causes; both of them told", None));
+        let error = Error::file("a/b.json", "one; two".remedy("do this; or that"));
+        assert_eq!(error.to_string(), "a/b.json: one; two; do this; or that");
+        assert_eq!(error.parts(), told("one; two", Some("do this; or that")));
+        assert_eq!(format!("{error:?}"), "a/b.json\n  cause: one; two\n  remedy: do this; or that");
+    }
+
+    #[test]
+    fn every_variant_shows_its_parts() {
+        let problem = || "cause".remedy("remedy");
+        for error in [
+            Error::file("f", problem()),
+            Error::tensor("f", "t", problem()),
+            Error::argument("a", 1, problem()),
+            Error::hub("o/n", problem()),
+            Error::report("drawing", problem()),
+        ] {
+            let Parts { what, cause, remedy } = error.parts();
+            assert_eq!((cause.as_deref(), remedy.as_deref()), (Some("cause"), Some("remedy")));
+            assert_eq!(error.to_string(), format!("{what}: cause; remedy"));
+        }
+        let error = Error::internal("reading", "it ended");
+        assert_eq!(error.to_string(), "reading: it ended");
+        assert_eq!(error.parts().remedy, None);
+    }
+
+    #[test]
+    fn real_errors_know_their_remedies() {
+        let dir = tempfile::tempdir().unwrap();
+        let remedy = |error: Error| error.parts().remedy.unwrap_or_default();
+        let open = || Checkpoint::open(dir.path()).err().unwrap();
+        assert_eq!(remedy(open()), "copy or download the model into it");
+        std::fs::write(dir.path().join("model.gguf"), "GGUF").unwrap();
+        // Advice that is all of the cause stays there.
+        assert!(open().parts().cause.unwrap().ends_with("with `lacuna import model.gguf DIR`"));
+        let file = dir.path().join("model.safetensors");
+        std::fs::write(&file, "version https://git-lfs.github.com/spec/v1").unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        assert_eq!(remedy(open()), "run `git lfs pull` in its directory");
+        let exists = crate::files::check_output(&file).err().unwrap();
+        assert_eq!(remedy(exists), "remove it, or choose another output");
+    }
+}

@@ -1,6 +1,6 @@
 //! Single files that are there whole or not at all.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +26,7 @@ pub(crate) fn create(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) ->
 /// Fails when something stands at `path`.
 fn check_free(path: &Path) -> Result<()> {
     if path.symlink_metadata().is_ok() {
-        return Err(Error::file(path, "already exists; remove it, or choose another output"));
+        return Err(Error::file(path, "already exists".remedy("remove it, or choose another output")));
     }
     Ok(())
 }
@@ -39,7 +39,7 @@ pub fn check_output(path: &Path) -> Result<()> {
     check_free(path)?;
     let folder = folder_of(path);
     if !folder.is_dir() {
-        return Err(Error::file(folder, "no such directory; create it before writing into it"));
+        return Err(Error::file(folder, "no such directory".remedy("create it before writing into it")));
     }
     tempfile::tempfile_in(folder).map(drop).map_err(Error::io("create a file in", folder))
 }
@@ -66,7 +66,7 @@ fn filled(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<Nam
 pub(crate) fn write_error(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
     move |error| match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::file(path, format!("the disk is full ({error}); free some space, or write to another disk"))
+            Error::file(path, format!("the disk is full ({error})").remedy("free some space, or write to another disk"))
         }
         _ => Error::io("write", path)(error),
     }
@@ -92,7 +92,7 @@ impl NewDir {
     pub(crate) fn create(out: &Path) -> Result<Self> {
         refuse_existing(out)?;
         let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
-            return Err(Error::file(out, "cannot be an output directory; give it a name"));
+            return Err(Error::file(out, "cannot be an output directory".remedy("give it a name")));
         };
         let parent = folder_of(out);
         let temp = tempfile::Builder::new()
@@ -102,7 +102,9 @@ impl NewDir {
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(parent)
             .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => Error::file(parent, "no such directory; create it before writing into it"),
+                io::ErrorKind::NotFound => {
+                    Error::file(parent, "no such directory".remedy("create it before writing into it"))
+                }
                 // tempfile adds the temporary path, which tells the user nothing.
                 kind => Error::io("create an output directory in", parent)(io::Error::from(kind)),
             })?;
@@ -125,7 +127,7 @@ impl NewDir {
         let flush = |dir: &Path| File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", &self.out));
         flush(self.path())?;
         if self.out.symlink_metadata().is_ok() {
-            let problem = "has come to exist while it was being written; remove it and start again";
+            let problem = "has come to exist while it was being written".remedy("remove it and start again");
             return Err(Error::file(&self.out, problem));
         }
         std::fs::rename(self.path(), &self.out).map_err(Error::io("rename into place", &self.out))?;
@@ -140,24 +142,24 @@ impl NewDir {
 /// Fails if there is anything at `out`, which is to be a directory.
 pub(crate) fn refuse_existing(out: &Path) -> Result<()> {
     if out.symlink_metadata().is_ok() {
-        return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+        return Err(Error::file(out, "already exists".remedy("remove it, or choose another output directory")));
     }
     Ok(())
 }
 
-/// Names the kind of a file by its first `bytes`, if it is not what its name promises, with the remedy.
-pub(crate) fn stranger(bytes: &[u8]) -> Option<&'static str> {
+/// Names the kind of a file by its first `bytes`, if it is not what its name promises.
+pub(crate) fn stranger(bytes: &[u8]) -> Option<Problem> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     let begins = |with: &str| text.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()));
     if text.is_empty() {
-        Some("is empty; copy or download it again")
+        Some("is empty".remedy("copy or download it again"))
     } else if begins("version https://git-lfs") {
         // What `git clone` leaves where the LFS extension is not installed.
-        Some("is a Git LFS pointer, not the file; run `git lfs pull` in its directory")
+        Some("is a Git LFS pointer, not the file".remedy("run `git lfs pull` in its directory"))
     } else if begins("<!doctype html") || begins("<html") {
-        Some("is a web page, not the file; download the file itself, on a hub by `resolve` in place of `blob`")
+        Some("is a web page, not the file".remedy("download the file itself, on a hub by `resolve` in place of `blob`"))
     } else if bytes.starts_with(&[0x1f, 0x8b]) {
-        Some("is compressed (gzip); unpack it with `gunzip`")
+        Some("is compressed (gzip)".remedy("unpack it with `gunzip`"))
     } else {
         None
     }

@@ -21,7 +21,7 @@
 //! # }
 //! ```
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use polars::prelude::{
     AnyValue, Column, DataFrame, DataFrameJoinOps, DataType, GroupsIndicator, IdxCa, IdxSize, JoinArgs, JoinType,
     MaintainOrderJoin, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions,
@@ -109,7 +109,7 @@ impl<'a> Row<'a> {
             AnyValue::Null => Ok(f64::NAN),
             AnyValue::Boolean(is) => Ok(f64::from(u8::from(is))),
             value => value.extract::<f64>().filter(|_| value.is_primitive_numeric()).ok_or_else(|| {
-                Error::argument("column", column, format!("is of type {}; numbers are needed", value.dtype()))
+                Error::argument("column", column, format!("is of type {}", value.dtype()).remedy("numbers are needed"))
             }),
         }
     }
@@ -264,7 +264,7 @@ impl Aggregate<'_> {
                     let integer = |row: usize| column.get(row).ok()?.extract::<i128>();
                     let sum = present(group, integer).into_iter().try_fold(0i128, i128::checked_add);
                     sums.push(sum.and_then(|sum| i64::try_from(sum).ok()).ok_or_else(|| {
-                        let problem = "has a sum that 64 bits do not hold; make it a column of floats first";
+                        let problem = "has a sum that 64 bits do not hold".remedy("make it a column of floats first");
                         Error::argument("column", name, problem)
                     })?);
                 }
@@ -347,7 +347,7 @@ fn numbers(frame: &DataFrame, name: &str) -> Result<Vec<Option<f64>>> {
     let column = column(frame, name)?;
     let dtype = column.dtype();
     if !(dtype.is_primitive_numeric() || dtype.is_bool()) {
-        return Err(Error::argument("column", name, format!("is of type {dtype}; numbers are needed")));
+        return Err(Error::argument("column", name, format!("is of type {dtype}").remedy("numbers are needed")));
     }
     let floats = column.cast(&DataType::Float64).map_err(failed("reading numbers"))?;
     Ok(floats.f64().map_err(failed("reading numbers"))?.iter().collect())
@@ -356,20 +356,20 @@ fn numbers(frame: &DataFrame, name: &str) -> Result<Vec<Option<f64>>> {
 fn column<'a>(frame: &'a DataFrame, name: &str) -> Result<&'a Column> {
     frame.column(name).map_err(|_| {
         let names: Vec<_> = frame.get_column_names().into_iter().map(PlSmallStr::as_str).collect();
-        Error::argument("column", name, format!("there is none; the frame has {}", names.join(", ")))
+        Error::argument("column", name, "there is none".remedy(format!("the frame has {}", names.join(", "))))
     })
 }
 
 fn columns<'f, 'a>(frame: &'f DataFrame, names: impl IntoIterator<Item = &'a str>) -> Result<Vec<&'f Column>> {
     let columns: Vec<_> = names.into_iter().map(|name| column(frame, name)).collect::<Result<_>>()?;
     if columns.is_empty() {
-        return Err(Error::argument("columns", "none", "at least one is needed; name it"));
+        return Err(Error::argument("columns", "none", "at least one is needed".remedy("name it")));
     }
     Ok(columns)
 }
 
 fn failed(doing: &'static str) -> impl Fn(PolarsError) -> Error {
-    move |error| Error::Report { doing: doing.into(), problem: error.to_string() }
+    move |error| Error::report(doing, error)
 }
 
 #[cfg(test)]

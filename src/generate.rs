@@ -1,6 +1,6 @@
 //! Text that a model continues, to be read beside its perplexity.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::{KvCache, Model, Wanted};
 use crate::progress::check_interrupt;
 use crate::text::{Bos, BosRecord, Encoder, Tokenizer};
@@ -58,7 +58,7 @@ pub fn generate_after(model: &Model, prompt: &str, bos: Bos, config: &GenerateCo
         return Err(Error::argument(
             "prompt",
             "\"\"",
-            "generation needs at least one token to begin with; write one, or say `--bos yes`",
+            "generation needs at least one token to begin with".remedy("write one, or say `--bos yes`"),
         ));
     }
     Ok((continue_until(model, &tokenizer, ids, config, &[])?, encoder.record()))

@@ -9,7 +9,7 @@
 mod file;
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::{DecoderLayer, ForwardPass, Head, LOGIT_ROWS, Model, Rope, Wanted, cross_entropy};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
@@ -201,7 +201,11 @@ fn check(model: &Model, windows: &Windows) -> Result<()> {
         return Err(Error::argument("windows", format!("{count} x {seqlen}"), problem));
     }
     if model.dtype() == DType::F16 {
-        return Err(Error::argument("dtype", "f16", "gradients underflow in it; open the model in f32 or bf16"));
+        return Err(Error::argument(
+            "dtype",
+            "f16",
+            "gradients underflow in it".remedy("open the model in f32 or bf16"),
+        ));
     }
     windows.check_vocab(model.config().vocab_size)
 }
@@ -272,7 +276,7 @@ fn through_layer(
     gradient: &Tensor,
 ) -> Result<(Tensor, Vec<Option<Vec<f32>>>)> {
     let Some(y) = layer.run(model.config(), rope, x, None, &mut (), Wanted::Output)? else {
-        return Err(Error::compute("gradients")(candle_core::Error::Msg("a layer without an output".into())));
+        return Err(Error::internal("gradients", "a layer without an output"));
     };
     let mut store = pulled(&y, gradient)?.backward()?;
     let input = store.remove(x).map_or_else(|| x.zeros_like(), Ok)?;

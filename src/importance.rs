@@ -1,7 +1,7 @@
 //! The importance of weights: scores `(out, in)` from a weight, the statistics of its input, and its gradient.
 
 use crate::calibrate::Statistics;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::gradients::Gradients;
 pub use crate::settings::Method;
 
@@ -91,7 +91,7 @@ impl<'a> Scorer<'a> {
                 seed: Sha256::new().chain_update(inputs.seed.to_le_bytes()).chain_update(name).finalize().into(),
             },
             Method::SparseGpt => {
-                let problem = "changes the weights that stay, so it has no scores; prune with it instead";
+                let problem = "changes the weights that stay, so it has no scores".remedy("prune with it instead");
                 return Err(Error::argument("method", method, problem));
             }
         };

@@ -2,7 +2,7 @@
 //! of it when the process ends, however it ends.
 
 use crate::checkpoint::available_bytes;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -41,11 +41,8 @@ impl Scratch {
     }
 
     fn full(&self, detail: &str) -> Error {
-        let problem = format!(
-            "the disk is full ({} bytes are needed for temporary files, {detail}); free some space, or let TMPDIR name a \
-             directory on another disk",
-            self.needed
-        );
+        let problem = format!("the disk is full ({} bytes are needed for temporary files, {detail})", self.needed)
+            .remedy("free some space, or let TMPDIR name a directory on another disk");
         Error::file(&self.dir, problem)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The module of its algorithm says what each choice does, and re-exports it.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use candle_core::DType;
 use glob::Pattern as Glob;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -437,7 +437,7 @@ impl Rule {
     pub fn read(path: &Path) -> Result<Vec<Rule>> {
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
         let form = "one JSON object of globs, such as {\"*.down_proj\": 0.3, \"*.o_proj\": \"skip\"}";
-        let wrong = |error| Error::file(path, format!("{error}; it must hold {form}"));
+        let wrong = |error: serde_json::Error| Error::file(path, error.remedy(format!("it must hold {form}")));
         let Entries(entries) = serde_json::from_slice(&text).map_err(wrong)?;
         let rule = |(glob, target): &(String, serde_json::Value)| {
             let text = target.as_str().map_or_else(|| target.to_string(), str::to_owned);

@@ -4,7 +4,7 @@
 //! Tokens of one window predict each other, so that resampling them would count one piece of evidence many times and
 //! give an interval that is too narrow; a window's mean loss is one observation.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::random::below;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -86,7 +86,7 @@ impl Bootstrap {
     /// [`Error::Argument`] for no unit, a unit that is not finite, no resamples, or a level outside `(0, 1)`.
     pub fn score(&self, units: &[f64]) -> Result<Score> {
         if self.resamples == 0 {
-            return Err(Error::argument("resamples", 0, "at least one is needed; 10000 are usual"));
+            return Err(Error::argument("resamples", 0, "at least one is needed".remedy("10000 are usual")));
         }
         if !(self.level > 0.0 && self.level < 1.0) {
             return Err(Error::argument("level", self.level, "must be above 0 and below 1, such as 0.95"));
@@ -111,7 +111,7 @@ impl Bootstrap {
     /// [`Error::Argument`] when the numbers of units differ, and as [`Bootstrap::score`].
     pub fn paired_difference(&self, a: &[f64], b: &[f64]) -> Result<Score> {
         if a.len() != b.len() {
-            let problem = format!("the other model has {}; score both on the same examples", b.len());
+            let problem = format!("the other model has {}", b.len()).remedy("score both on the same examples");
             return Err(Error::argument("units", a.len(), problem));
         }
         // The difference of two means over the same draws is the mean of the differences.

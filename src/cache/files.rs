@@ -1,7 +1,7 @@
 //! The files of an entry, and files whose hash is remembered.
 
 use crate::checkpoint::sum_of_file;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::check_interrupt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -130,7 +130,7 @@ impl Identity {
         let now = Identity::of(&paths)?;
         match self.files.iter().zip(&now.files).find(|(before, now)| before != now) {
             None => Ok(()),
-            Some((file, _)) => Err(Error::file(&file.path, "has changed while it was read; open it again")),
+            Some((file, _)) => Err(Error::file(&file.path, "has changed while it was read".remedy("open it again"))),
         }
     }
 

@@ -10,7 +10,7 @@ mod files;
 
 pub use collect::{CachedResult, Collect};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -145,7 +145,7 @@ impl Description {
         let bytes = self.files.iter().map(|file| file.bytes).sum::<u64>() + text.len() as u64;
         if bytes > max_bytes {
             let problem =
-                format!("{bytes} bytes, and the cache holds {max_bytes}; LACUNA_CACHE_MAX_BYTES may say more");
+                format!("{bytes} bytes, and the cache holds {max_bytes}").remedy("LACUNA_CACHE_MAX_BYTES may say more");
             return Err(Error::file(dir, problem));
         }
         std::fs::write(&path, text).map_err(crate::files::write_error(&path))?;

@@ -2,7 +2,7 @@
 
 use super::{Input, Statistics};
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -90,7 +90,8 @@ impl SavedStatistics {
     pub(crate) fn open(dir: &Path) -> Result<SavedStatistics> {
         let path = dir.join(DESCRIPTION);
         let json = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let wrong = |error| Error::file(&path, format!("does not describe statistics ({error}); gather them again"));
+        let wrong =
+            |error| Error::file(&path, format!("does not describe statistics ({error})").remedy("gather them again"));
         let description = serde_json::from_slice(&json).map_err(wrong)?;
         Ok(SavedStatistics { arrays: Checkpoint::open_arrays(dir)?, description })
     }

@@ -3,7 +3,7 @@
 use super::{ColumnSums, Gather};
 use crate::cuda::{Kernels, Matrix};
 use crate::device::{Element, by_dtype, wrap};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::{Storage, Tensor};
 
 /// Sums over the rows of `x (tokens, in)`, without gaps.
@@ -18,7 +18,7 @@ fn sums_on<T: Element>(x: &Tensor, gather: Gather) -> Result<ColumnSums> {
     let (rows, cols) = x.dims2()?;
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()).into());
+        return Err(Error::internal("calibrating", "a CUDA tensor without CUDA storage"));
     };
     let view = storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..layout.start_offset() + rows * cols);
     let (device, kernels) = (&storage.device, Kernels::on(&storage.device)?);

@@ -3,7 +3,7 @@
 //! Every rule of the format is checked here, because the files come from elsewhere: the reader may then trust offsets.
 
 use super::TensorInfo;
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::files::stranger;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -153,14 +153,14 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Vec<TensorI
 }
 
 /// Weights in other formats, under a name of this one.
-fn other_format(first: &[u8]) -> Option<&'static str> {
+fn other_format(first: &[u8]) -> Option<Problem> {
     let begins = |with: &[u8]| first.starts_with(with);
     if begins(b"GGUF") {
-        Some("is a GGUF file by its first bytes; make a checkpoint of it with `lacuna import FILE DIR`")
+        Some("is a GGUF file by its first bytes".remedy("make a checkpoint of it with `lacuna import FILE DIR`"))
     } else if begins(b"PK\x03\x04") || begins(b"\x80\x02") {
         Some(
-            "is a file of `torch.save` by its first bytes, not safetensors; name it pytorch_model.bin, and convert it with \
-             transformers' `save_pretrained`",
+            "is a file of `torch.save` by its first bytes, not safetensors"
+                .remedy("name it pytorch_model.bin, and convert it with transformers' `save_pretrained`"),
         )
     } else {
         None
@@ -176,7 +176,10 @@ pub(super) fn length(path: &Path, size: u64, first: &[u8]) -> Result<u64> {
     };
     // What `git clone` leaves where the LFS extension is not installed.
     if &first == b"version " {
-        return Err(Error::file(path, "is a Git LFS pointer, not the file; run `git lfs pull` in its directory"));
+        return Err(Error::file(
+            path,
+            "is a Git LFS pointer, not the file".remedy("run `git lfs pull` in its directory"),
+        ));
     }
     let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
         return Err(broken(path, format!("{size} bytes are too few for a safetensors file")));
@@ -191,7 +194,8 @@ pub(super) fn length(path: &Path, size: u64, first: &[u8]) -> Result<u64> {
         return Err(broken(path, problem));
     }
     if length > rest {
-        let problem = format!("truncated inside its header, {} bytes are missing; download it again", length - rest);
+        let problem =
+            format!("truncated inside its header, {} bytes are missing", length - rest).remedy("download it again");
         return Err(Error::file(path, problem));
     }
     Ok(length)
@@ -213,7 +217,9 @@ pub(super) fn parse(path: &Path, size: u64, json: Vec<u8>, shard: usize) -> Resu
         Some(name) if !e.is_eof() && name == METADATA => {
             broken(path, format!("`{METADATA}` must map strings to strings ({e})"))
         }
-        Some(name) if !e.is_eof() => Error::tensor(path, name, format!("its header entry is invalid ({e}); {AGAIN}")),
+        Some(name) if !e.is_eof() => {
+            Error::tensor(path, name, format!("its header entry is invalid ({e})").remedy(AGAIN))
+        }
         _ => broken(path, format!("its header is not valid JSON ({e})")),
     })?;
     drop(json);
@@ -230,7 +236,7 @@ pub(super) fn check(
 ) -> Result<Vec<TensorInfo>> {
     let mut names = HashSet::with_capacity(entries.len());
     if let Some((name, _)) = entries.iter().find(|(name, _)| !names.insert(name.as_str())) {
-        return Err(Error::tensor(path, name, "the header has this name twice; write the file again"));
+        return Err(Error::tensor(path, name, "the header has this name twice".remedy("write the file again")));
     }
     drop(names);
     let tensors = entries.into_iter().filter_map(|(name, entry)| Some((name, entry?)));
@@ -244,7 +250,7 @@ pub(super) fn check(
 const AGAIN: &str = "the file is damaged, download it again";
 
 fn broken(path: &Path, problem: String) -> Error {
-    Error::file(path, format!("{problem}; {AGAIN}"))
+    Error::file(path, problem.remedy(AGAIN))
 }
 
 /// Bytes of a tensor; `None` if that is no whole number of bytes or overflows.
@@ -257,15 +263,15 @@ pub(super) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<u64> {
 fn check_entry(path: &Path, name: String, entry: TensorEntry, shard: usize, data_start: u64) -> Result<TensorInfo> {
     let TensorEntry { dtype, shape, data_offsets: (begin, end) } = entry;
     let Some(bytes) = byte_len(dtype, &shape) else {
-        return Err(Error::tensor(path, name, format!("{dtype} x {shape:?} is not a possible size; {AGAIN}")));
+        return Err(Error::tensor(path, name, format!("{dtype} x {shape:?} is not a possible size").remedy(AGAIN)));
     };
     if end < begin || end - begin != bytes {
-        let problem = format!("{dtype} x {shape:?} is {bytes} bytes, but its offsets are {begin}..{end}; {AGAIN}");
+        let problem = format!("{dtype} x {shape:?} is {bytes} bytes, but its offsets are {begin}..{end}").remedy(AGAIN);
         return Err(Error::tensor(path, name, problem));
     }
     match (data_start.checked_add(begin), data_start.checked_add(end)) {
         (Some(start), Some(end)) => Ok(TensorInfo { name, dtype, shape, shard, range: start..end }),
-        _ => Err(Error::tensor(path, name, format!("its offsets {begin}..{end} are out of range; {AGAIN}"))),
+        _ => Err(Error::tensor(path, name, format!("its offsets {begin}..{end} are out of range").remedy(AGAIN))),
     }
 }
 
@@ -279,11 +285,12 @@ fn check_layout(path: &Path, tensors: &[TensorInfo], data_start: u64, size: u64)
             &tensor.name,
             format!(
                 "its bytes {}..{} lie beyond the end of the file, which has {size}: {} bytes are missing, the file is \
-                 truncated; download it again",
+                 truncated",
                 range.start,
                 range.end,
                 data_end - size
-            ),
+            )
+            .remedy("download it again"),
         ));
     }
     let mut end = data_start;
@@ -291,10 +298,14 @@ fn check_layout(path: &Path, tensors: &[TensorInfo], data_start: u64, size: u64)
     for tensor in tensors {
         let start = tensor.range.start;
         if start < end {
-            return Err(Error::tensor(path, &tensor.name, format!("its bytes overlap those of `{before}`; {AGAIN}")));
+            return Err(Error::tensor(
+                path,
+                &tensor.name,
+                format!("its bytes overlap those of `{before}`").remedy(AGAIN),
+            ));
         }
         if start > end {
-            let problem = format!("{} bytes between it and `{before}` belong to no tensor; {AGAIN}", start - end);
+            let problem = format!("{} bytes between it and `{before}` belong to no tensor", start - end).remedy(AGAIN);
             return Err(Error::tensor(path, &tensor.name, problem));
         }
         (end, before) = (tensor.range.end, &tensor.name);
@@ -318,14 +329,13 @@ pub(super) fn join(
         for tensor in header? {
             bytes = bytes.saturating_add(tensor.bytes());
             if bytes > MAX_BYTES {
-                let problem = format!("with it the tensors have more than {MAX_BYTES} bytes, which cannot be; {AGAIN}");
+                let problem =
+                    format!("with it the tensors have more than {MAX_BYTES} bytes, which cannot be").remedy(AGAIN);
                 return Err(Error::tensor(path, tensor.name, problem));
             }
             if let Some(other) = by_name.insert(tensor.name.clone(), tensors.len()) {
-                let problem = format!(
-                    "it is also in {}; remove the file that does not belong here",
-                    paths[tensors[other].shard].display()
-                );
+                let problem = format!("it is also in {}", paths[tensors[other].shard].display())
+                    .remedy("remove the file that does not belong here");
                 return Err(Error::tensor(path, tensor.name, problem));
             }
             tensors.push(tensor);

@@ -12,7 +12,7 @@ use super::index::inside;
 use super::names::Names;
 use super::source::Source;
 use super::{INDEX, SINGLE, TensorInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -76,13 +76,15 @@ impl HeadersOnly {
         let Document { schema, files: shards } =
             serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("holds no headers ({e})")))?;
         if schema != SCHEMA {
-            let problem = format!("has schema {schema}, and this lacuna reads schema {SCHEMA}; save the headers again");
+            let problem =
+                format!("has schema {schema}, and this lacuna reads schema {SCHEMA}").remedy("save the headers again");
             return Err(Error::file(&path, problem));
         }
         let mut names = HashSet::new();
         let is_plain = |name: &str| inside(name).as_deref() == Some(name);
         if let Some(shard) = shards.iter().find(|shard| !is_plain(&shard.name) || !names.insert(&shard.name)) {
-            let problem = format!("`{}` is no file name, or stands there twice; save the headers again", shard.name);
+            let problem =
+                format!("`{}` is no file name, or stands there twice", shard.name).remedy("save the headers again");
             return Err(Error::file(&path, problem));
         }
         let files: Vec<String> = shards.iter().map(|shard| shard.name.clone()).collect();
@@ -100,9 +102,9 @@ impl HeadersOnly {
     /// [`Error::File`] when `out` exists; [`Error::Io`] when it cannot be written; those of [`Source::config_json`].
     pub fn save(source: &dyn Source, out: &Path) -> Result<()> {
         let name = out.file_name().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| Error::file(out, "cannot be an output directory; give it a name"))?;
+        let name = name.ok_or_else(|| Error::file(out, "cannot be an output directory".remedy("give it a name")))?;
         if out.symlink_metadata().is_ok() {
-            return Err(Error::file(out, "already exists; remove it, or choose another output directory"));
+            return Err(Error::file(out, "already exists".remedy("remove it, or choose another output directory")));
         }
         let parent = out.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         let config = format!("{:#}\n", Value::Object(source.config_json()?));
@@ -138,7 +140,7 @@ impl Shard {
         // Commas stand between entries only, and braces around them.
         let least = self.header.0.iter().filter_map(text).sum::<u64>() + 1;
         if least > length {
-            let problem = format!("{least} bytes of header do not fit into {length}; save the headers again");
+            let problem = format!("{least} bytes of header do not fit into {length}").remedy("save the headers again");
             return Err(Error::file(path, problem));
         }
         header::check(path, self.bytes, LENGTH_BYTES + length, self.header, number)
@@ -200,11 +202,12 @@ impl Source for HeadersOnly {
     }
 
     fn side_file(&self, name: &str, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        Err(Error::file(self.dir.join(name), "only headers are here; give the checkpoint itself"))
+        Err(Error::file(self.dir.join(name), "only headers are here".remedy("give the checkpoint itself")))
     }
 
     fn stream(&self, shard: usize, _: Range<u64>, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let problem = "only headers are here, no weights: enough to inspect and plan; give the checkpoint itself";
+        let problem =
+            "only headers are here, no weights: enough to inspect and plan".remedy("give the checkpoint itself");
         Err(Error::file(self.dir.join(&self.files[shard]), problem))
     }
 

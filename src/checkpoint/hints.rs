@@ -2,13 +2,13 @@
 //! the remedy.
 
 use super::{INDEX, SINGLE};
+use crate::error::{Problem, Remedy};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Explains what can be done about the directory `dir`, which has neither [`SINGLE`] nor [`INDEX`]. The text ends with
-/// the remedy.
-pub(super) fn of_directory(dir: &Path) -> String {
+/// Explains what can be done about the directory `dir`, which has neither [`SINGLE`] nor [`INDEX`].
+pub(super) fn of_directory(dir: &Path) -> Problem {
     if let Some(hint) = [SINGLE, INDEX].iter().find_map(|name| dangling(&dir.join(name))) {
         return hint;
     }
@@ -32,7 +32,7 @@ pub(super) fn of_directory(dir: &Path) -> String {
         folder.join(SINGLE).exists() || folder.join(INDEX).exists()
     };
     if let Some(folder) = folders.iter().find(has_weights) {
-        return format!("`{folder}` in it has weights; give {}", dir.join(folder).display());
+        return format!("`{folder}` in it has weights").remedy(format!("give {}", dir.join(folder).display()));
     }
     if folders.contains("snapshots") {
         let newest = std::fs::read_to_string(dir.join("refs/main")).ok().map(|commit| commit.trim().to_owned());
@@ -43,22 +43,22 @@ pub(super) fn of_directory(dir: &Path) -> String {
         if let Some(commit) = commit {
             let name = super::hub_name(dir).map(|name| format!("`{name}`, or ")).unwrap_or_default();
             let snapshot = dir.join("snapshots").join(commit);
-            return format!("this is a model's folder in a hub's cache; give {name}{}", snapshot.display());
+            return "this is a model's folder in a hub's cache".remedy(format!("give {name}{}", snapshot.display()));
         }
     }
     match (files.is_empty(), folders.is_empty()) {
-        (true, true) => "it is empty; copy or download the model into it".into(),
+        (true, true) => "it is empty".remedy("copy or download the model into it"),
         _ => "is it the right one?".into(),
     }
 }
 
 /// As [`of_directory`], for a repository on a hub that has these files.
-pub(super) fn of_listing(files: &BTreeSet<String>) -> String {
+pub(super) fn of_listing(files: &BTreeSet<String>) -> Problem {
     of_files(files, &|_| None).unwrap_or_else(|| "look for a converted copy".into())
 }
 
 /// A sentence on `path` if it is a link to nothing, with the remedy.
-pub(crate) fn dangling(path: &Path) -> Option<String> {
+pub(crate) fn dangling(path: &Path) -> Option<Problem> {
     if path.exists() {
         return None;
     }
@@ -66,18 +66,16 @@ pub(crate) fn dangling(path: &Path) -> Option<String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let remedy = match path.parent().and_then(super::hub_name) {
         Some(repo) => format!("delete this folder of the hub's cache and give `{repo}`, which downloads it again"),
-        None => {
-            "restore that file, or download the model again (where a hub's cache was cleaned, or copied without its \
-                 `blobs`, its links are left)"
-                .into()
-        }
+        None => "restore that file, or download the model again (where a hub's cache was cleaned, or copied without \
+                 its `blobs`, its links are left)"
+            .into(),
     };
-    Some(format!("{name} is a link to {}, which is not there; {remedy}", target.display()))
+    Some(format!("{name} is a link to {}, which is not there", target.display()).remedy(remedy))
 }
 
 /// Names the format of the files of a directory or repository, if it is a known one. `read` returns the bytes of a
 /// file.
-fn of_files(files: &BTreeSet<String>, read: &dyn Fn(&str) -> Option<Vec<u8>>) -> Option<String> {
+fn of_files(files: &BTreeSet<String>, read: &dyn Fn(&str) -> Option<Vec<u8>>) -> Option<Problem> {
     let has = |name: &str| files.contains(name);
     let json = |name: &str| serde_json::from_slice::<Value>(&read(name)?).ok();
     let ends = |ends: &[&str]| files.iter().find(|file| ends.iter().any(|end| file.ends_with(end)));
@@ -86,42 +84,45 @@ fn of_files(files: &BTreeSet<String>, read: &dyn Fn(&str) -> Option<Vec<u8>>) ->
         let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
         let kind = text("peft_type").map(|kind| format!(" ({kind})")).unwrap_or_default();
         let base = text("base_model_name_or_path").map_or_else(String::new, |base| format!(" of `{base}`"));
-        return Some(format!(
-            "this is a PEFT adapter{kind}{base}, a change to a model and no model; merge it with peft's \
-             `AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)` and give OUT"
+        return Some(format!("this is a PEFT adapter{kind}{base}, a change to a model and no model").remedy(
+            "merge it with peft's \
+             `AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)` and give OUT",
         ));
     }
     if let Some(file) = files.iter().find(|file| file.starts_with("consolidated") && file.ends_with(".safetensors")) {
-        return Some(format!(
-            "{file} has the weights in Mistral's own format, under other names; take the same model in Hugging Face's \
-             format ({SINGLE} or {INDEX}), or convert it with transformers' `convert_mistral_weights_to_hf.py`"
-        ));
+        return Some(format!("{file} has the weights in Mistral's own format, under other names").remedy(format!(
+            "take the same model in Hugging Face's format ({SINGLE} or {INDEX}), or convert it with transformers' \
+             `convert_mistral_weights_to_hf.py`"
+        )));
     }
     if let Some(file) = files.iter().find(|file| file.starts_with("consolidated.") && file.ends_with(".pth")) {
-        return Some(format!(
-            "{file} has the weights in Meta's own format, under other names; take the same model in Hugging Face's \
-             format (its name often ends in `-hf`), or convert it with transformers' `convert_llama_weights_to_hf.py`"
+        return Some(format!("{file} has the weights in Meta's own format, under other names").remedy(
+            "take the same model in Hugging Face's format (its name often ends in `-hf`), or convert it with \
+             transformers' `convert_llama_weights_to_hf.py`",
         ));
     }
     if let Some((file, variant, usual)) = files.iter().find_map(|file| variant(file)) {
-        return Some(format!(
-            "its weights are there as a variant only, `{variant}`, in {file}; give it the usual name: `ln -s {file} {usual}`"
-        ));
+        return Some(
+            format!("its weights are there as a variant only, `{variant}`, in {file}")
+                .remedy(format!("give it the usual name: `ln -s {file} {usual}`")),
+        );
     }
     if let Some(file) = ends(&[".gguf"]) {
-        return Some(format!("make a checkpoint of its GGUF file with `lacuna import {file} DIR`"));
+        return Some(format!("make a checkpoint of its GGUF file with `lacuna import {file} DIR`").into());
     }
     if has("model_index.json") || files.iter().any(|file| file.starts_with("diffusion_pytorch_model")) {
         return Some(
-            "this is a pipeline of diffusers, which makes images and is no language model; give a language model"
-                .into(),
+            "this is a pipeline of diffusers, which makes images and is no language model"
+                .remedy("give a language model"),
         );
     }
     if let Some(file) = ends(&[".distcp", "_model_states.pt", "_optim_states.pt"]).or(files.get("zero_to_fp32.py")) {
-        return Some(format!(
-            "{file} is part of the state of a training run (FSDP or DeepSpeed), spread over its processes; collect it \
-             with accelerate's `merge-weights` or DeepSpeed's `zero_to_fp32.py`, and save the model"
-        ));
+        return Some(
+            format!("{file} is part of the state of a training run (FSDP or DeepSpeed), spread over its processes")
+                .remedy(
+                    "collect it with accelerate's `merge-weights` or DeepSpeed's `zero_to_fp32.py`, and save the model",
+                ),
+        );
     }
     let weights = |file: &&String| {
         let name = file.as_str();
@@ -137,26 +138,29 @@ fn of_files(files: &BTreeSet<String>, read: &dyn Fn(&str) -> Option<Vec<u8>>) ->
     if let Some((file, what, load)) = other.into_iter().find_map(|(file, what, load)| Some((file?, what, load))) {
         // Not with ".safetensors" beside it, which is nearer.
         if ends(&[".safetensors"]).is_none() {
-            return Some(format!(
-                "its weights are {what}'s, in {file}, and only safetensors are read; convert its {what} weights with \
-                 transformers: `AutoModelForCausalLM.{load}.save_pretrained(OUT)`"
+            return Some(format!("its weights are {what}'s, in {file}, and only safetensors are read").remedy(
+                format!(
+                    "convert its {what} weights with transformers: `AutoModelForCausalLM.{load}.save_pretrained(OUT)`"
+                ),
             ));
         }
     }
     if let Some(file) = ends(&[".onnx", ".npz", ".tflite", ".ot", ".nemo", ".mlmodel"]) {
-        return Some(format!(
-            "{file} holds the weights in a form that is not read here; take the model as safetensors"
-        ));
+        return Some(
+            format!("{file} holds the weights in a form that is not read here").remedy("take the model as safetensors"),
+        );
     }
     let own: Vec<&String> = files.iter().filter(|file| file.ends_with(".safetensors") && !file.contains('/')).collect();
     match own[..] {
         [] => None,
-        [file] if !file.contains("-of-") => {
-            Some(format!("its only weights are {file}, a name that nothing looks for; rename it: `mv {file} {SINGLE}`"))
-        }
-        [file, ..] => {
-            Some(format!("its safetensors files ({file} ..) need an index beside them; download {INDEX} too"))
-        }
+        [file] if !file.contains("-of-") => Some(
+            format!("its only weights are {file}, a name that nothing looks for")
+                .remedy(format!("rename it: `mv {file} {SINGLE}`")),
+        ),
+        [file, ..] => Some(
+            format!("its safetensors files ({file} ..) need an index beside them")
+                .remedy(format!("download {INDEX} too")),
+        ),
     }
 }
 
@@ -203,7 +207,7 @@ mod tests {
             (&["optimizer.pt", "training_args.bin"], "converted copy"),
             (&["README.md"], "converted copy"),
         ] {
-            let hint = of_listing(&files.iter().map(|file| (*file).to_owned()).collect());
+            let hint = of_listing(&files.iter().map(|file| (*file).to_owned()).collect()).sentence();
             assert!(hint.contains(says), "{files:?}: {hint}");
         }
     }

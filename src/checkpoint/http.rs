@@ -2,7 +2,7 @@
 //! the hub to the storage that it points to.
 
 use super::hub::{Hub, Spec};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::check_interrupt;
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -191,11 +191,9 @@ impl Client {
         let asked = *at..end;
         let reply = self.open(target, Some(&asked))?;
         let wrong = |problem: String| {
-            let problem = format!(
-                "{problem} for bytes {}-{} of {}; what is between here and the hub does not serve ranges properly, check HF_ENDPOINT and proxies, or download the model",
-                asked.start,
-                asked.end - 1,
-                target.name
+            let problem = format!("{problem} for bytes {}-{} of {}", asked.start, asked.end - 1, target.name).remedy(
+                "what is between here and the hub does not serve ranges properly, check HF_ENDPOINT and proxies, or \
+                 download the model",
             );
             RequestFailure::Final(self.spec.error(problem))
         };
@@ -254,9 +252,8 @@ impl Client {
             self.links().remove(&target.url);
             failed = if progress { 0 } else { failed + 1 };
             if failed >= attempts {
-                let problem = format!(
-                    "{problem} ({attempts} attempts in a row brought nothing); check the network and HF_ENDPOINT, or try again later"
-                );
+                let problem = format!("{problem} ({attempts} attempts in a row brought nothing)")
+                    .remedy("check the network and HF_ENDPOINT, or try again later");
                 return Err(self.spec.error(problem));
             }
             self.pause(failed, pause)?;
@@ -297,11 +294,8 @@ impl Client {
                     redirects += 1;
                     let next = reply.header("location").and_then(|location| follow(&url, location));
                     let Some(next) = next.filter(|_| redirects <= MAX_REDIRECTS) else {
-                        let problem = format!(
-                            "{} redirects {} to nowhere, or in a circle; check HF_ENDPOINT",
-                            origin(&url),
-                            target.name
-                        );
+                        let problem = format!("{} redirects {} to nowhere, or in a circle", origin(&url), target.name)
+                            .remedy("check HF_ENDPOINT");
                         return Err(self.spec.error(problem).into());
                     };
                     url = next;
@@ -331,11 +325,12 @@ impl Client {
                         self.hub.denied(&self.spec, target.name, status)
                     } else {
                         format!(
-                            "{} answered {status} for {}, though {} has just pointed there; try again later",
+                            "{} answered {status} for {}, though {} has just pointed there",
                             origin(&url),
                             target.name,
                             self.hub.endpoint
                         )
+                        .remedy("try again later")
                     };
                     return Err(self.spec.error(problem).into());
                 }
@@ -378,7 +373,7 @@ impl Client {
                 if passing {
                     return Err(RequestFailure::passing(problem));
                 }
-                let problem = format!("{problem}; check HF_ENDPOINT and HF_TOKEN, or give a local directory");
+                let problem = problem.remedy("check HF_ENDPOINT and HF_TOKEN, or give a local directory");
                 Err(self.spec.error(problem).into())
             }
             None => Err(RequestFailure::passing(cannot("the request ended without an answer".into()))),

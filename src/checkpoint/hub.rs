@@ -3,7 +3,7 @@
 use super::index::Index;
 use super::writer::is_beside_weights;
 use super::{Checkpoint, INDEX, Remote, Retry, SINGLE, Source, check_is_directory, hints};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::progress::{Progress, Stage, check_interrupt};
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
@@ -62,8 +62,8 @@ impl Spec {
         let named = matches!((parts.next(), parts.next(), parts.next()), (Some(owner), Some(name), None) if plain(owner) && plain(name));
         // A branch may be called `refs/pr/1`.
         if !named || !revision.split('/').all(plain) {
-            let problem =
-                "no such directory, and not a hub id either; that would be `owner/name` or `owner/name@revision`";
+            let problem = "no such directory, and not a hub id either"
+                .remedy("that would be `owner/name` or `owner/name@revision`");
             return Err(Error::argument("model", spec, problem));
         }
         Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() })
@@ -78,8 +78,8 @@ impl Spec {
         format!("revision `{}`", self.revision)
     }
 
-    pub(super) fn error(&self, problem: impl std::fmt::Display) -> Error {
-        Error::Hub { repo: self.repo.clone(), problem: problem.to_string() }
+    pub(super) fn error(&self, problem: impl Into<Problem>) -> Error {
+        Error::hub(&self.repo, problem)
     }
 }
 
@@ -108,8 +108,9 @@ impl Hub {
         let hf_home = var("HF_HOME").map(PathBuf::from).or_else(|| Some(user()?.join("huggingface")));
         let cache = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
         let cache = cache.or_else(|| Some(hf_home.as_ref()?.join("hub"))).ok_or_else(|| {
-            let problem = "is not set, and there is no home directory, so that it is not known where models from a hub are kept; \
-                           set HF_HUB_CACHE (or HF_HOME, or HOME) to a directory";
+            let problem = "is not set, and there is no home directory, so that it is not known where models from a \
+                           hub are kept"
+                .remedy("set HF_HUB_CACHE (or HF_HOME, or HOME) to a directory");
             Error::argument("HF_HUB_CACHE", "\"\"", problem)
         })?;
         let token_file = var("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home?.join("token")));
@@ -177,7 +178,10 @@ impl Hub {
             fetch(INDEX)?;
             for shard in Index::read(&dir.join(INDEX))?.shards() {
                 if !files.contains(shard) {
-                    return Err(spec.error(format!("{INDEX} names shard {shard}, which the repository lacks; tell its owner, or use another revision")));
+                    return Err(spec.error(
+                        format!("{INDEX} names shard {shard}, which the repository lacks")
+                            .remedy("tell its owner, or use another revision"),
+                    ));
                 }
                 fetch(shard)?;
             }
@@ -197,11 +201,12 @@ impl Hub {
             None => "is not in",
         };
         let cache = self.cache.display();
-        spec.error(format!(
-            "{} {what} the cache {cache}, and HF_HUB_OFFLINE forbids to ask a hub for it; unset HF_HUB_OFFLINE \
-             (and TRANSFORMERS_OFFLINE), or set HF_HUB_CACHE to the cache that has it",
-            spec.listing()
-        ))
+        spec.error(
+            format!("{} {what} the cache {cache}, and HF_HUB_OFFLINE forbids to ask a hub for it", spec.listing())
+                .remedy(
+                    "unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or set HF_HUB_CACHE to the cache that has it",
+                ),
+        )
     }
 
     /// Reads config, index and headers of `owner/name[@revision]`, all of one commit, and no weights.
@@ -262,25 +267,26 @@ impl Hub {
                 Ok(Err(e)) => return Err(*self.refusal(spec, file, e).error),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(spec.error(format!("the download of {file} ended unexpectedly; try again")));
+                    return Err(Error::internal(
+                        format!("downloading {file} of {}", spec.repo),
+                        "its thread has ended",
+                    ));
                 }
             }
         }
     }
 
     /// Explains the status `code` in answer to a request for `what`, and the remedy.
-    pub(super) fn denied(&self, spec: &Spec, what: &str, code: u16) -> String {
+    pub(super) fn denied(&self, spec: &Spec, what: &str, code: u16) -> Problem {
         let (endpoint, repo) = (&self.endpoint, &spec.repo);
         let token = if self.token.is_some() { "the token in use" } else { "no token, as none is set" };
         match code {
-            401 => format!(
-                "{endpoint} refuses {what} (401) with {token}; check the name, and set HF_TOKEN to a token that may read it"
-            ),
-            403 => format!(
-                "{endpoint} forbids {what} (403) with {token}; ask for access on {endpoint}/{repo} and set HF_TOKEN to a token of that account"
-            ),
-            404 => format!("{endpoint} does not have {what} (404); check the name and the revision"),
-            _ => format!("{endpoint} answered {code} for {what}; try again later"),
+            401 => format!("{endpoint} refuses {what} (401) with {token}")
+                .remedy("check the name, and set HF_TOKEN to a token that may read it"),
+            403 => format!("{endpoint} forbids {what} (403) with {token}")
+                .remedy(format!("ask for access on {endpoint}/{repo} and set HF_TOKEN to a token of that account")),
+            404 => format!("{endpoint} does not have {what} (404)").remedy("check the name and the revision"),
+            _ => format!("{endpoint} answered {code} for {what}").remedy("try again later"),
         }
     }
 
@@ -296,37 +302,28 @@ impl Hub {
                 }
                 ref other => {
                     unreachable = true;
-                    format!(
-                        "cannot reach {} for {what} ({other}); check the network and HF_ENDPOINT, or give a local directory",
-                        self.endpoint
-                    )
+                    format!("cannot reach {} for {what} ({other})", self.endpoint)
+                        .remedy("check the network and HF_ENDPOINT, or give a local directory")
                 }
             },
             ApiError::IoError(e)
                 if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied) =>
             {
-                format!(
-                    "cannot write {what} to the cache {} ({e}); free some space or set HF_HOME to another directory",
-                    self.cache.display()
-                )
+                format!("cannot write {what} to the cache {} ({e})", self.cache.display())
+                    .remedy("free some space or set HF_HOME to another directory")
             }
             ApiError::IoError(e) => {
                 unreachable = true;
-                format!("the download of {what} broke off ({e}); run again, it goes on where it stopped")
+                format!("the download of {what} broke off ({e})").remedy("run again, it goes on where it stopped")
             }
-            ApiError::InvalidResume => format!(
-                "the partial download of {what} in {} does not fit the file; delete its `.part` there",
-                self.cache.display()
-            ),
-            ApiError::LockAcquisition(path) => {
-                format!(
-                    "another program is downloading {what}; wait for it, or delete {} if there is none",
-                    path.display()
-                )
+            ApiError::InvalidResume => {
+                format!("the partial download of {what} in {} does not fit the file", self.cache.display())
+                    .remedy("delete its `.part` there")
             }
-            other => {
-                format!("{} gave an answer for {what} that no hub gives ({other}); check HF_ENDPOINT", self.endpoint)
-            }
+            ApiError::LockAcquisition(path) => format!("another program is downloading {what}")
+                .remedy(format!("wait for it, or delete {} if there is none", path.display())),
+            other => format!("{} gave an answer for {what} that no hub gives ({other})", self.endpoint)
+                .remedy("check HF_ENDPOINT"),
         };
         Refusal { error: Box::new(spec.error(problem)), unreachable }
     }
@@ -348,7 +345,7 @@ fn whole_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
 
 /// There are no safetensors among `files`.
 pub(super) fn no_weights(spec: &Spec, files: &BTreeSet<String>) -> Error {
-    spec.error(format!("it has no {SINGLE} and no {INDEX}; {}", hints::of_listing(files)))
+    spec.error(hints::of_listing(files).map(|hint| format!("it has no {SINGLE} and no {INDEX}; {hint}")))
 }
 
 /// Returns whether config and all weights are there.

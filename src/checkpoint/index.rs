@@ -3,7 +3,7 @@
 use super::TensorInfo;
 use super::header::Entries;
 use super::{hints, json};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet, hash_map};
@@ -38,11 +38,11 @@ impl Index {
 
     /// Checks the text of an index; `path` is for messages only.
     pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
-        let broken = |problem: String| Error::file(path, format!("{problem}; its owner has to write it again"));
+        let broken = |problem: String| Error::file(path, problem.remedy("its owner has to write it again"));
         let Text { weight_map: Entries(entries) } = serde_json::from_str(json::text(path, text)?).map_err(|e| {
             Error::file(
                 path,
-                format!("not a valid index ({e}); is it cut off? Copy it again, or take another revision"),
+                format!("not a valid index ({e})").remedy("is it cut off? Copy it again, or take another revision"),
             )
         })?;
         let mut weight_map = HashMap::with_capacity(entries.len());
@@ -82,8 +82,8 @@ impl Index {
         let Some(first) = missing.first() else { return Ok(()) };
         let of = format!("{} of {} shards are missing", missing.len(), shards.len());
         let problem = match hints::dangling(&self.path.with_file_name(first)) {
-            Some(link) => format!("it names shard {first}, which is not there ({of}): {link}"),
-            None => format!("it names shard {first}, which is not there ({of}); download what is missing"),
+            Some(link) => link.map(|link| format!("it names shard {first}, which is not there ({of}): {link}")),
+            None => format!("it names shard {first}, which is not there ({of})").remedy("download what is missing"),
         };
         Err(Error::file(&self.path, problem))
     }

@@ -1,6 +1,6 @@
 //! JSON files of a checkpoint, as Python writes them and as editors and downloads leave them.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::files::stranger;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -14,13 +14,16 @@ pub(super) fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
         return Err(Error::file(path, what));
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(Error::file(path, "is UTF-16, and JSON is UTF-8; convert it with `iconv -f utf-16 -t utf-8`"));
+        return Err(Error::file(
+            path,
+            "is UTF-16, and JSON is UTF-8".remedy("convert it with `iconv -f utf-16 -t utf-8`"),
+        ));
     }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     std::str::from_utf8(bytes).map_err(|e| {
         Error::file(
             path,
-            format!("is not UTF-8 (byte {}), and JSON is; convert it with `iconv -t utf-8`", e.valid_up_to()),
+            format!("is not UTF-8 (byte {}), and JSON is", e.valid_up_to()).remedy("convert it with `iconv -t utf-8`"),
         )
     })
 }

@@ -68,7 +68,7 @@ pub(crate) use writer::deal_out;
 
 pub use writer::{CheckpointWriter, TensorPlan, available_bytes, dtype_of, plan_shards};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::progress::{Progress, check_interrupt};
 use candle_core::{DType, Device, Tensor};
 use convert::ConversionFailure;
@@ -192,12 +192,13 @@ fn locate(dir: &Path, notes: &mut Vec<String>) -> Result<Option<(Index, Vec<Vec<
         return Ok(None);
     }
     if !single && !dir.join(INDEX).is_file() {
+        let absent = |hint: &str| format!("neither {SINGLE} nor {INDEX} is in this directory; {hint}");
         let hint = if HeadersOnly::is_at(dir) {
-            "only headers are here, which do for `lacuna inspect` and for plans; give the checkpoint itself".into()
+            "only headers are here, which do for `lacuna inspect` and for plans".remedy("give the checkpoint itself")
         } else {
             hints::of_directory(dir)
         };
-        let problem = format!("neither {SINGLE} nor {INDEX} is in this directory; {hint}");
+        let problem = hint.map(absent);
         return Err(Error::file(dir, problem));
     }
     let index = Index::read(&dir.join(INDEX)).and_then(|index| index.check_shards(there).map(|()| index));
@@ -350,7 +351,7 @@ impl Checkpoint {
         }
     }
 
-    fn no_plain_weights(&self, config: &Map<String, Value>) -> Option<String> {
+    fn no_plain_weights(&self, config: &Map<String, Value>) -> Option<Problem> {
         let has_file = |name: &str| self.dir().join(name).exists();
         quantised::problem(config, &self.0.tensors, &has_file).or_else(|| quantised::adapter(&self.0.tensors))
     }
@@ -360,16 +361,14 @@ impl Checkpoint {
         if let Some(shard) =
             self.0.disagreements.absent.get(&*self.stored_name(name)).or(self.0.disagreements.absent.get(name))
         {
-            let problem = format!(
-                "{INDEX} says it is in this shard, but the shard's header lacks it; index and shard are of different \
-                 versions of the model, take both from one"
-            );
+            let problem = format!("{INDEX} says it is in this shard, but the shard's header lacks it")
+                .remedy("index and shard are of different versions of the model, take both from one");
             return Error::tensor(self.dir().join(shard), name, problem);
         }
         let config = self.config().unwrap_or_default();
         let problem =
             self.no_plain_weights(&config).unwrap_or_else(|| strangers::problem(name, &config, &self.0.tensors));
-        Error::tensor(self.dir(), name, format!("not in this checkpoint: {problem}"))
+        Error::tensor(self.dir(), name, problem.map(|cause| format!("not in this checkpoint: {cause}")))
     }
 
     /// The directory.
@@ -502,7 +501,7 @@ impl Checkpoint {
                 ConversionFailure::Unsupported(src, dst) => Error::tensor(
                     shard,
                     name,
-                    format!("cannot load {src} as {dst}; both must be f32, f64, f16 or bf16"),
+                    format!("cannot load {src} as {dst}").remedy("both must be f32, f64, f16 or bf16"),
                 ),
                 ConversionFailure::NotFinite(at) => {
                     let place = place(at, &shape);
@@ -524,7 +523,11 @@ impl Checkpoint {
     fn read_error(&self, info: &TensorInfo, error: std::io::Error) -> Error {
         let shard = &self.0.shards[info.shard];
         if error.kind() == std::io::ErrorKind::UnexpectedEof {
-            return Error::tensor(shard, &info.name, "the file has become shorter since it was opened; open it again");
+            return Error::tensor(
+                shard,
+                &info.name,
+                "the file has become shorter since it was opened".remedy("open it again"),
+            );
         }
         Error::io("read", shard)(error)
     }
@@ -592,7 +595,7 @@ fn read_config(dir: &Path) -> Result<Map<String, Value>> {
     let text = match std::fs::read(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let problem = hints::dangling(&path)
-                .unwrap_or_else(|| "missing; a checkpoint needs it beside its weights, download it too".into());
+                .unwrap_or_else(|| "missing".remedy("a checkpoint needs it beside its weights, download it too"));
             return Err(Error::file(&path, problem));
         }
         text => text.map_err(Error::io("read", &path))?,
@@ -619,15 +622,15 @@ fn check_is_directory(dir: &Path) -> Result<()> {
         return Ok(());
     }
     let extension = dir.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    let remedy = match extension {
+    let problem = match extension {
         "bin" | "pt" | "pth" | "ckpt" => {
-            "a file of PyTorch; give the directory that holds config.json and safetensors weights"
+            "a file of PyTorch".remedy("give the directory that holds config.json and safetensors weights")
         }
-        "gguf" => "a GGUF file; make a checkpoint of it with `lacuna import FILE.gguf DIR`",
-        "safetensors" => "a single file; give the directory that holds it, config.json and the tokenizer",
-        _ => "not a directory; give the directory that holds config.json and model.safetensors",
+        "gguf" => "a GGUF file".remedy("make a checkpoint of it with `lacuna import FILE.gguf DIR`"),
+        "safetensors" => "a single file".remedy("give the directory that holds it, config.json and the tokenizer"),
+        _ => "not a directory".remedy("give the directory that holds config.json and model.safetensors"),
     };
-    Err(Error::file(dir, remedy))
+    Err(Error::file(dir, problem))
 }
 
 /// The dtype to compute with that holds exactly what is stored as `dtype`; `None` for what is not floats of 16 bits or more.

@@ -6,7 +6,7 @@
 //! family; what is written has those of the input.
 
 use super::TensorInfo;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -44,10 +44,9 @@ impl Names {
         let mut owners: HashMap<&str, &TensorInfo> = HashMap::with_capacity(tensors.len());
         for (info, plain) in tensors.iter().zip(&plain) {
             if let Some(other) = owners.insert(plain, info) {
-                let problem = format!(
-                    "without the prefix that a wrapper has added it is `{plain}`, and so is `{}`; leave one of the two models out of the file",
-                    other.name
-                );
+                let problem =
+                    format!("without the prefix that a wrapper has added it is `{plain}`, and so is `{}`", other.name)
+                        .remedy("leave one of the two models out of the file");
                 return Err(Error::tensor(&paths[info.shard], &info.name, problem));
             }
         }
@@ -56,7 +55,8 @@ impl Names {
         let note = first.map(|(info, plain)| {
             let of = tensors.len();
             format!(
-                "{changed} of {of} names are those of a wrapped model or a base class: `{}` is read as `{plain}`, and written as it is",
+                "{changed} of {of} names are those of a wrapped model or a base class: `{}` is read as `{plain}`, and \
+                 written as it is",
                 info.name
             )
         });

@@ -1,6 +1,7 @@
 //! Weights that are no plain floats: which tool made them, by `config.json`, files and names, and how to get floats back.
 
 use super::TensorInfo;
+use crate::error::{Problem, Remedy};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -40,8 +41,8 @@ const DEQUANTIZE: &str = "take the model that it was made from, or write plain f
 const FP8: &str = "take the model in bf16, or write plain floats with transformers: `from_pretrained(DIR, \
                    quantization_config=FineGrainedFP8Config(dequantize=True)).save_pretrained(OUT)`";
 const COMPRESSED: &str = "take the model that it was made from, or write plain floats with transformers: \
-                          `from_pretrained(DIR, quantization_config=CompressedTensorsConfig(run_compressed=False))` and \
-                          `save_pretrained(OUT)`";
+                          `from_pretrained(DIR, quantization_config=CompressedTensorsConfig(run_compressed=False))` \
+                          and `save_pretrained(OUT)`";
 const MXFP4: &str = "take the model in bf16, or write plain floats with transformers: `from_pretrained(DIR, \
                      quantization_config=Mxfp4Config(dequantize=True)).save_pretrained(OUT)`";
 
@@ -159,7 +160,7 @@ pub(super) fn problem(
     config: &Map<String, Value>,
     index: &[TensorInfo],
     has_file: &dyn Fn(&str) -> bool,
-) -> Option<String> {
+) -> Option<Problem> {
     let told = told(config);
     // Their experts stay packed until they run.
     let own = config.get("model_type").and_then(Value::as_str) == Some("gpt_oss");
@@ -174,11 +175,14 @@ pub(super) fn problem(
         (None, None) => (format!("{tool} (config.json does not say)"), None, ORIGINAL),
     };
     let bits = bits.map(|bits| format!(", {bits} bits")).unwrap_or_default();
-    Some(format!(
-        "its weights are quantised by {name}{bits}: `{}` is {} x {:?}. Pruning and evaluation need weights of 16 bits or \
-         more; {remedy}",
-        tensor.name, tensor.dtype, tensor.shape
-    ))
+    Some(
+        format!(
+            "its weights are quantised by {name}{bits}: `{}` is {} x {:?}. Pruning and evaluation need weights of 16 \
+             bits or more",
+            tensor.name, tensor.dtype, tensor.shape
+        )
+        .remedy(remedy),
+    )
 }
 
 /// A remark about quantisation that `config.json` claims and the tensors do not show, if there is such a claim.
@@ -187,16 +191,22 @@ pub(super) fn note(config: &Map<String, Value>, index: &[TensorInfo]) -> Option<
     let own = config.get("model_type").and_then(Value::as_str) == Some("gpt_oss") && told.method == "mxfp4";
     (!own).then(|| {
         let key = if told.method == "mlx" { "quantization" } else { "quantization_config" };
-        format!("`{key}` in config.json says that {} quantised the weights, but they are plain floats, and are read as such", told.name)
+        format!(
+            "`{key}` in config.json says that {} quantised the weights, but they are plain floats, and are read as \
+             such",
+            told.name
+        )
     })
 }
 
 /// Describes a model that was saved with an adapter inside, with the remedy; `None` without an adapter.
-pub(super) fn adapter(index: &[TensorInfo]) -> Option<String> {
+pub(super) fn adapter(index: &[TensorInfo]) -> Option<Problem> {
     let tensor = index.iter().find(|info| ADAPTERS.iter().any(|part| info.name.contains(part)))?;
-    Some(format!(
-        "an adapter (PEFT) is inside it and not merged: `{}`. Without it the weights are another model's; merge it with \
-         peft's `merge_and_unload()`, and save what that returns",
-        tensor.name
-    ))
+    Some(
+        format!(
+            "an adapter (PEFT) is inside it and not merged: `{}`. Without it the weights are another model's",
+            tensor.name
+        )
+        .remedy("merge it with peft's `merge_and_unload()`, and save what that returns"),
+    )
 }

@@ -5,7 +5,7 @@ use super::hub::{self, Hub, Spec};
 use super::index::Index;
 use super::names::Names;
 use super::{INDEX, SINGLE, Source, TensorInfo, header, json, writer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use hf_hub::api::RepoInfo;
 use serde_json::{Map, Value};
@@ -67,8 +67,8 @@ impl Remote {
         let attempts = hub.retry.attempts.min(LISTING_ATTEMPTS);
         let text = client.whole(&Target { name: &name, url }, MAX_SMALL_FILE, attempts)?;
         let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| {
-            let problem =
-                format!("{} gave an answer for {name} that no hub gives ({e}); check HF_ENDPOINT", hub.endpoint);
+            let problem = format!("{} gave an answer for {name} that no hub gives ({e})", hub.endpoint)
+                .remedy("check HF_ENDPOINT");
             spec.error(problem)
         })?;
         let (commit, listed) = hub.listing(spec, info)?;
@@ -205,7 +205,7 @@ impl Source for Remote {
         if !self.listed.contains(CONFIG) {
             return Err(Error::file(
                 path,
-                "missing; a checkpoint needs it beside its weights, use another revision or a local copy",
+                "missing".remedy("a checkpoint needs it beside its weights, use another revision or a local copy"),
             ));
         }
         let config = json::object(&path, &self.small_file(CONFIG)?)?;

@@ -1,7 +1,7 @@
 //! A checkpoint of which only the headers need be at hand; its bytes are read by ranges, from a disk or over a network.
 
 use super::{Checkpoint, HeadersOnly, Hub, Stored, TensorInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::{Progress, check_interrupt};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -205,7 +205,7 @@ impl Source for Checkpoint {
             let piece = &mut buffer[..STREAM_BYTES.min(range.end - at) as usize];
             self.0.files[shard].read_exact_at(piece, at).map_err(|error| match error.kind() {
                 std::io::ErrorKind::UnexpectedEof => {
-                    Error::file(path, "the file has become shorter since it was opened; open it again")
+                    Error::file(path, "the file has become shorter since it was opened".remedy("open it again"))
                 }
                 _ => Error::io("read", path)(error),
             })?;
@@ -262,7 +262,7 @@ impl Checkpoint {
         }
         if at < range.end {
             let problem =
-                format!("stored sparse, it has no bytes {at}..{} of a tensor; decompress it first", range.end);
+                format!("stored sparse, it has no bytes {at}..{} of a tensor", range.end).remedy("decompress it first");
             return Err(Error::file(&self.shards()[shard], problem));
         }
         Ok(())

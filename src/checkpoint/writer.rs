@@ -6,7 +6,7 @@ use super::index::{self, is_file_name, shard_name};
 use super::names::Names;
 use super::parts::{Parts, transpose};
 use super::{Checkpoint, header};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 pub(super) use crate::files::refuse_existing;
 use crate::files::{NewDir, folder_of};
 use candle_core::{DType, Tensor};
@@ -242,7 +242,7 @@ impl CheckpointWriter {
             ConversionFailure::Io(e) => self.write_error("write", e),
             ConversionFailure::Read(e) => e,
             ConversionFailure::Unsupported(file, memory) => {
-                let problem = format!("cannot write {memory} as {file}; both must be f32, f64, f16 or bf16");
+                let problem = format!("cannot write {memory} as {file}").remedy("both must be f32, f64, f16 or bf16");
                 Error::tensor(self.dir.out(), name, problem)
             }
             ConversionFailure::NotFinite(at) => {
@@ -446,8 +446,8 @@ pub(super) fn is_beside_weights(name: &str) -> bool {
     is_file_name(name) && !weights && !name.starts_with('.')
 }
 
-pub(super) fn disk_full(detail: &str) -> String {
-    format!("the disk is full ({detail}); free some space, or choose an output directory on another disk")
+pub(super) fn disk_full(detail: &str) -> Problem {
+    format!("the disk is full ({detail})").remedy("free some space, or choose an output directory on another disk")
 }
 
 /// Free bytes of the file system under `dir`; `None` if the system does not say.

@@ -2,7 +2,7 @@
 
 use super::dtypes::{Element, by_dtype};
 use super::{Memory, libraries, transfer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use candle_core::cuda::cudarc::driver::{CudaEvent, CudaSlice};
 use candle_core::cuda::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{CpuStorage, Device, Result as CandleResult, Storage, Tensor};
@@ -20,7 +20,8 @@ pub(super) fn open(ordinal: usize) -> Result<Device> {
         // A backtrace may follow.
         let text = error.to_string();
         let cause = text.lines().next().unwrap_or_default();
-        let problem = format!("cannot be used: {cause}; nvidia-smi lists GPUs, and CUDA_VISIBLE_DEVICES may hide them");
+        let problem =
+            format!("cannot be used: {cause}").remedy("nvidia-smi lists GPUs, and CUDA_VISIBLE_DEVICES may hide them");
         Error::argument("device", format!("cuda:{ordinal}"), problem)
     })
 }

@@ -1,7 +1,7 @@
 //! CUDA's shared libraries. An executable of `scripts/cuda-build.sh` names none of them, so that it starts anywhere: its calls
 //! are bound when they are first made, to what was loaded here. In one that was linked in the usual way they are loaded already.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::NonNull;
 
@@ -10,17 +10,17 @@ use std::ptr::NonNull;
 /// # Errors
 /// [`Error::Argument`], which says what is missing, and the remedy.
 pub(crate) fn load() -> Result<()> {
-    let missing = |problem: String| Error::argument("device", "cuda", problem);
+    let missing = |problem: Problem| Error::argument("device", "cuda", problem);
     open("libcuda.so.1", libc::RTLD_GLOBAL)
-        .map_err(|e| missing(format!("{e}; install NVIDIA's driver, or compute on the CPU with --device cpu")))?;
+        .map_err(|e| missing(e.remedy("install NVIDIA's driver, or compute on the CPU with --device cpu")))?;
     let version = env!("LACUNA_CUDA_VERSION");
     let major = version.split('.').next().unwrap_or(version);
     for library in [format!("libcublas.so.{major}"), "libcurand.so.10".to_owned()] {
         open(&library, libc::RTLD_GLOBAL).map_err(|e| {
-            missing(format!(
-                "{e}; put the folder of CUDA {major}'s libraries on LD_LIBRARY_PATH: /usr/local/cuda/lib64, or \
+            missing(e.remedy(format!(
+                "put the folder of CUDA {major}'s libraries on LD_LIBRARY_PATH: /usr/local/cuda/lib64, or \
                  nvidia/cu{major}/lib in the site-packages of a Python that has PyTorch"
-            ))
+            )))
         })?;
     }
     Ok(())

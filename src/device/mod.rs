@@ -17,9 +17,9 @@ pub(crate) use gpu::wrap;
 #[cfg(feature = "cuda")]
 pub(crate) use transfer::{download, upload};
 
-#[cfg(not(feature = "cuda"))]
-use crate::error::Error;
 use crate::error::Result;
+#[cfg(not(feature = "cuda"))]
+use crate::error::{Error, Remedy};
 use candle_core::{Device, Result as CandleResult, Tensor};
 use serde::Serialize;
 
@@ -43,7 +43,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
     Err(Error::argument(
         "device",
         format!("cuda:{ordinal}"),
-        "this build has no CUDA; build it with `cargo build --features cuda`, or scripts/cuda-build.sh",
+        "this build has no CUDA".remedy("build it with `cargo build --features cuda`, or scripts/cuda-build.sh"),
     ))
 }
 

@@ -88,8 +88,7 @@ where
 
 /// Columns as a table; formats and units follow from their types and names.
 pub(super) fn table(columns: Vec<Column>) -> Result<Table> {
-    let failed = |error| Error::Report { doing: "making a table".into(), problem: format!("{error}") };
-    DataFrame::new_infer_height(columns).map(Table::from).map_err(failed)
+    DataFrame::new_infer_height(columns).map(Table::from).map_err(|error| Error::report("making a table", error))
 }
 
 /// A fraction for people: `50.0%`.

@@ -1,6 +1,6 @@
 //! Questions of a cell to the person in front of the notebook.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::rich::host;
 
 /// Asks for a line of text in the notebook, as Python's `input` does. Jupyter's clients show a field for the answer.
@@ -25,7 +25,7 @@ fn ask(prompt: &str, is_secret: bool) -> Result<String> {
         Error::argument(
             "input",
             format!("{prompt:?}"),
-            "nobody can answer here; make it a parameter of the notebook, which `-p name=value` sets",
+            "nobody can answer here".remedy("make it a parameter of the notebook, which `-p name=value` sets"),
         )
     })
 }

@@ -3,7 +3,7 @@
 use super::example::Choice;
 use super::task::{Task, TaskRecord};
 use super::{each, finite, target_losses};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::model::{DecoderLayer, KvCache, Model, ModelConfig, Rope, Wanted};
 use crate::progress::{Progress, Stage};
 use crate::stats::{Bootstrap, Score};
@@ -167,18 +167,20 @@ impl Run {
     }
 }
 
-const NO_START: &str = "has no context, and neither the tokenizer nor config.json has a token to begin with (`bos_token`); add \
-                        one, or a context";
+fn no_start() -> Problem {
+    "has no context, and neither the tokenizer nor config.json has a token to begin with (`bos_token`)"
+        .remedy("add one, or a context")
+}
 
 /// Tokens of an example; what is wrong with it is an error without its line.
-fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>, String> {
-    let said = |error: Error| error.to_string();
+fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>, Problem> {
+    let said = |error: Error| Problem::from(error);
     let positions = model.config().max_position_embeddings;
     let mut runs: BTreeMap<_, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
     for (i, (context, continuation)) in example.requests().enumerate() {
         let (context, continuation) = if context.is_empty() {
             let start = encoder.start();
-            let start = start.ok_or(NO_START)?;
+            let start = start.ok_or_else(no_start)?;
             let mut ids = encoder.plain(&continuation).map_err(said)?;
             if ids.first() == Some(&start) {
                 ids.remove(0);
@@ -190,16 +192,16 @@ fn encode(model: &Model, encoder: &Encoder, example: &Choice) -> Result<Vec<Run>
             let whole = encoder.encode(&format!("{context}{continuation}")).map_err(said)?;
             let continuation = whole.get(ids.len()..).unwrap_or_default().to_vec();
             if ids.is_empty() {
-                ids.push(encoder.start().ok_or(NO_START)?);
+                ids.push(encoder.start().ok_or_else(no_start)?);
             }
             (ids, continuation)
         };
         if continuation.is_empty() {
-            return Err(format!("choice {i} adds no token to the context; its tokenizer joins them"));
+            return Err(format!("choice {i} adds no token to the context; its tokenizer joins them").into());
         }
         if continuation.len() > positions {
             let tokens = continuation.len();
-            return Err(format!("choice {i} has {tokens} tokens, more than the model's context of {positions}"));
+            return Err(format!("choice {i} has {tokens} tokens, more than the model's context of {positions}").into());
         }
         // The last token is predicted, but predicts nothing, and takes no position.
         let length = context.len() + continuation.len() - 1;

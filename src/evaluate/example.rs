@@ -1,5 +1,6 @@
 //! One example of a task, and the fields of a row that it is read from.
 
+use crate::error::{Problem, Remedy};
 use serde_json::{Map, Value};
 
 /// A text and what may follow it.
@@ -53,16 +54,13 @@ pub struct Prompt {
     pub answers: Vec<String>,
 }
 
-/// The reason to refuse an example; file and line are put in front of it.
-pub(super) type Problem = String;
-
 /// Refuses an example with fewer than two choices, or an empty one.
 pub(super) fn checked(choice: Choice) -> Result<Choice, Problem> {
     if choice.choices.len() < 2 {
-        return Err(format!("`choices` has {}; at least two are needed", choice.choices.len()));
+        return Err(format!("`choices` has {}", choice.choices.len()).remedy("at least two are needed"));
     }
     if let Some(empty) = choice.choices.iter().position(|choice| choice.trim().is_empty()) {
-        return Err(format!("choice {empty} is empty"));
+        return Err(format!("choice {empty} is empty").into());
     }
     Ok(choice)
 }
@@ -71,18 +69,18 @@ pub(super) fn checked(choice: Choice) -> Result<Choice, Problem> {
 pub(super) fn text<'v>(object: &'v Map<String, Value>, field: &str) -> Result<&'v str, Problem> {
     match object.get(field) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("`{field}` is {}; a text is wanted", short(other))),
-        None => Err(format!("has no field `{field}`")),
+        Some(other) => Err(format!("`{field}` is {}", short(other)).remedy("a text is wanted")),
+        None => Err(format!("has no field `{field}`").into()),
     }
 }
 
 /// The list of texts in a field.
 pub(super) fn texts<'v>(object: &'v Map<String, Value>, field: &str) -> Result<Vec<&'v str>, Problem> {
-    let wrong = |value: &Value| format!("`{field}` holds {}; a list of texts is wanted", short(value));
+    let wrong = |value: &Value| format!("`{field}` holds {}", short(value)).remedy("a list of texts is wanted");
     match object.get(field) {
         Some(Value::Array(list)) => list.iter().map(|item| item.as_str().ok_or_else(|| wrong(item))).collect(),
         Some(other) => Err(wrong(other)),
-        None => Err(format!("has no field `{field}`")),
+        None => Err(format!("has no field `{field}`").into()),
     }
 }
 
@@ -98,10 +96,8 @@ pub(super) fn position(object: &Map<String, Value>, field: &str, choices: &[Stri
     let n = choices.len();
     let value = object.get(field).ok_or_else(|| format!("has no field `{field}`"))?;
     let wanted = || {
-        format!(
-            "`{field}` is {}, of {n} choices; wanted is a position from 0, a letter from A, or a choice's text",
-            short(value)
-        )
+        format!("`{field}` is {}, of {n} choices", short(value))
+            .remedy("wanted is a position from 0, a letter from A, or a choice's text")
     };
     let number = |number: u64| usize::try_from(number).ok().filter(|&at| at < n);
     match value {
@@ -114,10 +110,10 @@ pub(super) fn position(object: &Map<String, Value>, field: &str, choices: &[Stri
                 _ => text.parse().ok().and_then(number),
             };
             match (by_text, by_place) {
-                (Some(a), Some(b)) if a != b => Err(format!(
-                    "`{field}` is {text:?}, which is choice {a} by its text and choice {b} by its place; write the \
-                     position as a number"
-                )),
+                (Some(a), Some(b)) if a != b => {
+                    Err(format!("`{field}` is {text:?}, which is choice {a} by its text and choice {b} by its place")
+                        .remedy("write the position as a number"))
+                }
                 (by_text, by_place) => by_text.or(by_place).ok_or_else(wanted),
             }
         }

@@ -3,7 +3,7 @@
 use super::each;
 use super::example::Prompt;
 use super::task::{Task, TaskRecord};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::generate::{GenerateConfig, continue_until};
 use crate::model::Model;
 use crate::progress::Progress;
@@ -85,7 +85,11 @@ pub fn score_generation(
         return Err(Error::argument("max_new_tokens", config.max_new_tokens, problem));
     }
     if config.stop.iter().any(String::is_empty) {
-        return Err(Error::argument("stop", "\"\"", "an empty text stops before the first token; leave it out"));
+        return Err(Error::argument(
+            "stop",
+            "\"\"",
+            "an empty text stops before the first token".remedy("leave it out"),
+        ));
     }
     let model = &model.resident()?;
     let tokenizer = model.tokenizer()?;

@@ -1,6 +1,7 @@
 //! Rows of public data sets as their authors or the hub have them, with the prompts of lm-evaluation-harness 0.4.13.
 
 use super::example::{Choice, Glue, checked, position, short, text, texts};
+use crate::error::{Problem, Remedy};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -83,7 +84,7 @@ pub(super) fn recognised(row: &Fields) -> Option<TaskKind> {
 }
 
 /// A row as a multiple-choice example.
-pub(super) fn choice(row: &Fields, kind: TaskKind) -> Result<Choice, String> {
+pub(super) fn choice(row: &Fields, kind: TaskKind) -> Result<Choice, Problem> {
     let owned = |texts: Vec<&str>| -> Vec<String> { texts.into_iter().map(str::to_owned).collect() };
     let made = |context: String, choices: Vec<String>, answer: usize| {
         checked(Choice { line: 0, context, choices, answer, glue: Glue::Space, ending: None })
@@ -151,31 +152,31 @@ pub(super) fn choice(row: &Fields, kind: TaskKind) -> Result<Choice, String> {
 }
 
 /// Choices and their labels: two lists, or a list of pairs.
-fn labelled(row: &Fields) -> Result<(Vec<String>, Vec<String>), String> {
+fn labelled(row: &Fields) -> Result<(Vec<String>, Vec<String>), Problem> {
     let owned = |texts: Vec<&str>| -> Vec<String> { texts.into_iter().map(str::to_owned).collect() };
     match row.get("choices") {
         Some(Value::Object(lists)) => {
             let (choices, labels) = (owned(texts(lists, "text")?), owned(texts(lists, "label")?));
             if choices.len() != labels.len() {
-                return Err(format!("`choices` has {} texts and {} labels", choices.len(), labels.len()));
+                return Err(format!("`choices` has {} texts and {} labels", choices.len(), labels.len()).into());
             }
             Ok((choices, labels))
         }
         Some(Value::Array(pairs)) => {
-            let pair = |pair: &Value| -> Result<(String, String), String> {
+            let pair = |pair: &Value| -> Result<(String, String), Problem> {
                 let pair =
                     pair.as_object().ok_or("`choices` holds something else than objects of `text` and `label`")?;
                 Ok((text(pair, "text")?.to_owned(), text(pair, "label")?.to_owned()))
             };
-            Ok(pairs.iter().map(pair).collect::<Result<Vec<_>, String>>()?.into_iter().unzip())
+            Ok(pairs.iter().map(pair).collect::<Result<Vec<_>, Problem>>()?.into_iter().unzip())
         }
-        Some(other) => Err(format!("`choices` is {}; texts with labels are wanted", short(other))),
+        Some(other) => Err(format!("`choices` is {}", short(other)).remedy("texts with labels are wanted")),
         None => Err("has no field `choices`".into()),
     }
 }
 
 /// The index of a label among the names of the choices.
-fn named(row: &Fields, field: &str, names: &[&[&str]]) -> Result<usize, String> {
+fn named(row: &Fields, field: &str, names: &[&[&str]]) -> Result<usize, Problem> {
     let value = row.get(field).ok_or_else(|| format!("has no field `{field}`"))?;
     let said = match value {
         Value::String(text) => text.trim().to_lowercase(),
@@ -184,12 +185,12 @@ fn named(row: &Fields, field: &str, names: &[&[&str]]) -> Result<usize, String> 
     let wanted = || names.iter().map(|names| names.join(", ")).collect::<Vec<_>>().join(" or ");
     names.iter().position(|names| names.contains(&said.as_str())).ok_or_else(|| match said.as_str() {
         "" | "-1" | "null" => hidden(field, &short(value)),
-        _ => format!("`{field}` is {}; wanted is {}", short(value), wanted()),
+        _ => format!("`{field}` is {}", short(value)).remedy(format!("wanted is {}", wanted())),
     })
 }
 
 /// The position of the right choice.
-fn label(row: &Fields, field: &str, choices: &[String]) -> Result<usize, String> {
+fn label(row: &Fields, field: &str, choices: &[String]) -> Result<usize, Problem> {
     match row.get(field) {
         Some(value) if [Value::from(-1), Value::from("-1"), Value::from("")].contains(value) => {
             Err(hidden(field, &short(value)))
@@ -198,8 +199,8 @@ fn label(row: &Fields, field: &str, choices: &[String]) -> Result<usize, String>
     }
 }
 
-fn hidden(field: &str, value: &str) -> String {
-    format!("`{field}` is {value}: the answers of a test part are not public; take the validation part")
+fn hidden(field: &str, value: &str) -> Problem {
+    format!("`{field}` is {value}: the answers of a test part are not public").remedy("take the validation part")
 }
 
 /// The context that lm-evaluation-harness gives PIQA and ARC.

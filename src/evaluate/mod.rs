@@ -15,7 +15,7 @@ pub use hub::TaskKind;
 pub use suite::{Suite, SuiteRow, SuiteScores, score_suite, suite_tasks};
 pub use task::{Task, TaskRecord};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::{Head, LOGIT_ROWS, Model, log_sum_exp};
 use crate::progress::Progress;
 use crate::record::{EvaluationRecord, TextRecord};
@@ -139,7 +139,7 @@ fn finite(model: &Model, loss: f64) -> Result<()> {
     if loss.is_finite() {
         return Ok(());
     }
-    let problem = format!("are not finite in {:?}; evaluate in f32", model.dtype());
+    let problem = format!("are not finite in {:?}", model.dtype()).remedy("evaluate in f32");
     Err(Error::tensor(model.name(), "logits", problem))
 }
 

@@ -4,7 +4,7 @@ use super::example::Choice;
 use super::hub::{self, TaskKind};
 use super::task::Task;
 use super::{ChoiceScores, score_choices};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::stats::Bootstrap;
@@ -106,7 +106,8 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
             [] => missing.push(column.name),
             [(_, path, _)] => tasks.push((column.name, Task::choices(path, limit)?)),
             [(first, ..), (second, ..), ..] => {
-                let problem = format!("{} is there twice, in {first} and {second}; leave one of them", column.name);
+                let problem =
+                    format!("{} is there twice, in {first} and {second}", column.name).remedy("leave one of them");
                 return Err(Error::file(dir, problem));
             }
         }
@@ -118,10 +119,9 @@ pub fn suite_tasks(suite: Suite, dir: &Path, limit: Option<usize>) -> Result<Vec
     if let Some(error) = unread {
         return Err(error);
     }
-    let problem = format!(
-        "has no {}; give the rows of each, JSON lines or parquet, as the hub or the authors have them (docs/record.md), and ARC's \
-         under a path that says `easy` or `challenge`",
-        missing.join(", ")
+    let problem = format!("has no {}", missing.join(", ")).remedy(
+        "give the rows of each, JSON lines or parquet, as the hub or the authors have them (docs/record.md), and \
+         ARC's under a path that says `easy` or `challenge`",
     );
     Err(Error::file(dir, problem))
 }

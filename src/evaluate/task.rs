@@ -1,8 +1,8 @@
 //! Tasks: files with one example a row, in the shapes that public data sets have.
 
-use super::example::{Choice, Glue, Problem, Prompt, checked, position, short, text, texts};
+use super::example::{Choice, Glue, Prompt, checked, position, short, text, texts};
 use super::hub::{self, TaskKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::text::{Input, Rows, read as read_input};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -105,8 +105,8 @@ impl<E> Task<E> {
     }
 
     /// An error about an example.
-    pub(super) fn problem(&self, line: usize, problem: Problem) -> Error {
-        Error::file(&self.path, format!("{} {line}: {problem}", self.unit))
+    pub(super) fn problem(&self, line: usize, problem: impl Into<Problem>) -> Error {
+        Error::file(&self.path, problem.into().map(|cause| format!("{} {line}: {cause}", self.unit)))
     }
 }
 
@@ -132,15 +132,21 @@ fn read<E>(
         .take(limit.unwrap_or(usize::MAX))
         .map(|(line, row)| {
             let parse = || {
-                example(line, row?.as_object().ok_or_else(|| format!("is no JSON object; each {unit} is one example"))?)
+                example(
+                    line,
+                    row?.as_object()
+                        .ok_or_else(|| "is no JSON object".remedy(format!("each {unit} is one example")))?,
+                )
             };
-            parse().map_err(|problem: Problem| Error::file(path, format!("{unit} {line}: {problem}")))
+            parse()
+                .map_err(|problem: Problem| Error::file(path, problem.map(|cause| format!("{unit} {line}: {cause}"))))
         })
         .collect::<Result<Vec<(E, Option<TaskKind>)>>>()?;
     let Some(&(_, first)) = examples.first() else {
         return Err(Error::file(
             path,
-            "holds no example; a task is JSON lines, one example a line, a JSON list or a parquet table of them",
+            "holds no example"
+                .remedy("a task is JSON lines, one example a line, a JSON list or a parquet table of them"),
         ));
     };
     let kind = first.filter(|_| examples.iter().all(|(_, kind)| *kind == first));
@@ -167,9 +173,9 @@ fn choice(object: &Map<String, Value>) -> Result<(Choice, Option<TaskKind>), Pro
         return Ok((checked(choice)?, None));
     }
     let fields: Vec<&str> = object.keys().map(String::as_str).collect();
-    let wanted = "`question`, `choices` and `answer`, or the fields of BoolQ, RTE, HellaSwag, WinoGrande, ARC, OpenBookQA or \
-                  PIQA (docs/record.md)";
-    Err(format!("is no multiple-choice example: it has {fields:?}; wanted are {wanted}"))
+    let wanted = "`question`, `choices` and `answer`, or the fields of BoolQ, RTE, HellaSwag, WinoGrande, ARC, \
+                  OpenBookQA or PIQA (docs/record.md)";
+    Err(format!("is no multiple-choice example: it has {fields:?}").remedy(format!("wanted are {wanted}")))
 }
 
 /// The one of `fields` that the example has.
@@ -177,8 +183,8 @@ fn one_of<'f>(object: &Map<String, Value>, fields: &[&'f str]) -> Result<&'f str
     let mut there = fields.iter().filter(|&&field| object.contains_key(field));
     match (there.next(), there.next()) {
         (Some(one), None) => Ok(one),
-        (Some(one), Some(other)) => Err(format!("has both `{one}` and `{other}`; leave the one that counts")),
-        (None, _) => Err(format!("has none of the fields `{}`", fields.join("`, `"))),
+        (Some(one), Some(other)) => Err(format!("has both `{one}` and `{other}`").remedy("leave the one that counts")),
+        (None, _) => Err(format!("has none of the fields `{}`", fields.join("`, `")).into()),
     }
 }
 
@@ -188,10 +194,14 @@ fn answers(object: &Map<String, Value>) -> Result<Vec<String>, Problem> {
     let one = |value: &Value| match value {
         Value::String(text) if !text.trim().is_empty() => Ok(text.clone()),
         Value::Number(number) => Ok(number.to_string()),
-        other => Err(format!("`{field}` holds {}; a text, or a list of accepted texts, is wanted", short(other))),
+        other => {
+            Err(format!("`{field}` holds {}", short(other)).remedy("a text, or a list of accepted texts, is wanted"))
+        }
     };
     match &object[field] {
-        Value::Array(list) if list.is_empty() => Err(format!("`{field}` is an empty list; nothing would be right")),
+        Value::Array(list) if list.is_empty() => {
+            Err(format!("`{field}` is an empty list; nothing would be right").into())
+        }
         Value::Array(list) => list.iter().map(one).collect(),
         value => Ok(vec![one(value)?]),
     }
@@ -243,10 +253,10 @@ mod tests {
         }
         assert_eq!(with(json!("4"), ["3", "4", "5"]), Ok(1), "no choice has position 4");
         assert_eq!(with(json!("B"), ["A", "B", "C"]), Ok(1), "text and letter agree");
-        let ambiguous = with(json!("1"), ["1", "2", "3"]).unwrap_err();
+        let ambiguous = with(json!("1"), ["1", "2", "3"]).unwrap_err().sentence();
         assert!(ambiguous.contains("choice 0 by its text and choice 1 by its place"), "{ambiguous}");
         for answer in [json!(3), json!(-1), json!(1.5), json!("D"), json!("pink"), json!(null), json!("")] {
-            let problem = with(answer.clone(), words).unwrap_err();
+            let problem = with(answer.clone(), words).unwrap_err().sentence();
             assert!(problem.starts_with(&format!("`gold` is {answer}, of 3 choices; wanted is")), "{problem}");
         }
         assert_eq!(parsed(json!({"query": "x ", "choices": words, "gold": 0})).unwrap().context, "x ", "as it stands");
@@ -277,7 +287,7 @@ mod tests {
                 "`answerKey` is \"E\", which is not in `choices.label` [\"A\", \"B\"]",
             ),
         ] {
-            let problem = parsed(value.clone()).unwrap_err();
+            let problem = parsed(value.clone()).unwrap_err().sentence();
             assert!(problem.contains(says), "{value}: {problem}");
         }
     }
@@ -287,8 +297,8 @@ mod tests {
         let of = |value: Value| answers(value.as_object().unwrap());
         assert_eq!(of(json!({"answer": "a"})), Ok(vec!["a".into()]));
         assert_eq!(of(json!({"target": ["a", 7]})), Ok(vec!["a".into(), "7".into()]));
-        assert!(of(json!({"answers": []})).unwrap_err().contains("empty list"));
-        assert!(of(json!({"answer": {"x": 1}})).unwrap_err().contains("`answer` holds {\"x\":1}"));
-        assert!(of(json!({})).unwrap_err().contains("none of the fields `answer`, `target`, `answers`"));
+        assert!(of(json!({"answers": []})).unwrap_err().sentence().contains("empty list"));
+        assert!(of(json!({"answer": {"x": 1}})).unwrap_err().sentence().contains("`answer` holds {\"x\":1}"));
+        assert!(of(json!({})).unwrap_err().sentence().contains("none of the fields `answer`, `target`, `answers`"));
     }
 }

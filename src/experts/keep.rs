@@ -1,7 +1,7 @@
 //! The experts of each layer that stay.
 
 use super::layout::ExpertLayout;
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -65,19 +65,21 @@ impl Keep {
     /// with a mixture.
     pub fn new(layout: &ExpertLayout, mut lists: BTreeMap<usize, Vec<usize>>) -> Result<Self> {
         for (layer, list) in &mut lists {
-            let wrong = |problem: String| Error::argument("keep", format!("layer {layer}"), problem);
+            let wrong = |problem: Problem| Error::argument("keep", format!("layer {layer}"), problem);
             if !layout.mixtures.contains_key(layer) {
                 return Err(wrong("has no mixture of experts".into()));
             }
             list.sort_unstable();
             if list.is_empty() {
-                return Err(wrong("keeps no expert; name at least one".into()));
+                return Err(wrong("keeps no expert".remedy("name at least one")));
             }
             if let Some(twice) = list.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(wrong(format!("names expert {} twice", twice[0])));
+                return Err(wrong(format!("names expert {} twice", twice[0]).into()));
             }
             if let Some(beyond) = list.iter().find(|&&expert| expert >= layout.experts) {
-                return Err(wrong(format!("names expert {beyond}; there are {}, counted from 0", layout.experts)));
+                return Err(wrong(
+                    format!("names expert {beyond}").remedy(format!("there are {}, counted from 0", layout.experts)),
+                ));
             }
         }
         if lists.is_empty() {
@@ -147,7 +149,7 @@ impl Keep {
             return Err(Error::argument(
                 "keep",
                 format!("layer {layer}"),
-                "has no list; a model needs one for every layer",
+                "has no list".remedy("a model needs one for every layer"),
             ));
         }
         let (first, kept) = self.layers().next().map_or((0, 0), |(layer, list)| (layer, list.len()));
@@ -160,8 +162,8 @@ impl Keep {
             return Err(Error::argument("keep", format!("layer {layer}"), problem));
         }
         if kept < layout.top_k {
-            let problem =
-                format!("each token needs {} (`{}`); keep at least that", layout.top_k, layout.family.top_k_keys[0]);
+            let problem = format!("each token needs {} (`{}`)", layout.top_k, layout.family.top_k_keys[0])
+                .remedy("keep at least that");
             return Err(Error::argument("keep", format!("{kept} experts"), problem));
         }
         if let Some(groups) = layout.groups {
@@ -178,10 +180,11 @@ impl Keep {
                 let (reached, best) = (groups.reachable * kept / groups.groups, layout.family.group_best);
                 let least = (kept..=layout.experts).find(|&count| layout.routable(count)).unwrap_or(layout.experts);
                 let problem = format!(
-                    "a token reaches {} of {} groups, so {reached} experts, and needs {}; a group needs {best} to be judged \
-                     by; keep at least {least}",
+                    "a token reaches {} of {} groups, so {reached} experts, and needs {}; a group needs {best} to be \
+                     judged by",
                     groups.reachable, groups.groups, layout.top_k
-                );
+                )
+                .remedy(format!("keep at least {least}"));
                 return Err(Error::argument("keep", format!("{kept} experts"), problem));
             }
         }

@@ -1,7 +1,7 @@
 //! The tensors of a checkpoint that hold its experts, found by the family's names.
 
 use crate::checkpoint::{Source, TensorInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::{MOE_FAMILIES, MoeFamily};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -128,7 +128,8 @@ impl ExpertLayout {
                 let groups = Groups { groups: number(key)?, reachable: number(reachable)? };
                 if experts % groups.groups != 0 || groups.reachable > groups.groups {
                     let problem = format!(
-                        "{experts} experts in {} groups (`{key}`), of which a token reaches {} (`{reachable}`): impossible",
+                        "{experts} experts in {} groups (`{key}`), of which a token reaches {} (`{reachable}`): \
+                         impossible",
                         groups.groups, groups.reachable
                     );
                     return Err(Error::file(&path, problem));
@@ -169,8 +170,8 @@ impl ExpertLayout {
             None => Ok(()),
             Some(layer) => {
                 let name = format!("model.layers.{layer}.{}", family.module);
-                let problem =
-                    format!("no tensor of it is here, and config.json has {layers} layers; is a shard missing?");
+                let problem = format!("no tensor of it is here, and config.json has {layers} layers")
+                    .remedy("is a shard missing?");
                 Err(Error::tensor(source.origin(), name, problem))
             }
         }
@@ -241,13 +242,13 @@ impl ExpertLayout {
         }
         for (first, (seen, _)) in &kinds {
             if let Some(missing) = seen.iter().position(|seen| !seen) {
-                let problem = "is missing, while other experts have it; is the checkpoint complete?";
+                let problem = "is missing, while other experts have it".remedy("is the checkpoint complete?");
                 return Err(Error::tensor(source.origin(), renumbered(first, missing), problem));
             }
         }
         let missing = |what: String| {
             let name = format!("model.layers.{layer}.{}.{what}", self.family.module);
-            Err(Error::tensor(source.origin(), name, "is missing; is the checkpoint complete?"))
+            Err(Error::tensor(source.origin(), name, "is missing".remedy("is the checkpoint complete?")))
         };
         if !router {
             return missing(self.family.router.to_owned());

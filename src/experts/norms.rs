@@ -2,7 +2,7 @@
 
 use super::layout::{ExpertLayout, Role};
 use crate::checkpoint::{Source, TensorInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::mxfp4::{NAN_SCALE, VALUES};
 use crate::progress::Progress;
 use half::{bf16, f16};
@@ -123,7 +123,7 @@ fn sum_of_squares(
         }
         (Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64, _) => Vec::new(),
         (other, _) => {
-            let problem = format!("norms of {other} weights are not supported; choose by router-norm");
+            let problem = format!("norms of {other} weights are not supported").remedy("choose by router-norm");
             return Err(Error::tensor(path(info), &info.name, problem));
         }
     };

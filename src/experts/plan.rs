@@ -4,7 +4,7 @@ use super::build::{Selection, plan_model, plan_slices};
 use super::keep::Keep;
 use super::layout::ExpertLayout;
 use crate::checkpoint::{Rewrite, Seconds, SideFiles, Source, TensorInfo, available_bytes, parent};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use serde::Serialize;
 use serde_json::Map;
@@ -80,8 +80,8 @@ pub fn plan(source: &dyn Source, layout: &ExpertLayout, keep: &Keep, max_shard: 
     rewrite.check_output(out)?;
     plan.free_bytes = available_bytes(parent(out));
     if let Some(free) = plan.free_bytes.filter(|&free| free < plan.output_bytes) {
-        let problem =
-            format!("{} bytes are needed, {free} are free; choose a directory on another disk", plan.output_bytes);
+        let problem = format!("{} bytes are needed, {free} are free", plan.output_bytes)
+            .remedy("choose a directory on another disk");
         return Err(Error::file(out, problem));
     }
     let sample = rewrite.sample(source, SAMPLE_BYTES)?;

@@ -3,7 +3,7 @@
 use super::keep::Keep;
 use super::layout::ExpertLayout;
 use super::scores::{ExpertScores, Metric};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -94,7 +94,8 @@ impl Ranking {
         let groups = layout.groups.map_or(1, |groups| groups.groups);
         if count == 0 || count > layout.experts {
             let least = (1..=layout.experts).find(|&count| layout.routable(count)).unwrap_or(layout.experts);
-            let problem = format!("a layer has {} experts; keep at least {least} and at most all", layout.experts);
+            let problem = format!("a layer has {} experts", layout.experts)
+                .remedy(format!("keep at least {least} and at most all"));
             return Err(Error::argument("keep", format!("{count} experts"), problem));
         }
         if !count.is_multiple_of(groups) {
@@ -103,7 +104,8 @@ impl Ranking {
             let below = (1..count).rev().find(fits);
             let near: Vec<String> =
                 below.into_iter().chain((count..=layout.experts).find(fits)).map(|count| count.to_string()).collect();
-            let problem = format!("the {groups} groups of experts must keep equally many; keep {}", near.join(" or "));
+            let problem = format!("the {groups} groups of experts must keep equally many")
+                .remedy(format!("keep {}", near.join(" or ")));
             return Err(Error::argument("keep", format!("{count} experts"), problem));
         }
         let size = layout.experts / groups;

@@ -1,7 +1,7 @@
 //! Measures of the experts' work on calibration text: routing frequency, expert activation norm (EAN) and
 //! router-weighted activation (REAP, Lasby et al. 2025).
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::{ExpertOutput, ForwardPass, Linear, Model, Tap, Wanted};
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -101,7 +101,7 @@ impl Sums {
 
     fn finish(self, model: &Model, layer: usize) -> Result<ExpertSaliency> {
         if let Some(expert) = self.experts.iter().position(|expert| !expert.norms.is_finite()) {
-            let problem = format!("its output is not finite in {:?}; score experts in f32", model.dtype());
+            let problem = format!("its output is not finite in {:?}", model.dtype()).remedy("score experts in f32");
             return Err(Error::tensor(model.name(), format!("model.layers.{layer} expert {expert}"), problem));
         }
         let list = |value: fn(&Expert) -> f64| self.experts.iter().map(value).collect();

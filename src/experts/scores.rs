@@ -5,7 +5,7 @@ use super::norms::{router_norms, weight_norms};
 use super::saliency::{ExpertSaliency, saliency};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, Source};
 use crate::error::named;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::Model;
 use crate::progress::{Progress, check_interrupt};
 use crate::record::TextRecord;
@@ -107,7 +107,8 @@ impl ExpertScores {
             Metric::RouterNorm => router_norms(source, layout, progress)?,
             Metric::WeightNorm => weight_norms(source, layout, progress)?,
             _ => {
-                let problem = "is measured on a text; compute it with `lacuna experts score`, and name the result";
+                let problem =
+                    "is measured on a text".remedy("compute it with `lacuna experts score`, and name the result");
                 return Err(Error::argument("metric", metric, problem));
             }
         };
@@ -159,7 +160,10 @@ impl ExpertScores {
     /// and [`ExpertScores::write`].
     pub fn calibrate_to(model: &Model, windows: &Windows, out: &Path, progress: Progress) -> Result<Self> {
         let Some(checkpoint) = model.checkpoint() else {
-            return Err(Error::file(out, "the model exists in memory only; score the checkpoint that it came from"));
+            return Err(Error::file(
+                out,
+                "the model exists in memory only".remedy("score the checkpoint that it came from"),
+            ));
         };
         let layout = ExpertLayout::find(checkpoint)?;
         let metrics = Metric::CALIBRATED.into_iter().chain([Metric::RouterNorm]);
@@ -213,7 +217,8 @@ impl ExpertScores {
         if self.routers_sha256 == layout.routers_sha256(source)? {
             return Ok(());
         }
-        let problem = format!("were measured on a model with other routers than {}; score this one", source.origin());
+        let problem =
+            format!("were measured on a model with other routers than {}", source.origin()).remedy("score this one");
         Err(Error::argument("scores", &self.model, problem))
     }
 
@@ -297,7 +302,7 @@ impl ExpertScores {
         let path = dir.join(DESCRIPTION);
         let text = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::file(&path, "missing; give a directory that `lacuna experts score` wrote"));
+                return Err(Error::file(&path, "missing".remedy("give a directory that `lacuna experts score` wrote")));
             }
             text => text.map_err(Error::io("read", &path))?,
         };
@@ -305,7 +310,10 @@ impl ExpertScores {
             serde_json::from_slice(&text)
                 .map_err(|e| Error::file(&path, format!("not a description of scores ({e})")))?;
         if schema != SCHEMA {
-            return Err(Error::file(&path, format!("schema {schema} is not {SCHEMA}; compute the scores again")));
+            return Err(Error::file(
+                &path,
+                format!("schema {schema} is not {SCHEMA}").remedy("compute the scores again"),
+            ));
         }
         let checkpoint = Checkpoint::open(dir)?;
         let mut values = BTreeMap::new();
@@ -318,7 +326,7 @@ impl ExpertScores {
             let bytes = checkpoint.read(&name)?;
             let elements: Vec<f64> = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
             if elements.iter().any(|value| !value.is_finite()) {
-                return Err(Error::tensor(dir, name, "holds NaN or infinite scores; compute them again"));
+                return Err(Error::tensor(dir, name, "holds NaN or infinite scores".remedy("compute them again")));
             }
             let metric = name.parse().map_err(|error: Error| Error::file(&path, error))?;
             values.insert(metric, elements.chunks(experts.max(1)).map(<[f64]>::to_vec).collect());

@@ -7,7 +7,7 @@ use crate::checkpoint::{
     Checkpoint, MANIFEST, Manifest, ManifestTensor, OutputTensor, Segment, Source, TensorInfo, is_free_name, sum_of,
     sum_of_file,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use crate::progress::{Progress, Stage};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -49,7 +49,10 @@ pub struct Mismatch {
 pub fn verify(base: &dyn Source, out: &Path, progress: Progress) -> Result<Verification> {
     std::fs::metadata(out).map_err(Error::io("open", out))?;
     let manifest = Manifest::read(out)?.ok_or_else(|| {
-        Error::file(out.join(MANIFEST), "missing; `verify` checks what `lacuna experts build` or `slice` wrote")
+        Error::file(
+            out.join(MANIFEST),
+            "missing".remedy("`verify` checks what `lacuna experts build` or `slice` wrote"),
+        )
     })?;
     let Derived { tensors, output, model, mut mismatches } = derive(base, out, &manifest)?;
     let (pairs, unpaired) = pair(&tensors, &output);
@@ -74,11 +77,11 @@ struct Derived {
 
 /// Derives the tensors of an output from its base and the experts that were kept.
 fn derive(base: &dyn Source, out: &Path, manifest: &Manifest) -> Result<Derived> {
-    let wrong = |problem: &str| Error::file(out.join(MANIFEST), problem);
+    let wrong = |problem: Problem| Error::file(out.join(MANIFEST), problem);
     let layout = ExpertLayout::find(base)?;
     let lists: BTreeMap<usize, Vec<usize>> =
         serde_json::from_value(manifest.about.get("keep").cloned().unwrap_or_default())
-            .map_err(|_| wrong("does not list the experts that were kept; build the output again"))?;
+            .map_err(|_| wrong("does not list the experts that were kept".remedy("build the output again")))?;
     let keep = Keep::new(&layout, lists)?;
     match manifest.about.get("output").and_then(Value::as_str) {
         Some(MODEL) => {
@@ -95,7 +98,7 @@ fn derive(base: &dyn Source, out: &Path, manifest: &Manifest) -> Result<Derived>
             let tensors = files.into_iter().flat_map(|file| file.tensors).collect();
             Ok(Derived { tensors, output, model: false, mismatches: Vec::new() })
         }
-        _ => Err(wrong("does not say what the output is; build it again")),
+        _ => Err(wrong("does not say what the output is".remedy("build it again"))),
     }
 }
 

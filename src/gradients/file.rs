@@ -2,7 +2,7 @@
 
 use super::{Gradients, Stored, Values};
 use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use safetensors::Dtype;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,7 +46,8 @@ impl Gradients {
         let dir = dir.as_ref();
         let path = dir.join(NAMES);
         let json = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let wrong = |error| Error::file(&path, format!("does not name linears ({error}); take the gradients again"));
+        let wrong =
+            |error| Error::file(&path, format!("does not name linears ({error})").remedy("take the gradients again"));
         let names: Vec<String> = serde_json::from_slice(&json).map_err(wrong)?;
         let saved = Checkpoint::open_arrays(dir)?;
         names.iter().try_for_each(|name| saved.get(name).map(drop))?;

@@ -47,7 +47,7 @@ pub use summary::{CacheSummary, DeviceMemory, StageSummary};
 use crate::cache::{Cache, Found, Key};
 use crate::calibrate::{Gather, SavedStatistics, Statistics, calibrate_each, calibrate_with};
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::evaluate::Evaluation;
 use crate::experts::ExpertScores;
 use crate::gradients::{Accumulate, Gradients, gradients};
@@ -444,8 +444,9 @@ impl Lab {
     }
 
     fn needed_calibration(&self) -> Result<&Windows> {
-        let missing =
-            || Error::argument("lab", self.model.name(), "has no calibration text; give it with `calibrate_on`");
+        let missing = || {
+            Error::argument("lab", self.model.name(), "has no calibration text".remedy("give it with `calibrate_on`"))
+        };
         self.calibration.as_ref().ok_or_else(missing)
     }
 

@@ -1,7 +1,7 @@
 //! Making masks, packing them, and what two of them have in common.
 
 use super::Mask;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 impl Mask {
     /// A mask of the weights `(row, col)` for which `pruned` is true.
@@ -84,7 +84,7 @@ impl Mask {
         if self.shape() == other.shape() {
             return Ok(());
         }
-        let problem = format!("the other mask has {:?}; both must be of the same linear", other.shape());
+        let problem = format!("the other mask has {:?}", other.shape()).remedy("both must be of the same linear");
         Err(Error::argument("mask shape", format!("{:?}", self.shape()), problem))
     }
 

@@ -3,7 +3,7 @@
 use super::{Criterion, Mask, Pattern, Per, Ties, bad_score, check_sparsities, count_of};
 use crate::cuda::{Kernels, Matrix};
 use crate::device::{Element, by_dtype, download, upload};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::cuda::{CudaStorage, WrapErr};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
@@ -43,7 +43,7 @@ fn select_on<T: Element>(
     check_sparsities(sparsities)?;
     let (storage, layout) = weight.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()).into());
+        return Err(Error::internal("selecting weights", "a CUDA tensor without CUDA storage"));
     };
     let view = storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..layout.start_offset() + rows * cols);
     let weights = Matrix { values: &view, rows, cols };

@@ -25,7 +25,7 @@ pub use validate::{Violation, ViolationKind};
 #[cfg(feature = "report")]
 pub(crate) use statistics::place;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 #[cfg(feature = "cuda")]
 use candle_core::Device;
 use candle_core::Tensor;
@@ -35,8 +35,8 @@ impl Pattern {
     pub(crate) fn check_width(self, name: &str, cols: usize) -> Result<()> {
         match self {
             Pattern::NofM { m, .. } if !cols.is_multiple_of(m) => {
-                let problem =
-                    format!("`{name}` has {cols} inputs, which {m} does not divide; choose another pattern or skip it");
+                let problem = format!("`{name}` has {cols} inputs, which {m} does not divide")
+                    .remedy("choose another pattern or skip it");
                 Err(Error::argument("pattern", self, problem))
             }
             _ => Ok(()),

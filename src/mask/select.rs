@@ -4,7 +4,7 @@ use super::alpha::select_alpha;
 use super::ranks::{self, MOST_LEVELS, MOST_SCORES, Scratch, rank};
 use super::simd::Simd;
 use super::{Mask, Pattern, Per, Ties, check_sparsities, count_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -69,7 +69,8 @@ pub fn select_levels(
         }),
         (Pattern::Unstructured, Per::Layer) => {
             let n = rows.checked_mul(cols).filter(|&n| n <= MOST_SCORES).ok_or_else(|| {
-                let problem = format!("`{name}` has more than {MOST_SCORES} weights, too many to compare; use per row");
+                let problem =
+                    format!("`{name}` has more than {MOST_SCORES} weights, too many to compare").remedy("use per row");
                 Error::argument("per", "layer", problem)
             })?;
             let mut scores = vec![0f32; n];
@@ -107,10 +108,9 @@ pub fn select_levels(
 
 /// The error for a score that is not a finite number, or is negative.
 pub(crate) fn bad_score(name: &str, row: usize, col: usize, score: f32) -> Error {
-    let problem = format!(
-        "the score at row {row}, column {col} is {score}: the weight or the activation there is not finite; \
-         check the checkpoint, or calibrate in f32"
-    );
+    let problem =
+        format!("the score at row {row}, column {col} is {score}: the weight or the activation there is not finite")
+            .remedy("check the checkpoint, or calibrate in f32");
     Error::tensor("scores", name, problem)
 }
 

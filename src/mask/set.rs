@@ -2,7 +2,7 @@
 
 use super::bits::jaccard;
 use super::{Mask, Pattern};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::record::{ModelRecord, PruningRecord};
 use crate::settings::{Allocation, Zeros};
 use serde::{Deserialize, Serialize};
@@ -298,7 +298,8 @@ impl MaskSet {
         if a.model.sha256 == b.model.sha256 || a.model.sha256.is_empty() || b.model.sha256.is_empty() {
             return Ok(());
         }
-        let problem = format!("the other set is of {} ({}); both must be of one model", b.model.name, b.model.sha256);
+        let problem =
+            format!("the other set is of {} ({})", b.model.name, b.model.sha256).remedy("both must be of one model");
         Err(Error::argument("model of the masks", format!("{} ({})", a.model.name, a.model.sha256), problem))
     }
 
@@ -307,14 +308,15 @@ impl MaskSet {
         let mut others: HashMap<&str, &Mask> = other.masks.iter().map(|(name, mask)| (name.as_str(), mask)).collect();
         let pair = |(name, mask): &'a (String, Mask)| {
             let Some(other) = others.remove(name.as_str()) else {
-                return Err(Error::tensor("masks", name, "is in the first set only; both must be of the same model"));
+                return Err(Error::tensor(
+                    "masks",
+                    name,
+                    "is in the first set only".remedy("both must be of the same model"),
+                ));
             };
             if mask.shape() != other.shape() {
-                let problem = format!(
-                    "is {:?} in the first set and {:?} in the second; both must be of the same model",
-                    mask.shape(),
-                    other.shape()
-                );
+                let problem = format!("is {:?} in the first set and {:?} in the second", mask.shape(), other.shape())
+                    .remedy("both must be of the same model");
                 return Err(Error::tensor("masks", name, problem));
             }
             Ok((name.as_str(), mask, other))
@@ -322,7 +324,7 @@ impl MaskSet {
         let pairs = self.masks.iter().map(pair).collect::<Result<_>>()?;
         match others.keys().min() {
             Some(name) => {
-                Err(Error::tensor("masks", *name, "is in the second set only; both must be of the same model"))
+                Err(Error::tensor("masks", *name, "is in the second set only".remedy("both must be of the same model")))
             }
             None => Ok(pairs),
         }

@@ -4,7 +4,7 @@ use super::family::Family;
 use super::fields::Fields;
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -121,7 +121,8 @@ impl ModelConfig {
             let known = Family::all().map(Family::name).join(", ");
             return Err(Error::file(
                 path,
-                format!("`model_type` is `{model_type}`, a family that is not supported; known: {known}"),
+                format!("`model_type` is `{model_type}`, a family that is not supported")
+                    .remedy(format!("known: {known}")),
             ));
         };
         if let Some(act) = fields.present("hidden_act").filter(|act| act.as_str() != Some("silu")) {
@@ -277,8 +278,8 @@ fn moe(
             };
             if mxfp4 && !(hidden_size.is_multiple_of(32) && intermediate_size.is_multiple_of(32)) {
                 let problem = format!(
-                    "`hidden_size` ({hidden_size}) and `intermediate_size` ({intermediate_size}) must be multiples of 32 \
-                     in MXFP4"
+                    "`hidden_size` ({hidden_size}) and `intermediate_size` ({intermediate_size}) must be multiples of \
+                     32 in MXFP4"
                 );
                 return Err(Error::file(fields.path, problem));
             }

@@ -1,6 +1,6 @@
 //! Fields of a `config.json`.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -35,7 +35,10 @@ impl Fields<'_> {
 
     pub(super) fn usize(&self, key: &str) -> Result<usize> {
         match self.usize_or(key, 0)? {
-            0 => Err(Error::file(self.path, format!("`{key}` is missing; is this a language model's config.json?"))),
+            0 => Err(Error::file(
+                self.path,
+                format!("`{key}` is missing").remedy("is this a language model's config.json?"),
+            )),
             number => Ok(number),
         }
     }

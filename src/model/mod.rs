@@ -42,7 +42,7 @@ pub(crate) use stream::ForwardPass;
 
 use crate::checkpoint::Checkpoint;
 use crate::device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use crate::record::ModelRecord;
 use crate::text::Tokenizer;
@@ -504,10 +504,8 @@ impl Model {
             return Err(Error::argument(
                 "token id",
                 id,
-                format!(
-                    "model `{}` has a vocabulary of {vocab}; were the tokens made by another tokenizer?",
-                    self.name
-                ),
+                format!("model `{}` has a vocabulary of {vocab}", self.name)
+                    .remedy("were the tokens made by another tokenizer?"),
             ));
         }
         let embedding = self.tensor(EMBEDDING)?;

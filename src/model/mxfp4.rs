@@ -1,6 +1,6 @@
 //! MXFP4, as the OCP microscaling formats define it: 4-bit floats (E2M1) in groups of 32 that share a power of two.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
@@ -54,7 +54,8 @@ pub(super) fn unpack(blocks: &Tensor, scales: &Tensor, dtype: DType, device: &De
     let bytes = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<u8>();
     let (blocks, scales) = (bytes(blocks)?, bytes(scales)?);
     if 2 * half != GROUP || blocks.len() != scales.len() * half {
-        return Err(candle_core::Error::Msg(format!("{} MXFP4 bytes for {} scales", blocks.len(), scales.len())).into());
+        let problem = format!("{} MXFP4 bytes for {} scales", blocks.len(), scales.len());
+        return Err(Error::internal("decoding MXFP4", problem));
     }
     let mut values = vec![0f32; 2 * blocks.len()];
     values.par_chunks_mut(GROUP).zip(blocks.par_chunks(half).zip(&scales)).with_min_len(1 << 10).for_each(

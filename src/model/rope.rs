@@ -2,7 +2,7 @@
 
 use super::family::Family;
 use super::fields::Fields;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -99,7 +99,10 @@ impl RopeConfig {
         let original = fields.usize_or("original_max_position_embeddings", max_positions)?;
         let factor = fields.f64_or("factor", 1.0)?;
         if factor < 1.0 {
-            return Err(Error::file(top.path, format!("the rope `factor` is {factor}; it must be at least 1")));
+            return Err(Error::file(
+                top.path,
+                format!("the rope `factor` is {factor}").remedy("it must be at least 1"),
+            ));
         }
         let scaling = match kind.unwrap_or("default") {
             "default" | "mrope" => RopeScaling::Default,
@@ -138,7 +141,8 @@ impl RopeConfig {
             other => {
                 return Err(Error::file(
                     top.path,
-                    format!("rope type `{other}` is not supported; known: default, linear, dynamic, llama3, yarn"),
+                    format!("rope type `{other}` is not supported")
+                        .remedy("known: default, linear, dynamic, llama3, yarn"),
                 ));
             }
         };

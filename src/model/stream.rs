@@ -59,10 +59,9 @@ fn each<B: Send>(
             }
         });
         for i in 0..count {
-            let taken = layers.recv().map_err(|_| Error::Report {
-                doing: format!("reading layer {i}"),
-                problem: "the thread that reads ahead has ended".into(),
-            })?;
+            let taken = layers
+                .recv()
+                .map_err(|_| Error::internal(format!("reading layer {i}"), "the thread that reads ahead has ended"))?;
             f(i, taken?)?;
         }
         Ok(())

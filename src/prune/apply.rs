@@ -2,7 +2,7 @@
 
 use super::{copy, finish, write_masked};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::mask::{MaskSet, Violation};
 use crate::model::Model;
 use crate::progress::Progress;
@@ -30,7 +30,7 @@ fn refuse_violations(model: &Model, masks: &MaskSet) -> Result<()> {
         0 => String::new(),
         more => format!(" ({more} more)"),
     };
-    let problem = format!("the masks do not fit: {first}{more}; `lacuna validate` lists everything");
+    let problem = format!("the masks do not fit: {first}{more}").remedy("`lacuna validate` lists everything");
     Err(Error::argument("model", model.name(), problem))
 }
 
@@ -55,7 +55,10 @@ pub fn apply(model: &Model, masks: &MaskSet) -> Result<Model> {
 pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress) -> Result<Record> {
     let started = Instant::now();
     let Some(checkpoint) = model.checkpoint() else {
-        return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
+        return Err(Error::file(
+            out,
+            "the model exists in memory only".remedy("prune the checkpoint that it came from"),
+        ));
     };
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
     refuse_violations(model, masks)?;

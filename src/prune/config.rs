@@ -2,7 +2,7 @@
 
 use crate::allocate::{Allocation, Rule};
 use crate::dsnot::Dsnot;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::importance::Method;
 use crate::mask::{Criterion, Pattern, Per, Ties};
 use crate::model::Model;
@@ -90,10 +90,8 @@ impl PruneConfig {
         }
         if let Some(prescribed) = self.pattern.sparsity() {
             if (prescribed - self.sparsity).abs() > 1e-9 {
-                let problem = format!(
-                    "pattern {} prescribes {prescribed}; leave the sparsity out or choose another",
-                    self.pattern
-                );
+                let problem = format!("pattern {} prescribes {prescribed}", self.pattern)
+                    .remedy("leave the sparsity out or choose another");
                 return Err(Error::argument("sparsity", self.sparsity, problem));
             }
             if self.allocation != Allocation::Uniform {
@@ -101,7 +99,8 @@ impl PruneConfig {
                 return Err(Error::argument("allocation", self.allocation, problem));
             }
             if let Some(rule) = self.rules.iter().find(|rule| !rule.is_skip()) {
-                let problem = format!("pattern {} prescribes the sparsity; a rule can only say skip", self.pattern);
+                let problem =
+                    format!("pattern {} prescribes the sparsity", self.pattern).remedy("a rule can only say skip");
                 return Err(Error::argument("rule", rule, problem));
             }
         }
@@ -118,7 +117,7 @@ impl PruneConfig {
                 () => None,
             };
             if let Some((name, value)) = contradiction {
-                let problem = "SparseGPT compares the weights of 128 columns as it goes; leave it out";
+                let problem = "SparseGPT compares the weights of 128 columns as it goes".remedy("leave it out");
                 return Err(Error::argument(name, value, problem));
             }
         }

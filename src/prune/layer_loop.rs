@@ -4,7 +4,7 @@ use super::config::Propagate;
 use super::known::Subject;
 use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Ruled, Target};
 use crate::calibrate::{Gather, Statistics, calibrate};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::{Evidence, Method};
 use crate::mask::{Criterion, Mask};
@@ -64,8 +64,10 @@ impl<'a> Subject<'a> {
 pub(super) fn check_model(model: &Model, rules: &[Rule]) -> Result<Ruled> {
     let packed = |moe: &MoeConfig| matches!(moe.storage, ExpertStorage::Stacked { mxfp4: true, .. });
     if model.config().moe.as_ref().is_some_and(packed) {
-        let problem = "its experts are packed in MXFP4, whose weights cannot be pruned singly; prune whole experts (`lacuna \
-                       experts`), or save the model in bf16 first (transformers: `Mxfp4Config(dequantize=True)`)";
+        let problem = "its experts are packed in MXFP4, whose weights cannot be pruned singly".remedy(
+            "prune whole experts (`lacuna experts`), or save the model in bf16 first (transformers: \
+             `Mxfp4Config(dequantize=True)`)",
+        );
         return Err(Error::argument("model", model.name(), problem));
     }
     let linears = model.config().linears();

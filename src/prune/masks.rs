@@ -5,7 +5,7 @@ use super::known::{Known, Needs, Subject};
 use super::layer_loop::{Dense, Targets, check_model, note_silent, select_on_device, weights_of};
 use crate::allocate::{Allocation, Rule, Target};
 use crate::calibrate::Gather;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::importance::{Evidence, Method};
 use crate::mask::{MaskMetadata, MaskSet, Pattern, Per, select_levels};
 use crate::model::Model;
@@ -85,7 +85,7 @@ impl MasksConfig {
             return Err(Error::argument("masks", "none", "name at least one method and one sparsity"));
         }
         if self.methods.contains(&Method::SparseGpt) {
-            let problem = "updates the weights that stay, so a mask is not all of it; prune with it instead";
+            let problem = "updates the weights that stay, so a mask is not all of it".remedy("prune with it instead");
             return Err(Error::argument("method", Method::SparseGpt, problem));
         }
         let mut seen = BTreeSet::new();

@@ -23,7 +23,7 @@ use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
 use crate::device;
 use crate::dsnot::{self, DsnotInputs};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
 use crate::mask::{Mask, apply_on_device, select_levels};
@@ -121,7 +121,10 @@ pub fn prune_to(
 ) -> Result<Record> {
     let started = Instant::now();
     let Some(checkpoint) = model.checkpoint() else {
-        return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
+        return Err(Error::file(
+            out,
+            "the model exists in memory only".remedy("prune the checkpoint that it came from"),
+        ));
     };
     config.validate_with(calibration)?;
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
@@ -212,7 +215,8 @@ enum Outcome {
 fn as_in(checkpoint: &Checkpoint, linear: &Linear) -> Result<Tensor> {
     let stored = checkpoint.get(&linear.name)?.dtype;
     let Some(dtype) = float_dtype(stored) else {
-        let problem = format!("is {stored:?}, in which changed weights cannot be written; convert it to bf16 first");
+        let problem =
+            format!("is {stored:?}, in which changed weights cannot be written").remedy("convert it to bf16 first");
         return Err(Error::tensor(checkpoint.dir(), &linear.name, problem));
     };
     Ok(device::to_host(&linear.weight)?.to_dtype(dtype)?)
@@ -354,9 +358,8 @@ impl Pruner<'_> {
             None => Ok(rounded),
             Some(at) => {
                 let (row, col) = (at / cols, at % cols);
-                let problem = format!(
-                    "its updated weight at row {row}, column {col} is too large for {dtype:?}; convert the checkpoint to bf16"
-                );
+                let problem = format!("its updated weight at row {row}, column {col} is too large for {dtype:?}")
+                    .remedy("convert the checkpoint to bf16");
                 Err(Error::tensor("SparseGPT", name, problem))
             }
         }

@@ -1,6 +1,6 @@
 //! Records as files: versioned, complete, replaced in one step.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::exact_json::exact_floats;
 use crate::files;
 use crate::record::{Record, SCHEMA_VERSION};
@@ -19,7 +19,7 @@ pub fn read_records(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
     let mut value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a record: {e}")))?;
     exact_floats(&text, &mut value)
-        .ok_or_else(|| Error::file(path, "an object names one key twice; remove one of the two"))?;
+        .ok_or_else(|| Error::file(path, "an object names one key twice".remedy("remove one of the two")))?;
     match value {
         Value::Array(records) => records.into_iter().map(|record| one(path, record)).collect(),
         Value::Object(mut report) if report.contains_key("records") => {
@@ -65,19 +65,16 @@ pub(crate) fn record_json(record: &Record) -> Result<Value> {
         numbers.extend(evaluation.perplexity_interval.iter().map(|i| ("evaluation.perplexity_interval.high", i.high)));
     }
     if let Some((name, value)) = numbers.into_iter().find(|(_, value)| !value.is_finite()) {
-        let problem = format!(
-            "{name} is {value}, which JSON cannot hold; the model is broken or overflowed: evaluate in f32, or leave \
-             the evaluation out of the record"
-        );
-        return Err(Error::Report { doing: doing(), problem });
+        let problem = format!("{name} is {value}, which JSON cannot hold")
+            .remedy("the model is broken or overflowed: evaluate in f32, or leave the evaluation out of the record");
+        return Err(Error::report(doing(), problem));
     }
-    serde_json::to_value(record).map_err(|e| Error::Report { doing: doing(), problem: e.to_string() })
+    serde_json::to_value(record).map_err(|e| Error::report(doing(), e))
 }
 
 /// Two-space indented JSON with a final newline.
 pub(super) fn pretty(value: &impl Serialize) -> Result<String> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::Report { doing: "writing JSON".into(), problem: e.to_string() })?;
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::report("writing JSON", e))?;
     text.push('\n');
     Ok(text)
 }
@@ -97,14 +94,12 @@ fn check_schema(path: &Path, schema: Option<&Value>) -> Result<()> {
         Some(version) if version == u64::from(SCHEMA_VERSION) => Ok(()),
         Some(version) if version > u64::from(SCHEMA_VERSION) => Err(Error::file(
             path,
-            format!("has schema {version}, and this lacuna reads schema {SCHEMA_VERSION}; use a newer lacuna"),
+            format!("has schema {version}, and this lacuna reads schema {SCHEMA_VERSION}").remedy("use a newer lacuna"),
         )),
         Some(version) => Err(Error::file(
             path,
-            format!(
-                "has schema {version}, and this lacuna reads schema {SCHEMA_VERSION}; run the command that \
-                 made it again"
-            ),
+            format!("has schema {version}, and this lacuna reads schema {SCHEMA_VERSION}")
+                .remedy("run the command that made it again"),
         )),
         None => Err(Error::file(path, "has no `schema` number, so it is not a record of lacuna")),
     }

@@ -3,7 +3,7 @@
 #[cfg(feature = "report")]
 use super::Plot;
 use super::json::{pretty, write_atomic};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::files;
 use crate::mask::{MaskFormat, MaskSet, Pattern};
 use crate::progress::Progress;
@@ -56,7 +56,7 @@ pub fn write_masks(dir: &Path, sets: &[MaskSet], format: MaskFormat, progress: P
                 return Err(Error::argument(
                     "masks",
                     "unknown",
-                    "have no method that a file could be called by; save them one by one",
+                    "have no method that a file could be called by".remedy("save them one by one"),
                 ));
             };
             let sparsity = match metadata.pattern() {
@@ -65,7 +65,11 @@ pub fn write_masks(dir: &Path, sets: &[MaskSet], format: MaskFormat, progress: P
             };
             let stem = format!("{}-{sparsity}", pruning.method);
             if !stems.insert(stem.clone()) {
-                return Err(Error::argument("masks", stem, "two sets have that method and sparsity; leave one out"));
+                return Err(Error::argument(
+                    "masks",
+                    stem,
+                    "two sets have that method and sparsity".remedy("leave one out"),
+                ));
             }
             let file = format!("{stem}.{}", format.extension());
             set.save_as(dir.join(&file), format)?;

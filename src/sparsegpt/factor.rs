@@ -1,7 +1,7 @@
 //! The factor of the inverse Hessian that SparseGPT reads.
 
 use super::SparseGpt;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltError, LltParams, LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
@@ -51,12 +51,12 @@ impl Factor {
         }
         if let Some(at) = gram.par_iter().position_first(|value| !value.is_finite()) {
             let problem = format!(
-                "the value for inputs {} and {} is {}: an activation is not finite or its square overflowed; check the \
-                 checkpoint, or calibrate in f32",
+                "the value for inputs {} and {} is {}: an activation is not finite or its square overflowed",
                 at / width,
                 at % width,
                 gram[at]
-            );
+            )
+            .remedy("check the checkpoint, or calibrate in f32");
             return Err(Error::tensor("gram", name, problem));
         }
         let diagonal = |i: usize| gram[i * width + i];
@@ -73,10 +73,9 @@ impl Factor {
                 Some(upper) => break upper,
                 None if damping < MOST_DAMPING => damping = (damping * 10.0).clamp(1e-4, MOST_DAMPING),
                 None => {
-                    let problem = format!(
-                        "is not positive definite, even with {damping} times its mean diagonal added; calibrate on more \
-                         text, or in f32"
-                    );
+                    let problem =
+                        format!("is not positive definite, even with {damping} times its mean diagonal added")
+                            .remedy("calibrate on more text, or in f32");
                     return Err(Error::tensor("gram", name, problem));
                 }
             }

@@ -3,7 +3,7 @@
 use super::{Factor, SparseGpt, check_inputs, check_update};
 use crate::cuda::{Kernels, Matrix};
 use crate::device::{download, to_host, upload, wrap};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mask::{Mask, Pattern, Ties, bad_score, count_of};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::CudaSlice;
@@ -82,13 +82,13 @@ pub(super) fn sparsegpt(
 }
 
 /// A copy of a tensor's values, without gaps.
-fn slice_of(tensor: &Tensor) -> candle_core::Result<CudaSlice<f32>> {
+fn slice_of(tensor: &Tensor) -> Result<CudaSlice<f32>> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("a CUDA tensor without CUDA storage".into()));
+        return Err(Error::internal("SparseGPT", "a CUDA tensor without CUDA storage"));
     };
     let at = layout.start_offset();
     let view = storage.as_cuda_slice::<f32>()?.slice(at..at + tensor.elem_count());
-    storage.device.cuda_stream().clone_dtod(&view).w()
+    Ok(storage.device.cuda_stream().clone_dtod(&view).w()?)
 }

@@ -7,7 +7,7 @@ mod gpu;
 
 pub use factor::Factor;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::mask::{Criterion, Mask, Pattern, Per, Ties, drop_smallest, select_levels};
 use candle_core::Device;
 use faer::linalg::matmul::matmul;
@@ -40,13 +40,13 @@ impl SparseGpt {
     /// [`Error::Argument`] for blocks of no columns, or a damping that is negative or not finite.
     pub fn validate(&self) -> Result<()> {
         if self.block_size == 0 {
-            return Err(Error::argument("block_size", 0, "must be at least 1; the paper uses 128"));
+            return Err(Error::argument("block_size", 0, "must be at least 1".remedy("the paper uses 128")));
         }
         if !(self.damping.is_finite() && self.damping >= 0.0) {
             return Err(Error::argument(
                 "damping",
                 self.damping,
-                "must be a number of at least 0; the paper uses 0.01",
+                "must be a number of at least 0".remedy("the paper uses 0.01"),
             ));
         }
         Ok(())
@@ -158,7 +158,7 @@ pub fn sparsegpt(
 pub(crate) fn check_update(name: &str, weights: &[f32], cols: usize) -> Result<()> {
     if let Some(at) = weights.par_iter().position_first(|weight| !weight.is_finite()) {
         let (row, col) = (at / cols, at % cols);
-        let problem = format!("the update of row {row}, column {col} overflows; choose a higher damping");
+        let problem = format!("the update of row {row}, column {col} overflows").remedy("choose a higher damping");
         return Err(Error::tensor("SparseGPT", name, problem));
     }
     Ok(())
@@ -194,7 +194,8 @@ pub(crate) fn check_inputs(
         None => Ok(()),
         Some(at) => {
             let (row, col) = (at / cols, at % cols);
-            let problem = format!("the weight at row {row}, column {col} is {}; check the checkpoint", weights[at]);
+            let problem =
+                format!("the weight at row {row}, column {col} is {}", weights[at]).remedy("check the checkpoint");
             Err(Error::tensor("SparseGPT", name, problem))
         }
     }

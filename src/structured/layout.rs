@@ -1,7 +1,7 @@
 //! The units that each dimension of a tensor counts, and the entries of `config.json` for fewer units.
 
 use super::{Form, StructuredConfig, Unit};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::model::{EMBEDDING, Family, HEAD, MLP, ModelConfig, NORM, QkNorm};
 use serde_json::Value;
 
@@ -168,10 +168,11 @@ pub(super) fn resized(config: &ModelConfig, settings: &StructuredConfig) -> Resu
     if odd && config.family == Family::Llama && (new.hidden_size, new.heads) != (config.hidden_size, config.heads) {
         if config.qkv_bias || config.o_bias || config.mlp_bias {
             let problem = format!(
-                "leaves {} channels and {} heads, and transformers loads a Llama with biases only if the one is a multiple of \
-                 the other; choose another sparsity, or zero the {} instead of removing them",
-                new.hidden_size, new.heads, settings.unit
-            );
+                "leaves {} channels and {} heads, and transformers loads a Llama with biases only if the one is a \
+                 multiple of the other",
+                new.hidden_size, new.heads
+            )
+            .remedy(format!("choose another sparsity, or zero the {} instead of removing them", settings.unit));
             return Err(Error::argument("sparsity", settings.sparsity, problem));
         }
         new.family = Family::Mistral;

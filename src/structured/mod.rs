@@ -15,7 +15,7 @@ mod score;
 
 use crate::calibrate::calibrate;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::files::check_output;
 use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
@@ -75,13 +75,14 @@ impl StructuredConfig {
             ));
         }
         if self.form == Form::Remove && !self.unit.is_removable() {
-            let problem = "cannot be removed from one linear alone, for what comes before or after it would no longer fit; \
-                           zero them (`--zero`), or remove heads, neurons or channels";
+            let problem = "cannot be removed from one linear alone, for what comes before or after it would no longer \
+                           fit"
+            .remedy("zero them (`--zero`), or remove heads, neurons or channels");
             return Err(Error::argument("structure", self.unit, problem));
         }
         if self.method == Method::SparseGpt {
-            let problem =
-                "changes the weights that stay and gives none of them a score; choose another method for units";
+            let problem = "changes the weights that stay and gives none of them a score"
+                .remedy("choose another method for units");
             return Err(Error::argument("method", self.method, problem));
         }
         Ok(())
@@ -90,8 +91,9 @@ impl StructuredConfig {
     fn validate_with(&self, model: &Model, calibration: Option<&Windows>) -> Result<()> {
         self.validate()?;
         if model.config().moe.as_ref().is_some_and(|moe| moe.storage != ExpertStorage::Separate) {
-            let problem = "its experts are stacked in one tensor and its attention has sinks, which structured pruning does \
-                           not support; prune whole experts";
+            let problem = "its experts are stacked in one tensor and its attention has sinks, which structured \
+                           pruning does not support"
+                .remedy("prune whole experts");
             return Err(Error::argument("model", model.name(), problem));
         }
         if self.method.needs_calibration() && calibration.is_none_or(|windows| windows.ids.is_empty()) {
@@ -113,14 +115,12 @@ impl StructuredConfig {
             return Ok(());
         }
         let problem = if most > 1 {
-            format!(
-                "rounds down to none of {most} {}, so that nothing would be pruned; give at least {}, or take one of each module with \
-                 `--at-least-one`",
-                self.unit,
+            format!("rounds down to none of {most} {}, so that nothing would be pruned", self.unit).remedy(format!(
+                "give at least {}, or take one of each module with `--at-least-one`",
                 least_fraction(most)
-            )
+            ))
         } else {
-            format!("takes nothing away: no module has more than one of the {}, and one must stay", self.unit)
+            format!("takes nothing away: no module has more than one of the {}, and one must stay", self.unit).into()
         };
         Err(Error::argument("sparsity", self.sparsity, problem))
     }
@@ -223,7 +223,10 @@ pub fn prune_structured_to(
 ) -> Result<Record> {
     let started = Instant::now();
     let Some(checkpoint) = model.checkpoint() else {
-        return Err(Error::file(out, "the model exists in memory only; prune the checkpoint that it came from"));
+        return Err(Error::file(
+            out,
+            "the model exists in memory only".remedy("prune the checkpoint that it came from"),
+        ));
     };
     check_output(out)?;
     let known = Known::default();
@@ -284,8 +287,8 @@ impl<'a> CutPlan<'a> {
             if self.settings.form == Form::Zero || self.settings.sparsity == 0.0 || name.ends_with(".inv_freq") {
                 return Ok(None);
             }
-            let problem = "is none that a model of this family has, so it is not known whether it must be cut; remove it \
-                           from the checkpoint, or zero units instead of removing them";
+            let problem = "is none that a model of this family has, so it is not known whether it must be cut"
+                .remedy("remove it from the checkpoint, or zero units instead of removing them");
             return Err(Error::tensor(self.model.name(), name, problem));
         };
         let mut cut = Cut::new(self.settings.form, place.is_norm());

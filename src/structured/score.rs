@@ -3,7 +3,7 @@
 use super::layout::{self, Group};
 use super::{GroupNorm, Module, StructuredConfig, Unit};
 use crate::calibrate::Statistics;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::gradients::Gradients;
 use crate::importance::Evidence;
 use crate::model::{Model, ModelConfig};
@@ -64,7 +64,7 @@ pub(super) fn choose(
         let elements = scorer.scores();
         let (rows, cols) = sums(&elements, shape.1, settings.norm);
         if rows.iter().any(|sum| !sum.is_finite()) {
-            let problem = "a weight or an activation is not finite; check the checkpoint, or calibrate in f32";
+            let problem = "a weight or an activation is not finite".remedy("check the checkpoint, or calibrate in f32");
             return Err(Error::tensor("scores", name, problem));
         }
         for (group, sums) in groups.into_iter().zip([rows, cols]) {

@@ -1,7 +1,7 @@
 //! The rule for special tokens of the tokenizer in front of a text, such as the one for its beginning.
 
 use super::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use serde::{Deserialize, Serialize};
 
 /// The rule for a token for the beginning (BOS) of the texts of tasks and prompts. Perplexity windows never get one:
@@ -53,8 +53,8 @@ impl<'t> Encoder<'t> {
         let processed = !front.is_empty() || asked == Bos::Auto;
         let front = match (asked, &start) {
             (Bos::Yes, None) if front.is_empty() => {
-                let problem =
-                    "neither the tokenizer nor config.json has a token for the beginning of a text; leave it out";
+                let problem = "neither the tokenizer nor config.json has a token for the beginning of a text"
+                    .remedy("leave it out");
                 return Err(Error::argument("bos", "yes", problem));
             }
             (Bos::Yes, Some((id, _))) if front.is_empty() => vec![*id],

@@ -1,7 +1,7 @@
 //! The kind and rows of a text file, by its content and not by its name.
 
 use super::{END_OF_TEXT, extension, parquet};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use serde_json::Value;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -53,7 +53,8 @@ impl TextFile {
         };
         if empty {
             let skipped = if skipped.is_empty() { String::new() } else { format!(" ({} bad {unit}s)", skipped.len()) };
-            let problem = format!("holds no text and no window{skipped}; give a file with at least one window of it");
+            let problem =
+                format!("holds no text and no window{skipped}").remedy("give a file with at least one window of it");
             return Err(Error::file(path, problem));
         }
         Ok(TextFile { path: path.to_path_buf(), content, skipped, unit })
@@ -94,13 +95,13 @@ pub(crate) fn read(path: &Path, columns: Option<&[&str]>) -> Result<Input> {
     let bytes = unpacked(path)?;
     if bytes.starts_with(parquet::MAGIC) {
         let problem = |problem| match problem {
-            parquet::Problem::Damaged => "is a parquet file that is cut short or damaged; fetch it again".to_owned(),
+            parquet::Problem::Damaged => "is a parquet file that is cut short or damaged".remedy("fetch it again"),
             parquet::Problem::Missing(problem) => {
-                format!("is a parquet file that {problem}; rename the one that is meant, or give another file")
+                format!("is a parquet file that {problem}").remedy("rename the one that is meant, or give another file")
             }
-            parquet::Problem::Unread(problem) => format!(
-                "is a parquet file that {problem}; make JSON lines of it, with `python3 -c \"import pandas as p;\
-                 p.read_parquet('FILE.parquet').to_json('FILE.jsonl',orient='records',lines=True)\"`"
+            parquet::Problem::Unread(problem) => format!("is a parquet file that {problem}").remedy(
+                "make JSON lines of it, with `python3 -c \"import pandas as \
+                 p;p.read_parquet('FILE.parquet').to_json('FILE.jsonl',orient='records',lines=True)\"`",
             ),
         };
         let rows = parquet::rows(&bytes, columns).map_err(|found| Error::file(path, problem(found)))?;
@@ -135,7 +136,7 @@ fn unpacked(path: &Path) -> Result<Vec<u8>> {
             break;
         };
         if let Err(format) = unpacked {
-            let problem = format!("is a {format} file that is cut short or damaged; fetch it again");
+            let problem = format!("is a {format} file that is cut short or damaged").remedy("fetch it again");
             return Err(Error::file(path, problem));
         }
         bytes = plain;
@@ -152,7 +153,7 @@ fn utf8(path: &Path, mut bytes: Vec<u8>) -> Result<String> {
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Error::file(path, format!("is not UTF-8 (byte {at}); convert it, for instance with `iconv -t utf-8`"))
+        Error::file(path, format!("is not UTF-8 (byte {at})").remedy("convert it, for instance with `iconv -t utf-8`"))
     })
 }
 
@@ -167,11 +168,13 @@ fn zstd(bytes: &[u8], plain: &mut Vec<u8>) -> std::io::Result<()> {
 }
 
 /// Names the format of bytes that are no text in UTF-8, and the remedy.
-fn no_text(bytes: &[u8]) -> Option<String> {
+fn no_text(bytes: &[u8]) -> Option<Problem> {
     let utf16 = |name: &str, code: &str| {
-        Some(format!("is {name}, not UTF-8; convert it with `iconv -f {code} -t utf-8 FILE > NEW`"))
+        Some(format!("is {name}, not UTF-8").remedy(format!("convert it with `iconv -f {code} -t utf-8 FILE > NEW`")))
     };
-    let packed = |name: &str, command: &str| Some(format!("is packed with {name}; unpack it first, with `{command}`"));
+    let packed = |name: &str, command: &str| {
+        Some(format!("is packed with {name}").remedy(format!("unpack it first, with `{command}`")))
+    };
     let zeros = |first: usize| {
         let head = &bytes[..bytes.len().min(64)];
         head.len() >= 4 && head.iter().skip(first).step_by(2).filter(|&&byte| byte == 0).count() * 4 > head.len()
@@ -179,14 +182,14 @@ fn no_text(bytes: &[u8]) -> Option<String> {
     match bytes {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => utf16("UTF-32", "utf-32"),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => utf16("UTF-16", "utf-16"),
-        [b'A', b'R', b'R', b'O', b'W', b'1', ..] => {
-            Some("is an Arrow file, which is not read here; save the data set as JSON lines (`Dataset.to_json`)".into())
-        }
+        [b'A', b'R', b'R', b'O', b'W', b'1', ..] => Some(
+            "is an Arrow file, which is not read here".remedy("save the data set as JSON lines (`Dataset.to_json`)"),
+        ),
         [b'P', b'K', 3, 4, ..] => packed("zip", "unzip"),
         [b'B', b'Z', b'h', ..] => packed("bzip2", "bunzip2"),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => packed("xz", "unxz"),
         _ if bytes.starts_with(b"version https://git-lfs.github.com/spec/") => {
-            Some("is a pointer of Git LFS and not the file itself; fetch that, with `git lfs pull`".into())
+            Some("is a pointer of Git LFS and not the file itself".remedy("fetch that, with `git lfs pull`"))
         }
         _ if zeros(1) && !zeros(0) => utf16("UTF-16 without a mark", "utf-16le"),
         _ if zeros(0) && !zeros(1) => utf16("UTF-16 without a mark", "utf-16be"),
@@ -305,15 +308,15 @@ fn content(path: &Path, Rows { unit, rows }: Rows, skip: bool) -> Result<(Conten
             1 => format!("the only one of {count} that is bad"),
             n => format!("{n} of {count} are bad"),
         };
-        let problem =
-            format!("{unit} {line}: {problem} ({more}); mend it, or leave such {unit}s out with --skip-bad-lines");
+        let problem = format!("{unit} {line}: {problem} ({more})")
+            .remedy(format!("mend it, or leave such {unit}s out with --skip-bad-lines"));
         return Err(Error::file(path, problem));
     }
     let lines = bad.into_iter().map(|(line, _)| line).collect();
     match (documents.is_empty(), windows.is_empty()) {
         (_, true) => Ok((Content::Documents(documents), lines)),
         (true, false) => Ok((Content::Windows(windows), lines)),
-        (false, false) => Err(Error::file(path, "has both texts and windows of token ids; keep one kind")),
+        (false, false) => Err(Error::file(path, "has both texts and windows of token ids".remedy("keep one kind"))),
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) use input::{Input, Rows, read, read_text};
 pub use ngram::{NgramPerplexity, ngram_perplexity};
 pub use windows::Windows;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
@@ -40,7 +40,9 @@ pub fn documents(path: impl AsRef<Path>) -> Result<Vec<String>> {
     let path = path.as_ref();
     match TextFile::read(path, false)?.content {
         input::Content::Documents(documents) => Ok(documents),
-        input::Content::Windows(_) => Err(Error::file(path, "holds windows of token ids; text is wanted here")),
+        input::Content::Windows(_) => {
+            Err(Error::file(path, "holds windows of token ids".remedy("text is wanted here")))
+        }
     }
 }
 
@@ -76,16 +78,19 @@ impl Tokenizer {
         if !path.exists() {
             return Err(Error::file(
                 &path,
-                "there is no tokenizer; copy `tokenizer.json` from the model's repository, or give windows of token ids \
-                 (.json) in place of text",
+                "there is no tokenizer".remedy(
+                    "copy `tokenizer.json` from the model's repository, or give windows of token ids (.json) in place \
+                     of text",
+                ),
             ));
         }
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         if let Some(what) = crate::files::stranger(&bytes) {
             return Err(Error::file(&path, what));
         }
-        let inner = Inner::from_bytes(bytes)
-            .map_err(|error| Error::file(&path, format!("is no tokenizer.json ({error}); download it again")))?;
+        let inner = Inner::from_bytes(bytes).map_err(|error| {
+            Error::file(&path, format!("is no tokenizer.json ({error})").remedy("download it again"))
+        })?;
         Ok(Tokenizer { inner: plain(inner, &path)?, path })
     }
 
@@ -120,7 +125,7 @@ impl Tokenizer {
             return Err(Error::argument(
                 "vocab",
                 vocab,
-                format!("the text has pairs for {got} tokens only; ask for fewer"),
+                format!("the text has pairs for {got} tokens only").remedy("ask for fewer"),
             ));
         }
         Ok(Tokenizer { inner, path: PathBuf::from("tokenizer.json") })
@@ -166,7 +171,7 @@ impl Tokenizer {
             if path.is_file() {
                 let value: serde_json::Value = serde_json::from_str(&read_text(&path)?).map_err(|error| {
                     let remedy = "copy it from the model's repository again, or remove it";
-                    Error::file(&path, format!("is not JSON (line {}); {remedy}", error.line()))
+                    Error::file(&path, format!("is not JSON (line {})", error.line()).remedy(remedy))
                 })?;
                 fields.push(value);
             }

@@ -2,7 +2,7 @@
 
 use super::Tokenizer;
 use super::input::{Content, TextFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::random::below;
 use crate::record::TextRecord;
 use rand_chacha::ChaCha8Rng;
@@ -132,10 +132,8 @@ impl Windows {
     pub fn check_vocab(&self, vocab: usize) -> Result<()> {
         for (row, ids) in self.ids.iter().enumerate() {
             if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-                let problem = format!(
-                    "window {row} of {} holds it, but the model has {vocab} tokens; use the model's own tokenizer",
-                    self.name
-                );
+                let problem = format!("window {row} of {} holds it, but the model has {vocab} tokens", self.name)
+                    .remedy("use the model's own tokenizer");
                 return Err(Error::argument("token id", id, problem));
             }
         }
@@ -199,11 +197,12 @@ fn window(tokens: &[u32], start: usize, seqlen: usize) -> Vec<u32> {
 fn token_rows(path: &Path, rows: &[Vec<u32>], windows: Option<usize>, seqlen: usize) -> Result<Vec<Vec<u32>>> {
     let length = rows.first().map_or(0, Vec::len);
     if let Some(row) = rows.iter().position(|row| row.len() != length) {
-        let problem = format!("row 0 has {length} tokens and row {row} has {}; all must be equal", rows[row].len());
+        let problem =
+            format!("row 0 has {length} tokens and row {row} has {}", rows[row].len()).remedy("all must be equal");
         return Err(Error::file(path, problem));
     }
     if length < seqlen {
-        let problem = format!("its windows have {length} tokens, {seqlen} were asked for; lower --seqlen");
+        let problem = format!("its windows have {length} tokens, {seqlen} were asked for").remedy("lower --seqlen");
         return Err(Error::file(path, problem));
     }
     let windows = windows.unwrap_or(rows.len());
@@ -227,7 +226,8 @@ fn needed<'t>(path: &Path, tokenizer: Option<&'t Tokenizer>) -> Result<&'t Token
     tokenizer.ok_or_else(|| {
         Error::file(
             path,
-            "is text, and the model has no tokenizer; add `tokenizer.json`, or give windows of token ids (.json)",
+            "is text, and the model has no tokenizer"
+                .remedy("add `tokenizer.json`, or give windows of token ids (.json)"),
         )
     })
 }
@@ -236,12 +236,14 @@ fn long_enough(path: &Path, available: usize, seqlen: usize) -> Result<()> {
     if available >= seqlen {
         return Ok(());
     }
-    let problem = format!("has {available} tokens, one window needs {seqlen}; give a longer text or lower --seqlen");
+    let problem =
+        format!("has {available} tokens, one window needs {seqlen}").remedy("give a longer text or lower --seqlen");
     Err(Error::file(path, problem))
 }
 
 fn too_few(path: &Path, available: usize, windows: usize, seqlen: usize) -> Error {
-    let problem = format!("has {available} windows of {seqlen} tokens, {windows} were asked for; lower --windows");
+    let problem =
+        format!("has {available} windows of {seqlen} tokens, {windows} were asked for").remedy("lower --windows");
     Error::file(path, problem)
 }
 

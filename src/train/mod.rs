@@ -10,7 +10,7 @@ mod loss;
 mod optimizer;
 mod save;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::evaluate::evaluate;
 use crate::model::{Model, ModelConfig, cross_entropy};
 use crate::progress::Progress;
@@ -172,7 +172,7 @@ impl Trainer {
         let (corpus, out) = (corpus.as_ref(), out.as_ref());
         config.check()?;
         if out.exists() {
-            return Err(Error::file(out, "exists; remove it, or give another --out"));
+            return Err(Error::file(out, "exists".remedy("remove it, or give another --out")));
         }
         let part = |name: &str| corpus.join(name);
         let mut hashes = BTreeMap::new();
@@ -246,7 +246,7 @@ impl Trainer {
             }
         }
         if !loss.is_finite() {
-            let problem = format!("the loss became {loss} at step {}; lower it", self.done + 1);
+            let problem = format!("the loss became {loss} at step {}", self.done + 1).remedy("lower it");
             return Err(Error::argument("lr", self.config.learning_rate, problem));
         }
         let rate = optimizer::learning_rate(&self.config, self.done);

@@ -2,7 +2,7 @@
 
 use super::{TrainConfig, TrainRecord, Trainer};
 use crate::checkpoint::{CheckpointWriter, TensorPlan, dtype_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::settings::FloatType;
 use crate::text::{END_OF_TEXT, Tokenizer, write_whole};
 use candle_core::{Device, Tensor};
@@ -165,14 +165,17 @@ impl Trainer {
         }
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let damaged = |what: &dyn std::fmt::Display| {
-            Error::file(&path, format!("is no saved state of a training run ({what}); remove it to start anew"))
+            Error::file(
+                &path,
+                format!("is no saved state of a training run ({what})").remedy("remove it to start anew"),
+            )
         };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let fingerprint = self.fingerprint()?;
         if metadata.get("run") != Some(&fingerprint) {
-            let problem = "is the state of a run with another configuration or corpus; finish that one with its own \
-                           arguments, or remove the file to start anew";
+            let problem = "is the state of a run with another configuration or corpus"
+                .remedy("finish that one with its own arguments, or remove the file to start anew");
             return Err(Error::file(&path, problem));
         }
         let steps = metadata.get("steps").and_then(|steps| steps.parse().ok());

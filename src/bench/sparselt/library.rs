@@ -1,7 +1,7 @@
 //! The library itself: its functions, found at run time, its errors, and its structs.
 
 use crate::device::libraries;
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::transmute;
@@ -118,12 +118,13 @@ impl Library {
     /// [`Error::Argument`] when there is none, or one of a version whose structs are not known here; with the remedy.
     pub(in crate::bench) fn load() -> Result<Library> {
         const NAME: &str = "libcusparseLt.so.0";
-        let refused = |value: &str, problem: String| Error::argument("cuSPARSELt", value, problem);
+        let refused = |value: &str, problem: Problem| Error::argument("cuSPARSELt", value, problem);
         let library = libraries::open(NAME, libc::RTLD_LOCAL).map_err(|e| {
-            let remedy = "put its folder on LD_LIBRARY_PATH: nvidia/cusparselt/lib in the site-packages of a Python that has PyTorch";
-            refused("not found", format!("{e}; {remedy}"))
+            let remedy = "put its folder on LD_LIBRARY_PATH: nvidia/cusparselt/lib in the site-packages of a Python \
+                          that has PyTorch";
+            refused("not found", e.remedy(remedy))
         })?;
-        let unusable = |problem: String| refused(NAME, problem);
+        let unusable = |problem: String| refused(NAME, problem.into());
         let address = libraries::symbol(library, c"cusparseLtGetProperty").map_err(unusable)?.as_ptr();
         // SAFETY: all versions have it like this.
         let property = unsafe { transmute::<*mut c_void, unsafe extern "C" fn(c_int, *mut c_int) -> c_int>(address) };
@@ -137,8 +138,8 @@ impl Library {
         }
         let text = |numbers: &[c_int]| numbers.iter().map(c_int::to_string).collect::<Vec<_>>().join(".");
         if version[..2] != VERSION {
-            let problem =
-                format!("its structs are not known here; use version {}, as CUDA 13's PyTorch does", text(&VERSION));
+            let problem = "its structs are not known here"
+                .remedy(format!("use version {}, as CUDA 13's PyTorch does", text(&VERSION)));
             return Err(refused(&text(&version), problem));
         }
         Library::of(library, version).map_err(unusable)
@@ -155,8 +156,7 @@ impl Library {
             // SAFETY: it is a text of the library's, which stays loaded.
             false => unsafe { CStr::from_ptr(name) }.to_string_lossy(),
         };
-        let source = candle_core::Error::Msg(format!("{name} (status {status})"));
-        Err(Error::Compute { doing: function.to_owned(), source })
+        Err(Error::internal(function, format!("{name} (status {status})")))
     }
 
     /// A handle of the library for the device that is current on this thread.

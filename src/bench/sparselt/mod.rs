@@ -2,7 +2,7 @@
 
 mod library;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 pub(super) use library::Library;
@@ -51,7 +51,7 @@ impl Product {
     /// For matrices of this shape, on the stream's device.
     ///
     /// # Errors
-    /// [`Error::Argument`] unless 16 divides `rows` and `cols` and 8 the `batch`; [`Error::Compute`] when the library fails.
+    /// [`Error::Argument`] unless 16 divides `rows` and `cols` and 8 the `batch`; [`Error::Internal`] when the library fails.
     pub(super) fn new(
         library: Library,
         stream: &Arc<CudaStream>,
@@ -146,7 +146,7 @@ impl Product {
     /// Compresses `weights (rows, cols)`.
     ///
     /// # Errors
-    /// [`Error::Argument`] when a group of four keeps more than two; [`Error::Compute`].
+    /// [`Error::Argument`] when a group of four keeps more than two; [`Error::Internal`] when the library fails.
     pub(super) fn compress(&self, weights: &CudaSlice<u16>) -> Result<Compressed> {
         check(weights.len() == self.rows * self.cols)?;
         self.stream.context().bind_to_thread().w()?;
@@ -171,7 +171,7 @@ impl Product {
             return Err(Error::argument(
                 "weights",
                 "not 2:4",
-                "a group of four keeps more than two; prune them to 2:4",
+                "a group of four keeps more than two".remedy("prune them to 2:4"),
             ));
         }
         // SAFETY: two numbers are written.
@@ -244,7 +244,7 @@ impl Product {
 }
 
 fn check(fits: bool) -> Result<()> {
-    if fits { Ok(()) } else { Err(candle_core::Error::Msg("a buffer does not fit its product".into()).into()) }
+    if fits { Ok(()) } else { Err(Error::internal("cuSPARSELt", "a buffer does not fit its product")) }
 }
 
 impl Drop for Product {

@@ -2,7 +2,7 @@
 
 use super::metadata::Metadata;
 use super::open::Gguf;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
@@ -70,14 +70,16 @@ impl LlamaConfig {
         let known = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
         let Some(architecture) = known.into_iter().find(|known| known.name() == name) else {
             let problem = format!(
-                "its architecture is `{name}`; only `llama` (Llama, Mistral, SmolLM), `qwen2` (Qwen2, Qwen2.5) and `qwen3` can be \
-                 imported; get the model as safetensors"
-            );
+                "its architecture is `{name}`; only `llama` (Llama, Mistral, SmolLM), `qwen2` (Qwen2, Qwen2.5) and \
+                 `qwen3` can be imported"
+            )
+            .remedy("get the model as safetensors");
             return Err(metadata.error(problem));
         };
         let key = |key: &str| format!("{name}.{key}");
         if metadata.integer(&key("expert_count"))?.is_some_and(|experts| experts > 0) {
-            let problem = "it is a mixture of experts, and only dense models can be imported; get it as safetensors";
+            let problem =
+                "it is a mixture of experts, and only dense models can be imported".remedy("get it as safetensors");
             return Err(metadata.error(problem));
         }
         let size = |part: &str| metadata.require(&key(part), metadata.size(&key(part))?);
@@ -107,7 +109,7 @@ impl LlamaConfig {
             return Err(Error::tensor(
                 metadata.file,
                 "token_embd.weight",
-                "missing or not a matrix; download the file again",
+                "missing or not a matrix".remedy("download the file again"),
             ));
         };
         let has = |name: &str| gguf.info(name).is_some();
@@ -116,8 +118,9 @@ impl LlamaConfig {
         let qwen2 = architecture == Architecture::Qwen2;
         let (qkv_bias, o_bias) = (qwen2 || biases.len() == 4, !qwen2 && biases.len() == 4);
         if !qwen2 && let [first, _, _] | [first, _] | [first] = &biases[..] {
-            let problem = "it has biases on some of the projections of attention, and Hugging Face's format knows all or none; get \
-                           the model as safetensors";
+            let problem = "it has biases on some of the projections of attention, and Hugging Face's format knows all \
+                           or none"
+                .remedy("get the model as safetensors");
             return Err(Error::tensor(metadata.file, first, problem));
         }
         let rope_theta = metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
@@ -151,8 +154,8 @@ impl LlamaConfig {
                 .and_then(|factors| factors.flatten_all()?.to_vec1::<f32>())
                 .map_err(Error::compute(format!("dequantising tensor `{ROPE_FACTORS}`")))?;
             let scaling = llama3_scaling(&factors, rope_theta, head_dim);
-            let problem =
-                "these RoPE factors are not those of Llama 3; this model cannot be imported, get it as safetensors";
+            let problem = "these RoPE factors are not those of Llama 3"
+                .remedy("this model cannot be imported, get it as safetensors");
             config.rope_scaling = Some(scaling.ok_or_else(|| Error::tensor(path, ROPE_FACTORS, problem))?);
         }
         Ok(config)
@@ -219,9 +222,8 @@ fn rope_scaling(metadata: &Metadata<'_>, architecture: &str) -> Result<Option<Va
                 "original_max_position_embeddings": metadata.require(&original, metadata.size(&original)?)?,
             })))
         }
-        other => {
-            Err(metadata.error(format!("its RoPE scaling `{other}` cannot be imported; get the model as safetensors")))
-        }
+        other => Err(metadata
+            .error(format!("its RoPE scaling `{other}` cannot be imported").remedy("get the model as safetensors"))),
     }
 }
 

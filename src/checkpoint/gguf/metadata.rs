@@ -1,6 +1,6 @@
 //! Typed access to a GGUF file's metadata.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use candle_core::quantized::gguf_file::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ impl<'a> Metadata<'a> {
         Self { file, values }
     }
 
-    pub(super) fn error(&self, problem: impl std::fmt::Display) -> Error {
+    pub(super) fn error(&self, problem: impl Into<Problem>) -> Error {
         Error::file(self.file, problem)
     }
 
@@ -26,7 +26,8 @@ impl<'a> Metadata<'a> {
 
     /// Unwraps what is required.
     pub(super) fn require<T>(&self, key: &str, value: Option<T>) -> Result<T> {
-        value.ok_or_else(|| self.error(format!("metadata `{key}` is missing; convert the model to GGUF again")))
+        value
+            .ok_or_else(|| self.error(format!("metadata `{key}` is missing").remedy("convert the model to GGUF again")))
     }
 
     pub(super) fn integer(&self, key: &str) -> Result<Option<usize>> {

@@ -8,7 +8,7 @@ mod sentencepiece;
 mod tokenizer;
 
 use super::{CheckpointWriter, dtype_of, plan_shards};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use candle_core::{DType, Device, Tensor};
 use config::{Architecture, LlamaConfig};
@@ -172,7 +172,7 @@ fn check(gguf: &Gguf, routes: &[Route]) -> Result<()> {
             if route.zero {
                 continue;
             }
-            return Err(Error::tensor(gguf.file(), &route.gguf, "missing; download the file again"));
+            return Err(Error::tensor(gguf.file(), &route.gguf, "missing".remedy("download the file again")));
         };
         if dims != route.shape {
             let problem = format!("its shape is {dims:?}, the metadata say {:?}", route.shape);
@@ -185,7 +185,8 @@ fn check(gguf: &Gguf, routes: &[Route]) -> Result<()> {
     match left.first() {
         None => Ok(()),
         Some(name) => {
-            let problem = "no tensor of its architecture here; this model has parts that cannot be imported, get it as safetensors";
+            let problem = "no tensor of its architecture here"
+                .remedy("this model has parts that cannot be imported, get it as safetensors");
             Err(Error::tensor(gguf.file_of(name), *name, problem))
         }
     }

@@ -2,7 +2,7 @@
 
 use super::metadata::Metadata;
 use crate::error::without_backtrace;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::files::stranger;
 use candle_core::Device;
 use candle_core::quantized::QTensor;
@@ -40,10 +40,11 @@ impl Gguf {
                 let (its, of) = part.split()?;
                 if (its, of) != (parts.len(), count) {
                     let problem = format!(
-                        "says that it is part {} of {of}, and should be part {} of {count}; download the parts again, all of one model",
+                        "says that it is part {} of {of}, and should be part {} of {count}",
                         its + 1,
                         parts.len() + 1
-                    );
+                    )
+                    .remedy("download the parts again, all of one model");
                     return Err(Error::file(&path, problem));
                 }
                 parts.push(part);
@@ -58,7 +59,7 @@ impl Gguf {
                     return Err(Error::tensor(
                         &part.path,
                         name,
-                        "is in two parts; download the parts again, all of one model",
+                        "is in two parts".remedy("download the parts again, all of one model"),
                     ));
                 }
             }
@@ -97,11 +98,15 @@ impl Gguf {
     /// Reads a tensor.
     pub(super) fn load(&mut self, name: &str) -> Result<QTensor> {
         let Some(&at) = self.places.get(name) else {
-            return Err(Error::tensor(self.file(), name, "missing; download the file again"));
+            return Err(Error::tensor(self.file(), name, "missing".remedy("download the file again")));
         };
         let Part { path, reader, content } = &mut self.parts[at];
         content.tensor(reader, name, &Device::Cpu).map_err(|e| {
-            Error::tensor(&*path, name, format!("cannot be read ({}); download the file again", without_backtrace(&e)))
+            Error::tensor(
+                &*path,
+                name,
+                format!("cannot be read ({})", without_backtrace(&e)).remedy("download the file again"),
+            )
         })
     }
 }
@@ -113,7 +118,7 @@ impl Part {
             None => Error::io("open", path)(error),
         })?;
         if opened.metadata().map_err(Error::io("open", path))?.is_dir() {
-            return Err(Error::file(path, "is a directory; give the GGUF file in it"));
+            return Err(Error::file(path, "is a directory".remedy("give the GGUF file in it")));
         }
         let mut reader = BufReader::new(opened);
         let mut first = Vec::new();
@@ -130,7 +135,7 @@ impl Part {
             };
             return Err(Error::file(
                 path,
-                format!("not a GGUF file that can be read, as it does not begin with `GGUF`; {remedy}"),
+                "not a GGUF file that can be read, as it does not begin with `GGUF`".remedy(remedy),
             ));
         }
         reader.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
@@ -146,7 +151,7 @@ impl Part {
         let count = metadata.integer("split.count")?.unwrap_or(1).max(1);
         let number = metadata.integer("split.no")?.unwrap_or(0);
         if number >= count || count > 99_999 {
-            let problem = format!("says that it is part {} of {count}; download it again", number + 1);
+            let problem = format!("says that it is part {} of {count}", number + 1).remedy("download it again");
             return Err(Error::file(&self.path, problem));
         }
         Ok((number, count))
@@ -158,12 +163,12 @@ fn siblings(file: &Path, number: usize, count: usize) -> Result<Vec<PathBuf>> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let ending = |number: usize| format!("-{:05}-of-{count:05}.gguf", number + 1);
     let Some(stem) = name.strip_suffix(&ending(number)) else {
-        let problem = format!(
-            "is part {} of {count} of a model, and the others are not known by its name; name them as they were (this one \
-             NAME{}), or join them with llama.cpp's `llama-gguf-split --merge FIRST.gguf OUT.gguf`",
-            number + 1,
-            ending(number)
-        );
+        let problem = format!("is part {} of {count} of a model, and the others are not known by its name", number + 1)
+            .remedy(format!(
+                "name them as they were (this one NAME{}), or join them with llama.cpp's `llama-gguf-split --merge \
+                 FIRST.gguf OUT.gguf`",
+                ending(number)
+            ));
         return Err(Error::file(file, problem));
     };
     let paths: Vec<PathBuf> =
@@ -174,11 +179,11 @@ fn siblings(file: &Path, number: usize, count: usize) -> Result<Vec<PathBuf>> {
         Some(first) => {
             let first = first.file_name().unwrap_or_default().to_string_lossy();
             let problem = format!(
-                "is part {} of {count} of a model, and {} of the others are missing here, first {first}; download all parts into one \
-                 directory",
+                "is part {} of {count} of a model, and {} of the others are missing here, first {first}",
                 number + 1,
                 missing.len()
-            );
+            )
+            .remedy("download all parts into one directory");
             Err(Error::file(file, problem))
         }
     }
@@ -191,18 +196,19 @@ fn explain(path: &Path, reader: &mut BufReader<File>, error: &candle_core::Error
     let unknown: Vec<&(String, u32)> = types.iter().filter(|(_, kind)| !is_known(*kind)).collect();
     if let Some((name, kind)) = unknown.first() {
         let problem = format!(
-            "its type is {}, which is not read here ({} of {} tensors have such a type); take a file of type F32, F16, BF16, Q8_0 \
-             or Q2_K to Q6_K, or make one with llama.cpp's `llama-quantize --allow-requantize IN.gguf OUT.gguf F16`",
+            "its type is {}, which is not read here ({} of {} tensors have such a type)",
             type_name(*kind),
             unknown.len(),
             types.len()
+        )
+        .remedy(
+            "take a file of type F32, F16, BF16, Q8_0 or Q2_K to Q6_K, or make one with llama.cpp's `llama-quantize \
+             --allow-requantize IN.gguf OUT.gguf F16`",
         );
         return Error::tensor(path, name, problem);
     }
-    let problem = format!(
-        "not a GGUF file that can be read ({}); it may be cut off, download it again",
-        without_backtrace(error)
-    );
+    let problem = format!("not a GGUF file that can be read ({})", without_backtrace(error))
+        .remedy("it may be cut off, download it again");
     Error::file(path, problem)
 }
 

@@ -2,7 +2,7 @@
 //! transformers' `generate_merges` does.
 
 use super::metadata::Metadata;
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -31,14 +31,15 @@ pub(super) fn parts(
     {
         // Some conversions write -1000 for each.
         let problem = format!(
-            "all pieces of its tokenizer have the score {first}, which does not tell which come first, so its tokens would be \
-             wrong; get the model as safetensors, or convert it to GGUF from its tokenizer.model"
-        );
+            "all pieces of its tokenizer have the score {first}, which does not tell which come first, so its tokens \
+             would be wrong"
+        )
+        .remedy("get the model as safetensors, or convert it to GGUF from its tokenizer.model");
         return Err(metadata.error(problem));
     }
     if metadata.has("tokenizer.ggml.precompiled_charsmap") {
-        let problem = "its tokenizer rewrites characters (`precompiled_charsmap`), which is not rebuilt here; get the model as \
-                       safetensors";
+        let problem = "its tokenizer rewrites characters (`precompiled_charsmap`), which is not rebuilt here"
+            .remedy("get the model as safetensors");
         return Err(metadata.error(problem));
     }
     let bytes = types.iter().filter(|&&kind| kind == BYTE).count();

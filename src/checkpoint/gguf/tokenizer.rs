@@ -2,7 +2,7 @@
 
 use super::metadata::Metadata;
 use super::sentencepiece;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use serde_json::{Map, Value, json};
 
 /// The tokenizer's files.
@@ -31,9 +31,10 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
     let pieces = model == "llama";
     if !pieces && model != "gpt2" {
         let problem = format!(
-            "its tokenizer is `{model}`, and only byte-level BPE (`gpt2`) and SentencePiece's BPE (`llama`) can be rebuilt; get the \
-             model as safetensors"
-        );
+            "its tokenizer is `{model}`, and only byte-level BPE (`gpt2`) and SentencePiece's BPE (`llama`) can be \
+             rebuilt"
+        )
+        .remedy("get the model as safetensors");
         return Err(metadata.error(problem));
     }
     let pre = metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
@@ -50,9 +51,8 @@ pub(super) fn rebuild(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Toke
         "llama-bpe" | "llama3" | "llama-v3" => sequence(split(LLAMA3), byte_level(false)),
         "qwen2" => sequence(split(QWEN2), byte_level(false)),
         other => {
-            let problem = format!(
-                "its pre-tokenizer `{other}` is not known here, so its tokens would be wrong; get the model as safetensors"
-            );
+            let problem = format!("its pre-tokenizer `{other}` is not known here, so its tokens would be wrong")
+                .remedy("get the model as safetensors");
             return Err(metadata.error(problem));
         }
     };

@@ -4,7 +4,7 @@ use super::journal::Journal;
 use super::staging::{Resumed, Staging, is_free_name, parent, write_error};
 use super::{BLOCK_BYTES, MANIFEST, Manifest, OtherFile, Piece, Rewrite, Run};
 use crate::checkpoint::source::{STREAM_BYTES, Source};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::{Progress, Stage};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -121,7 +121,8 @@ impl Rewrite {
             if manifest.about != *about || !copied || !generated.iter().all(|(name, bytes)| same(name, bytes)) {
                 return Err(Error::file(
                     out,
-                    "already exists, made with other arguments or of other files; remove it, or choose another",
+                    "already exists, made with other arguments or of other files"
+                        .remedy("remove it, or choose another"),
                 ));
             }
             Staging::clear(out, self)?;
@@ -170,7 +171,10 @@ impl Rewrite {
         }
         File::open(&data).and_then(|dir| dir.sync_all()).map_err(|e| write_error(out, "flush", e))?;
         if out.symlink_metadata().is_ok() {
-            return Err(Error::file(out, "has come to exist while it was being written; remove it and start again"));
+            return Err(Error::file(
+                out,
+                "has come to exist while it was being written".remedy("remove it and start again"),
+            ));
         }
         std::fs::rename(&data, out).map_err(|e| write_error(out, "rename into place", e))?;
         File::open(parent(out)).and_then(|dir| dir.sync_all()).map_err(|e| write_error(out, "flush", e))?;
@@ -452,8 +456,8 @@ impl Target<'_> {
             Some(id) => {
                 let piece = &self.rewrite.pieces[id];
                 let file = &source.files()[piece.shard];
-                let problem =
-                    format!("bytes {}..{} were not delivered; try again", piece.from, piece.from + piece.bytes);
+                let problem = format!("bytes {}..{} were not delivered", piece.from, piece.from + piece.bytes)
+                    .remedy("try again");
                 Err(Error::file(format!("{}/{file}", source.origin()), problem))
             }
         }

@@ -16,7 +16,7 @@ pub(crate) use staging::{is_free_name, parent};
 
 use super::source::{STREAM_BYTES, Source};
 use super::{TensorInfo, header, index};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -393,7 +393,8 @@ impl Manifest {
         let manifest: Manifest =
             serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a manifest ({e})")))?;
         if manifest.schema != MANIFEST_SCHEMA {
-            let problem = format!("schema {} is not {MANIFEST_SCHEMA}; use the version that wrote it", manifest.schema);
+            let problem =
+                format!("schema {} is not {MANIFEST_SCHEMA}", manifest.schema).remedy("use the version that wrote it");
             return Err(Error::file(&path, problem));
         }
         Ok(Some(manifest))

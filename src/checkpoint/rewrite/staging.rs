@@ -4,7 +4,7 @@
 use super::journal::Journal;
 use super::{MANIFEST, Manifest, Rewrite};
 use crate::checkpoint::writer::{available_bytes, disk_full};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Remedy, Result};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -37,7 +37,7 @@ pub(crate) fn parent(out: &Path) -> &Path {
 fn staging_of(out: &Path) -> Result<PathBuf> {
     match out.file_name() {
         Some(name) => Ok(out.with_file_name(format!(".{}.partial", name.to_string_lossy()))),
-        None => Err(Error::file(out, "cannot be an output directory; give it a name")),
+        None => Err(Error::file(out, "cannot be an output directory".remedy("give it a name"))),
     }
 }
 
@@ -45,8 +45,9 @@ fn staging_of(out: &Path) -> Result<PathBuf> {
 pub(super) fn write_error(out: &Path, action: &'static str, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            let problem = disk_full(&error.to_string());
-            Error::file(out, format!("{problem}; then the same command goes on where this one stopped"))
+            let Problem { cause, remedy } = disk_full(&error.to_string());
+            let then = "then the same command goes on where this one stopped";
+            Error::file(out, cause.remedy(remedy.map_or(then.to_owned(), |remedy| format!("{remedy}; {then}"))))
         }
         _ => Error::io(action, out)(error),
     }
@@ -89,18 +90,19 @@ impl Rewrite {
                     && files.chain(others).all(|(name, bytes)| length(name) == Some(bytes))
             };
             return match Manifest::read(out).ok().flatten().filter(whole) {
-                None => Err(Error::file(out, "already exists; remove it, or choose another output directory")),
+                None => Err(Error::file(out, "already exists".remedy("remove it, or choose another output directory"))),
                 manifest => Ok(manifest),
             };
         }
         let dir = staging_of(out)?;
         if !parent(out).is_dir() {
-            return Err(Error::file(parent(out), "no such directory; create it before writing into it"));
+            return Err(Error::file(parent(out), "no such directory".remedy("create it before writing into it")));
         }
         match std::fs::read_to_string(dir.join("identity")) {
             Ok(old) if old != self.identity && !old.is_empty() => {
-                let problem = "holds an unfinished output of other arguments, or of a checkpoint that has changed since; \
-                               finish that one with its own command, or remove this directory";
+                let problem = "holds an unfinished output of other arguments, or of a checkpoint that has changed \
+                               since"
+                    .remedy("finish that one with its own command, or remove this directory");
                 Err(Error::file(&dir, problem))
             }
             _ => Ok(None),
@@ -126,7 +128,10 @@ impl Staging {
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::file(&dir, "another process is writing this output; wait for it, or end it"));
+                return Err(Error::file(
+                    &dir,
+                    "another process is writing this output".remedy("wait for it, or end it"),
+                ));
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
         }

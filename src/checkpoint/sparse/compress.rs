@@ -6,7 +6,7 @@ use super::marker::with_marker;
 use super::{SparseFormat, SparseSummary, Stored};
 use crate::checkpoint::writer::refuse_existing;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, TensorPlan, header};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::{Progress, Stage, check_interrupt};
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -97,7 +97,7 @@ pub fn decompress(checkpoint: &Checkpoint, out: &Path, progress: Progress) -> Re
     refuse_existing(out)?;
     let summary = SparseSummary::of(checkpoint);
     if !summary.is_sparse() {
-        return Err(Error::file(checkpoint.dir(), "none of its tensors is stored sparse; use it as it is"));
+        return Err(Error::file(checkpoint.dir(), "none of its tensors is stored sparse".remedy("use it as it is")));
     }
     let mut writer = CheckpointWriter::like(checkpoint, out, None)?;
     let stage = progress.stage("decompress", checkpoint.bytes());
@@ -233,7 +233,7 @@ fn write_sparse(
         match format {
             SparseFormat::Bitmask => Ok(codec::pack_bitmask(width, &bytes, cols)),
             SparseFormat::TwoOfFour => codec::pack_two_of_four(width, &bytes, cols).ok_or_else(|| {
-                let problem = "it has changed while it was read; compress it when nothing writes to it";
+                let problem = "it has changed while it was read".remedy("compress it when nothing writes to it");
                 Error::tensor(checkpoint.dir(), &info.name, problem)
             }),
         }

@@ -3,7 +3,7 @@
 use super::codec::{self, GROUP, Width};
 use super::storage::{AGAIN, Storage};
 use crate::checkpoint::{TensorInfo, header};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::fs::File;
@@ -49,7 +49,7 @@ pub(in crate::checkpoint) fn dense_view(
     let (mut tensors, mut by_name, mut storage) = (Vec::new(), HashMap::new(), Vec::new());
     for (path, shard) in paths.iter().zip(shards) {
         let plans: Vec<_> = shard.iter().map(|(info, _)| (info.name.clone(), info.dtype, info.shape.clone())).collect();
-        let header = header::write(&plans).map_err(|problem| Error::file(path, format!("{problem}; {AGAIN}")))?;
+        let header = header::write(&plans).map_err(|problem| Error::file(path, problem.remedy(AGAIN)))?;
         let mut at = header.len() as u64;
         for (mut info, stored) in shard {
             // Checked where the header was written.
@@ -57,7 +57,7 @@ pub(in crate::checkpoint) fn dense_view(
             info.range = at..at + bytes;
             at += bytes;
             if by_name.insert(info.name.clone(), tensors.len()).is_some() {
-                let problem = format!("it is there twice, in {} a second time; {AGAIN}", path.display());
+                let problem = format!("it is there twice, in {} a second time", path.display()).remedy(AGAIN);
                 return Err(Error::tensor(path, info.name, problem));
             }
             tensors.push(info);
@@ -99,7 +99,7 @@ impl Parts<'_> {
     }
 
     fn wrong(&self, part: &TensorInfo, problem: String) -> Error {
-        Error::tensor(self.path(part), &part.name, format!("{problem}; {AGAIN}"))
+        Error::tensor(self.path(part), &part.name, problem.remedy(AGAIN))
     }
 
     /// The part `suffix` of the tensor that `of` is a part of.

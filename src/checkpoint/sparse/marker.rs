@@ -2,7 +2,7 @@
 //! `quantization_config.sparsity_config`.
 
 use super::SparseFormat;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -33,10 +33,10 @@ pub(in crate::checkpoint) fn is_sparse(dir: &Path) -> Result<bool> {
     }
     if !KNOWN.contains(&format) {
         let problem = format!(
-            "its weights are stored as `{format}` ({ENTRY}.format), and this lacuna reads {}; expand them with what \
-             wrote them",
+            "its weights are stored as `{format}` ({ENTRY}.format), and this lacuna reads {}",
             KNOWN.join(", ")
-        );
+        )
+        .remedy("expand them with what wrote them");
         return Err(Error::file(&path, problem));
     }
     match entry.get(VERSION_KEY) {
@@ -45,8 +45,9 @@ pub(in crate::checkpoint) fn is_sparse(dir: &Path) -> Result<bool> {
         Some(version) => {
             let problem = format!(
                 "its weights are stored in version {version} of the sparse layout ({ENTRY}.{VERSION_KEY}), and this \
-                 lacuna reads version {VERSION}; take a newer lacuna"
-            );
+                 lacuna reads version {VERSION}"
+            )
+            .remedy("take a newer lacuna");
             Err(Error::file(&path, problem))
         }
     }

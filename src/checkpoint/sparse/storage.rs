@@ -3,10 +3,10 @@
 use super::codec::{self, GROUP, Width};
 use super::{SparseFormat, Stored};
 use crate::checkpoint::{Checkpoint, TensorInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// The remedy for parts that contradict each other.
-pub(super) const AGAIN: &str = "the files are damaged; download them again, or compress the model again";
+pub(super) const AGAIN: &str = "download them again, or compress the model again";
 
 /// The stored form of a tensor.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl Rows<'_> {
     }
 
     fn damaged(&self, part: &TensorInfo, problem: String) -> Error {
-        Error::tensor(&self.files.shards()[part.shard], &part.name, format!("{problem}; {AGAIN}"))
+        Error::tensor(&self.files.shards()[part.shard], &part.name, problem.remedy(AGAIN))
     }
 
     /// Reads bytes `from..to` of a stored tensor.

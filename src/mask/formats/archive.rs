@@ -1,7 +1,7 @@
 //! The zip archives that NumPy and PyTorch keep arrays in.
 
 use super::damaged;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::files::write_error;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -55,7 +55,7 @@ fn failure(path: &Path, error: ZipError) -> Error {
         other => {
             // What torch.save wrote before PyTorch 1.6 was no archive.
             let problem = format!("not a readable zip archive ({other}): it is cut off or something else");
-            Error::file(path, format!("{problem}; copy it again, or save it again with numpy.savez or torch.save"))
+            Error::file(path, problem.remedy("copy it again, or save it again with numpy.savez or torch.save"))
         }
     }
 }

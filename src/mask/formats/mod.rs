@@ -11,7 +11,7 @@ mod safetensors;
 use super::set::{sha256, strip};
 use super::{MASKS_SCHEMA, Mask, MaskMetadata, MaskSet};
 use crate::checkpoint::family_names;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::exact_json::exact_floats;
 use crate::files;
 use ::safetensors::Dtype;
@@ -77,7 +77,7 @@ impl MaskFormat {
                 MaskFormat::all().iter().map(|format| format!(".{}", format.extension())).collect();
             known.dedup();
             let last = known.pop().unwrap_or_default();
-            Error::file(path, format!("no file of masks by its name; give it {} or {last}", known.join(", ")))
+            Error::file(path, "no file of masks by its name".remedy(format!("give it {} or {last}", known.join(", "))))
         })
     }
 
@@ -180,7 +180,7 @@ impl MaskSet {
         let format = MaskFormat::of(path)?;
         let file = File::open(path).map_err(Error::io("open", path))?;
         if file.metadata().map_err(Error::io("read", path))?.is_dir() {
-            return Err(Error::file(path, "a directory; give a file of masks"));
+            return Err(Error::file(path, "a directory".remedy("give a file of masks")));
         }
         let Found { metadata, mut masks } = (format.codec().read)(path, file)?;
         if masks.is_empty() {
@@ -214,8 +214,8 @@ impl MaskSet {
     pub fn save_as(&self, path: impl AsRef<Path>, format: MaskFormat) -> Result<()> {
         let path = path.as_ref();
         if MaskFormat::of(path)?.extension() != format.extension() {
-            let problem =
-                format!("{format} was asked for, which this name does not say; end it with .{}", format.extension());
+            let problem = format!("{format} was asked for, which this name does not say")
+                .remedy(format!("end it with .{}", format.extension()));
             return Err(Error::file(path, problem));
         }
         check_names(path, &self.masks)?;
@@ -236,21 +236,21 @@ impl MaskSet {
 fn check_names(path: &Path, masks: &[(String, Mask)]) -> Result<()> {
     let mut seen = HashSet::new();
     match masks.iter().find(|(name, _)| !seen.insert(name)) {
-        Some((name, _)) => Err(Error::tensor(path, name, "there are two of that name; keep one")),
+        Some((name, _)) => Err(Error::tensor(path, name, "there are two of that name".remedy("keep one"))),
         None => Ok(()),
     }
 }
 
 /// Parses our metadata, and checks them and the masks against the checksum.
 fn check_metadata(path: &Path, text: &str, masks: &[(String, Mask)]) -> Result<MaskMetadata> {
-    let broken = |problem: String| Error::file(path, format!("its metadata {problem}; make the file again"));
+    let broken = |problem: String| Error::file(path, format!("its metadata {problem}").remedy("make the file again"));
     let mut value: Value = serde_json::from_str(text).map_err(|e| broken(format!("are no JSON ({e})")))?;
     exact_floats(text, &mut value).ok_or_else(|| broken("name one key twice".into()))?;
     match value.get("schema").and_then(Value::as_u64) {
         Some(schema) if schema == u64::from(MASKS_SCHEMA) => {}
         Some(schema) => {
-            let problem =
-                format!("has schema {schema}, this lacuna reads schema {MASKS_SCHEMA}; use another version of lacuna");
+            let problem = format!("has schema {schema}, this lacuna reads schema {MASKS_SCHEMA}")
+                .remedy("use another version of lacuna");
             return Err(Error::file(path, problem));
         }
         None => return Err(broken("have no `schema` number".into())),
@@ -262,10 +262,9 @@ fn check_metadata(path: &Path, text: &str, masks: &[(String, Mask)]) -> Result<M
     strip(&mut value);
     let is = sha256(Some(&value), masks);
     if is != told {
-        let problem = format!(
-            "wrong checksum: its content has SHA-256 {is}, its metadata say {told}. It was damaged or edited; copy it again \
-             or make it again"
-        );
+        let problem =
+            format!("wrong checksum: its content has SHA-256 {is}, its metadata say {told}. It was damaged or edited")
+                .remedy("copy it again or make it again");
         return Err(Error::file(path, problem));
     }
     Ok(metadata)
@@ -273,7 +272,7 @@ fn check_metadata(path: &Path, text: &str, masks: &[(String, Mask)]) -> Result<M
 
 /// A file that does not hold what its format promises.
 fn damaged(path: &Path, problem: impl Display) -> Error {
-    Error::file(path, format!("{problem}; the file is damaged, copy it again or make it again"))
+    Error::file(path, problem.remedy("the file is damaged, copy it again or make it again"))
 }
 
 /// The shape of a mask; `None` for what is no matrix with elements.
@@ -286,7 +285,7 @@ fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
 
 /// A tensor that is no matrix.
 fn no_matrix(path: &Path, name: &str, shape: &[usize]) -> Error {
-    Error::tensor(path, name, format!("has shape {shape:?}; a mask is a matrix (out, in), as its weight is"))
+    Error::tensor(path, name, format!("has shape {shape:?}").remedy("a mask is a matrix (out, in), as its weight is"))
 }
 
 /// A tensor of another type than a mask can have.
@@ -294,6 +293,6 @@ fn wrong_type(path: &Path, name: &str, dtype: impl Display) -> Error {
     Error::tensor(
         path,
         name,
-        format!("is of type {dtype}; a mask is boolean or u8, 1 for pruned: convert it before saving"),
+        format!("is of type {dtype}").remedy("a mask is boolean or u8, 1 for pruned: convert it before saving"),
     )
 }

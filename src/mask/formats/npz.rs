@@ -2,7 +2,7 @@
 
 use super::archive::{Archive, ArchiveWriter};
 use super::{Codec, Convention, Found, matrix, no_matrix, one, wrong_type};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::mask::Mask;
 use safetensors::Dtype;
 use std::fs::File;
@@ -81,7 +81,7 @@ fn read(path: &Path, file: File) -> Result<Found> {
     for (entry, name) in entries.iter().zip(names()) {
         let Some(weight) = convention.weight(name) else { continue };
         let bytes = archive.read(entry)?;
-        let problem = |problem: String| Error::tensor(path, name, format!("{problem}; was the file written by NumPy?"));
+        let problem = |problem: String| Error::tensor(path, name, problem.remedy("was the file written by NumPy?"));
         let Npy { descr, fortran, shape, data } = Npy::parse(&bytes).map_err(problem)?;
         let data = &bytes[data..];
         if name == METADATA && dtype_of(&descr) == Some(Dtype::U8) {
@@ -122,7 +122,11 @@ fn write(path: &Path, file: &mut File, metadata: Option<&str>, masks: &[(String,
     }
     for (name, mask) in masks {
         if name == METADATA {
-            return Err(Error::tensor(path, name, "this name is taken by the metadata; choose another format"));
+            return Err(Error::tensor(
+                path,
+                name,
+                "this name is taken by the metadata".remedy("choose another format"),
+            ));
         }
         let (rows, cols) = mask.shape();
         let header = Npy::header("|b1", &format!("{rows}, {cols}"));

@@ -4,7 +4,7 @@
 use super::archive::{Archive, ArchiveWriter};
 use super::pickle::{self, Legacy, TensorRef, Value};
 use super::{Codec, Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::mask::Mask;
 use safetensors::Dtype;
 use std::collections::HashMap;
@@ -36,7 +36,7 @@ fn read(path: &Path, mut file: File) -> Result<Found> {
     let names = archive.names()?;
     let pickles: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix("/data.pkl")).collect();
     let [root] = pickles[..] else {
-        let problem = "no file of `torch.save`: it has no data.pkl; save a dict of boolean tensors";
+        let problem = "no file of `torch.save`: it has no data.pkl".remedy("save a dict of boolean tensors");
         return Err(Error::file(path, problem));
     };
     let metadata = format!("{root}/{METADATA}");
@@ -58,7 +58,8 @@ fn read_legacy(path: &Path, bytes: &[u8]) -> Result<Found> {
     let (mut rest, mut parts) = (&bytes[data..], HashMap::new());
     for (key, storage) in storages {
         let Some(width) = dtype_of(&storage).map(|dtype| dtype.bitsize() / 8) else {
-            let problem = format!("holds a `{storage}`, whose size is not known; save a dict of boolean tensors only");
+            let problem =
+                format!("holds a `{storage}`, whose size is not known").remedy("save a dict of boolean tensors only");
             return Err(Error::file(path, problem));
         };
         let (count, after) = rest.split_first_chunk().ok_or_else(cut)?;
@@ -74,7 +75,7 @@ fn read_legacy(path: &Path, bytes: &[u8]) -> Result<Found> {
 }
 
 fn no_dict(path: &Path) -> impl Fn(String) -> Error {
-    move |problem| Error::file(path, format!("{problem}; a file of masks is a dict of boolean tensors"))
+    move |problem| Error::file(path, problem.remedy("a file of masks is a dict of boolean tensors"))
 }
 
 fn convention(entries: &[(Value, Value)]) -> Convention {
@@ -113,18 +114,18 @@ fn masks(
     let mut last: Option<(String, Rc<Vec<u8>>)> = None;
     for (key, value) in entries {
         let Value::Text(name) = key else {
-            return Err(Error::file(path, "a key of its dict is no text; masks go by the names of weights"));
+            return Err(Error::file(path, "a key of its dict is no text".remedy("masks go by the names of weights")));
         };
         let Some(weight) = convention.weight(&name) else { continue };
         let Value::Tensor(tensor) = value else {
-            return Err(Error::tensor(path, &*name, "is no tensor; save a flat dict of boolean tensors only"));
+            return Err(Error::tensor(path, &*name, "is no tensor".remedy("save a flat dict of boolean tensors only")));
         };
         let TensorRef { storage, key, offset, shape, stride } = &*tensor;
         let one = dtype_of(storage).and_then(|dtype| one(dtype, convention));
         let one = one.ok_or_else(|| wrong_type(path, &name, storage))?;
         let (rows, cols) = matrix(shape).ok_or_else(|| no_matrix(path, &name, shape))?;
         let &[row, col] = &stride[..] else {
-            return Err(Error::tensor(path, &*name, "has not as many strides as dimensions; save it again"));
+            return Err(Error::tensor(path, &*name, "has not as many strides as dimensions".remedy("save it again")));
         };
         let problem = |problem: String| Error::tensor(path, &*name, problem);
         let bytes = match &last {

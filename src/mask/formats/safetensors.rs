@@ -1,7 +1,7 @@
 //! safetensors: packed bits with our metadata, or one byte a weight, with or without.
 
 use super::{Codec, Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::files::write_error;
 use crate::mask::Mask;
 use safetensors::Dtype;
@@ -114,7 +114,7 @@ fn read(path: &Path, file: File) -> Result<Found> {
     let mut end = 0;
     for (name, MaskEntry { dtype, shape, data_offsets: (start, stop) }) in tensors {
         let problem =
-            |problem: String| Error::tensor(path, &name, format!("{problem}; the file is damaged, copy it again"));
+            |problem: String| Error::tensor(path, &name, problem.remedy("the file is damaged, copy it again"));
         let Some(weight) = convention.weight(&name) else {
             // What else a module has.
             end = stop;
@@ -178,14 +178,14 @@ fn write(
         offset = end;
     }
     if let Some((name, _)) = masks.iter().find(|(name, _)| name == "__metadata__") {
-        return Err(Error::tensor(path, name, "this name is reserved by safetensors; choose another format"));
+        return Err(Error::tensor(path, name, "this name is reserved by safetensors".remedy("choose another format")));
     }
     let mut json = Value::Object(header).to_string().into_bytes();
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() as u64 > MAX_HEADER_BYTES {
         let problem =
             format!("{} masks make a header of {} bytes, more than safetensors allows", masks.len(), json.len());
-        return Err(Error::file(path, format!("{problem}; choose another format")));
+        return Err(Error::file(path, problem.remedy("choose another format")));
     }
     let mut out = BufWriter::new(file);
     let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(write_error(path));

@@ -135,7 +135,7 @@ fn encode(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Best);
-    let failed = |e: png::EncodingError| Error::Report { doing: "encoding a PNG".into(), problem: e.to_string() };
+    let failed = |e: png::EncodingError| Error::report("encoding a PNG", e);
     let mut writer = encoder.write_header().map_err(failed)?;
     writer.write_image_data(rgb).map_err(failed)?;
     writer.finish().map_err(failed)?;

@@ -1,7 +1,7 @@
 //! A report: text, tables and pictures, and the records they come from.
 
 use super::{Figure, Table, escape_html};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::report::json::{pretty, record_json, write_atomic};
 use crate::rich::{Bundle, Rich, mime, shown_in_cells};
@@ -177,7 +177,7 @@ impl Report {
             if let Part::Table(name, _) | Part::Plot(name, _) = part {
                 check_name("name", name)?;
                 if !seen.insert(name) {
-                    return Err(Error::argument("name", name, "two parts of the report have it; rename one"));
+                    return Err(Error::argument("name", name, "two parts of the report have it".remedy("rename one")));
                 }
             }
             markdown.push('\n');

@@ -10,7 +10,7 @@ use super::pen::{
 };
 use super::plot::{Plot, Series};
 use super::{bitmap, error, palette};
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use crate::format::number;
 use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;
@@ -88,7 +88,7 @@ impl<'a> PlotScene<'a> {
     pub(super) fn new(plot: &'a Plot) -> Result<PlotScene<'a>> {
         let title = &plot.title;
         if plot.series.is_empty() {
-            return Err(error(format!("\"{title}\" has no series; add one")));
+            return Err(error(format!("\"{title}\" has no series").remedy("add one")));
         }
         if let Some(empty) = plot.series.iter().find(|series| series.points.is_empty()) {
             return Err(error(format!("series \"{}\" of \"{title}\" has no points", empty.name)));
@@ -114,7 +114,9 @@ impl<'a> PlotScene<'a> {
             }
             if plot.y_scale.is_log() {
                 floor = baselines.clone().next().ok_or_else(|| {
-                    error(format!("bars of \"{title}\" have no zero to rise from on a log axis; add a baseline"))
+                    error(
+                        format!("bars of \"{title}\" have no zero to rise from on a log axis").remedy("add a baseline"),
+                    )
                 })?;
             }
         }

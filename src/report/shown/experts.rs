@@ -48,7 +48,7 @@ impl Table {
             ]);
         }
         let frame = DataFrame::new_infer_height(columns);
-        let frame = frame.map_err(|error| Error::Report { doing: "making a table".into(), problem: error.to_string() });
+        let frame = frame.map_err(|error| Error::report("making a table", error));
         Ok(frame?.into())
     }
 }

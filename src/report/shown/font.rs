@@ -1,7 +1,7 @@
 //! The shipped font, and the width of text in it.
 
 use super::error;
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont};
 use plotters::style::{FontStyle, register_font};
 use std::sync::OnceLock;
@@ -30,7 +30,7 @@ pub(super) fn fonts() -> Result<&'static Fonts> {
             Some(Fonts { normal: FontRef::try_from_slice(NORMAL).ok()?, bold: FontRef::try_from_slice(BOLD).ok()? })
         })
         .as_ref()
-        .ok_or_else(|| error("the font in data/fonts is damaged; build again from a clean checkout"))
+        .ok_or_else(|| error("the font in data/fonts is damaged".remedy("build again from a clean checkout")))
 }
 
 /// Makes the fonts known to plotters.

@@ -9,7 +9,7 @@ use super::heatmap::HeatMap;
 use super::paths::merge_shapes;
 use super::pen::{self, AXIS, Drawing, LABEL, LEGEND_ROW, MARGIN, Pen, SMALL, TEXT, TICK, TITLE, check_size};
 use super::{bitmap, error, palette};
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use plotters::coord::Shift;
 use plotters::drawing::DrawingArea;
 use plotters::element::{PathElement, Polygon, Rectangle, Text};
@@ -71,7 +71,7 @@ impl<'a> HeatMapScene<'a> {
         check_size(title, map.pixels())?;
         let (rows, columns) = (map.values.len(), map.values.first().map_or(0, Vec::len));
         if columns == 0 {
-            return Err(error(format!("\"{title}\" has no cells; give it at least one row and one column")));
+            return Err(error(format!("\"{title}\" has no cells").remedy("give it at least one row and one column")));
         }
         let (low, high) = range(map, columns)?;
         for (what, names, of) in [("row", &map.row_names, rows), ("column", &map.column_names, columns)] {
@@ -80,17 +80,17 @@ impl<'a> HeatMapScene<'a> {
             }
         }
         if map.marks.len() > MARKS {
-            return Err(error(format!(
-                "\"{title}\" has {} kinds of marks; there are signs for {MARKS}",
-                map.marks.len()
-            )));
+            return Err(error(
+                format!("\"{title}\" has {} kinds of marks", map.marks.len())
+                    .remedy(format!("there are signs for {MARKS}")),
+            ));
         }
         for (name, cells) in &map.marks {
             if let Some((row, column)) = cells.iter().find(|(row, column)| *row >= rows || *column >= columns) {
-                return Err(error(format!(
-                    "mark \"{name}\" of \"{title}\" is on row {row}, column {column}; there are {rows} rows and \
-                     {columns} columns"
-                )));
+                return Err(error(
+                    format!("mark \"{name}\" of \"{title}\" is on row {row}, column {column}")
+                        .remedy(format!("there are {rows} rows and {columns} columns")),
+                ));
             }
         }
         let names = |names: &Option<Vec<String>>, of: usize| -> Vec<String> {
@@ -122,10 +122,9 @@ impl<'a> HeatMapScene<'a> {
         let right = width - MARGIN - widest(&bar_labels)? - TICK_MARK - 5.0 - BAR - BAR_GAP;
         let bottom = height - MARGIN / 2.0 - named(&map.column_label) - TICK - TICK_MARK - 5.0;
         if right - left < 40.0 || bottom - top < 20.0 {
-            return Err(error(format!(
-                "\"{}\" leaves no room for its cells; make it larger or names shorter",
-                map.title
-            )));
+            return Err(error(
+                format!("\"{}\" leaves no room for its cells", map.title).remedy("make it larger or names shorter"),
+            ));
         }
         self.frame = [left, top, right, bottom];
         let (cell_width, cell_height) = ((right - left) / self.columns as f64, (bottom - top) / rows as f64);
@@ -309,16 +308,18 @@ fn range(map: &HeatMap, columns: usize) -> Result<(f64, f64)> {
     for (row, values) in map.values.iter().enumerate() {
         if values.len() != columns {
             let n = values.len();
-            return Err(error(format!("row {row} of \"{title}\" has {n} cells, row 0 has {columns}; make them equal")));
+            return Err(error(
+                format!("row {row} of \"{title}\" has {n} cells, row 0 has {columns}").remedy("make them equal"),
+            ));
         }
         for (column, value) in values.iter().enumerate() {
             let Some(value) = *value else { continue };
             if !value.is_finite() || (map.scale.is_log() && value <= 0.0) {
                 let needed = if map.scale.is_log() { "positive and finite" } else { "finite" };
-                return Err(error(format!(
-                    "row {row}, column {column} of \"{title}\" is {value}, which has no colour; values must be \
-                     {needed}, or None for a blank cell"
-                )));
+                return Err(error(
+                    format!("row {row}, column {column} of \"{title}\" is {value}, which has no colour")
+                        .remedy(format!("values must be {needed}, or None for a blank cell")),
+                ));
             }
             (low, high) = (low.min(value), high.max(value));
         }

@@ -33,10 +33,9 @@ pub use table::{Format, Table};
 pub(super) use document::Document;
 pub(crate) use render::escape_html;
 
-use crate::error::Error;
-use std::fmt::Display;
+use crate::error::{Error, Problem};
 
 /// An [`Error::Report`] about a plot.
-fn error(problem: impl Display) -> Error {
-    Error::Report { doing: "drawing a plot".into(), problem: problem.to_string() }
+fn error(problem: impl Into<Problem>) -> Error {
+    Error::report("drawing a plot", problem)
 }

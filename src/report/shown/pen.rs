@@ -2,7 +2,7 @@
 
 use super::error;
 use super::font::{self, FAMILY, SIZE_PER_EM};
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Polygon, Text};
@@ -26,7 +26,9 @@ pub(super) const LEGEND_ROW: f64 = 22.0;
 /// Fails for sizes that cannot be drawn.
 pub(super) fn check_size(title: &str, (width, height): (u32, u32)) -> Result<()> {
     if !(320..=4000).contains(&width) || !(200..=4000).contains(&height) {
-        return Err(error(format!("\"{title}\" is {width} x {height} pixels; 320 x 200 to 4000 x 4000 can be drawn")));
+        return Err(error(
+            format!("\"{title}\" is {width} x {height} pixels").remedy("320 x 200 to 4000 x 4000 can be drawn"),
+        ));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::figure;
 use super::labels::Labels;
 use super::numbers::{Number, Point};
 use super::table::Table;
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use crate::format::number;
 use crate::frames::Frames;
 use crate::record::Record;
@@ -267,7 +267,7 @@ impl Plot {
         }
         if found.is_empty() {
             return Err(error(
-                "no record is both pruned and evaluated, so there is no curve; evaluate the pruned models",
+                "no record is both pruned and evaluated, so there is no curve".remedy("evaluate the pruned models"),
             ));
         }
         // Curves first, so that their legend comes first and they own the colours.

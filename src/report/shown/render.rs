@@ -80,8 +80,7 @@ impl Table {
     pub fn csv(&self) -> Result<String> {
         let mut bytes = Vec::new();
         CsvWriter::new(&mut bytes).finish(&mut self.frame().clone()).map_err(failed)?;
-        String::from_utf8(bytes)
-            .map_err(|e| crate::error::Error::Report { doing: "writing CSV".into(), problem: e.to_string() })
+        String::from_utf8(bytes).map_err(|e| crate::error::Error::report("writing CSV", e))
     }
 
     /// The table as JSON, as `docs/record.md` describes it: `columns` (name, label, unit) and `rows` (objects).

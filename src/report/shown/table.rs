@@ -1,7 +1,7 @@
 //! Tables: a polars frame that knows how its columns are read.
 
 use super::labels::Labels;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::record::Record;
 use crate::settings::Zeros;
 use polars::prelude::{Column, DataFrame, NamedFrom, PlSmallStr, PolarsError, Series, SortMultipleOptions};
@@ -281,7 +281,7 @@ impl Table {
     fn index(&self, name: &str) -> Result<usize> {
         self.frame.get_column_index(name).ok_or_else(|| {
             let names: Vec<_> = self.frame.get_column_names().into_iter().map(PlSmallStr::as_str).collect();
-            Error::argument("column", name, format!("there is none; the table has {}", names.join(", ")))
+            Error::argument("column", name, "there is none".remedy(format!("the table has {}", names.join(", "))))
         })
     }
 }
@@ -312,5 +312,5 @@ fn build<'a>(columns: impl IntoIterator<Item = (Name<'a>, Series)>) -> Result<Ta
 }
 
 pub(super) fn failed(error: PolarsError) -> Error {
-    Error::Report { doing: "making a table".into(), problem: error.to_string() }
+    Error::report("making a table", error)
 }
