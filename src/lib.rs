@@ -33,6 +33,9 @@ mod random;
 pub mod record;
 mod scratch;
 pub mod settings;
+#[cfg(test)]
+#[path = "../tests/common/skip.rs"]
+mod skip;
 pub mod stats;
 pub mod text;
 
