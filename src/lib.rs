@@ -26,6 +26,9 @@ pub mod error;
 mod exact_json;
 mod files;
 pub mod format;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod model;
 pub mod prelude;
 pub mod progress;
