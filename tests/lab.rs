@@ -66,7 +66,7 @@ fn loss_bits(evaluation: &Evaluation) -> Vec<u64> {
     evaluation.losses.iter().flatten().map(|loss| loss.to_bits()).collect()
 }
 
-/// What is told of it, but for times and hosts.
+/// The record as JSON, without times and hosts.
 fn told(record: &Record) -> String {
     serde_json::to_string(&Record { environment: BTreeMap::new(), ..record.clone() }).unwrap()
 }

@@ -1,8 +1,7 @@
 //! Advice about directories and repositories that do not hold the weights that this library reads: their contents, and
 //! the remedy.
 
-use super::index::INDEX;
-use super::{SINGLE, headers};
+use super::{INDEX, SINGLE};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,9 +9,6 @@ use std::path::Path;
 /// Explains what can be done about the directory `dir`, which has neither [`SINGLE`] nor [`INDEX`]. The text ends with
 /// the remedy.
 pub(super) fn of_directory(dir: &Path) -> String {
-    if headers::HeadersOnly::is_at(dir) {
-        return "only headers are here, which do for `lacuna inspect` and for plans; give the checkpoint itself".into();
-    }
     if let Some(hint) = [SINGLE, INDEX].iter().find_map(|name| dangling(&dir.join(name))) {
         return hint;
     }
