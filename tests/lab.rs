@@ -14,8 +14,8 @@ use lacuna::prune::apply;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -450,68 +450,6 @@ fn what_was_used_least_recently_goes_first() {
     let gone = small.collect(&Collect { max_bytes: Some(0), ..Collect::default() }).unwrap();
     assert!(!gone.is_empty() && small.entries().unwrap().is_empty());
     assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is left over");
-}
-
-/// The work of other processes: named by the environment, so that it does nothing in an ordinary run of the tests.
-#[test]
-fn worker() {
-    let Ok(cache) = std::env::var("LACUNA_TEST_WORKER") else { return };
-    let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, Cache::at(cache, 1 << 30)).unwrap();
-    let lab = lab.calibrate_on(train(), 48, 128, 0).unwrap();
-    lab.record(&PruneConfig::one_shot(Method::SparseGpt, 0.5), &test_windows(&lab)).unwrap();
-}
-
-fn start_worker(cache: &Path) -> Child {
-    let mut process = Command::new(std::env::current_exe().unwrap());
-    process.args(["--exact", "worker"]).env("LACUNA_TEST_WORKER", cache);
-    process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-#[test]
-fn a_killed_process_leaves_nothing_that_counts_and_several_at_once_agree() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = dir.path().join("cache");
-    let unfinished = || match fs::read_dir(&cache) {
-        Ok(list) => {
-            let names = list.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            names.filter(|name| name.starts_with(".grams-")).map(|name| cache.join(name)).collect()
-        }
-        Err(_) => Vec::<PathBuf>::new(),
-    };
-    // Killed while calibration writes its grams layer by layer.
-    let started = Instant::now();
-    let mut worker = start_worker(&cache);
-    while unfinished().iter().all(|staging| !staging.join("block-1").exists()) {
-        assert!(started.elapsed() < Duration::from_secs(120) && worker.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    worker.kill().unwrap();
-    worker.wait().unwrap();
-    assert_eq!((unfinished().len(), entries(&cache, "grams").len(), entries(&cache, "pruned").len()), (1, 0, 0));
-
-    // Three start over at the same time.
-    let workers: Vec<Child> = (0..3).map(|_| start_worker(&cache)).collect();
-    assert!(workers.into_iter().all(|mut worker| worker.wait().unwrap().success()));
-    let config = PruneConfig::one_shot(Method::SparseGpt, 0.5);
-    let open = |cache| {
-        let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
-        lab.calibrate_on(train(), 48, 128, 0).unwrap()
-    };
-    let lab = open(Cache::at(&cache, 1 << 30));
-    let test = test_windows(&lab);
-    let record = lab.record(&config, &test).unwrap();
-    lab.prune(&PruneConfig::one_shot(Method::SparseGpt, 0.6)).unwrap();
-    assert_eq!((uses(&lab, "grams"), uses(&lab, "evaluation")), ([0, 1, 0], [0, 1, 0]));
-    assert_eq!(told(&record), told(&open(Cache::none()).record(&config, &test).unwrap()));
-
-    // What the killed one left is no entry; it is collected when it is certain that nobody works on it.
-    let kept = Cache::at(&cache, 1 << 30);
-    assert!(kept.entries().unwrap().iter().all(|kept| !kept.name.starts_with('.')));
-    kept.collect(&Collect::default()).unwrap();
-    let [left] = &unfinished()[..] else { panic!("{:?}", unfinished()) };
-    File::open(left).unwrap().set_modified(SystemTime::now() - Duration::from_secs(2 * 86_400)).unwrap();
-    let gone = kept.collect(&Collect::default()).unwrap();
-    assert!(gone.len() == 1 && gone[0].stage == "unfinished" && unfinished().is_empty(), "{gone:?}");
 }
 
 #[test]

@@ -234,6 +234,12 @@ fn edited_archives() {
         edited(path, &out, |_, bytes| bytes);
         assert_eq!(MaskSet::load(&out).unwrap(), set);
     }
+    // The second entry of the directory at the end points to the bytes of the first.
+    let mut bytes = std::fs::read(&npz).unwrap();
+    let entries: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(b"PK\x01\x02")).collect();
+    bytes.copy_within(entries[0] + 42..entries[0] + 46, entries[1] + 42);
+    std::fs::write(&npz, &bytes).unwrap();
+    assert_says(MaskSet::load(&npz).unwrap_err(), &["two entries of the archive share their bytes"]);
     std::fs::write(&npz, "no archive").unwrap();
     assert_says(MaskSet::load(&npz).unwrap_err(), &["npz.npz", "zip archive"]);
 }

@@ -424,24 +424,3 @@ fn ngram_perplexities_by_hand() {
     assert!(ngram_perplexity(&train, &text, &unseen, 3).is_err());
     assert!(ngram_perplexity(&[], &text, &text, 4).is_err());
 }
-
-/// BPE training and batch encoding run in parallel; the thread count must not show.
-#[test]
-fn the_tokenizer_is_the_same_on_one_thread_and_two() {
-    const CHILD: &str = "LACUNA_TEST_TOKENIZER_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        let texts: Vec<String> = (1..60).map(|i| prose(40 * i).replace("sea", &format!("sea{}", i % 9))).collect();
-        let tokenizer = Tokenizer::train_bpe(&texts, 300).unwrap();
-        println!("json {:?} {:?}", tokenizer.to_json().unwrap(), tokenizer.encode_documents(&texts).unwrap());
-        return;
-    }
-    let run = |threads: &str| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["the_tokenizer_is_the_same_on_one_thread_and_two", "--exact", "--nocapture"]);
-        let output = command.env(CHILD, "1").env("RAYON_NUM_THREADS", threads).output().unwrap();
-        assert!(output.status.success());
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().find(|line| line.contains("json ")).unwrap().split_once("json ").unwrap().1.to_owned()
-    };
-    assert_eq!(run("1"), run("2"));
-}
