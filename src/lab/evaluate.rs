@@ -196,6 +196,14 @@ impl Lab {
         }
     }
 
+    /// Evaluates the dense model; the record that others are compared with.
+    ///
+    /// # Errors
+    /// As [`Lab::evaluate`].
+    pub fn dense(&self, test: &Windows) -> Result<Record> {
+        Ok(Record::dense(self.model.record()?).with_evaluation(self.evaluate(&self.model, test)?.record()))
+    }
+
     /// Prunes and evaluates; the record of both. A sweep is a loop over this.
     ///
     /// # Errors
