@@ -560,6 +560,12 @@ proptest! {
         }
     }
 
+}
+
+proptest! {
+    // Each writes files twice, and flushes them.
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
     /// A report of any records holds them, and the same report made of what it holds has the same bytes.
     #[test]
     fn reports_regenerate_whatever_the_settings_are(records in proptest::collection::vec(any_record(), 1..4)) {

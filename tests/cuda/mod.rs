@@ -1,5 +1,7 @@
 //! Loads the kernels for the host and launches them, with memory that ends where its data ends.
 
+#![allow(dead_code, reason = "each test file uses some of this")]
+
 use crate::skip::skipped;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
