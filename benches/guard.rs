@@ -19,7 +19,7 @@ use lacuna::importance::{Inputs, Method, Scorer};
 use lacuna::mask::{Criterion, Pattern, Per, Ties, select_levels};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
-use lacuna::text::Windows;
+use lacuna::text::{Sampling, Windows};
 use median::median;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -78,7 +78,7 @@ fn wanda() -> lacuna::Result<f64> {
     let checkpoint = Checkpoint::open(format!("{data}/tiny-llama"))?;
     let model = Model::open(&checkpoint, DType::F32, &Device::Cpu)?;
     let tokenizer = model.tokenizer()?;
-    let windows = Windows::calibration(format!("{data}/corpus/train.txt"), Some(&tokenizer), 16, 128, 0)?;
+    let windows = Windows::calibration(format!("{data}/corpus/train.txt"), Some(&tokenizer), Sampling::new(16, 128))?;
     calibrate(&model, &windows, Progress::Hidden)?;
     let pass = || calibrate(&model, &windows, Progress::Hidden);
     Ok(ratio(pass, || model.hidden_states(&windows.ids, Progress::Hidden)))

@@ -9,7 +9,7 @@ use lacuna::evaluate::evaluate;
 use lacuna::gradients::{Accumulate, Gradients, gradients};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
-use lacuna::text::Windows;
+use lacuna::text::{Consecutive, Windows};
 use random::with;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -106,7 +106,7 @@ fn fixtures_of_every_mixture_equal_whole_model_autograd() {
         let dir = format!("{DATA}/tiny-{name}");
         let model = Model::open(&Checkpoint::open(&dir).unwrap(), DType::F32, &CPU).unwrap();
         let tokens = if name == "gpt-oss-mxfp4" { format!("{dir}/../tiny-gpt-oss-f32") } else { dir };
-        let windows = Windows::evaluation(format!("{tokens}/tokens.json"), None, Some(3), 40).unwrap();
+        let windows = Windows::evaluation(format!("{tokens}/tokens.json"), None, Consecutive::of(40).first(3)).unwrap();
         check_against_whole_model(name, &model, &windows, 1e-5);
     }
 }

@@ -29,7 +29,7 @@ fn train() -> String {
 
 fn lab_of(model: &str, cache: Cache) -> Lab {
     let lab = Lab::open_on(model, DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
-    lab.calibrate_on(train(), 4, 64, 0).unwrap()
+    lab.calibrate_on(train(), Sampling::new(4, 64)).unwrap()
 }
 
 fn lab_within(bytes: u64, cache: Cache) -> Lab {
@@ -42,7 +42,7 @@ fn lab(cache: &Path) -> Lab {
 }
 
 fn test_windows(lab: &Lab) -> Windows {
-    lab.windows(format!("{ROOT}/data/corpus/test.txt"), Some(3), 64).unwrap()
+    lab.windows(format!("{ROOT}/data/corpus/test.txt"), Consecutive::of(64).first(3)).unwrap()
 }
 
 fn uses(lab: &Lab, stage: &str) -> [u64; 3] {
@@ -263,7 +263,7 @@ fn what_is_wrong_is_refused_as_without_a_lab() {
     assert!(error.contains("calibrate_on"), "{error}");
     let error = lab.prune(&PruneConfig::new(Method::Magnitude, 1.5)).unwrap_err().to_string();
     assert!(error.contains("below 1"), "{error}");
-    let error = lab.calibrate_on("no/such/text.txt", 4, 64, 0).unwrap_err().to_string();
+    let error = lab.calibrate_on("no/such/text.txt", Sampling::new(4, 64)).unwrap_err().to_string();
     assert!(error.contains("no/such/text.txt"), "{error}");
     assert!(entries(cache.path(), "pruned").is_empty());
 }
@@ -350,7 +350,7 @@ fn other_weights_another_config_and_another_text_are_not_found() {
     let (changed, counts) = computed(&open(&moved));
     assert!(changed != nll && counts == [1, 1, 1], "{counts:?}");
 
-    let lab = lab(&cache).calibrate_on(train(), 4, 64, 1).unwrap();
+    let lab = lab(&cache).calibrate_on(train(), Sampling::new(4, 64).seed(1)).unwrap();
     assert_eq!(computed(&lab).1, [1, 1, 1]);
 }
 
@@ -358,7 +358,7 @@ fn other_weights_another_config_and_another_text_are_not_found() {
 fn saved_statistics_and_gradients_are_equal() {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::load(&tiny()).unwrap();
-    let windows = Windows::calibration(train(), Some(&model.tokenizer().unwrap()), 2, 64, 0).unwrap();
+    let windows = Windows::calibration(train(), Some(&model.tokenizer().unwrap()), Sampling::new(2, 64)).unwrap();
     let statistics = calibrate(&model, &windows, Progress::Hidden).unwrap();
     statistics.save(dir.path().join("statistics")).unwrap();
     let loaded = Statistics::load(dir.path().join("statistics")).unwrap();
@@ -489,18 +489,19 @@ fn the_command_lists_and_collects() {
 #[test]
 fn a_lab_with_less_memory_than_its_model_gives_the_same() {
     let cache = tempfile::tempdir().unwrap();
-    let all = lab(cache.path()).calibrate_on(train(), 2, 32, 0).unwrap();
+    let all = lab(cache.path()).calibrate_on(train(), Sampling::new(2, 32)).unwrap();
     let held = all.device_memory();
     assert_eq!((held.device.as_str(), held.weights.budget_bytes, held.memory), ("cpu", None, None));
     assert!(held.weights.bytes > 0 && held.to_string().contains("all of the model"), "{held}");
 
     let budget = held.weights.bytes / 3;
     let other = tempfile::tempdir().unwrap();
-    let part = lab_within(budget, Cache::at(other.path(), 1 << 30)).calibrate_on(train(), 2, 32, 0).unwrap();
+    let part =
+        lab_within(budget, Cache::at(other.path(), 1 << 30)).calibrate_on(train(), Sampling::new(2, 32)).unwrap();
     assert_eq!(part.device_memory().weights.bytes, 0);
     let config = MasksConfig::new(&[Method::Wanda], &[0.5]);
     assert_eq!(part.masks(&config).unwrap()[0].masks, all.masks(&config).unwrap()[0].masks);
-    let test = all.windows(train(), Some(2), 32).unwrap();
+    let test = all.windows(train(), Consecutive::of(32).first(2)).unwrap();
     let dense = |lab: &Lab| lab.evaluate(lab.model(), &test).unwrap().losses;
     assert_eq!(dense(&part), dense(&all));
     let weights = part.device_memory().weights;
@@ -511,14 +512,14 @@ fn a_lab_with_less_memory_than_its_model_gives_the_same() {
 #[test]
 fn what_is_pruned_in_parts_is_the_same_and_stays_in_parts() {
     let caches = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let all = lab(caches[0].path()).calibrate_on(train(), 2, 32, 0).unwrap();
-    let test = all.windows(train(), Some(2), 32).unwrap();
+    let all = lab(caches[0].path()).calibrate_on(train(), Sampling::new(2, 32)).unwrap();
+    let test = all.windows(train(), Consecutive::of(32).first(2)).unwrap();
     let bytes = all.device_memory().weights.bytes;
     let losses = |lab: &Lab, model: &Model| lab.evaluate(model, &test).unwrap().losses;
     for (budget, room) in [(bytes / 3, "a third"), (2 * bytes, "more than all")] {
         let open = || {
             let cache = Cache::at(caches[1].path().join(room), 1 << 30);
-            lab_within(budget, cache).calibrate_on(train(), 2, 32, 0).unwrap()
+            lab_within(budget, cache).calibrate_on(train(), Sampling::new(2, 32)).unwrap()
         };
         let part = open();
         for method in [Method::Wanda, Method::SparseGpt] {

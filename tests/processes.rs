@@ -74,7 +74,7 @@ fn data(name: &str) -> String {
 fn lab(cache: Cache) -> Lab {
     let model = data("tiny-llama");
     let lab = Lab::open_on(&model, DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
-    lab.calibrate_on(data("corpus/train.txt"), 48, 128, 0).unwrap()
+    lab.calibrate_on(data("corpus/train.txt"), Sampling::new(48, 128)).unwrap()
 }
 
 /// SparseGPT at a sparsity, from the dense model's grams.
@@ -83,7 +83,7 @@ fn config(sparsity: f64) -> PruneConfig {
 }
 
 fn record(lab: &Lab) -> Record {
-    let test = lab.windows(data("corpus/test.txt"), Some(3), 64).unwrap();
+    let test = lab.windows(data("corpus/test.txt"), Consecutive::of(64).first(3)).unwrap();
     lab.record(&config(0.5), &test).unwrap()
 }
 

@@ -12,10 +12,10 @@
 //! # let (model, train, test) = ("data/tiny-llama", "data/corpus/train.txt", "data/corpus/test.txt");
 //! # let (model, train, test) = (format!("{root}/{model}"), format!("{root}/{train}"), format!("{root}/{test}"));
 //! # /*
-//! let lab = Lab::open(&model)?.calibrate_on(&train, 16, 256, 0)?;
+//! let lab = Lab::open(&model)?.calibrate_on(&train, Sampling::new(16, 256))?;
 //! # */
-//! # let lab = open(&model)?.with_progress(Progress::Hidden).calibrate_on(&train, 4, 64, 0)?;
-//! let test = lab.windows(&test, Some(4), 64)?;
+//! # let lab = open(&model)?.with_progress(Progress::Hidden).calibrate_on(&train, Sampling::new(4, 64))?;
+//! let test = lab.windows(&test, Consecutive::of(64).first(4))?;
 //! for sparsity in [0.5, 0.6] {
 //!     let config = PruneConfig::one_shot(Method::Wanda, sparsity);
 //!     println!("{sparsity}: {:.2}", lab.evaluate(&config, &test)?.perplexity);
@@ -58,7 +58,7 @@ use crate::progress::Progress;
 use crate::prune::{Known, MasksConfig, Needs, PruneConfig, Pruned, Subject, masks_of, prune_subject, pruned_before};
 use crate::record::TensorRecord;
 use crate::structured::{Structured, StructuredConfig, structure_subject};
-use crate::text::Windows;
+use crate::text::{Consecutive, Sampling, Windows};
 use candle_core::{DType, Device};
 use keys::{Identity, serialised};
 use serde::{Deserialize, Serialize};
@@ -153,16 +153,15 @@ impl Lab {
         DeviceMemory::of(&self.model)
     }
 
-    /// Takes `windows` calibration windows of `seqlen` tokens from a text ([`Windows::calibration`]). What they give is computed
-    /// when it is needed.
+    /// Takes calibration windows from a text ([`Windows::calibration`]). What they give is computed when it is needed.
     ///
     /// # Errors
     /// As [`Windows::calibration`].
-    pub fn calibrate_on(self, text: impl AsRef<Path>, windows: usize, seqlen: usize, seed: u64) -> Result<Lab> {
+    pub fn calibrate_on(self, text: impl AsRef<Path>, sampling: Sampling) -> Result<Lab> {
         let text = text.as_ref();
+        let Sampling { windows, seqlen, seed } = sampling;
         let inputs = json!({"calibration": [windows, seqlen, seed]});
-        let windows =
-            self.tokens(text, inputs, |tokenizer| Windows::calibration(text, tokenizer, windows, seqlen, seed))?;
+        let windows = self.tokens(text, inputs, |tokenizer| Windows::calibration(text, tokenizer, sampling))?;
         Ok(self.with_calibration(windows))
     }
 
@@ -175,10 +174,11 @@ impl Lab {
     ///
     /// # Errors
     /// As [`Windows::evaluation`].
-    pub fn windows(&self, text: impl AsRef<Path>, windows: Option<usize>, seqlen: usize) -> Result<Windows> {
+    pub fn windows(&self, text: impl AsRef<Path>, consecutive: Consecutive) -> Result<Windows> {
         let text = text.as_ref();
+        let Consecutive { seqlen, windows } = consecutive;
         let inputs = json!({"evaluation": [windows, seqlen]});
-        self.tokens(text, inputs, |tokenizer| Windows::evaluation(text, tokenizer, windows, seqlen))
+        self.tokens(text, inputs, |tokenizer| Windows::evaluation(text, tokenizer, consecutive))
     }
 
     /// The dense model.
