@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// What the kernels are compiled for: machine code for Ampere and its successors up to Ada, and for Hopper; PTX, which the
+/// The targets of the kernels: machine code for Ampere and its successors up to Ada, and for Hopper; PTX, which the
 /// driver compiles, for later cards.
 const TARGETS: [&str; 2] = ["arch=compute_80,code=sm_80", "arch=compute_90,code=[sm_90,compute_90]"];
 const KERNELS: &str = "src/cuda/kernels";
@@ -131,7 +131,7 @@ fn finish((source, child): (PathBuf, Child)) -> Result<(), String> {
     Err(format!("{} does not compile:\n{}", source.display(), said.trim()))
 }
 
-/// Where candle's build looks for it, too.
+/// The compiler, sought in the places where candle's build looks for it, too.
 fn nvcc() -> PathBuf {
     let home = |variable| env::var_os(variable).map(|home| Path::new(&home).join("bin/nvcc"));
     let named = [env::var_os("NVCC").map(PathBuf::from), home("CUDA_HOME"), home("CUDA_PATH")];

@@ -1,4 +1,4 @@
-//! What a notebook's cell costs with a lab: the first evaluation of a pruned model, one at another sparsity, the same again, and
+//! The cost of a notebook's cell with a lab: the first evaluation of a pruned model, one at another sparsity, the same again, and
 //! both after a restart, which finds nothing in memory. Every line begins with an empty cache.
 //!
 //! ```text

@@ -1,5 +1,5 @@
-//! What selection costs beside a sort, what ten sparsities cost beside one, alone and with the calibration that a sweep of
-//! them shares, and what a Wanda pass costs beside a plain forward pass.
+//! The cost of selection beside a sort, of ten sparsities beside one, alone and with the calibration that a sweep of them
+//! shares, and of a Wanda pass beside a plain forward pass.
 //!
 //! ```text
 //! cargo bench --profile dev --bench selection -- MODEL CALIB.json [PYTHON]

@@ -35,7 +35,7 @@ version=$("$NVCC" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
 
 # What stands in for the toolkit's libraries. candle asks for shared libraries, without which the executable would not even start.
 # Empty archives leave their functions open, which the dynamic linker binds when they are first called: by then
-# src/cuda/libraries.rs has loaded the libraries, or has said what is missing.
+# src/device/libraries.rs has loaded the libraries, or has said what is missing.
 stand=$target/cuda-link
 mkdir -p "$stand"
 for library in cuda cudart cublas cublasLt curand nvrtc; do

@@ -56,9 +56,9 @@ struct Input {
 /// Sums over the rows of an activation `(tokens, in)`, on its device: nothing has waited for them.
 #[derive(Clone, Debug)]
 struct ColumnSums {
-    /// Of the squares of each column, `(in,)` in f64.
+    /// Sums of the squares of each column, `(in,)` in f64.
     squares: Tensor,
-    /// Of the values, `(in,)` in f64, if gathered.
+    /// Sums of the values of each column, `(in,)` in f64, if gathered.
     sums: Option<Tensor>,
     /// `X^T X`, `(in, in)` in f32, if gathered.
     gram: Option<Tensor>,

@@ -1,13 +1,15 @@
-//! `Debug` of what is large: one short line, in an error message, a `dbg!` or beside other values in a cell.
+//! `Debug` of what is large (one short line, in an error message, a `dbg!` or beside other values in a cell) and of errors.
+
+use crate::error::{Error, Parts};
 
 /// Gives a type a `Debug` of one line. What is `rich` is shown whole in a notebook also where it stands within another value
-/// (a tuple, a vector, a struct of the cell's own): [`crate::display::set_aside`].
+/// (a tuple, a vector, a struct of the cell's own): [`crate::rich::set_aside`].
 macro_rules! one_line {
     (rich $type:ty, |$value:ident| $line:expr) => {
         impl std::fmt::Debug for $type {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 #[cfg(feature = "report")]
-                if let Some(mark) = $crate::display::set_aside(self) {
+                if let Some(mark) = $crate::rich::set_aside(self) {
                     return f.write_str(&mark);
                 }
                 let $value = self;
@@ -25,6 +27,20 @@ macro_rules! one_line {
     };
 }
 pub(crate) use one_line;
+
+/// [`Error::parts`], a line each.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        #[cfg(feature = "report")]
+        if let Some(mark) = crate::rich::set_aside(self) {
+            return f.write_str(&mark);
+        }
+        let Parts { what, cause, remedy } = self.parts();
+        f.write_str(&what)?;
+        cause.map_or(Ok(()), |cause| write!(f, "\n  cause: {cause}"))?;
+        remedy.map_or(Ok(()), |remedy| write!(f, "\n  remedy: {remedy}"))
+    }
+}
 
 /// Characters that a line has at most.
 const MOST: usize = 200;

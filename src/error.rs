@@ -152,19 +152,6 @@ pub struct Parts {
     pub remedy: Option<String>,
 }
 
-impl std::fmt::Debug for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        #[cfg(feature = "report")]
-        if let Some(mark) = crate::display::set_aside(self) {
-            return f.write_str(&mark);
-        }
-        let Parts { what, cause, remedy } = self.parts();
-        f.write_str(&what)?;
-        cause.map_or(Ok(()), |cause| write!(f, "\n  cause: {cause}"))?;
-        remedy.map_or(Ok(()), |remedy| write!(f, "\n  remedy: {remedy}"))
-    }
-}
-
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

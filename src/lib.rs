@@ -1,13 +1,13 @@
 //! Pruning language models, in Rust notebooks.
 //!
-//! Data goes one way, and a module knows only what stands to its left:
+//! Data goes one way, as a `Statistics`, a `Mask`, a `Record`:
 //!
 //! ```text
 //! checkpoint -> model -> calibrate -> importance -> mask -> prune -> evaluate -> record -> report
 //!  (bytes)    (tensors) (statistics)  (scores)    (bits)  (weights) (numbers)   (JSON)   (md, svg)
 //! ```
 //!
-//! Invariants:
+//! `ARCHITECTURE.md` has the modules in reading order; a module imports from those before it. Invariants:
 //! - A weight file that was read is never written. Output goes to a sibling, is flushed, then renamed into place.
 //! - Pruning holds one layer's weights and its activations, not the model's: memory does not grow with depth.
 //! - The same seed, inputs and configuration give the same bytes on any number of threads. Times and hosts stand
@@ -31,6 +31,8 @@ pub mod prelude;
 pub mod progress;
 mod random;
 pub mod record;
+#[cfg(feature = "report")]
+mod rich;
 mod scratch;
 pub mod settings;
 pub mod stats;

@@ -1,8 +1,7 @@
 //! Records of runs: plain data, versioned, with times and hosts apart from results.
 
 use crate::settings::{
-    Allocation, ComparisonGroup, Dsnot, FloatType, Form, GroupNorm, Method, Origin, Pattern, Propagate, Rule, Unit,
-    Zeros,
+    Allocation, ComparisonGroup, Dsnot, FloatType, Form, GroupNorm, Origin, Pattern, Propagate, Rule, Unit, Zeros,
 };
 use crate::stats::Interval;
 use schemars::JsonSchema;
@@ -111,11 +110,8 @@ impl PruningRecord {
         let per = match (pattern, &method) {
             (Zeros::Units(unit), _) => unit.per(),
             (Zeros::Pattern(Pattern::NofM { .. }), _) => ComparisonGroup::Row,
-            (Zeros::Pattern(Pattern::Unstructured), Origin::Method(Method::SparseGpt)) => ComparisonGroup::Columns,
-            (Zeros::Pattern(Pattern::Unstructured), Origin::Method(Method::Wanda | Method::Ria)) => {
-                ComparisonGroup::Row
-            }
-            (Zeros::Pattern(Pattern::Unstructured), _) => ComparisonGroup::Layer,
+            (Zeros::Pattern(Pattern::Unstructured), Origin::Method(method)) => method.group(),
+            (Zeros::Pattern(Pattern::Unstructured), Origin::Masks(_)) => ComparisonGroup::Layer,
         };
         PruningRecord {
             method,

@@ -63,47 +63,75 @@ as_text!(
     FloatType
 );
 
-/// An importance metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
+/// The data that a method reads besides the weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    Weights,
+    /// Statistics of the inputs of a linear.
+    Inputs,
+    /// Gradients of the dense model's loss.
+    Gradients,
+}
+
+/// Declares [`Method`]: for each its name, the data that it reads, and the comparison group of its paper.
+macro_rules! methods {
+    ($($(#[$doc:meta])+ $method:ident = $name:literal, reads $reads:ident, compares $group:ident;)+) => {
+        /// An importance metric.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Method {
+            $($(#[$doc])+ $method),+
+        }
+
+        crate::error::named!(Method, "method", $($method => $name),+);
+
+        impl Method {
+            fn reads(self) -> Reads {
+                match self { $(Method::$method => Reads::$reads),+ }
+            }
+
+            /// The comparison group of its paper, for unstructured zeros.
+            pub(crate) fn group(self) -> ComparisonGroup {
+                match self { $(Method::$method => ComparisonGroup::$group),+ }
+            }
+        }
+    };
+}
+
+methods! {
     /// `|W|` (Han et al. 2015).
-    Magnitude,
+    Magnitude = "magnitude", reads Weights, compares Layer;
     /// `|W_ij| * ||X_j||_2` (Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models").
-    Wanda,
+    Wanda = "wanda", reads Inputs, compares Row;
     /// `(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2 ^ 0.5` (Zhang et al. 2024, "Plug-and-Play: An Efficient
     /// Post-training Pruning Method for Large Language Models", relative importance and activations).
-    Ria,
+    Ria = "ria", reads Inputs, compares Row;
     /// `|dL/dW|` of the dense model, summed over windows.
-    Gradient,
+    Gradient = "gradient", reads Gradients, compares Layer;
     /// `|W * dL/dW|`, the first-order Taylor term of removing a weight (Molchanov et al. 2019).
-    Taylor,
+    Taylor = "taylor", reads Gradients, compares Layer;
     /// Uniform, seeded: the baseline that any metric must beat.
-    Random,
+    Random = "random", reads Weights, compares Layer;
     /// Optimal brain surgery by columns (Frantar and Alistarh 2023, "SparseGPT"). It updates the weights that stay, so
     /// it prunes a model, and gives no scores: [`crate::sparsegpt`].
-    SparseGpt,
+    SparseGpt = "sparsegpt", reads Inputs, compares Columns;
 }
 
 impl Method {
     /// Returns whether the method needs calibration text.
     pub fn needs_calibration(self) -> bool {
-        self.needs_inputs() || self.needs_gradients()
+        self.reads() != Reads::Weights
     }
 
     /// Returns whether the method needs statistics of the inputs of a linear.
     pub fn needs_inputs(self) -> bool {
-        matches!(self, Method::Wanda | Method::Ria | Method::SparseGpt)
+        self.reads() == Reads::Inputs
     }
 
     /// Returns whether the method needs gradients of the dense model's loss.
     pub fn needs_gradients(self) -> bool {
-        matches!(self, Method::Gradient | Method::Taylor)
+        self.reads() == Reads::Gradients
     }
 }
-
-crate::error::named!(Method, "method",
-    Magnitude => "magnitude", Wanda => "wanda", Ria => "ria", Gradient => "gradient", Taylor => "taylor",
-    Random => "random", SparseGpt => "sparsegpt");
 
 /// The origin of the scores by which weights or units were pruned.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -189,7 +217,7 @@ impl FromStr for Pattern {
     }
 }
 
-/// The smallest things that go: single weights in a pattern, or whole units.
+/// The smallest parts of a model that are pruned: single weights in a pattern, or whole units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Zeros {
     /// Single weights.

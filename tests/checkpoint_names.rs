@@ -159,7 +159,7 @@ impl Place {
     }
 }
 
-/// What people read in each of several situations, for a snapshot.
+/// The messages that people read in each of several situations, for a snapshot.
 #[derive(Default)]
 struct Refusals(String);
 

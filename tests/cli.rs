@@ -85,7 +85,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Whether each element of a bf16 tensor is zero.
+/// For each element of a bf16 tensor, true if it is zero.
 fn zeros(checkpoint: &Checkpoint, name: &str) -> Vec<bool> {
     checkpoint.read(name).unwrap().chunks(2).map(|bytes| bytes == [0, 0]).collect()
 }
@@ -235,7 +235,7 @@ struct Bad {
     damage: fn(&Place),
     options: &'static [(&'static str, &'static str)],
     says: &'static [&'static str],
-    /// Whether `evaluate` must refuse the model too, with the same message.
+    /// True if `evaluate` must refuse the model too, with the same message.
     evaluate: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The CUDA kernels, from the sources that nvcc compiles, against their CPU twins: threads run one at a time, in
+//! The CUDA kernels, from the sources that nvcc compiles, against their reference implementations on the CPU: threads run one at a time, in
 //! several orders.
 
 mod cuda;
@@ -104,7 +104,7 @@ fn words(mask: &Mask) -> Vec<u64> {
     mask.to_packed().chunks(cols.div_ceil(8).max(1)).flat_map(row).collect()
 }
 
-/// How weights lie, and what they are compared by.
+/// Weights, the norms that scale their scores, and their place in memory.
 struct Matrix<T> {
     values: Vec<T>,
     norms: Option<Vec<f32>>,
@@ -495,7 +495,7 @@ fn sparsegpt_blocks_are_bit_for_bit_the_cpus() {
     }
 }
 
-/// Whether `found` is `expected` but for the rounding to `T`, and for that of exponents in f32, which may be 50.
+/// Returns whether `found` is `expected` but for the rounding to `T`, and for that of exponents in f32, which may be 50.
 fn close<T: Element>(found: &[T], expected: &[f32]) -> bool {
     // Half a unit in the last place, and of numbers below the normal ones; the CPU has nothing below e^-87 (1.7e-38).
     let (half_unit, least) = match T::NAME {

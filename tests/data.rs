@@ -1,4 +1,4 @@
-//! What ships in `data/` is what its READMEs say, and others can load it.
+//! The content of `data/` is as its READMEs say, and other code can load it.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;

@@ -1,4 +1,4 @@
-//! What values look like in a cell: every representation of each, and cells of the real evcxr.
+//! Values in a cell: every representation of each, and cells of the real evcxr.
 
 use candle_core::{DType, Device, Tensor};
 use lacuna::calibrate::calibrate;
@@ -289,7 +289,7 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
     let map = HeatMap::new("m", vec![vec![1.0; 500]; 500]);
     let report = Report::new("Title").records(std::slice::from_ref(&pruned.record)).table("t", table.clone());
     let metadata = set.metadata.clone().unwrap();
-    let all: [&dyn std::fmt::Debug; 37] = [
+    let all: [&dyn std::fmt::Debug; 36] = [
         &checkpoint,
         &model,
         &model.resident()?,
@@ -326,7 +326,6 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
         &map,
         &report,
         &MaskMap::new("m", &set.masks[0].1),
-        &lacuna::report::Figure::from(plot.clone()),
     ];
     for value in all {
         one(value);

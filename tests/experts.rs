@@ -29,7 +29,7 @@ fn build(base: &Checkpoint, keep: &Keep, shard: u64, out: &Path) -> lacuna::Resu
     experts::build(base, &layout, &selection(keep.clone()), shard, out, Progress::Hidden)
 }
 
-/// What a tensor of the output must hold, found by its name in the base with nothing but slicing of its bytes.
+/// The bytes that a tensor of the output must hold, found by its name in the base with nothing but slicing.
 fn expected(base: &Checkpoint, keep: &BTreeMap<usize, Vec<usize>>, layers: usize, name: &str) -> Vec<u8> {
     let parts: Vec<&str> = name.split('.').collect();
     let Some(at) = parts.iter().position(|part| *part == "layers") else { return base.read(name).unwrap() };

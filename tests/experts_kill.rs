@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 const KILLS: usize = 50;
 
-/// How often one output is killed at most. What a kill loses does not depend on the size of the output, so on a machine
+/// The most times that one output is killed. The loss by a kill does not depend on the size of the output, so on a machine
 /// that is busy enough for every kill to hit the same output, the ratio would tell of the machine.
 const KILLS_PER_OUTPUT: usize = 10;
 

@@ -18,7 +18,7 @@ const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
 const LAYERS: usize = 11;
 
-/// What goes into a file; tests change it before it is written.
+/// The content of a file; tests change it before it is written.
 struct Gguf {
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, QTensor>,
@@ -111,7 +111,7 @@ impl Gguf {
         gguf_file::write(&mut std::fs::File::create(path).unwrap(), &metadata, &tensors).unwrap();
     }
 
-    /// What the file's quantised blocks decode to, row by row.
+    /// The values of the file's quantised blocks, row by row.
     fn rows(&self, name: &str) -> Vec<Vec<f32>> {
         self.tensors[name].dequantize(&Device::Cpu).unwrap().to_vec2().unwrap()
     }

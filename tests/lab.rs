@@ -66,7 +66,7 @@ fn loss_bits(evaluation: &Evaluation) -> Vec<u64> {
     evaluation.losses.iter().flatten().map(|loss| loss.to_bits()).collect()
 }
 
-/// What is told of it, but for times and hosts.
+/// The record as JSON, without times and hosts.
 fn told(record: &Record) -> String {
     serde_json::to_string(&Record { environment: BTreeMap::new(), ..record.clone() }).unwrap()
 }
@@ -405,7 +405,7 @@ fn what_was_used_least_recently_goes_first() {
     assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is left over");
 }
 
-/// What other processes do: named by the environment, so that it does nothing in an ordinary run of the tests.
+/// The work of other processes: named by the environment, so that it does nothing in an ordinary run of the tests.
 #[test]
 fn worker() {
     let Ok(cache) = std::env::var("LACUNA_TEST_WORKER") else { return };

@@ -73,7 +73,7 @@ fn spread(logits: &[Vec<f32>]) -> f32 {
     (logits.iter().flatten().map(|x| x * x).sum::<f32>() / n).sqrt()
 }
 
-/// What candle needs in its configs besides.
+/// A config with the fields that candle needs besides.
 fn mistral_config() -> Value {
     with(random::llama(), json!({"model_type": "mistral", "sliding_window": 7, "head_dim": 24}))
 }

@@ -7,7 +7,7 @@ mod notebook_runs;
 use notebook_runs::{lacuna, notebook, read_json, stderr};
 use serde_json::Value;
 
-/// What a cell must give.
+/// The answer that a cell must give.
 enum Gives {
     /// This value, as text, and no error.
     Value(&'static str),

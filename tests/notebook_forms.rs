@@ -1,4 +1,4 @@
-//! What reports make of values in every form, of texts and tags, and of notebooks as Jupyter and editors leave them. One session.
+//! Reports of values in every form, of texts and tags, and of notebooks as Jupyter and editors leave them. One session.
 #![cfg(feature = "notebook")]
 
 #[expect(dead_code, reason = "the tests of options use the rest")]

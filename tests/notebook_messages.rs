@@ -1,4 +1,4 @@
-//! What the compiler says about a cell: its own message, in the cell's own lines. One session for all kinds.
+//! The compiler's messages about a cell: its own message, in the cell's own lines. One session for all kinds.
 #![cfg(feature = "notebook")]
 
 #[expect(dead_code, reason = "the tests of options use the rest")]

@@ -34,7 +34,7 @@ struct Row {
     head: String,
     /// `separate`, or `fused`: all experts of a layer in one tensor.
     experts: String,
-    /// How many, and tokens of each.
+    /// Their number, and the tokens of each.
     windows: (usize, usize),
     /// Sparsity of magnitude pruning, for rows of which the checkpoint was pruned in Python.
     prune: Option<f64>,

@@ -1,4 +1,4 @@
-//! The twins of the kernels, on the CPU.
+//! The kernels' reference implementations, on the CPU.
 
 use super::problem::{Op, Output, Problem, SOFTMAX_SCALE};
 use super::twin;
@@ -69,7 +69,7 @@ enum Stored {
 }
 
 impl Stored {
-    /// What the CPU computes with, made anew as the layer loop does.
+    /// The values in f32, which the CPU computes with; made anew each time, as the layer loop does.
     fn widened(&self) -> Vec<f32> {
         match self {
             Stored::Bf16(values) => values.iter().map(|w| w.to_f32()).collect(),

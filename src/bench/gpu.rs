@@ -76,7 +76,7 @@ struct Buffers<T> {
     /// Weights as bits, for what does not look at their values.
     bits: CudaSlice<u16>,
     masks: CudaSlice<u64>,
-    /// What a kernel makes besides, or the weights as they were where it changes them.
+    /// Another result of the kernel, or a copy of the weights where it changes them.
     made: CudaSlice<T>,
     values: CudaSlice<u16>,
     index: CudaSlice<u8>,
@@ -94,7 +94,7 @@ struct OnGpu<T> {
     y: CudaSlice<f32>,
     /// A factor, sinks, or rotary tables.
     other: CudaSlice<f32>,
-    /// What gates are for.
+    /// The values that gates multiply.
     gated: CudaSlice<T>,
     /// Blocks and scales of MXFP4.
     packed: [CudaSlice<u8>; 2],

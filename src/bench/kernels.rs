@@ -2,7 +2,6 @@
 
 use crate::cuda::{Kernels, Matrix, check, u32_of};
 use candle_core::Result;
-use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaSlice, PushKernelArg};
 
 impl Kernels {

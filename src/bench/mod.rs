@@ -1,7 +1,7 @@
-//! What the kernels give beside plain references in f64, and how fast they are: `lacuna bench gpu`.
+//! Correctness and speed of the kernels: `lacuna bench gpu` compares their results with definitions in f64, and times them.
 //!
-//! An `Engine` runs the same operations on a GPU, by the kernels, or on the CPU, by their twins, so that both are checked and
-//! timed in the same way.
+//! An `Engine` runs the same operations on a GPU, by the kernels, or on the CPU, by their reference implementations, so that both
+//! are checked and timed in the same way.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -25,13 +25,13 @@ use problem::{Case, Op, Output, Problem};
 use serde::Serialize;
 use std::fmt;
 
-/// What is measured.
+/// Settings of a benchmark.
 #[derive(Clone, Debug)]
 pub struct BenchConfig {
-    /// Where: a GPU ([`crate::device::open`]), or the CPU.
+    /// A GPU ([`crate::device::open`]), or the CPU.
     pub device: Device,
-    /// Hidden size, intermediate size and number of blocks of the model whose linears are selected, those of Llama 2 7B if nothing
-    /// else is wanted; its weights are random and in bf16.
+    /// Hidden size, intermediate size and number of layers of the model whose linears are selected ([`LLAMA_7B`]); its weights are
+    /// random and in bf16.
     pub shape: (usize, usize, usize),
     /// Timed runs, of which the median counts.
     pub repeats: usize,
@@ -39,31 +39,31 @@ pub struct BenchConfig {
     pub seed: u64,
 }
 
-/// Llama 2 7B: hidden size, intermediate size and number of blocks.
+/// Llama 2 7B: hidden size, intermediate size and number of layers.
 pub const LLAMA_7B: (usize, usize, usize) = (4096, 11_008, 32);
 
-/// A kernel's result beside the reference's.
+/// The comparison of a kernel's result with the definition's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
     /// The kernel and what it was given.
     pub case: String,
     /// Greatest difference over the greatest value; for masks and bytes 0 or 1.
     pub error: f64,
-    /// What is allowed: 0 where the result must be the same bit for bit.
+    /// The greatest error that passes: 0 where the result must be the same bit for bit.
     pub tolerance: f64,
 }
 
 impl Check {
-    /// Whether the result is what it must be.
+    /// Returns whether the error is within the tolerance.
     pub fn passed(&self) -> bool {
         self.error <= self.tolerance
     }
 }
 
-/// How long a kernel takes.
+/// The time that a kernel takes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Timing {
-    /// What was run.
+    /// The operation, its shape and its type.
     pub case: String,
     /// Median of the runs.
     pub seconds: f64,
@@ -73,22 +73,23 @@ pub struct Timing {
     pub bytes: u64,
     /// Bytes a second over those of a copy in the same run, which is timed in the same way.
     pub share_of_copy: f64,
-    /// Of a product with compressed weights: the dense product's seconds, of the same weights and vectors in the same run, over its own.
+    /// For a product with compressed weights: the seconds of the dense product of the same weights and vectors in the same run, over
+    /// its own.
     pub speed_up: Option<f64>,
 }
 
-/// What was neither checked nor timed.
+/// An operation that was neither checked nor timed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct NotRun {
-    /// What was to be run.
+    /// The operation.
     pub case: String,
-    /// Why it was not, and the remedy.
+    /// The reason, and the remedy.
     pub reason: String,
-    /// It failed; else what it needs is not here.
+    /// True if it failed, false if something that it needs is missing.
     pub failed: bool,
 }
 
-/// What was found.
+/// The results of a benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BenchReport {
     /// The device's name.
@@ -97,12 +98,12 @@ pub struct BenchReport {
     pub checks: Vec<Check>,
     /// Times.
     pub timings: Vec<Timing>,
-    /// What is missing above.
+    /// Operations without a check or a time.
     pub not_run: Vec<NotRun>,
 }
 
 impl BenchReport {
-    /// Whether all checks passed, and nothing failed.
+    /// Returns whether all checks passed, and nothing failed.
     pub fn passed(&self) -> bool {
         self.checks.iter().all(Check::passed) && !self.not_run.iter().any(|case| case.failed)
     }
@@ -120,7 +121,7 @@ impl BenchReport {
         }
     }
 
-    /// Whether an operation cannot be run here, which is told once.
+    /// Returns whether something that an operation needs is missing, and lists it once.
     fn lacks(&mut self, missing: Option<(&'static str, String)>) -> bool {
         let Some((case, reason)) = missing else { return false };
         if !self.not_run.iter().any(|known| known.case == case && known.reason == reason) {
@@ -162,17 +163,17 @@ trait Prepared {
     fn reset(&mut self) -> Result<()> {
         Ok(())
     }
-    /// What the last run gave.
+    /// The result of the last run.
     fn output(&mut self) -> Result<Output>;
 }
 
-/// Where operations run.
+/// A device with implementations of the operations.
 trait Engine {
     /// The device's name.
     fn name(&self) -> String;
     /// Puts the inputs of a problem there, `copies` times so that no cache holds them.
     fn prepare(&self, problem: &Problem, copies: usize) -> Result<Box<dyn Prepared>>;
-    /// What is not here that an operation needs: its name, and why.
+    /// The missing part that an operation needs: its name, and the reason.
     fn lacks(&self, op: &Op) -> Option<(&'static str, String)>;
     /// Seconds that one run takes.
     fn seconds(&self, work: &mut dyn Prepared) -> Result<f64>;
@@ -181,8 +182,8 @@ trait Engine {
 /// Checks and times all kernels.
 ///
 /// # Errors
-/// [`Error::Argument`] for a shape that is no model's or a device without an engine; [`Error::Interrupted`]. What else goes wrong is
-/// [`BenchReport::not_run`].
+/// [`Error::Argument`] for a shape that is no model's or a device without an engine; [`Error::Interrupted`]. All other failures are
+/// in [`BenchReport::not_run`].
 pub fn bench(config: &BenchConfig, progress: Progress) -> Result<BenchReport> {
     let (hidden, intermediate, blocks) = config.shape;
     if hidden == 0 || intermediate == 0 || blocks == 0 || config.repeats == 0 || hidden % 32 + intermediate % 32 != 0 {
@@ -282,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn twins_pass_what_kernels_must() {
+    fn reference_implementations_pass_what_kernels_must() {
         let config = BenchConfig { device: Device::Cpu, shape: (64, 96, 1), repeats: 1, seed: 3 };
         let report = bench(&config, Progress::Hidden).unwrap();
         assert!(report.checks.len() > 100 && report.passed(), "{report}");

@@ -1,4 +1,4 @@
-//! What is run: operations, and inputs that find mistakes.
+//! The operations that are run, and inputs that find mistakes.
 
 use super::rounded;
 use crate::mask::{Mask, count_of};
@@ -30,7 +30,7 @@ pub(super) enum Op {
     Compress24,
     /// Products with vectors, of 2:4 weights as they are or compressed.
     Matvec { batch: usize, compressed: bool },
-    /// The same in bf16 by NVIDIA's libraries, for any number of vectors.
+    /// Products in bf16 by NVIDIA's libraries, with any number of vectors.
     Matmul { batch: usize, compressed: bool },
     /// Weights from MXFP4.
     Mxfp4,
@@ -42,11 +42,11 @@ pub(super) enum Op {
     SwiGlu,
 }
 
-/// What scores are multiplied by before their softmax.
+/// The factor of scores before their softmax.
 pub(super) const SOFTMAX_SCALE: f32 = 0.3;
 
 impl Op {
-    /// What a product of compressed weights is to be faster than.
+    /// The dense product that a product of compressed weights is compared with.
     pub(super) fn dense(&self) -> Option<Op> {
         match *self {
             Op::Matvec { batch, compressed: true } => Some(Op::Matvec { batch, compressed: false }),
@@ -56,12 +56,12 @@ impl Op {
     }
 }
 
-/// What inputs look like.
+/// The kind of the values in an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Data {
     /// Bell-shaped, as weights are.
     Normal,
-    /// Of eight values.
+    /// Eight different values only.
     Ties,
     /// Zeros, some of them negative.
     Zeros,
@@ -78,7 +78,7 @@ pub(super) enum Data {
 pub(super) struct Problem {
     pub(super) op: Op,
     pub(super) data: Data,
-    /// What weights are stored in.
+    /// The type in which weights are stored.
     pub(super) dtype: DType,
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -87,9 +87,9 @@ pub(super) struct Problem {
     /// `(cols,)` where scores have norms; of MXFP4 a scale for each group.
     pub(super) norms: Option<Vec<f32>>,
     /// `(batch, cols)` for products, `(cols, cols)` the factor of SparseGPT; sinks `(heads,)` or none of a softmax, cos and then sin
-    /// of a rotation, what gates are for.
+    /// of a rotation, the values that gates multiply.
     pub(super) other: Vec<f32>,
-    /// What goes, for [`Op::Apply`] and [`Op::SparseGpt`].
+    /// The weights that are pruned, for [`Op::Apply`] and [`Op::SparseGpt`].
     pub(super) mask: Option<Mask>,
 }
 
@@ -101,7 +101,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What an operation gave.
+/// The result of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Output {
     Masks(Vec<Mask>),
@@ -319,7 +319,7 @@ pub(super) fn checks(seed: u64) -> Vec<Problem> {
     problems
 }
 
-/// What is timed: the linears of a model of this shape.
+/// The operations that are timed, on the linears of a model of this shape.
 pub(super) fn timings((hidden, intermediate, blocks): (usize, usize, usize), seed: u64) -> Vec<Case> {
     let square = (hidden, hidden);
     let linears =

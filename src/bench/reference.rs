@@ -1,4 +1,4 @@
-//! What operations must give, by definition: sorts, and sums in f64.
+//! The results of operations by definition: sorts, and sums in f64.
 
 use super::problem::{Op, Output, Problem, SOFTMAX_SCALE};
 use crate::mask::Mask;
@@ -19,7 +19,8 @@ pub(super) fn compare(problem: &Problem, output: &Output) -> (f64, f64) {
     }
 }
 
-/// What rounding to f32 may make of the sums: of chunks of 64 squares, of a column's tokens, of a block's 128 columns, of a row's products.
+/// The error that rounding to f32 may leave in sums: of chunks of 64 squares, of a column's tokens, of a block's 128 columns, of a
+/// row's products.
 /// A result in bf16, which has 8 bits, is rounded by up to 2^-8 of it; as much again is for partial sums that a library keeps in bf16.
 fn tolerance(problem: &Problem) -> f64 {
     match problem.op {

@@ -1,4 +1,4 @@
-//! What each CUDA kernel computes, on the CPU: the same results from slices, by the code that prunes without a GPU.
+//! A reference implementation of each CUDA kernel on the CPU: the same results from slices, by the code that prunes without a GPU.
 //!
 //! Tests compare the kernels with these, run by an emulation where there is no device. Weights of 16 bits are given widened
 //! to f32, which is exact.
@@ -92,8 +92,8 @@ pub fn column_sums(x: &[f32], cols: usize) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// `sparsegpt_block`: prunes columns `first..first + count` of `weights (rows, cols)`, `upper (count, count)` being that part
-/// of the factor, and returns the errors `(rows, count)`. For N:M, what goes is chosen and added to `mask`; else `mask` says it.
-/// Panics when the sizes do not fit.
+/// of the factor, and returns the errors `(rows, count)`. Pruned are the weights that `mask` marks; for N:M they are chosen, and
+/// marked there. Panics when the sizes do not fit.
 pub fn sparsegpt_block(
     weights: &mut [f32],
     first: usize,

@@ -1,8 +1,7 @@
 //! Advice about directories and repositories that do not hold the weights that this library reads: their contents, and
 //! the remedy.
 
-use super::index::INDEX;
-use super::{SINGLE, headers};
+use super::{INDEX, SINGLE};
 use crate::error::{Problem, Remedy};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -10,10 +9,6 @@ use std::path::Path;
 
 /// Explains what can be done about the directory `dir`, which has neither [`SINGLE`] nor [`INDEX`].
 pub(super) fn of_directory(dir: &Path) -> Problem {
-    if headers::HeadersOnly::is_at(dir) {
-        return "only headers are here, which do for `lacuna inspect` and for plans"
-            .remedy("give the checkpoint itself");
-    }
     if let Some(hint) = [SINGLE, INDEX].iter().find_map(|name| dangling(&dir.join(name))) {
         return hint;
     }

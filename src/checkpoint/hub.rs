@@ -1,8 +1,8 @@
 //! Checkpoints from a model hub that speaks Hugging Face's API, through its shared cache.
 
-use super::index::{INDEX, Index};
+use super::index::Index;
 use super::writer::is_beside_weights;
-use super::{Checkpoint, Remote, Retry, SINGLE, Source, check_is_directory, hints};
+use super::{Checkpoint, INDEX, Remote, Retry, SINGLE, Source, check_is_directory, hints};
 use crate::error::{Error, Problem, Remedy, Result};
 use crate::progress::{Progress, Stage, check_interrupt};
 use hf_hub::api::RepoInfo;
@@ -194,7 +194,7 @@ impl Hub {
         Ok(dir)
     }
 
-    /// That the hub was not to be asked for what the cache lacks.
+    /// The error for a model that the cache lacks while the hub must not be asked.
     fn offline_error(&self, spec: &Spec) -> Error {
         let what = match cached_snapshot(&Cache::new(self.cache.clone()), spec) {
             Some(_) => "is not whole in",

@@ -9,9 +9,6 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet, hash_map};
 use std::path::{Component, Path, PathBuf};
 
-/// The file name that Hugging Face's libraries look for.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
-
 #[derive(Deserialize)]
 struct Text {
     weight_map: Entries<String>,

@@ -72,7 +72,7 @@ use crate::error::{Error, Problem, Remedy, Result};
 use crate::progress::{Progress, check_interrupt};
 use candle_core::{DType, Device, Tensor};
 use convert::ConversionFailure;
-use index::{Disagreements, INDEX, Index};
+use index::{Disagreements, Index};
 use names::Names;
 use parts::Parts;
 use rayon::prelude::*;
@@ -91,6 +91,8 @@ use std::sync::{Arc, OnceLock};
 
 /// The file of an unsharded checkpoint.
 const SINGLE: &str = "model.safetensors";
+/// The index of a sharded one, under the name that Hugging Face's libraries look for.
+const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of a sparse tensor that a thread expands at a time; whole elements of every type.
 const EXPAND_BYTES: usize = 1 << 20;
 
@@ -190,8 +192,12 @@ fn locate(dir: &Path, notes: &mut Vec<String>) -> Result<Option<(Index, Vec<Vec<
         return Ok(None);
     }
     if !single && !dir.join(INDEX).is_file() {
-        let absent = |hint: &str| format!("neither {SINGLE} nor {INDEX} is in this directory; {hint}");
-        let problem = hints::of_directory(dir).map(absent);
+        let hint = if HeadersOnly::is_at(dir) {
+            "only headers are here, which do for `lacuna inspect` and for plans".remedy("give the checkpoint itself")
+        } else {
+            hints::of_directory(dir)
+        };
+        let problem = hint.map(|hint| format!("neither {SINGLE} nor {INDEX} is in this directory; {hint}"));
         return Err(Error::file(dir, problem));
     }
     let index = Index::read(&dir.join(INDEX)).and_then(|index| index.check_shards(there).map(|()| index));
@@ -349,7 +355,7 @@ impl Checkpoint {
         quantised::problem(config, &self.0.tensors, &has_file).or_else(|| quantised::adapter(&self.0.tensors))
     }
 
-    /// That the tensor `name` is missing, and what that tells of the checkpoint.
+    /// The error for a missing tensor `name`, with the likely reason in this checkpoint.
     fn missing(&self, name: &str) -> Error {
         if let Some(shard) =
             self.0.disagreements.absent.get(&*self.stored_name(name)).or(self.0.disagreements.absent.get(name))

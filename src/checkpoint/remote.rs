@@ -2,9 +2,9 @@
 
 use super::http::{Client, Target};
 use super::hub::{self, Hub, Spec};
-use super::index::{INDEX, Index};
+use super::index::Index;
 use super::names::Names;
-use super::{SINGLE, Source, TensorInfo, header, json, writer};
+use super::{INDEX, SINGLE, Source, TensorInfo, header, json, writer};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use hf_hub::api::RepoInfo;
@@ -20,7 +20,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 const STREAMS: usize = 8;
 /// A request costs a round trip and some KiB of headers, and a hub counts it.
 const WORTH_SKIPPING: u64 = 16 << 10;
-/// Before anything was read, a hub that cannot be reached is soon told.
+/// Attempts to list a hub's files: before anything was read, few are made, so that the user soon hears of a hub that cannot be
+/// reached.
 const LISTING_ATTEMPTS: u32 = 3;
 /// Listings, indices, tokenizers: the largest have some 30 MB.
 const MAX_SMALL_FILE: usize = 256 << 20;

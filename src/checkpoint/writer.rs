@@ -1,7 +1,8 @@
 //! Writing a checkpoint: beside its final place, then renamed into it, so that it is there whole or not at all.
 
+use super::INDEX;
 use super::convert::{self, ConversionFailure};
-use super::index::{self, INDEX, is_file_name, shard_name};
+use super::index::{self, is_file_name, shard_name};
 use super::names::Names;
 use super::parts::{Parts, transpose};
 use super::{Checkpoint, header};

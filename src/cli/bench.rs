@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check each GPU kernel against a reference in f64, then time it beside a copy; with --device cpu, the kernels' twins
+    /// Check each GPU kernel against its definition in f64, then time it beside a copy; with --device cpu, its reference
+    /// implementation
     Gpu(Gpu),
 }
 

@@ -1,4 +1,4 @@
-//! What a forward pass does between its products, where candle would make several passes over memory.
+//! The operations of a forward pass between its products, in one pass over memory each, where candle would make several.
 
 use super::launch::{Kernels, Matrix, check, u32_of};
 use crate::device::Element;
@@ -11,12 +11,13 @@ const BLOCK: usize = 256;
 /// Elements that a thread takes at once, if they are aligned.
 const EIGHT: usize = 8;
 
-/// Where the query in a row of scores stands, and what it sees.
+/// The queries in the rows of a matrix of scores: row `r` is at position `past + r % queries`, and sees the keys up to itself, at
+/// most `window` of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     pub(crate) queries: usize,
     pub(crate) past: usize,
-    /// 0: all before it.
+    /// 0 for all keys up to the query.
     pub(crate) window: usize,
     pub(crate) scale: f32,
 }

@@ -56,7 +56,7 @@ pub(crate) fn u32_of(size: usize) -> Result<u32> {
 }
 
 impl Kernels {
-    /// Those of `device`.
+    /// The kernels of `device`.
     pub(crate) fn on(device: &CudaDevice) -> Result<Arc<Kernels>> {
         static KERNELS_OF: LazyLock<Mutex<HashMap<DeviceId, Arc<Kernels>>>> = LazyLock::new(Mutex::default);
         let mut all = KERNELS_OF.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +115,7 @@ impl Kernels {
         unsafe { args.launch(config) }.w().map(drop)
     }
 
-    /// Per row and level, the `ks[level]` smallest scores `|w| * norms[col]` go; `ks` ascend. A level's masks begin at
+    /// Prunes, per row and level, the `ks[level]` smallest scores `|w| * norms[col]`; `ks` ascend. A level's masks begin at
     /// `level * rows * words`. `bad` gets the flat index of the first score that is not finite.
     pub(crate) fn select_rows<T: Element>(
         &self,
@@ -144,7 +144,7 @@ impl Kernels {
         self.launch(args, (rows.min(self.processors * resident as usize), 1), block, shared)
     }
 
-    /// The `k` smallest scores of all go. `bad` as above.
+    /// Prunes the `k` smallest scores of all. `bad` as above.
     pub(crate) fn select_layer<T: Element>(
         &self,
         weights: Matrix<'_, T>,
@@ -198,7 +198,7 @@ impl Kernels {
         self.launch(args, (rows.div_ceil(8), 1), 256, 0)
     }
 
-    /// The `n` largest scores of each `m` stay. `bad` as above.
+    /// Keeps the `n` largest scores of each `m`. `bad` as above.
     pub(crate) fn select_nofm<T: Element>(
         &self,
         weights: Matrix<'_, T>,
@@ -316,7 +316,7 @@ impl Kernels {
     }
 
     /// Prunes the columns of a block of SparseGPT, `weights (rows, count)` in place by `upper (count, count)`, and gives the errors
-    /// `(rows, count)`. What goes is marked in `mask`, or for N:M chosen and marked there.
+    /// `(rows, count)`. Pruned are the weights that `mask` marks; for N:M they are chosen, and marked there.
     pub(crate) fn sparsegpt_block(
         &self,
         weights: &mut CudaViewMut<'_, f32>,

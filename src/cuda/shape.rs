@@ -1,4 +1,5 @@
-//! What kernels demand of a launch; any grid computes the same. Tests launch with these, too: `kernels/ABI.md` says the rest.
+//! Sizes of the blocks in which kernels must be launched; any grid computes the same. Tests launch with these, too;
+//! `kernels/ABI.md` has all other conditions.
 
 /// The widest row that `select_rows` holds in shared memory.
 pub const WIDEST_ROW: usize = 16_384;
@@ -9,7 +10,7 @@ pub fn select_rows(cols: usize) -> (usize, usize) {
     (32 * warps, 2688 * warps)
 }
 
-/// The same for `sparsegpt_block` with `count` columns.
+/// Threads of a block and bytes of dynamic shared memory for `sparsegpt_block` with `count` columns.
 pub fn sparsegpt_block(count: usize) -> (usize, usize) {
     (256, count * (count + 1) / 2 * size_of::<f32>())
 }

@@ -4,9 +4,9 @@ use candle_core::cuda::CudaDType;
 use candle_core::cuda::cudarc::driver::DeviceRepr;
 use half::{bf16, f16};
 
-/// What weights and activations may be.
+/// A type of weights and activations on a GPU.
 pub(crate) trait Element: CudaDType + DeviceRepr {
-    /// How kernels for it are called.
+    /// The last part of the names of its kernels.
     const NAME: &'static str;
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn symbol(library: NonNull<c_void>, name: &CStr) -> Result<NonNull<c_
     NonNull::new(address).ok_or_else(|| linker_error(&format!("{} is missing", name.to_string_lossy())))
 }
 
-/// What the dynamic linker says about its last failure on this thread.
+/// The dynamic linker's message about its last failure on this thread; `otherwise` if it has none.
 fn linker_error(otherwise: &str) -> String {
     // SAFETY: the text is the dynamic linker's, and stays until this thread calls it again.
     let error = unsafe { libc::dlerror() };

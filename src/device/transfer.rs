@@ -15,7 +15,7 @@ const PIECE: usize = 32 << 20;
 /// Bytes that a thread copies at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Which way bytes go.
+/// The direction of a copy: up to the device, or down from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Way {
     Up,

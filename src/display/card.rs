@@ -1,8 +1,8 @@
 //! A value as a card: a line that says what it is, tables, and a picture.
 
-use super::{Bundle, mime};
 use crate::error::{Error, Result};
 use crate::report::{Figure, Table, escape_html};
+use crate::rich::{Bundle, Rich, mime};
 use polars::prelude::{Column, DataFrame, NamedFrom, Series};
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 pub(super) struct Card {
     summary: String,
     tables: Vec<Table>,
-    figure: Option<Figure>,
+    figure: Option<Box<dyn Figure>>,
     json: Value,
 }
 
@@ -34,8 +34,8 @@ impl Card {
     }
 
     /// Sets the picture.
-    pub(super) fn figure(self, figure: impl Into<Figure>) -> Card {
-        Card { figure: Some(figure.into()), ..self }
+    pub(super) fn figure(self, figure: impl Figure + 'static) -> Card {
+        Card { figure: Some(Box::new(figure)), ..self }
     }
 
     /// The card's representations.
@@ -55,7 +55,7 @@ impl Card {
         if let Some(figure) = &self.figure {
             // Jupyter shows HTML alone; reports and nbconvert take the picture.
             html.push_str(&figure.svg()?);
-            bundle.extend(super::Rich::bundle(figure)?.into_iter().filter(|(mime, _)| *mime != mime::PLAIN));
+            bundle.extend(figure.bundle()?.into_iter().filter(|(mime, _)| *mime != mime::PLAIN));
         }
         html.push_str("</div>\n");
         let text = [(mime::PLAIN, plain), (mime::MARKDOWN, markdown), (mime::HTML, html)];

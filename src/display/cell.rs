@@ -1,7 +1,6 @@
 //! The method that evcxr calls, for everything that has none of its own.
 
 use super::nested::{self, Piece};
-use super::{Bundle, Rich, emit, mime, show};
 use crate::calibrate::Statistics;
 use crate::checkpoint::{Checkpoint, HeadersOnly, Remote};
 use crate::error::{Error, Result};
@@ -13,7 +12,8 @@ use crate::mask::{Comparison, Mask, MaskSet, MaskStatistics};
 use crate::model::Model;
 use crate::prune::Pruned;
 use crate::record::Record;
-use crate::report::{Figure, HeatMap, MaskMap, Plot, Report, Table};
+use crate::report::{HeatMap, MaskMap, Plot, Report, Table};
+use crate::rich::{Bundle, Rich, emit, mime, show};
 use crate::stats::{Interval, Score};
 use crate::structured::Structured;
 use crate::text::{Tokenizer, Windows};
@@ -21,7 +21,7 @@ use candle_core::Tensor;
 use polars::prelude::{Column, DataFrame, PolarsError, Series};
 use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt::{self, Debug, Write};
+use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ impl<T: Debug> EvcxrDisplay for T {
 /// # Panics
 /// Panics when a table or a picture of it cannot be made, as if it were a cell's value.
 pub fn display<T: Debug>(value: &T) {
-    super::runtime::between(|| show_any(Unknown::of(value), value));
+    crate::rich::between(|| show_any(Unknown::of(value), value));
 }
 
 /// A reference to a value of a type that only its id tells. It is made by [`Unknown::of`] alone, so that both belong together.
@@ -228,7 +228,6 @@ fn rich(value: Unknown<'_>) -> Option<Result<Bundle>> {
         Plot,
         HeatMap,
         MaskMap,
-        Figure,
         Model,
         Checkpoint,
         HeadersOnly,
@@ -301,57 +300,6 @@ fn numbers(value: Unknown<'_>) -> Option<String> {
     None
 }
 
-/// Characters that are shown of a value.
-const CHARACTERS: usize = 4_000;
-/// Longer structures are spread over lines.
-const LINE: usize = 120;
-
-/// A value as `{:?}` writes it, up to [`CHARACTERS`].
-pub(super) fn line(value: &dyn Debug) -> String {
-    Limited::of(format_args!("{value:?}")).with_rest()
-}
-
-/// A value as `{:?}` writes it, over several lines where one is too long, up to [`CHARACTERS`].
-pub(super) fn text(value: &dyn Debug) -> String {
-    let short = Limited::of(format_args!("{value:?}"));
-    let is_structure = short.text.contains('{') && !short.text.starts_with(['[', '"']);
-    let is_long = is_structure && short.text.chars().nth(LINE).is_some() && !short.text.contains('\n');
-    if is_long { Limited::of(format_args!("{value:#?}")) } else { short }.with_rest()
-}
-
-/// The beginning of what is written, and the number of characters that follow.
-struct Limited {
-    text: String,
-    left: usize,
-    more: usize,
-}
-
-impl Limited {
-    fn of(written: fmt::Arguments<'_>) -> Limited {
-        let mut limited = Limited { text: String::new(), left: CHARACTERS, more: 0 };
-        // Writing to a string cannot fail; a value that says so itself is shown as far as it came.
-        let _ = limited.write_fmt(written);
-        limited
-    }
-
-    fn with_rest(mut self) -> String {
-        if self.more > 0 {
-            self.text.push_str(&format!("… {} more characters", crate::format::thousands(self.more as i128)));
-        }
-        self.text
-    }
-}
-
-impl Write for Limited {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let at = text.char_indices().nth(self.left).map_or(text.len(), |(at, _)| at);
-        self.text.push_str(&text[..at]);
-        self.left -= text[..at].chars().count();
-        self.more += text[at..].chars().count();
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,20 +321,10 @@ mod tests {
     }
 
     #[test]
-    fn long_values_are_shown_in_part() {
+    fn long_lists_are_shown_in_part() {
         let many: Vec<u32> = (0..5_000).collect();
         let shown = numbers(Unknown::of(&many)).unwrap();
         assert!(shown.starts_with("[0, 1,") && shown.ends_with("4999]\nshowing 20 of 5,000 values"), "{shown}");
         assert_eq!(numbers(Unknown::of(&vec![1.5f64])), None);
-        let shown = text(&"é".repeat(5_000));
-        assert_eq!(shown.chars().take_while(|c| *c != '…').count(), CHARACTERS);
-        assert!(shown.ends_with("… 1,002 more characters"), "{shown}");
-        assert_eq!(text(&(1, "a", [0.5])), r#"(1, "a", [0.5])"#);
-        assert!(
-            text(&crate::stats::Interval { low: 0.1, high: 1.0 / 3.0, level: 0.95, resamples: 10_000, seed: 1 << 60 })
-                .lines()
-                .count()
-                == 1
-        );
     }
 }

@@ -1,9 +1,9 @@
 //! Errors in cells.
 
-use super::{Bundle, Rich, mime, shown_in_cells};
 use crate::error::Parts;
 use crate::error::{Error, Result};
 use crate::report::escape_html;
+use crate::rich::{Bundle, Rich, mime, shown_in_cells};
 use serde_json::json;
 
 impl Rich for Error {

@@ -1,10 +1,10 @@
 //! The experts that stay, in cells.
 
 use super::card::{Card, column, table};
-use super::{Bundle, Rich, shown_in_cells};
 use crate::error::Result;
 use crate::experts::{ExpertScores, Keep, Metric, Ranking, Selection};
 use crate::report::{HeatMap, Table};
+use crate::rich::{Bundle, Rich, shown_in_cells};
 use serde_json::{Value, json};
 
 /// Layers in rows, experts in columns.

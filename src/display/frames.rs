@@ -1,9 +1,9 @@
 //! polars in cells: through the one table that reports have, too.
 
-use super::{Bundle, Rich, mime};
 use crate::error::Result;
 use crate::format::thousands;
 use crate::report::Table;
+use crate::rich::{Bundle, Rich, mime};
 use polars::prelude::{Column, DataFrame, Series};
 use serde_json::json;
 

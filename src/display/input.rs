@@ -1,7 +1,7 @@
 //! Questions of a cell to the person in front of the notebook.
 
-use super::runtime::host;
 use crate::error::{Error, Remedy, Result};
+use crate::rich::host;
 
 /// Asks for a line of text in the notebook, as Python's `input` does. Jupyter's clients show a field for the answer.
 ///

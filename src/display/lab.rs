@@ -1,10 +1,10 @@
 //! A lab and what it keeps, in cells.
 
 use super::card::{Card, column, table};
-use super::{Bundle, Rich, shown_in_cells};
 use crate::error::Result;
 use crate::format::{size, thousands};
 use crate::lab::{CacheSummary, DeviceMemory, Lab, StageSummary};
+use crate::rich::{Bundle, Rich, shown_in_cells};
 use serde_json::json;
 
 impl Rich for CacheSummary {

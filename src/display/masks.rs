@@ -1,11 +1,11 @@
 //! Masks in cells: counts, and a picture.
 
 use super::card::{Card, column, percent, table};
-use super::{Bundle, Rich, shown_in_cells};
 use crate::error::Result;
 use crate::format::thousands;
 use crate::mask::{Comparison, Mask, MaskSet, MaskStatistics, Pattern, Sparsity, place};
 use crate::report::{Format, HeatMap, MaskMap, Plot, Table};
+use crate::rich::{Bundle, Rich, shown_in_cells};
 use serde_json::{Value, json};
 
 /// Sizes of groups that N:M is looked for in.

@@ -1,24 +1,21 @@
 //! Models, checkpoints and what goes through them, in cells.
 
 use super::card::{Card, column, percent, shape, table};
-use super::{Bundle, Rich, mime, shown_in_cells};
+use super::facts::{count, losses, record_facts, record_json, spread};
 use crate::calibrate::Statistics;
 use crate::checkpoint::{Checkpoint, HeadersOnly, Remote, Source, SparseSummary, TensorInfo, TensorKind};
 use crate::error::Result;
 use crate::experts::Parts;
-use crate::format::{number, size, thousands};
+use crate::format::{number, size};
 use crate::gradients::Gradients;
 use crate::mask::place;
 use crate::model::{Model, MoeFamily};
-use crate::report::{Format, HeatMap, Plot, Table};
+use crate::report::{Format, HeatMap, Table};
+use crate::rich::{Bundle, Rich, mime, shown_in_cells};
 use crate::structured::Structured;
 use crate::text::{Tokenizer, Windows};
 use candle_core::Tensor;
 use serde_json::{Value, json};
-
-fn count(n: impl TryInto<i128>) -> String {
-    n.try_into().map_or_else(|_| String::new(), thousands)
-}
 
 fn kinds_table(kinds: &[TensorKind]) -> Result<Table> {
     let numbers = |get: fn(&TensorKind) -> u64| kinds.iter().map(get).collect::<Vec<_>>();
@@ -149,13 +146,6 @@ impl Rich for Remote {
     }
 }
 
-/// Least, median and largest of `values`, sorted here.
-pub(super) fn spread(mut values: Vec<f64>) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
-    [at(0), at(values.len() / 2), at(values.len().saturating_sub(1))]
-}
-
 impl Rich for Statistics {
     fn bundle(&self) -> Result<Bundle> {
         // By kind of linear, in the order of the model: names sort layer 10 before layer 2.
@@ -245,16 +235,6 @@ impl Rich for Gradients {
     }
 }
 
-/// Mean loss of each window in nats.
-pub(super) fn losses(windows: &[f64]) -> Plot {
-    Plot::curves("Loss of each window")
-        .x("Window, in the order of the text")
-        .y("Loss (nats per token)")
-        .points("window", windows.iter().enumerate().map(|(i, &loss)| (i as f64, loss)))
-        .baseline("mean", windows.iter().sum::<f64>() / windows.len().max(1) as f64)
-        .size(760, 320)
-}
-
 impl Rich for Structured {
     fn bundle(&self) -> Result<Bundle> {
         let before = self.record.model.parameters;
@@ -275,8 +255,8 @@ impl Rich for Structured {
             column("gone", removed.iter().map(|module| module.count as u64).collect::<Vec<_>>()),
             column("which", removed.iter().map(|module| module.units.as_str()).collect::<Vec<_>>()),
         ])?;
-        Card::new(summary, super::scores::record_json(&self.record))
-            .facts("structured pruning", &self.record.model.name, super::scores::record_facts(&self.record))?
+        Card::new(summary, record_json(&self.record))
+            .facts("structured pruning", &self.record.model.name, record_facts(&self.record))?
             .table(modules)
             .bundle()
     }

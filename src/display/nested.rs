@@ -1,22 +1,21 @@
 //! Values within values: what a tuple, a vector, a map or a struct of the cell's own holds is shown as it is alone.
 //!
 //! Values are shown within a container of an unknown type, which can only be printed. So the library's own types, when
-//! they are asked to print themselves for a cell ([`set_aside`]), put their representations aside and write a mark,
+//! they are asked to print themselves for a cell ([`set_aside`](crate::rich::set_aside)), put their representations aside and write a mark,
 //! wherever they stand; the text between the marks is shown between them. Types of other crates print what they always
 //! do, and are found by their type in the collections that `cell` lists, whose members [`Held`] names.
 
 use super::card::{column, table};
-use super::cell::{line, text};
-use super::{Bundle, Rich};
+use super::printed::{line, text};
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
 use crate::mask::Mask;
 use crate::record::Record;
 use crate::report::{HeatMap, Plot, Table};
+use crate::rich::{Bundle, MOST, Rich, mark, putting_aside};
 use crate::stats::Score;
 use candle_core::Tensor;
 use polars::prelude::{Column, DataFrame, PolarsError, Series};
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::{Debug, Display};
 use std::rc::Rc;
@@ -29,61 +28,17 @@ pub(super) enum Piece {
     Rich(Result<Bundle>),
 }
 
-/// Values within one that are shown whole; of more, what `Debug` says.
-const MOST: usize = 20;
-
-thread_local! {
-    /// Representations put aside while a value is printed for a cell.
-    static ASIDE: RefCell<Option<Vec<Result<Bundle>>>> = const { RefCell::new(None) };
-}
-
-/// Characters that no printed text has: `Debug` of a string escapes them.
-const BEGIN: char = '\u{fdd0}';
-const END: char = '\u{fdd1}';
-
-/// While it lives, values are put aside; also a `Debug` that panics ends it.
-struct Collecting;
-
-impl Collecting {
-    fn begin() -> Collecting {
-        ASIDE.set(Some(Vec::new()));
-        Collecting
-    }
-
-    fn end(self) -> Option<Vec<Result<Bundle>>> {
-        ASIDE.take()
-    }
-}
-
-impl Drop for Collecting {
-    fn drop(&mut self) {
-        ASIDE.set(None);
-    }
-}
-
-/// Puts the representations of a value aside when a cell prints it within another; returns the mark to print in its
-/// place.
-pub(crate) fn set_aside(value: &dyn Rich) -> Option<String> {
-    // While it makes its representations, what it prints in turn is text.
-    let mut aside = ASIDE.take()?;
-    let mark = (aside.len() < MOST).then(|| {
-        aside.push(value.bundle());
-        format!("{BEGIN}{}{END}", aside.len() - 1)
-    });
-    ASIDE.set(Some(aside));
-    mark
-}
-
 /// Pieces of a value of which nothing is known.
 pub(super) fn pieces(value: &dyn Debug) -> Vec<Piece> {
-    let collecting = Collecting::begin();
-    let printed = line(value);
-    let Some(aside) = collecting.end().filter(|aside| !aside.is_empty()) else { return vec![Piece::Text(text(value))] };
+    let (printed, aside) = putting_aside(|| line(value));
+    if aside.is_empty() {
+        return vec![Piece::Text(text(value))];
+    }
     let mut pieces = Vec::new();
     let mut rest = printed.as_str();
     for (i, bundle) in aside.into_iter().enumerate() {
         // What stands beyond the end of a long text comes after it.
-        let (before, after) = rest.split_once(&format!("{BEGIN}{i}{END}")).unwrap_or((rest, ""));
+        let (before, after) = rest.split_once(&mark(i)).unwrap_or((rest, ""));
         pieces.extend(between(before).map(Piece::Text));
         rest = after;
         pieces.push(Piece::Rich(bundle));

@@ -6,74 +6,13 @@
 //! so a static is enough to find it.
 
 use super::cell::id_of;
+pub use crate::rich::{Host, Place, set_host};
+use crate::rich::{emit, host, mime};
 use std::any::TypeId;
-use std::cell::Cell;
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};
 use std::io::Write;
 use std::panic::Location;
-use std::sync::OnceLock;
-
-/// The process that runs cells.
-pub trait Host: Send + Sync {
-    /// Cell `number` is compiled, and its first statement runs.
-    fn begins(&self, number: u64);
-    /// The guard of cell `number` was dropped: by a `return`, a `?` or a panic if that cell still runs.
-    fn dropped(&self, number: u64);
-    /// The cell that runs has panicked.
-    fn panicked(&self);
-    /// A `?` of the cell, in `line` of its generated source, met an error: its message, and those of its causes.
-    fn failed(&self, chain: &[String], line: u32);
-    /// The variable `name` of an earlier cell has another type now, so its value is lost.
-    fn retyped(&self, name: &str);
-    /// Shows a value as `(MIME type, content)` pairs.
-    fn show(&self, bundle: &[(&str, &str)], place: Place);
-    /// Asks the person in front of the notebook. `None` where nobody can answer.
-    fn ask(&self, prompt: &str, is_secret: bool) -> Option<String>;
-}
-
-/// The place of a value among a cell's outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In the place that the cell gives it, in the order of its outputs.
-    Between,
-    /// As the cell's value, if it is the last one that the cell shows.
-    Value,
-}
-
-static HOST: OnceLock<Box<dyn Host>> = OnceLock::new();
-
-thread_local! {
-    static PLACE: Cell<Place> = const { Cell::new(Place::Value) };
-}
-
-/// Makes `host` the process that cells talk to; only the first call counts.
-pub fn set_host(host: Box<dyn Host>) {
-    // A second host would be a fault of the program, which has one process for cells.
-    let _ = HOST.set(host);
-}
-
-/// The host, if this process runs cells.
-pub(super) fn host() -> Option<&'static dyn Host> {
-    HOST.get().map(Box::as_ref)
-}
-
-/// Runs `show` so that what it shows stands between other outputs.
-pub(super) fn between(show: impl FnOnce()) {
-    struct Restore(Place);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            PLACE.set(self.0);
-        }
-    }
-    let _restore = Restore(PLACE.replace(Place::Between));
-    show();
-}
-
-/// The place at which the thread shows values now.
-pub(super) fn place() -> Place {
-    PLACE.get()
-}
 
 /// A variable that each cell defines first and that evcxr stores with the others at the cell's end. If it is dropped
 /// before, the cell has not come to its end.
@@ -117,7 +56,7 @@ pub fn value<T: Debug>(value: &T) {
 
 /// Shows text as the cell's value.
 pub fn plain(text: &str) {
-    super::emit(&[(super::mime::PLAIN, text)]);
+    emit(&[(mime::PLAIN, text)]);
 }
 
 /// An error type of the cell's own, whose causes can be asked for.

@@ -1,44 +1,18 @@
 //! Measurements, in cells.
 
 use super::card::{Card, column, percent, table};
-use super::models::{losses, spread};
-use super::{Bundle, Rich, mime, shown_in_cells};
+use super::facts::{as_json, count, interval, losses, record_facts, record_json, record_summary, scored, spread};
 use crate::error::Result;
 use crate::evaluate::{ChoiceScores, Evaluation, GenerationScores};
-use crate::format::{number, thousands};
+use crate::format::number;
 use crate::importance::Scorer;
 use crate::mask::place;
 use crate::prune::Pruned;
 use crate::record::Record;
 use crate::report::{Format, Plot, Table};
+use crate::rich::{Bundle, Rich, mime, shown_in_cells};
 use crate::stats::{Interval, Score};
-use serde_json::{Value, json};
-
-fn count(n: u64) -> String {
-    thousands(i128::from(n))
-}
-
-/// `24.91 to 25.78 (95%)`.
-fn interval(of: &Interval, write: fn(f64) -> String) -> String {
-    format!(
-        "{} to {} ({}%)",
-        write(of.low),
-        write(of.high),
-        number(of.level * 100.0).trim_end_matches('0').trim_end_matches('.')
-    )
-}
-
-/// A value with its interval, if it has one.
-fn scored(score: &Score, write: fn(f64) -> String) -> String {
-    match &score.interval {
-        Some(of) => format!("{}, {}", write(score.value), interval(of, write)),
-        None => write(score.value),
-    }
-}
-
-fn as_json(value: &impl serde::Serialize) -> Value {
-    serde_json::to_value(value).unwrap_or(Value::Null)
-}
+use serde_json::json;
 
 impl Rich for Interval {
     fn bundle(&self) -> Result<Bundle> {
@@ -128,44 +102,6 @@ impl Rich for GenerationScores {
             .figure(bars(&self.task.name, &[("exact match", &self.exact_match), ("contains", &self.contains)]))
             .bundle()
     }
-}
-
-/// The facts of a record: the model, its pruning, and the results.
-pub(super) fn record_facts(record: &Record) -> Vec<(&'static str, String)> {
-    let mut facts = vec![("family", record.model.family.clone()), ("parameters", count(record.model.parameters))];
-    match &record.pruning {
-        None => facts.push(("method", "dense".into())),
-        Some(pruning) => {
-            let refined = pruning.refine.as_ref().map_or(String::new(), |refine| format!(", refined by {refine}"));
-            facts.push(("method", format!("{}{refined}", pruning.method)));
-            facts.push(("pattern", format!("{}, per {}", pruning.pattern, pruning.per)));
-            facts.push(("target sparsity", format!("{}, {}", percent(pruning.sparsity), pruning.allocation)));
-            facts.push(("sparsity", percent(record.sparsity())));
-            facts.extend(pruning.calibration.as_ref().map(|text| {
-                ("calibration", format!("{}, {} windows of {} tokens", text.name, text.windows, text.seqlen))
-            }));
-        }
-    }
-    if let Some(evaluation) = &record.evaluation {
-        let score = Score { value: evaluation.perplexity, interval: evaluation.perplexity_interval };
-        facts.push(("perplexity", format!("{} on {}", scored(&score, number), evaluation.text.name)));
-        facts.push(("NLL", format!("{} nats per token", number(evaluation.nll_nats))));
-    }
-    facts
-}
-
-/// The record as its file has it; where a number is not finite, with null.
-pub(super) fn record_json(record: &Record) -> Value {
-    crate::report::record_json(record).unwrap_or_else(|_| as_json(record))
-}
-
-fn record_summary(record: &Record) -> String {
-    let how = match &record.pruning {
-        None => "dense".to_owned(),
-        Some(pruning) => format!("{} {}, {} zeros", pruning.method, pruning.pattern, percent(record.sparsity())),
-    };
-    let perplexity = record.perplexity().map_or(String::new(), |value| format!(", perplexity {}", number(value)));
-    format!("{}: {how}{perplexity}", record.model.name)
 }
 
 impl Rich for Record {

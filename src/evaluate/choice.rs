@@ -1,6 +1,7 @@
 //! Multiple choice by likelihood, as lm-evaluation-harness scores it.
 
-use super::task::{Choice, Task, TaskRecord};
+use super::example::Choice;
+use super::task::{Task, TaskRecord};
 use super::{each, finite, target_losses};
 use crate::error::{Error, Problem, Remedy, Result};
 use crate::model::{DecoderLayer, KvCache, Model, ModelConfig, Rope, Wanted};

@@ -1,7 +1,8 @@
 //! Generation against accepted answers.
 
 use super::each;
-use super::task::{Prompt, Task, TaskRecord};
+use super::example::Prompt;
+use super::task::{Task, TaskRecord};
 use crate::error::{Error, Remedy, Result};
 use crate::generate::{GenerateConfig, continue_until};
 use crate::model::Model;

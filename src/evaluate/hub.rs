@@ -1,6 +1,6 @@
 //! Rows of public data sets as their authors or the hub have them, with the prompts of lm-evaluation-harness 0.4.13.
 
-use super::task::{Choice, Glue, checked, position, short, text, texts};
+use super::example::{Choice, Glue, checked, position, short, text, texts};
 use crate::error::{Problem, Remedy};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

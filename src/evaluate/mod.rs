@@ -2,16 +2,18 @@
 //! as lm-evaluation-harness does. Every score has a bootstrap interval.
 
 mod choice;
+mod example;
 mod generation;
 mod hub;
 mod suite;
 mod task;
 
 pub use choice::{ChoicePrediction, ChoiceScores, score_choices};
+pub use example::{Choice, Glue, Prompt};
 pub use generation::{GenerationConfig, GenerationPrediction, GenerationScores, score_generation};
 pub use hub::TaskKind;
 pub use suite::{Suite, SuiteRow, SuiteScores, score_suite, suite_tasks};
-pub use task::{Choice, Glue, Prompt, Task, TaskRecord};
+pub use task::{Task, TaskRecord};
 
 use crate::error::{Error, Remedy, Result};
 use crate::model::{Head, LOGIT_ROWS, Model, log_sum_exp};

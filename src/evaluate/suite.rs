@@ -1,7 +1,8 @@
 //! Several tasks that belong to one table.
 
+use super::example::Choice;
 use super::hub::{self, TaskKind};
-use super::task::{Choice, Task};
+use super::task::Task;
 use super::{ChoiceScores, score_choices};
 use crate::error::{Error, Remedy, Result};
 use crate::model::Model;

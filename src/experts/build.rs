@@ -26,9 +26,9 @@ crate::debug::one_line!(rich Selection, |selection| format!("Selection({:?})", s
 /// The fate of super-experts, as pairs of layer and expert.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SuperExpertsKept {
-    /// Those that stay.
+    /// Experts that stay.
     pub kept: Vec<(usize, usize)>,
-    /// Those that are dropped.
+    /// Experts that are dropped.
     pub dropped: Vec<(usize, usize)>,
 }
 

@@ -53,7 +53,7 @@ use crate::mask::MaskSet;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::prune::{
-    Known, MasksConfig, Needs, Propagate, PruneConfig, Pruned, apply, masks_knowing, prune_knowing, pruned_before,
+    Known, MasksConfig, Needs, Propagate, PruneConfig, Pruned, Subject, apply, masks_of, prune_subject, pruned_before,
 };
 use crate::record::{Record, TensorRecord};
 use crate::text::Windows;
@@ -338,9 +338,7 @@ impl Lab {
             return Ok((pruned, made.content));
         }
         self.cache.count(stage, Found::Computed);
-        let needs = config.needs();
-        let pruned =
-            self.knowing(needs, |known| prune_knowing(&self.model, self.calibration(), config, known, self.progress))?;
+        let pruned = self.with_subject(config.needs(), |subject| prune_subject(subject, config))?;
         let made = Made { content: self.content(&pruned.model)?, tensors: pruned.record.tensors.clone() };
         self.memory().made.insert(key.name(), made.clone());
         let title = format!("{}: {} {} {}", self.model.name(), config.method, config.pattern, config.sparsity);
@@ -397,11 +395,7 @@ impl Lab {
                 let count = value.as_u64().ok_or_else(|| Error::file(dir, "does not say how many masks it holds"))?;
                 (0..count as usize).map(|i| MaskSet::load(file(dir, i))).collect::<Result<Vec<_>>>()
             },
-            || {
-                self.knowing(config.needs(), |known| {
-                    masks_knowing(&self.model, self.calibration(), config, known, self.progress)
-                })
-            },
+            || self.with_subject(config.needs(), |subject| masks_of(subject, config)),
             |sets, dir| {
                 sets.iter().enumerate().try_for_each(|(i, set)| set.save(file(dir, i)))?;
                 Ok(sets.len().into())
@@ -509,8 +503,8 @@ impl Lab {
         CacheSummary::of(&self.cache)
     }
 
-    /// Calls `f` with what it needs to know of the dense model.
-    fn knowing<T>(&self, needs: Needs, f: impl FnOnce(&Known<'_>) -> Result<T>) -> Result<T> {
+    /// Calls `f` with the model and the results that it needs of it.
+    fn with_subject<T>(&self, needs: Needs, f: impl FnOnce(Subject<'_>) -> Result<T>) -> Result<T> {
         // Without a text, the configuration is refused where it is checked.
         let has_text = self.calibration.as_ref().is_some_and(|windows| !windows.ids.is_empty());
         let statistics = (needs.statistics && has_text).then(|| self.statistics()).transpose()?;
@@ -522,11 +516,12 @@ impl Lab {
                 None => Ok(Statistics::default()),
             }
         });
-        f(&Known {
+        let known = Known {
             statistics: statistics.as_deref(),
             grams: read.as_ref().map(|read| read as &dyn Fn(usize) -> Result<Statistics>),
             gradients: gradients.as_ref(),
-        })
+        };
+        f(Subject { model: &self.model, calibration: self.calibration(), known: &known, progress: self.progress })
     }
 
     /// The result of a stage: kept, or computed and kept.

@@ -177,7 +177,7 @@ pub(super) fn sha256(results: Option<&Value>, masks: &[(String, Mask)]) -> Strin
 pub struct Comparison {
     /// Over all tensors.
     pub all: Overlap,
-    /// Of each tensor, in the order of the first set.
+    /// The overlap of each tensor, in the order of the first set.
     pub tensors: Vec<Overlap>,
 }
 

@@ -1,5 +1,7 @@
 //! `config.json` of the supported families, with every field that changes the arithmetic.
 
+use super::family::Family;
+use super::fields::Fields;
 use super::moe::MoeFamily;
 use super::rope::RopeConfig;
 use crate::error::{Error, Remedy, Result};
@@ -61,48 +63,6 @@ pub enum QkNorm {
     Projection,
 }
 
-/// The supported families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Family {
-    /// Llama, SmolLM and everything else with `model_type` `llama`.
-    Llama,
-    /// Mistral.
-    Mistral,
-    /// Qwen2 and Qwen2.5.
-    Qwen2,
-    /// Qwen3.
-    Qwen3,
-    /// Mixtral.
-    Mixtral,
-    /// Qwen1.5-MoE and Qwen2-MoE.
-    Qwen2Moe,
-    /// Qwen3-MoE.
-    Qwen3Moe,
-    /// OLMoE.
-    Olmoe,
-    /// gpt-oss.
-    GptOss,
-}
-
-const FAMILIES: [(&str, Family); 9] = [
-    ("llama", Family::Llama),
-    ("mistral", Family::Mistral),
-    ("qwen2", Family::Qwen2),
-    ("qwen3", Family::Qwen3),
-    ("mixtral", Family::Mixtral),
-    ("qwen2_moe", Family::Qwen2Moe),
-    ("qwen3_moe", Family::Qwen3Moe),
-    ("olmoe", Family::Olmoe),
-    ("gpt_oss", Family::GptOss),
-];
-
-impl Family {
-    /// The `model_type` of `config.json`.
-    pub fn name(self) -> &'static str {
-        FAMILIES.iter().find(|(_, family)| *family == self).map_or("", |(name, _)| name)
-    }
-}
-
 /// Mixture-of-experts settings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MoeConfig {
@@ -149,59 +109,6 @@ pub enum ExpertStorage {
     },
 }
 
-/// Typed access to a JSON object, with errors that name the file and the key.
-pub(super) struct Fields<'a> {
-    pub(super) path: &'a Path,
-    pub(super) map: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    pub(super) fn present(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    pub(super) fn wrong(&self, key: &str, value: &Value, wanted: &str) -> Error {
-        Error::file(self.path, format!("`{key}` is {value}, which is not {wanted}"))
-    }
-
-    pub(super) fn usize_or(&self, key: &str, default: usize) -> Result<usize> {
-        let Some(value) = self.present(key) else { return Ok(default) };
-        match value.as_u64() {
-            Some(number) if number > 0 && number < 1 << 40 => Ok(number as usize),
-            _ => Err(self.wrong(key, value, "a positive whole number")),
-        }
-    }
-
-    /// A whole number that may be zero.
-    fn count_or(&self, key: &str, default: usize) -> Result<usize> {
-        let zero = self.present(key).is_some_and(|value| value.as_u64() == Some(0));
-        if zero { Ok(0) } else { self.usize_or(key, default) }
-    }
-
-    fn usize(&self, key: &str) -> Result<usize> {
-        match self.usize_or(key, 0)? {
-            0 => Err(Error::file(
-                self.path,
-                format!("`{key}` is missing").remedy("is this a language model's config.json?"),
-            )),
-            number => Ok(number),
-        }
-    }
-
-    pub(super) fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
-        let Some(value) = self.present(key) else { return Ok(default) };
-        match value.as_f64() {
-            Some(number) if number.is_finite() && number >= 0.0 => Ok(number),
-            _ => Err(self.wrong(key, value, "a number")),
-        }
-    }
-
-    pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
-        let Some(value) = self.present(key) else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
-    }
-}
-
 impl ModelConfig {
     /// Reads a parsed `config.json`; `path` is for messages.
     ///
@@ -210,15 +117,14 @@ impl ModelConfig {
     pub fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
         let fields = Fields { path, map: json };
         let model_type = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
-            let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
+        let Some(family) = Family::all().into_iter().find(|family| family.name() == model_type) else {
+            let known = Family::all().map(Family::name).join(", ");
             return Err(Error::file(
                 path,
                 format!("`model_type` is `{model_type}`, a family that is not supported")
-                    .remedy(format!("known: {}", known.join(", "))),
+                    .remedy(format!("known: {known}")),
             ));
         };
-        let family = *family;
         if let Some(act) = fields.present("hidden_act").filter(|act| act.as_str() != Some("silu")) {
             return Err(Error::file(path, format!("`hidden_act` is {act}; only `silu` is supported")));
         }

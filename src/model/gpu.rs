@@ -1,9 +1,10 @@
 //! Operations of the forward pass on a GPU: the halves of the operators in `ops.rs`, and MXFP4.
 
-use super::ops::CausalSoftmax;
-use crate::cuda::{Kernels, Matrix, Seen};
+pub(super) use crate::cuda::Seen;
+use crate::cuda::{Kernels, Matrix};
 use crate::device::{Element, by_dtype, wrap};
 use crate::error::Result;
+use candle_core::backend::BackendStorage;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::cuda::{CudaDevice, CudaStorage};
 use candle_core::{DType, Device, Layout, Result as CandleResult, Shape, Storage, Tensor, bail};
@@ -27,30 +28,27 @@ fn served<T>(made: Option<T>, dtype: DType) -> CandleResult<T> {
     made.ok_or_else(|| candle_core::Error::Msg(format!("there is no kernel for {dtype:?}")))
 }
 
-/// The forward pass of [`CausalSoftmax`], with `sinks (heads,)` in f32 where there are any.
+/// The softmax of `scores` over the keys that each query sees, with `sinks (heads,)` in f32 where there are any.
 pub(super) fn causal_softmax(
-    op: &CausalSoftmax,
+    seen: Seen,
     scores: &CudaStorage,
     layout: &Layout,
     sinks: Option<(&CudaStorage, &Layout)>,
 ) -> CandleResult<(CudaStorage, Shape)> {
     fn run<T: Element>(
-        op: &CausalSoftmax,
+        seen: Seen,
         scores: &CudaStorage,
         layout: &Layout,
         sinks: Option<CudaView<'_, f32>>,
     ) -> CandleResult<(CudaStorage, Shape)> {
         let values = values::<T>(scores, layout)?;
         let cols = layout.dims().last().copied().unwrap_or_default().max(1);
-        let window = op.window.map_or(0, |window| window.max(1));
-        let seen = Seen { queries: op.queries, past: op.past, window, scale: op.scale };
         let matrix = Matrix { values: &values, rows: values.len() / cols, cols };
         let made = Kernels::on(&scores.device)?.causal_softmax(matrix, seen, sinks.as_ref())?;
         Ok(result(made, &scores.device, layout))
     }
-    use candle_core::backend::BackendStorage as _;
     let sinks = sinks.map(|(sinks, layout)| values::<f32>(sinks, layout)).transpose()?;
-    served(by_dtype!(scores, run(op, scores, layout, sinks))?, scores.dtype())
+    served(by_dtype!(scores, run(seen, scores, layout, sinks))?, scores.dtype())
 }
 
 /// `x (.., seq, dim)` with the halves of its rows rotated by `tables`, cos and sin `(positions, dim / 2)` in f32, from position `first` on.
@@ -75,7 +73,6 @@ pub(super) fn rope(
         let made = Kernels::on(&x.device)?.rope(matrix, [&cos, &sin], (seq, first))?;
         Ok(result(made, &x.device, layout))
     }
-    use candle_core::backend::BackendStorage as _;
     let [(cos, cos_layout), (sin, sin_layout)] = [tables[0].storage_and_layout(), tables[1].storage_and_layout()];
     let (Storage::Cuda(cos), Storage::Cuda(sin)) = (&*cos, &*sin) else { bail!("rotary tables are not on the GPU") };
     let tables = [(cos, cos_layout), (sin, sin_layout)];
@@ -95,7 +92,6 @@ pub(super) fn swiglu(
         let made = Kernels::on(&gate.device)?.swiglu(&gates, &ups)?;
         Ok(result(made, &gate.device, gate_layout))
     }
-    use candle_core::backend::BackendStorage as _;
     served(by_dtype!(gate, run((gate, gate_layout), (up, up_layout)))?, gate.dtype())
 }
 

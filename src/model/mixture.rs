@@ -1,7 +1,7 @@
 //! The sparse mixture of experts: a router scores the experts, the top k of each token run, and their outputs are added,
 //! weighted by the router's probabilities (Shazeer et al. 2017; Jiang et al. 2024).
 
-use super::layer::{ExpertOutput, Linear, Mlp, Tap, Wanted};
+use super::linear::{ExpertOutput, Linear, Mlp, Tap, Wanted};
 use super::stacked::Stacked;
 use crate::error::Result;
 use candle_core::{D, DType, Tensor};

@@ -7,10 +7,13 @@
 mod changes;
 mod config;
 mod cross_entropy;
+mod family;
+mod fields;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod layer;
 mod layout;
+mod linear;
 mod mixture;
 mod moe;
 pub(crate) mod mxfp4;
@@ -21,16 +24,18 @@ mod stacked;
 mod stored;
 mod stream;
 
-pub use config::{ExpertStorage, Family, ModelConfig, MoeConfig, QkNorm};
-pub use layer::{DecoderLayer, ExpertOutput, KvCache, Linear, Tap};
+pub use config::{ExpertStorage, ModelConfig, MoeConfig, QkNorm};
+pub use family::Family;
+pub use layer::{DecoderLayer, KvCache};
+pub use linear::{ExpertOutput, Linear, Tap};
 pub use moe::{MOE_FAMILIES, MoeFamily};
 pub use rope::{RopeConfig, RopeScaling};
 pub use stored::head_differs;
 pub use stream::Residency;
 
 pub(crate) use cross_entropy::cross_entropy;
-pub(crate) use layer::Wanted;
 pub(crate) use layout::{EMBEDDING, HEAD, MLP, NORM};
+pub(crate) use linear::Wanted;
 pub(crate) use ops::{CausalSoftmax, log_sum_exp, rotate, swiglu_values};
 pub(crate) use rope::Rope;
 pub(crate) use stream::ForwardPass;
@@ -43,8 +48,9 @@ use crate::record::ModelRecord;
 use crate::text::Tokenizer;
 use candle_core::{DType, Device, Tensor};
 use changes::Changes;
-use layer::{Attention, FeedForward, Mlp};
+use layer::{Attention, FeedForward};
 use layout::{Encoding, Needed};
+use linear::Mlp;
 use mixture::{ExpertWeights, Mixture, Shared};
 use safetensors::Dtype;
 use stacked::{Stacked, StackedLinear, StackedWeight};
@@ -480,7 +486,7 @@ impl Model {
 
     /// Rotary tables for sequences of `positions` tokens.
     pub(crate) fn rope(&self, positions: usize) -> Rope {
-        Rope::new(&self.config, positions)
+        Rope::new(&self.config.rope, self.config.head_dim, positions)
     }
 
     /// Token ids, windows of one length, to `(1, seqlen, hidden)` each. The embedding is dropped again.

@@ -12,7 +12,7 @@ use candle_core::{
 };
 use rayon::prelude::*;
 
-/// Whether an operator has a fused path for tensors like `x`: f32 on the CPU, and what kernels serve on a GPU.
+/// Returns whether an operator has a fused path for tensors like `x`: f32 on the CPU, and on a GPU the types that kernels take.
 fn fused(x: &Tensor) -> bool {
     match x.device() {
         Device::Cpu => x.dtype() == DType::F32,
@@ -144,6 +144,13 @@ impl CausalSoftmax {
 }
 
 impl CausalSoftmax {
+    /// The keys that each query sees, as the kernel takes them.
+    #[cfg(feature = "cuda")]
+    fn seen(&self) -> gpu::Seen {
+        let window = self.window.map_or(0, |window| window.max(1));
+        gpu::Seen { queries: self.queries, past: self.past, window, scale: self.scale }
+    }
+
     /// The head, of `heads`, that the row belongs to: the heads of a sequence stand below each other.
     fn head(&self, row: usize, heads: usize) -> usize {
         row / self.queries % heads
@@ -189,7 +196,7 @@ impl CustomOp1 for CausalSoftmax {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
-        gpu::causal_softmax(self, storage, layout, None)
+        gpu::causal_softmax(self.seen(), storage, layout, None)
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
@@ -215,7 +222,7 @@ impl CustomOp2 for CausalSoftmax {
         s2: &CudaStorage,
         l2: &Layout,
     ) -> CandleResult<(CudaStorage, Shape)> {
-        gpu::causal_softmax(self, s1, l1, Some((s2, l2)))
+        gpu::causal_softmax(self.seen(), s1, l1, Some((s2, l2)))
     }
 
     fn bwd(
@@ -445,8 +452,8 @@ impl CustomOp1 for Rotate {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
         let half = layout.dims()[layout.dims().len() - 1] / 2;
-        let [cos, sin] = self.tables.on(&Device::Cuda(storage.device.clone()), half)?;
-        gpu::rope(storage, layout, &[cos, if self.inverse { sin.neg()? } else { sin }], self.first)
+        let [cos, sin] = self.tables.on(&Device::Cuda(storage.device.clone()), half, self.inverse)?;
+        gpu::rope(storage, layout, &[cos, sin], self.first)
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
@@ -462,7 +469,7 @@ pub(crate) fn rope(x: &Tensor, tables: &Rope, first: usize) -> Result<Tensor> {
     }
     let dims = x.dims();
     let (seq, half) = (dims[dims.len() - 2], dims[dims.len() - 1] / 2);
-    let tables = tables.on(x.device(), half)?;
+    let tables = tables.on(x.device(), half, false)?;
     let [cos, sin] = tables.map(|table| table.narrow(0, first, seq)?.to_dtype(x.dtype()));
     let (cos, sin) = (cos?, sin?);
     let (x1, x2) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);

@@ -1,6 +1,7 @@
 //! Rotary position settings and tables, for every scaling that Hugging Face's `modeling_rope_utils` computes.
 
-use super::config::{Family, Fields, ModelConfig};
+use super::family::Family;
+use super::fields::Fields;
 use crate::error::{Error, Remedy, Result};
 use candle_core::{Device, Tensor};
 use serde::Serialize;
@@ -159,14 +160,14 @@ struct Tables {
     sin: Vec<f32>,
     /// For what turns back.
     inverse_sin: OnceLock<Vec<f32>>,
-    /// Both where they were first needed as tensors.
-    placed: OnceLock<[Tensor; 2]>,
+    /// Cos and sin where they were first needed as tensors, and the same for what turns back.
+    placed: [OnceLock<[Tensor; 2]>; 2],
 }
 
 impl Rope {
-    /// The tables for sequences of `positions` tokens.
-    pub(crate) fn new(config: &ModelConfig, positions: usize) -> Rope {
-        let (frequencies, attention) = frequencies(config, positions);
+    /// The tables for heads of width `head_dim` and sequences of `positions` tokens.
+    pub(crate) fn new(config: &RopeConfig, head_dim: usize, positions: usize) -> Rope {
+        let (frequencies, attention) = frequencies(config, head_dim, positions);
         let table = |f: fn(f32) -> f32| {
             // Angles in f32, as the reference computes them: at large positions the rounding is part of the model.
             let values = (0..positions).flat_map(|position| {
@@ -178,7 +179,7 @@ impl Rope {
     }
 
     pub(super) fn of(cos: Vec<f32>, sin: Vec<f32>) -> Rope {
-        Rope(Arc::new(Tables { cos, sin, inverse_sin: OnceLock::new(), placed: OnceLock::new() }))
+        Rope(Arc::new(Tables { cos, sin, inverse_sin: OnceLock::new(), placed: Default::default() }))
     }
 
     pub(super) fn cos(&self) -> &[f32] {
@@ -192,32 +193,32 @@ impl Rope {
         self.0.inverse_sin.get_or_init(|| self.0.sin.iter().map(|sin| -sin).collect())
     }
 
-    /// Cos and sin in f32 on `device`, copied there once.
-    pub(super) fn on(&self, device: &Device, half: usize) -> candle_core::Result<[Tensor; 2]> {
-        if let Some(placed) = self.0.placed.get().filter(|placed| placed[0].device().same_device(device)) {
+    /// Cos and sin in f32 on `device`, `(positions, half)` each, copied there once; `inverse` turns back.
+    pub(super) fn on(&self, device: &Device, half: usize, inverse: bool) -> candle_core::Result<[Tensor; 2]> {
+        let slot = &self.0.placed[usize::from(inverse)];
+        if let Some(placed) = slot.get().filter(|placed| placed[0].device().same_device(device)) {
             return Ok(placed.clone());
         }
         let place = |table: &[f32]| Tensor::from_slice(table, (table.len() / half.max(1), half), device);
-        let tables = [place(&self.0.cos)?, place(&self.0.sin)?];
+        let tables = [place(&self.0.cos)?, place(self.sin(inverse))?];
         // Those of another device stay.
-        self.0.placed.set(tables.clone()).ok();
+        slot.set(tables.clone()).ok();
         Ok(tables)
     }
 }
 
 /// Inverse frequencies `(head_dim / 2,)` and the factor on cos and sin.
-fn frequencies(config: &ModelConfig, positions: usize) -> (Vec<f32>, f64) {
-    let dim = config.head_dim;
+fn frequencies(config: &RopeConfig, dim: usize, positions: usize) -> (Vec<f32>, f64) {
     let base = |theta: f64| (0..dim / 2).map(move |i| theta.powf(-((2 * i) as f64) / dim as f64));
-    let plain = base(config.rope.theta);
+    let plain = base(config.theta);
     let mut attention = 1.0;
-    let frequencies: Vec<f64> = match config.rope.scaling {
+    let frequencies: Vec<f64> = match config.scaling {
         RopeScaling::Default => plain.collect(),
         RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
         RopeScaling::Dynamic { factor, original } => {
             let length = positions.max(original) as f64;
             let stretch = factor * length / original as f64 - (factor - 1.0);
-            base(config.rope.theta * stretch.powf(dim as f64 / (dim as f64 - 2.0))).collect()
+            base(config.theta * stretch.powf(dim as f64 / (dim as f64 - 2.0))).collect()
         }
         RopeScaling::Llama3 { factor, low, high, original } => plain
             .map(|f| {
@@ -236,7 +237,7 @@ fn frequencies(config: &ModelConfig, positions: usize) -> (Vec<f32>, f64) {
         RopeScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate } => {
             attention = attention_factor;
             let correction = |rotations: f64| {
-                dim as f64 * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * config.rope.theta.ln())
+                dim as f64 * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * config.theta.ln())
             };
             let (mut low, mut high) = (correction(beta_fast), correction(beta_slow));
             if truncate {

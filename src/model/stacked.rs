@@ -1,6 +1,6 @@
-//! ExpertWeights that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
+//! Experts that stand in one tensor, as gpt-oss stores them: gate and up interleaved, a bias each, a clamped activation.
 
-use super::layer::{Linear, Tap, Wanted};
+use super::linear::{Linear, Tap, Wanted};
 use super::mxfp4;
 use crate::error::Result;
 use candle_core::Tensor;

@@ -122,7 +122,7 @@ const LINKED: &str = "linked";
 struct Files {
     executable: PathBuf,
     library: PathBuf,
-    /// Of the program, which is linked anew with each library: inode, length, time of the last change.
+    /// Inode, length and time of the last change of the program, which is linked anew with each library.
     program: (u64, u64, i64, i64),
     /// The library's inode.
     inode: u64,
@@ -133,7 +133,7 @@ fn identity(file: &Metadata) -> (u64, u64, i64, i64) {
 }
 
 impl Files {
-    /// Those that this process runs, whether they still have their names or not.
+    /// The files that this process runs, also if cargo has removed their names since.
     #[cfg(target_os = "linux")]
     fn own() -> Option<Self> {
         let maps = fs::read("/proc/self/maps").ok()?;
@@ -155,7 +155,7 @@ impl Files {
         None
     }
 
-    /// Those that cargo has left last.
+    /// The files of cargo's last build.
     fn last(built: &Built) -> Result<Self> {
         let executable = executable()?;
         let program = fs::metadata(&executable).with_context(|| format!("cannot read {}", executable.display()))?;

@@ -4,7 +4,7 @@
 //! instead, which text of the cell cannot imitate. And a panic of a value that is dropped when the cell is over unwinds
 //! into the process that runs cells, where evcxr's code would abort it.
 
-use super::diagnostics::{Code, Diagnostic, Span};
+use super::rustc_message::{Code, Diagnostic, Span};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;

@@ -5,9 +5,9 @@
 //! their own. Cells read nothing from their standard input, and what they print goes through pipes to a thread that tells it to
 //! the session as [`events`](super::events), repaired and in order.
 
-use super::environment;
 use super::events::{Event, How, Message, Panic};
 use super::output::Stream;
+use super::places;
 use super::printed::{Decoder, Piece};
 use lacuna::display::runtime::{self, Host, Place};
 use std::env;
@@ -53,12 +53,12 @@ pub(super) fn run() -> ! {
     // SAFETY: the process has one thread so far.
     unsafe {
         // evcxr asks for backtraces; those of a cell show evcxr, not the cell. Who wants one says so.
-        match env::var_os(environment::BACKTRACE) {
+        match env::var_os(places::BACKTRACE) {
             Some(value) => env::set_var("RUST_BACKTRACE", value),
             None => env::remove_var("RUST_BACKTRACE"),
         }
         // What a cell starts (cargo, lacuna) is no part of this session.
-        for name in environment::PRIVATE.into_iter().chain([IS_RUNTIME]) {
+        for name in places::PRIVATE.into_iter().chain([IS_RUNTIME]) {
             env::remove_var(name);
         }
         env::set_var(MARKS_PROGRESS, "1");

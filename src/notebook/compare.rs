@@ -1,8 +1,8 @@
 //! `lacuna notebook run --check`: what a fresh run gave against what is committed.
 
+use super::document::text as text_of;
 use super::document::{DATA, EXECUTED};
 use super::export::{ENVIRONMENT, Files, take_environments};
-use super::stored::text as text_of;
 use super::written::written;
 use serde_json::{Value, json};
 use std::fmt::Write;

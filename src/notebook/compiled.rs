@@ -3,8 +3,8 @@
 //! A session holds a shared lock on its build's directory, and an exclusive one on its slot there.
 
 use super::built::{self, Built};
-use super::environment;
 use super::lock::is_at;
+use super::places;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -35,9 +35,9 @@ pub(crate) struct Compiled {
 
 impl Compiled {
     fn read(path: PathBuf) -> Self {
-        let (in_use, slots) = environment::slots(&path);
+        let (in_use, slots) = places::slots(&path);
         let modified = |path: PathBuf| path.metadata().and_then(|file| file.modified()).ok();
-        let sources = (0..environment::SLOTS).map(|number| path.join(format!("slot-{number}/src/lib.rs")));
+        let sources = (0..places::SLOTS).map(|number| path.join(format!("slot-{number}/src/lib.rs")));
         let used = sources.chain([path.clone()]).filter_map(modified).max().unwrap_or(SystemTime::UNIX_EPOCH);
         let build = fs::read_to_string(path.join(BUILD));
         let is_orphan = build.is_ok_and(|build| !Path::new(&build).is_dir());
@@ -55,7 +55,7 @@ impl Compiled {
 /// # Errors
 /// Fails when the directory cannot be named or read; one that does not exist holds nothing.
 pub(crate) fn all() -> Result<Vec<Compiled>> {
-    let user = environment::user_cache(None)?;
+    let user = places::user_cache(None)?;
     let entries = match fs::read_dir(&user) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -112,7 +112,7 @@ pub(super) fn hold(directory: &Path, dependencies: &Path) -> Result<File> {
         };
         file.lock_shared().with_context(cannot)?;
         if is_at(&file, &path) {
-            environment::write_if_new(&directory.join(BUILD), &dependencies.to_string_lossy())?;
+            places::write_if_new(&directory.join(BUILD), &dependencies.to_string_lossy())?;
             return Ok(file);
         }
     }
@@ -125,7 +125,7 @@ fn take(directory: &Path) -> Result<Option<File>> {
     let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(cannot)?;
     match file.try_lock() {
         // Sessions of older versions hold their slots only.
-        Ok(()) => Ok(Some(file).filter(|file| is_at(file, &path) && environment::slots(directory).0 == 0)),
+        Ok(()) => Ok(Some(file).filter(|file| is_at(file, &path) && places::slots(directory).0 == 0)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
     }
@@ -152,7 +152,7 @@ pub(crate) fn remove(compiled: &Compiled) -> Result<u64> {
         return Ok(compiled.bytes);
     }
     built::remove_unused(directory, None)?;
-    for number in 0..environment::SLOTS {
+    for number in 0..places::SLOTS {
         let slot = directory.join(format!("slot-{number}"));
         let Ok(lock) = File::open(directory.join(format!("slot-{number}.lock"))) else { continue };
         if slot.is_dir() && lock.try_lock().is_ok() {
@@ -200,13 +200,13 @@ pub(crate) fn trim(compiled: &Compiled) -> Result<u64> {
 
 /// The compiled cells of the build whose program is `executable`, below the user's cache or below `cache_home`.
 pub(super) fn of(executable: &Path, cache_home: Option<PathBuf>) -> Vec<Compiled> {
-    let Ok(user) = environment::user_cache(cache_home) else { return Vec::new() };
+    let Ok(user) = places::user_cache(cache_home) else { return Vec::new() };
     let beside = executable.parent().map(|directory| directory.join("deps"));
     // A copy of this program uses the libraries where it was built.
     let own = std::env::current_exe().is_ok_and(|own| own == executable);
     let built = own.then(|| Built::find().ok()).flatten().map(|built| built.dependencies);
     let mut paths: Vec<PathBuf> =
-        beside.into_iter().chain(built).map(|dependencies| environment::directory(&user, &dependencies)).collect();
+        beside.into_iter().chain(built).map(|dependencies| places::directory(&user, &dependencies)).collect();
     paths.dedup();
     paths.into_iter().filter(|path| is_ours(path)).map(Compiled::read).collect()
 }
@@ -220,8 +220,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let dependencies = home.path().join("build/deps");
         fs::create_dir_all(&dependencies).unwrap();
-        let directory =
-            environment::directory(&environment::user_cache(Some(home.path().into())).unwrap(), &dependencies);
+        let directory = places::directory(&places::user_cache(Some(home.path().into())).unwrap(), &dependencies);
         let session = hold(&directory, &dependencies).unwrap();
         let slot = |number: usize| {
             fs::create_dir(directory.join(format!("slot-{number}"))).unwrap();

@@ -4,6 +4,7 @@
 //! around rustc keeps what rustc said, with the file, and it is told from here.
 
 use super::cell_source::is_function;
+use super::rustc_message::{Diagnostic, Span};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -21,74 +22,6 @@ pub(super) struct Compilation {
     /// The generated file.
     pub(super) source: String,
     pub(super) diagnostics: Vec<Diagnostic>,
-}
-
-/// As rustc's `--error-format=json` writes it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Diagnostic {
-    pub(super) message: String,
-    #[serde(default)]
-    pub(super) code: Option<Code>,
-    pub(super) level: String,
-    #[serde(default)]
-    pub(super) spans: Vec<Span>,
-    #[serde(default)]
-    pub(super) children: Vec<Diagnostic>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Code {
-    pub(super) code: String,
-}
-
-/// A place in the generated file; lines and columns count from 1, columns characters.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Span {
-    pub(super) file_name: String,
-    pub(super) line_start: usize,
-    pub(super) line_end: usize,
-    pub(super) column_start: usize,
-    pub(super) column_end: usize,
-    pub(super) is_primary: bool,
-    #[serde(default)]
-    pub(super) label: Option<String>,
-    #[serde(default)]
-    pub(super) suggested_replacement: Option<String>,
-    #[serde(default)]
-    pub(super) expansion: Option<Box<Expansion>>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Expansion {
-    pub(super) span: Span,
-}
-
-impl Span {
-    /// A place in one line that a message is about.
-    pub(super) fn primary(line: usize, column_start: usize, column_end: usize) -> Self {
-        Span {
-            file_name: "src/lib.rs".to_owned(),
-            line_start: line,
-            line_end: line,
-            column_start,
-            column_end,
-            is_primary: true,
-            label: None,
-            suggested_replacement: None,
-            expansion: None,
-        }
-    }
-}
-
-impl Diagnostic {
-    /// The diagnostics in what rustc wrote.
-    pub(super) fn all(stderr: &str) -> Vec<Self> {
-        stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-    }
-
-    fn is_error(&self) -> bool {
-        self.level.starts_with("error")
-    }
 }
 
 impl Compilation {
@@ -308,7 +241,7 @@ struct Place {
 pub(super) struct Places<'a> {
     generated: Vec<&'a str>,
     cell: Vec<&'a str>,
-    /// Of each generated line: the line of the cell, and where it begins there, in characters.
+    /// For each generated line, the line of the cell and its beginning there, in characters.
     lines: Vec<Option<(usize, usize)>>,
     /// The line of the generated file in which the cell's statements begin.
     statements: usize,
@@ -426,6 +359,7 @@ fn is_generated(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rustc_message::Code;
     use super::*;
 
     const GUARD: &str = "lacuna_cell_started";

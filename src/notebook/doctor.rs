@@ -1,11 +1,11 @@
 //! `lacuna kernel doctor`: what cells need, whether it is there, and what to type where it is not.
 
 use super::built::Built;
-use super::environment;
 use super::install::{self, Installed};
 use super::output::Output;
 use super::rust_source;
 use super::session::{Audience, Session};
+use super::{environment, places};
 use lacuna::checkpoint::available_bytes;
 use lacuna::display::mime;
 use serde::Serialize;
@@ -226,7 +226,7 @@ fn disk() -> Check {
         let remedy = "set XDG_CACHE_HOME to a directory that can be written";
         return Check::failure("disk", format!("cannot write in {}: {error}", cache.display()), remedy);
     }
-    let (held, slots) = environment::slots(&cache);
+    let (held, slots) = places::slots(&cache);
     let place = format!("{} ({held} of {slots} slots in use)", cache.display());
     match available_bytes(&cache) {
         Some(free) => room(free, &place),

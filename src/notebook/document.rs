@@ -2,8 +2,8 @@
 
 use super::encoding::Encoding;
 use super::json_text::Node;
+use super::outcome::{CellError, Outcome};
 use super::output::{Bundle, Output};
-use super::session::{CellError, Outcome};
 use anyhow::{Context, Result, bail};
 use lacuna::display::mime;
 use serde::Serialize;
@@ -34,6 +34,11 @@ struct Cell {
     execution_count: Option<i32>,
     outputs: Vec<Value>,
 }
+
+/// The tags of a cell that is not run; the second is nbclient's.
+pub(super) const SKIP: [&str; 2] = ["skip", "skip-execution"];
+/// The tag of a cell that may fail, as nbclient has it: an exercise, until somebody solves it.
+pub(super) const RAISES: &str = "raises-exception";
 
 /// A cell's kind, as far as a report cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +222,7 @@ impl Cell {
         let source = match &raw["source"] {
             Value::Null => String::new(),
             Value::String(text) => text.clone(),
-            Value::Array(lines) if lines.iter().all(Value::is_string) => super::stored::text(&raw["source"]),
+            Value::Array(lines) if lines.iter().all(Value::is_string) => text(&raw["source"]),
             _ => bail!("the source of its cell {number} is no text"),
         };
         Ok(Cell {
@@ -423,6 +428,14 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Text of a notebook: one string, or a list of lines.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect(),
+        value => value.as_str().unwrap_or_default().to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Jupyter's kernelspec: a directory with a JSON file that says how to start this binary as a kernel, and its pictures.
 
 use super::compiled::{self, Compiled};
-use super::environment::{self, TOOLCHAIN};
+use super::environment;
+use super::places::TOOLCHAIN;
 use super::session::{Audience, Session};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};

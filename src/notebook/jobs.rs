@@ -1,14 +1,99 @@
 //! Several notebooks at once. A session changes its process's environment and directory, so each notebook gets a process
 //! of its own: this program again, with one notebook.
 
-use super::runner::{Options, Status};
 use super::screen::say;
 use anyhow::{Context, Result};
 use lacuna::progress::check_interrupt;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
+
+/// The outcome of a run; the documentation of `lacuna notebook run` lists the codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Success = 0,
+    CellFailed = 1,
+    Unreadable = 2,
+    KernelDied = 3,
+    Differs = 4,
+    Timeout = 5,
+    /// No session could be started, or a file could not be written.
+    Failed = 6,
+    Interrupted = 130,
+}
+
+impl Status {
+    /// The status behind an exit code; a process that a signal ended has none.
+    pub(super) fn of(code: Option<i32>) -> Self {
+        use Status::*;
+        let all = [Success, CellFailed, Unreadable, KernelDied, Differs, Timeout, Failed, Interrupted];
+        all.into_iter().find(|status| code == Some(*status as i32)).unwrap_or(Failed)
+    }
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        ExitCode::from(status as u8)
+    }
+}
+
+/// Options of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The directory of reports; `None` for `reports/` beside `notebooks/`.
+    pub(crate) out: Option<PathBuf>,
+    /// Compare with the reports that are there instead of writing them.
+    pub(crate) check: bool,
+    /// `name=value`, each.
+    pub(crate) parameters: Vec<String>,
+    /// A JSON object of parameters.
+    pub(crate) parameters_file: Option<PathBuf>,
+    /// Longest time for a cell, its compilation included.
+    pub(crate) timeout: Option<Duration>,
+    /// Cells before this one, counted from 1, keep the outputs of the last run.
+    pub(crate) from_cell: Option<usize>,
+    /// Go on after a cell that fails.
+    pub(crate) allow_errors: bool,
+    /// Write an HTML report too.
+    pub(crate) html: bool,
+    /// Leave the code of cells out of the reports that people read.
+    pub(crate) no_input: bool,
+    /// Notebooks at a time.
+    pub(crate) jobs: usize,
+}
+
+impl Options {
+    /// The arguments that say the same, but for the jobs.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
+        if let Some(out) = &self.out {
+            option("--out", out.into());
+        }
+        for parameter in &self.parameters {
+            option("--parameter", parameter.into());
+        }
+        if let Some(file) = &self.parameters_file {
+            option("--params", file.into());
+        }
+        if let Some(timeout) = self.timeout {
+            option("--timeout", timeout.as_secs_f64().to_string().into());
+        }
+        if let Some(from) = self.from_cell {
+            option("--from-cell", from.to_string().into());
+        }
+        let flags = [
+            ("--check", self.check),
+            ("--allow-errors", self.allow_errors),
+            ("--html", self.html),
+            ("--no-input", self.no_input),
+        ];
+        arguments.extend(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.into()));
+        arguments
+    }
+}
 
 struct Job {
     index: usize,

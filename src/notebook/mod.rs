@@ -30,13 +30,16 @@ mod jobs;
 mod json_text;
 mod jupyter;
 mod lock;
+mod outcome;
 mod output;
 pub(crate) mod parameters;
+mod places;
 mod printed;
 mod processes;
 pub(crate) mod runner;
 mod rust_literal;
 mod rust_source;
+mod rustc_message;
 mod rustc_wrapper;
 mod screen;
 mod session;
@@ -46,7 +49,6 @@ mod stubs;
 mod watch;
 mod written;
 
-use std::ffi::OsStr;
 use std::path::Path;
 
 /// The first thing in `main`: takes over, and does not return, when this process is a part of a notebook session (the
@@ -65,9 +67,4 @@ pub(crate) fn hook() {
 /// Fails when the connection file cannot be used.
 pub(crate) fn serve(connection_file: &Path) -> anyhow::Result<()> {
     jupyter::serve(connection_file)
-}
-
-/// Returns whether `path` names the program `name`, with or without an extension.
-fn is_program(path: &OsStr, name: &str) -> bool {
-    Path::new(path).file_stem() == Some(OsStr::new(name))
 }

@@ -2,6 +2,9 @@
 
 use super::built::PROGRAM;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Child;
 
 /// A process of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +86,25 @@ fn parse(line: &str) -> Option<Process> {
     let (parent, program) = rest.trim().split_once(char::is_whitespace)?;
     let name = std::path::Path::new(program.trim()).file_name()?.to_string_lossy().into_owned();
     (!name.contains("<defunct>")).then_some(Process { id: id.parse().ok()?, parent: parent.parse().ok()?, name })
+}
+
+/// Ends the process and what it has started.
+pub(super) fn end(child: &mut Child) {
+    // It may have ended by itself, from the same Ctrl-C.
+    let _ = child.kill();
+    end_started(child.id());
+}
+
+/// Ends what a process that ran cells has started, by that process's id; it may be gone itself.
+pub(super) fn end_started(id: u32) {
+    // SAFETY: kill only sends a signal. The process made a group of its own, whose number stays taken as long as a member
+    // lives; without one, nothing happens.
+    unsafe { libc::kill(-(id as i32), libc::SIGKILL) };
+}
+
+/// Returns whether `path` names the program `name`, with or without an extension.
+pub(super) fn is_program(path: &OsStr, name: &str) -> bool {
+    Path::new(path).file_stem() == Some(OsStr::new(name))
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
 //! Runs a notebook from top to bottom without Jupyter, and leaves its report.
 
 use super::compare;
-use super::document::{CellKind, Document, write_file};
+use super::document::{CellKind, Document, RAISES, SKIP, write_file};
 use super::export::{self, gallery};
 use super::jobs;
+pub(crate) use super::jobs::{Options, Status};
 use super::lock::Lock;
-use super::output::bounded;
+use super::outcome::{CellError, ErrorKind, Outcome};
+use super::output::{bounded, without_ansi};
 use super::parameters::Overrides;
 use super::rust_literal::is_name;
 use super::screen::{Name, Names, Screen, say};
-use super::session::{Audience, CellError, ErrorKind, Outcome, Session};
+use super::session::{Audience, Session};
 use super::stored;
 use super::watch::{Phase, Watch};
 use super::written::refuse_foreign;
@@ -17,104 +19,13 @@ use anyhow::{Context, Result, bail};
 use lacuna::progress::check_interrupt;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The tags of a cell that is not run; the second is nbclient's.
-pub(super) const SKIP: [&str; 2] = ["skip", "skip-execution"];
 /// The tag of a cell whose outputs may differ: `--check` runs it, and compares none of them.
 const NO_CHECK: &str = "no-check";
-/// The tag of a cell that may fail, as nbclient has it: an exercise, until somebody solves it.
-pub(super) const RAISES: &str = "raises-exception";
-
-/// The outcome of a run; the documentation of `lacuna notebook run` lists the codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    Success = 0,
-    CellFailed = 1,
-    Unreadable = 2,
-    KernelDied = 3,
-    Differs = 4,
-    Timeout = 5,
-    /// No session could be started, or a file could not be written.
-    Failed = 6,
-    Interrupted = 130,
-}
-
-impl Status {
-    /// The status behind an exit code; a process that a signal ended has none.
-    pub(super) fn of(code: Option<i32>) -> Self {
-        use Status::*;
-        let all = [Success, CellFailed, Unreadable, KernelDied, Differs, Timeout, Failed, Interrupted];
-        all.into_iter().find(|status| code == Some(*status as i32)).unwrap_or(Failed)
-    }
-}
-
-impl From<Status> for ExitCode {
-    fn from(status: Status) -> Self {
-        ExitCode::from(status as u8)
-    }
-}
-
-/// Options of a run.
-#[derive(Clone, Debug)]
-pub(crate) struct Options {
-    /// The directory of reports; `None` for `reports/` beside `notebooks/`.
-    pub(crate) out: Option<PathBuf>,
-    /// Compare with the reports that are there instead of writing them.
-    pub(crate) check: bool,
-    /// `name=value`, each.
-    pub(crate) parameters: Vec<String>,
-    /// A JSON object of parameters.
-    pub(crate) parameters_file: Option<PathBuf>,
-    /// Longest time for a cell, its compilation included.
-    pub(crate) timeout: Option<Duration>,
-    /// Cells before this one, counted from 1, keep the outputs of the last run.
-    pub(crate) from_cell: Option<usize>,
-    /// Go on after a cell that fails.
-    pub(crate) allow_errors: bool,
-    /// Write an HTML report too.
-    pub(crate) html: bool,
-    /// Leave the code of cells out of the reports that people read.
-    pub(crate) no_input: bool,
-    /// Notebooks at a time.
-    pub(crate) jobs: usize,
-}
-
-impl Options {
-    /// The arguments that say the same, but for the jobs.
-    pub(super) fn arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = Vec::new();
-        let mut option = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
-        if let Some(out) = &self.out {
-            option("--out", out.into());
-        }
-        for parameter in &self.parameters {
-            option("--parameter", parameter.into());
-        }
-        if let Some(file) = &self.parameters_file {
-            option("--params", file.into());
-        }
-        if let Some(timeout) = self.timeout {
-            option("--timeout", timeout.as_secs_f64().to_string().into());
-        }
-        if let Some(from) = self.from_cell {
-            option("--from-cell", from.to_string().into());
-        }
-        let flags = [
-            ("--check", self.check),
-            ("--allow-errors", self.allow_errors),
-            ("--html", self.html),
-            ("--no-input", self.no_input),
-        ];
-        arguments.extend(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.into()));
-        arguments
-    }
-}
 
 /// Runs the notebooks, each in a session of its own, and stops at the first that does not succeed (with `check`, goes on
 /// to the next one after differences).
@@ -372,7 +283,7 @@ impl<'a> Run<'a> {
         if source.lines().count() > LINES {
             text.push_str("      | ...\n");
         }
-        text.push_str(&export::without_ansi(message));
+        text.push_str(&without_ansi(message));
         text.truncate(text.trim_end().len());
         text
     }

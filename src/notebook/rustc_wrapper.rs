@@ -1,7 +1,9 @@
 //! rustc, as cargo sees it when it builds a cell.
 
-use super::diagnostics::{Compilation, Diagnostic};
-use super::{cell_source, environment, is_program};
+use super::diagnostics::Compilation;
+use super::processes::is_program;
+use super::rustc_message::Diagnostic;
+use super::{cell_source, places};
 use anyhow::{Context, Result};
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -18,7 +20,7 @@ const CELL: &str = "ctx";
 /// Returns whether cargo started this process in rustc's place. The variable alone is no proof: every process that a
 /// session starts inherits it, `lacuna` itself among them.
 pub(super) fn is_wrapper() -> bool {
-    env::var_os(environment::WRAPPER).is_some() && env::args_os().nth(1).is_some_and(|arg| is_program(&arg, "rustc"))
+    env::var_os(places::WRAPPER).is_some() && env::args_os().nth(1).is_some_and(|arg| is_program(&arg, "rustc"))
 }
 
 /// Acts as rustc and ends the process.
@@ -42,7 +44,7 @@ pub(super) fn run() -> ! {
 /// compiles on would be in the way of the next session that gets the slot.
 fn end_when_unwanted() {
     let cargo = parent_id();
-    let session: Option<i32> = env::var(environment::SESSION).ok().and_then(|id| id.parse().ok());
+    let session: Option<i32> = env::var(places::SESSION).ok().and_then(|id| id.parse().ok());
     // SAFETY: setpgid only moves this process.
     if unsafe { libc::setpgid(0, 0) } != 0 {
         return;
@@ -60,12 +62,12 @@ fn end_when_unwanted() {
 
 fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {
     let invocation = Invocation::parse(args);
-    let stubs = env::var_os(environment::STUBS).map(PathBuf::from);
+    let stubs = env::var_os(places::STUBS).map(PathBuf::from);
     let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let is_stub = stubs.zip(package).is_some_and(|(stubs, package)| package.starts_with(stubs));
-    let library = PathBuf::from(env::var_os(environment::LIBRARY).unwrap_or_default());
+    let library = PathBuf::from(env::var_os(places::LIBRARY).unwrap_or_default());
     if is_stub && let Some(out) = &invocation.out_dir {
-        let witness = PathBuf::from(env::var_os(environment::WITNESS).unwrap_or_default());
+        let witness = PathBuf::from(env::var_os(places::WITNESS).unwrap_or_default());
         invocation.pretend(out, &witness)?;
         return Ok(0);
     }
@@ -74,7 +76,7 @@ fn compile(rustc: &OsStr, args: &[OsString]) -> Result<i32> {
         command.args(link_real_library(&without_incremental(args), &library));
         // The last of several counts. One unit is compiled sooner than sixteen are that hold a few lines each.
         command.args(["-C", "codegen-units=1"]);
-        if let Some(dependencies) = env::var_os(environment::DEPENDENCIES) {
+        if let Some(dependencies) = env::var_os(places::DEPENDENCIES) {
             let mut search = OsString::from("dependency=");
             search.push(dependencies);
             command.arg("-L").arg(search);
@@ -117,7 +119,7 @@ fn compile_cell(mut command: Command, args: &[OsString], invocation: &Invocation
         said.push('\n');
         code = 1;
     }
-    if let Some(file) = env::var_os(environment::COMPILATIONS) {
+    if let Some(file) = env::var_os(places::COMPILATIONS) {
         Compilation { source, diagnostics: Diagnostic::all(&said) }.keep(Path::new(&file))?;
     }
     std::io::stderr().write_all(said.as_bytes()).context("cannot write to standard error")?;

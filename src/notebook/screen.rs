@@ -1,8 +1,7 @@
 //! The display of a run on standard error: a bar on a terminal, a line per cell elsewhere.
 
-use super::export::without_ansi;
-use super::output::Stream;
-use super::session::Live;
+use super::outcome::Live;
+use super::output::{Stream, without_ansi};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::progress::Transcript;
 use std::io::{self, IsTerminal, Write};

@@ -4,7 +4,9 @@ use super::cell_source::{FIRST, GUARD};
 use super::diagnostics::{self, Compilation, Places};
 use super::environment::{self, Slot};
 use super::events::{Event, How, Message, Panic};
+use super::outcome::{CellError, ErrorKind, Live, Outcome, Times};
 use super::output::{self, Bundle, Output, Printed, Stream};
+use super::processes;
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError, EvalCallbacks, EvalContext};
 use lacuna::display::mime;
@@ -19,103 +21,6 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for what has been written already and only has to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
-
-/// The outcome of a cell.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Outcome {
-    /// Its outputs, in order.
-    pub(crate) outputs: Vec<Output>,
-    /// The reason why it failed.
-    pub(crate) error: Option<CellError>,
-    /// The time that it took.
-    pub(crate) times: Times,
-    /// The value was shown while the cell ran, as text followed it.
-    pub(crate) is_value_seen: bool,
-}
-
-/// The parts of a cell's time.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Times {
-    /// Types of its variables, compiler and linker.
-    pub(crate) compile_seconds: f64,
-    /// The code itself.
-    pub(crate) run_seconds: f64,
-}
-
-impl Times {
-    pub(crate) fn seconds(self) -> f64 {
-        self.compile_seconds + self.run_seconds
-    }
-}
-
-impl Outcome {
-    /// The text that it printed to a stream.
-    pub(crate) fn text(&self, stream: Stream) -> String {
-        output::text(&self.outputs, stream)
-    }
-
-    /// Returns whether the cell has given a value.
-    pub(crate) fn has_value(&self) -> bool {
-        self.outputs.iter().any(|output| output.bundle().is_some())
-    }
-}
-
-/// The reason why a cell failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CellError {
-    pub(crate) kind: ErrorKind,
-    /// The compiler's or the cell's own message.
-    pub(crate) message: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ErrorKind {
-    /// It does not compile, or a `:command` was refused.
-    Compile,
-    Panic,
-    /// A `?` met an error.
-    Error,
-    /// The process that runs cells is gone, and all variables with it.
-    Died,
-    /// It was ended, as it took longer than allowed.
-    Timeout,
-    /// The user stopped it.
-    Interrupted,
-}
-
-impl ErrorKind {
-    pub(crate) const ALL: [ErrorKind; 6] = [
-        ErrorKind::Compile,
-        ErrorKind::Panic,
-        ErrorKind::Error,
-        ErrorKind::Died,
-        ErrorKind::Timeout,
-        ErrorKind::Interrupted,
-    ];
-
-    /// A name, as in a notebook's error output.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            ErrorKind::Compile => "CompileError",
-            ErrorKind::Panic => "Panic",
-            ErrorKind::Error => "Error",
-            ErrorKind::Died => "KernelDied",
-            ErrorKind::Timeout => "Timeout",
-            ErrorKind::Interrupted => "Interrupted",
-        }
-    }
-}
-
-/// Something to be seen while a cell runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Live<'a> {
-    /// Text, which need not be whole lines.
-    Text(Stream, &'a str),
-    /// A line of [`lacuna::progress`], with its mark.
-    Progress(&'a str),
-    /// A value between other outputs.
-    Display(&'a Bundle),
-}
 
 /// Who watches a session.
 pub(crate) struct Audience {
@@ -141,7 +46,7 @@ pub(crate) struct Session {
     /// Returns whether there are events that were not looked at yet.
     is_behind: Box<dyn Fn() -> bool>,
     slot: Slot,
-    /// Of the last cell.
+    /// The number of the last cell.
     number: u64,
     /// Variables that cells have given away.
     moved: BTreeSet<String>,
@@ -165,7 +70,7 @@ struct Told {
     begun: Option<Instant>,
     /// The cell that has ended.
     ended: Option<(Option<u64>, How, Instant)>,
-    /// Of the thread that runs cells.
+    /// Panics of the thread that runs cells.
     panics: Vec<Panic>,
     failed: Option<(Vec<String>, u32)>,
     questions: Vec<(String, bool)>,
@@ -385,7 +290,7 @@ impl Session {
                     _ => ErrorKind::Compile,
                 };
                 if kind == ErrorKind::Died {
-                    process.into_iter().for_each(super::watch::end_started);
+                    process.into_iter().for_each(processes::end_started);
                 }
                 Some(CellError { kind, message: self.describe(error, source, guard_line, offset) })
             }
@@ -524,7 +429,7 @@ impl Session {
     /// Ends the process that gave the answer of another cell, or none: whatever it says next could be wrong.
     fn out_of_step(&mut self, answered: Option<u64>) -> CellError {
         if let Ok(mut process) = self.process().lock() {
-            super::watch::end(&mut process);
+            processes::end(&mut process);
         }
         let restarted = self.restart();
         let answer = answered.map_or_else(|| "no answer".to_owned(), |cell| format!("the answer of cell {cell}"));

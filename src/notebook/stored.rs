@@ -1,8 +1,8 @@
 //! Results of an earlier run: the outputs of an executed notebook, as if its cells had just run.
 
-use super::document::{CellKind, DATA, Document, read_json};
+use super::document::{CellKind, DATA, Document, read_json, text};
+use super::outcome::{CellError, ErrorKind, Outcome};
 use super::output::{Bundle, Output, Stream};
-use super::session::{CellError, ErrorKind, Outcome};
 use anyhow::{Result, bail};
 use lacuna::display::mime;
 use serde_json::Value;
@@ -35,11 +35,11 @@ pub(super) fn outcomes(path: &Path, document: &Document, from: usize) -> Result<
         if !same_kind || (kind == CellKind::Code && text(&cell["source"]) != source) {
             bail!("--from-cell {from}: cell {number} has changed since the last run; start there or before");
         }
-        if kind != CellKind::Code || document.tag_of(index, &super::runner::SKIP).is_some() {
+        if kind != CellKind::Code || document.tag_of(index, &super::document::SKIP).is_some() {
             continue;
         }
         let outcome = outcome(cell);
-        let may_fail = document.has_tag(index, super::runner::RAISES);
+        let may_fail = document.has_tag(index, super::document::RAISES);
         if cell["execution_count"].is_null() || (outcome.error.is_some() && !may_fail) {
             bail!("--from-cell {from}: the last run did not get past cell {number}; start there or before");
         }
@@ -95,12 +95,4 @@ fn bundle(data: &Value) -> Bundle {
         bundle.insert(name.to_owned(), content);
     }
     bundle
-}
-
-/// Text of a notebook: one string, or a list of lines.
-pub(super) fn text(value: &Value) -> String {
-    match value {
-        Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect(),
-        value => value.as_str().unwrap_or_default().to_owned(),
-    }
 }

@@ -4,7 +4,7 @@
 //! without them a `let` of a candle tensor would need its type spelled out. Their other dependencies are left out,
 //! which saves rust-analyzer from loading six hundred packages.
 
-use super::environment::write_if_new;
+use super::places::write_if_new;
 use super::rust_source;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;

@@ -1,7 +1,7 @@
 //! A second thread beside the one that waits for a cell: it ends what the cell does when the user interrupts or time is up,
 //! and sees at once when the process that runs cells has died.
 
-use super::processes;
+use super::processes::{self, end};
 use super::session::Session;
 use lacuna::progress::check_interrupt;
 use std::process::Child;
@@ -130,20 +130,6 @@ impl Cell {
         end(child);
         true
     }
-}
-
-/// Ends the process and what it has started.
-pub(super) fn end(child: &mut Child) {
-    // It may have ended by itself, from the same Ctrl-C.
-    let _ = child.kill();
-    end_started(child.id());
-}
-
-/// Ends what a process that ran cells has started, by that process's id; it may be gone itself.
-pub(super) fn end_started(id: u32) {
-    // SAFETY: kill only sends a signal. The process made a group of its own, whose number stays taken as long as a member
-    // lives; without one, nothing happens.
-    unsafe { libc::kill(-(id as i32), libc::SIGKILL) };
 }
 
 impl Drop for Watch {

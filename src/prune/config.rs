@@ -168,11 +168,10 @@ impl PruneConfig {
     }
 }
 
-/// The comparison group of the method's paper.
+/// The comparison group of the method's paper. SparseGPT's is its own, by columns.
 pub(super) fn default_per(method: Method, allocation: Allocation) -> Per {
-    match (method, allocation) {
-        (_, Allocation::Global) => Per::Layer,
-        (Method::Wanda | Method::Ria, _) => Per::Row,
+    match (allocation, method.group()) {
+        (Allocation::Uniform | Allocation::Owl(_), ComparisonGroup::Row) => Per::Row,
         _ => Per::Layer,
     }
 }

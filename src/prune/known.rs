@@ -1,23 +1,25 @@
-//! Pruning with what is known of the dense model from earlier runs.
+//! A model to prune, with what earlier runs have found out about it.
 
 use super::config::{Propagate, PruneConfig};
-use super::layer_loop::Subject;
-use super::masks::{MasksConfig, masks_of};
-use super::{Pruned, prune_subject, record};
 use crate::allocate::Allocation;
 use crate::calibrate::{Gather, Statistics};
 use crate::error::Result;
 use crate::gradients::Gradients;
 use crate::importance::Method;
-use crate::mask::{Mask, MaskSet};
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::record::TensorRecord;
 use crate::text::Windows;
-use candle_core::Tensor;
-use std::time::Instant;
 
-/// What need not be computed again, of the same model and the same calibration windows. What is missing is computed.
+/// A model, the text that it is calibrated on, and what is known of them from before.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) calibration: Option<&'a Windows>,
+    pub(crate) known: &'a Known<'a>,
+    pub(crate) progress: Progress,
+}
+
+/// Results of earlier runs of the same model and the same calibration windows. Those that are missing are computed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Known<'a> {
     /// Norms and sums of the inputs of all linears.
@@ -27,7 +29,7 @@ pub(crate) struct Known<'a> {
     pub(crate) gradients: Option<&'a Gradients>,
 }
 
-/// What a configuration has to know of the dense model.
+/// The kinds of data about the dense model that a configuration uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     pub(crate) statistics: bool,
@@ -36,7 +38,8 @@ pub(crate) struct Needs {
 }
 
 impl PruneConfig {
-    /// What the layer loop, or what precedes it, asks of the dense model; with pruned propagation, the loop asks nothing of it.
+    /// The data about the dense model that the layer loop and the allocation before it use. With pruned propagation the loop
+    /// itself uses none.
     pub(crate) fn needs(&self) -> Needs {
         let dense = self.propagate == Propagate::Dense;
         let allocated = match self.allocation {
@@ -50,20 +53,8 @@ impl PruneConfig {
     }
 }
 
-impl MasksConfig {
-    /// As [`PruneConfig::needs`].
-    pub(crate) fn needs(&self) -> Needs {
-        Needs {
-            statistics: matches!(self.allocation, Allocation::Owl(_))
-                || self.methods.iter().any(|method| method.needs_inputs()),
-            grams: false,
-            gradients: self.methods.iter().any(|method| method.needs_gradients()),
-        }
-    }
-}
-
 impl Known<'_> {
-    /// Whether nothing has to pass through the dense model for what `gather` asks for.
+    /// Returns whether the statistics that `gather` names are there, so that no window has to pass through the dense model.
     pub(super) fn covers(&self, gather: Gather) -> bool {
         if gather.gram { self.grams.is_some() } else { self.statistics.is_some() }
     }
@@ -81,45 +72,4 @@ impl Known<'_> {
             _ => f(&Statistics::default()),
         }
     }
-}
-
-/// As [`super::prune`].
-pub(crate) fn prune_knowing(
-    model: &Model,
-    calibration: Option<&Windows>,
-    config: &PruneConfig,
-    known: &Known<'_>,
-    progress: Progress,
-) -> Result<Pruned> {
-    prune_subject(Subject { model, calibration, known, progress }, config)
-}
-
-/// As [`super::masks`].
-pub(crate) fn masks_knowing(
-    model: &Model,
-    calibration: Option<&Windows>,
-    config: &MasksConfig,
-    known: &Known<'_>,
-    progress: Progress,
-) -> Result<Vec<MaskSet>> {
-    masks_of(Subject { model, calibration, known, progress }, config)
-}
-
-/// What [`super::prune`] gave, from what was kept of it: the masks, the zeros of each tensor, and the weights where the method
-/// changes those that stay.
-pub(crate) fn pruned_before(
-    model: &Model,
-    calibration: Option<&Windows>,
-    config: &PruneConfig,
-    masks: Vec<(String, Mask)>,
-    weights: Option<Vec<(String, Tensor)>>,
-    tensors: Vec<TensorRecord>,
-) -> Result<Pruned> {
-    let started = Instant::now();
-    let pruned = match weights {
-        Some(weights) => model.with_tensors(weights)?,
-        None => model.with_masks(masks.iter().cloned())?,
-    };
-    let record = record(model, calibration, config, tensors, started)?;
-    Ok(Pruned { model: pruned, masks, record })
 }

@@ -1,7 +1,7 @@
 //! The layer loop, and what has to be known of the dense model before it.
 
 use super::config::Propagate;
-use super::known::Known;
+use super::known::Subject;
 use crate::allocate::{Allocation, GlobalThreshold, Owl, Rule, Ruled, Target};
 use crate::calibrate::{Gather, Statistics, calibrate};
 use crate::error::{Error, Remedy, Result};
@@ -13,15 +13,6 @@ use crate::progress::{Progress, Stage, check_interrupt};
 use crate::text::Windows;
 use candle_core::{DType, Device};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// A model, the text that it is calibrated on, and what is known of them from before.
-#[derive(Clone, Copy)]
-pub(super) struct Subject<'a> {
-    pub(super) model: &'a Model,
-    pub(super) calibration: Option<&'a Windows>,
-    pub(super) known: &'a Known<'a>,
-    pub(super) progress: Progress,
-}
 
 impl<'a> Subject<'a> {
     /// Calls `prune` with each layer and the statistics of its inputs, which are empty unless `gather` asks for some.

@@ -1,8 +1,8 @@
 //! Masks of many methods and sparsities from one pass through the dense model.
 
 use super::config::{Propagate, PruneConfig, default_per};
-use super::known::Known;
-use super::layer_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
+use super::known::{Known, Needs, Subject};
+use super::layer_loop::{Dense, Targets, check_model, note_silent, select_on_device, weights_of};
 use crate::allocate::{Allocation, Rule, Target};
 use crate::calibrate::Gather;
 use crate::error::{Error, Remedy, Result};
@@ -44,6 +44,16 @@ impl MasksConfig {
             allocation: Allocation::Uniform,
             rules: Vec::new(),
             seed: 0,
+        }
+    }
+
+    /// Results of the dense model that the masks rest on.
+    pub(crate) fn needs(&self) -> Needs {
+        Needs {
+            statistics: matches!(self.allocation, Allocation::Owl(_))
+                || self.methods.iter().any(|method| method.needs_inputs()),
+            grams: false,
+            gradients: self.methods.iter().any(|method| method.needs_gradients()),
         }
     }
 
@@ -107,7 +117,8 @@ pub fn masks(
     masks_of(Subject { model, calibration, known: &Known::default(), progress }, config)
 }
 
-pub(super) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec<MaskSet>> {
+/// Makes the masks of [`masks`] with what is known of the model.
+pub(crate) fn masks_of(subject: Subject<'_>, config: &MasksConfig) -> Result<Vec<MaskSet>> {
     let Subject { model, calibration, .. } = subject;
     config.validate()?;
     let rules = check_model(model, &config.rules)?;

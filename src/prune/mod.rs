@@ -16,7 +16,8 @@ pub use config::{Propagate, PruneConfig};
 pub use layer_loop::outliers;
 pub use masks::{MasksConfig, masks};
 
-pub(crate) use known::{Known, Needs, masks_knowing, prune_knowing, pruned_before};
+pub(crate) use known::{Known, Needs, Subject};
+pub(crate) use masks::masks_of;
 
 use crate::calibrate::{Gather, Statistics};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
@@ -32,7 +33,7 @@ use crate::record::{Record, TensorRecord};
 use crate::sparsegpt::{Factor, SparseGpt, sparsegpt, sparsegpt_on_device};
 use crate::text::Windows;
 use candle_core::{DType, Device, Tensor};
-use layer_loop::{Dense, Subject, Targets, check_model, note_silent, select_on_device, weights_of};
+use layer_loop::{Dense, Targets, check_model, note_silent, select_on_device, weights_of};
 use std::collections::BTreeSet;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -63,7 +64,8 @@ pub fn prune(model: &Model, calibration: Option<&Windows>, config: &PruneConfig,
     prune_subject(Subject { model, calibration, known: &Known::default(), progress }, config)
 }
 
-fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
+/// Prunes as [`prune`] does, with what is known of the model.
+pub(crate) fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
     let started = Instant::now();
     let Subject { model, calibration, .. } = subject;
     let (mut masks, mut replaced) = (Vec::new(), Vec::new());
@@ -81,6 +83,25 @@ fn prune_subject(subject: Subject<'_>, config: &PruneConfig) -> Result<Pruned> {
     let record = record(model, calibration, config, tensors, started)?;
     let model = if as_masks { model.with_masks(masks.iter().cloned())? } else { model.with_tensors(replaced)? };
     Ok(Pruned { model, masks, record })
+}
+
+/// Makes the result of [`prune`] again from what was kept of it: the masks, the zeros of each tensor, and the weights where the
+/// method changes those that stay.
+pub(crate) fn pruned_before(
+    model: &Model,
+    calibration: Option<&Windows>,
+    config: &PruneConfig,
+    masks: Vec<(String, Mask)>,
+    weights: Option<Vec<(String, Tensor)>>,
+    tensors: Vec<TensorRecord>,
+) -> Result<Pruned> {
+    let started = Instant::now();
+    let pruned = match weights {
+        Some(weights) => model.with_tensors(weights)?,
+        None => model.with_masks(masks.iter().cloned())?,
+    };
+    let record = record(model, calibration, config, tensors, started)?;
+    Ok(Pruned { model: pruned, masks, record })
 }
 
 /// Prunes a checkpoint to a new directory `out`: the same tensors, dtypes and shards, zeros in place, every other weight

@@ -35,7 +35,7 @@ impl Factor {
     /// is not read. `name` is the linear, or one of those that share the input.
     ///
     /// The diagonal of an input that was always zero becomes 1, and its weights become 0 ([`crate::sparsegpt::sparsegpt`]).
-    /// Where *all* inputs were zero, as for an expert that no token was routed to, the data say nothing about any weight: `H`
+    /// If *all* inputs were zero, as for an expert that no token was routed to, the data say nothing about any weight: `H`
     /// is then the identity, which makes SparseGPT a selection by magnitude that changes no kept weight.
     ///
     /// To the diagonal, `config.damping` times its mean is added; ten times more as long as the sum is not positive definite.

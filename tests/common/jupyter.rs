@@ -124,11 +124,11 @@ fn signed_again(frames: &[Vec<u8>], key: &str) -> Vec<Vec<u8>> {
     frames
 }
 
-/// What a cell did, as a client sees it.
+/// The results of a cell, as a client sees them.
 #[derive(Debug)]
 pub(crate) struct Executed {
     pub(crate) reply: Value,
-    /// What was published for it, in order.
+    /// The messages that were published for it, in order.
     pub(crate) published: Vec<Message>,
 }
 
@@ -270,7 +270,7 @@ impl Kernel {
         id
     }
 
-    /// What the kernel publishes next.
+    /// The next message that the kernel publishes.
     pub(crate) fn next_published(&self) -> Message {
         let frames = self.iopub.receive(PATIENCE).expect("a published message");
         Message::read(&frames[1..], &self.key)

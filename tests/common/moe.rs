@@ -11,7 +11,7 @@ use std::path::Path;
 /// A tensor: name, dtype, bytes of an element, shape.
 pub(crate) type Spec = (String, &'static str, usize, Vec<usize>);
 
-/// What a checkpoint is made of.
+/// The description of a checkpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Moe {
     pub(crate) model_type: &'static str,

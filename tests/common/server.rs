@@ -20,7 +20,7 @@ use std::time::Duration;
 pub(crate) const REPO: &str = "owner/model";
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// What may go wrong with one answer.
+/// A fault of one answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
     /// Nothing, so that a later answer is hit.
@@ -50,7 +50,7 @@ pub(crate) enum Fault {
 /// A request that came in.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    /// Whether it came to the second listener.
+    /// True if it came to the second listener.
     pub(crate) storage: bool,
     pub(crate) path: String,
     pub(crate) range: Option<String>,
@@ -141,7 +141,7 @@ impl Server {
         lock(&self.state.faults).extend(faults.into_iter().map(|fault| (end.to_owned(), fault)));
     }
 
-    /// How many of the faults have not come to pass.
+    /// The number of faults that have not come to pass.
     pub(crate) fn faults_left(&self) -> usize {
         lock(&self.state.faults).len()
     }
@@ -267,7 +267,7 @@ fn serve(mut stream: &TcpStream, state: &State, storage: bool) -> Result<()> {
     }
 }
 
-/// What is sent after the head.
+/// The part of an answer after its head.
 enum Body {
     Bytes(Vec<u8>),
     File(File, Range<u64>),
@@ -316,7 +316,7 @@ struct Answer {
     /// Status and headers.
     head: String,
     body: Body,
-    /// Whether faults pass it by.
+    /// True if faults pass it by.
     spared: bool,
 }
 

@@ -46,7 +46,7 @@ fn emulation() -> Option<Launch> {
     })
 }
 
-/// Whether kernels can be run.
+/// Returns whether kernels can be run.
 pub(crate) fn available() -> bool {
     emulation().is_some()
 }

@@ -379,7 +379,7 @@ fn another_output_in_progress_is_not_mixed_up() {
 struct Disk(tempfile::TempDir);
 
 impl Disk {
-    /// What the shell script mounts at `disk`; `None`, with a message, where this user may not, or a program is missing.
+    /// The file system that the shell script mounts at `disk`; `None`, with a message, if this user may not, or a program is missing.
     fn mount(script: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let script = format!("mkdir disk && {script}");

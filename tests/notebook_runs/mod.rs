@@ -1,4 +1,4 @@
-//! What the tests of notebooks share: notebooks, runs of the binary, and what these leave.
+//! Helpers that the tests of notebooks share: notebooks, runs of the binary, and the files that these leave.
 
 use serde_json::{Value, json};
 use std::fs;

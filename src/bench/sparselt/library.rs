@@ -7,10 +7,10 @@ use std::fmt;
 use std::mem::transmute;
 use std::ptr::NonNull;
 
-/// Major and minor version of the headers that all below is from: functions, [`Opaque`] and numbers.
+/// Major and minor version of the headers that the functions, [`Opaque`] and the numbers here are from.
 const VERSION: [c_int; 2] = [0, 8];
 
-/// What each of the library's structs is in memory. Their content is the library's.
+/// Memory of one of the library's structs, whose content only the library knows.
 #[repr(C, align(16))]
 pub(super) struct Opaque([u8; 512]);
 
@@ -97,7 +97,7 @@ library! {
     ) -> c_int;
 }
 
-/// Calls a function; what it wants of its arguments is for the caller to see to.
+/// Calls a function of the library, and makes an error of its status. The caller is responsible for its arguments.
 macro_rules! call {
     ($library:expr, $function:ident($($argument:expr),* $(,)?)) => {
         $library.succeeded(stringify!($function), ($library.$function)($($argument),*))
@@ -159,7 +159,7 @@ impl Library {
         Err(Error::internal(function, format!("{name} (status {status})")))
     }
 
-    /// What the library knows about the device that is current on this thread.
+    /// A handle of the library for the device that is current on this thread.
     pub(super) fn handle(&self) -> Result<Owned> {
         Owned::new(Some(self.cusparseLtDestroy), |handle| {
             // SAFETY: it is room for a handle.

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::Path;
 
 /// Bytes of an entry: the piece's number, its CRC-32, and the CRC-32 of those two, by which an entry that was cut off
-/// half-way is told.
+/// half-way is recognised.
 const ENTRY_BYTES: usize = 12;
 
 fn entry(piece: u32, sum: u32) -> [u8; ENTRY_BYTES] {

@@ -315,7 +315,7 @@ pub(crate) fn index_text(source: &dyn Source, files: &[OutputFile]) -> Option<(S
     };
     let placed = files.iter().flat_map(placed);
     let bytes = files.iter().flat_map(|file| &file.tensors).map(OutputTensor::bytes).sum();
-    (files.len() > 1).then(|| (index::INDEX.to_owned(), index::write(placed, bytes)))
+    (files.len() > 1).then(|| (super::INDEX.to_owned(), index::write(placed, bytes)))
 }
 
 /// A record of the files that an output was made of.

@@ -21,46 +21,69 @@ use std::fmt::Display;
 use std::fs::File;
 use std::path::Path;
 
-/// A file format for masks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MaskFormat {
-    /// safetensors, one bit a weight.
-    Safetensors,
-    /// safetensors, one byte a weight.
-    SafetensorsU8,
-    /// NumPy's archive of boolean arrays.
-    Npz,
-    /// PyTorch's archive of a dict of boolean tensors.
-    Pt,
+/// Writes masks with our metadata, if there are any, to an empty file.
+type Write = fn(&Path, &mut File, metadata: Option<&str>, masks: &[(String, Mask)]) -> Result<()>;
+
+/// Reading and writing one format.
+struct Codec {
+    /// Extensions of its files, without the dot; the first is written.
+    extensions: &'static [&'static str],
+    read: fn(&Path, File) -> Result<Found>,
+    write: Write,
 }
 
-crate::error::named!(
-    MaskFormat, "mask format",
-    Safetensors => "safetensors", SafetensorsU8 => "safetensors-u8", Npz => "npz", Pt => "pt",
-);
+/// Declares [`MaskFormat`]: for each its name and its codec.
+macro_rules! formats {
+    ($($(#[$doc:meta])+ $format:ident = $name:literal, $codec:path;)+) => {
+        /// A file format for masks.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum MaskFormat {
+            $($(#[$doc])+ $format),+
+        }
+
+        crate::error::named!(MaskFormat, "mask format", $($format => $name),+);
+
+        impl MaskFormat {
+            fn codec(self) -> Codec {
+                match self { $(MaskFormat::$format => $codec),+ }
+            }
+        }
+    };
+}
+
+formats! {
+    /// safetensors, one bit a weight.
+    Safetensors = "safetensors", safetensors::PACKED;
+    /// safetensors, one byte a weight.
+    SafetensorsU8 = "safetensors-u8", safetensors::BYTES;
+    /// NumPy's archive of boolean arrays.
+    Npz = "npz", npz::CODEC;
+    /// PyTorch's archive of a dict of boolean tensors.
+    Pt = "pt", pt::CODEC;
+}
 
 impl MaskFormat {
-    /// The format that the extension of a file's name means; `.safetensors` is the packed one.
+    /// The format that the extension of a file's name means; of two with the same extension the first, which for `.safetensors`
+    /// is the packed one.
     ///
     /// # Errors
-    /// [`Error::File`] for any other extension than `.safetensors`, `.npz`, `.pt` and `.pth`.
+    /// [`Error::File`] for an extension that no format has.
     pub fn of(path: impl AsRef<Path>) -> Result<MaskFormat> {
         let path = path.as_ref();
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => Ok(MaskFormat::Safetensors),
-            Some("npz") => Ok(MaskFormat::Npz),
-            Some("pt" | "pth") => Ok(MaskFormat::Pt),
-            _ => Err(Error::file(path, "no file of masks by its name".remedy("give it .safetensors, .npz or .pt"))),
-        }
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let has = |format: &MaskFormat| extension.is_some_and(|it| format.codec().extensions.contains(&it));
+        MaskFormat::all().into_iter().find(has).ok_or_else(|| {
+            let mut known: Vec<String> =
+                MaskFormat::all().iter().map(|format| format!(".{}", format.extension())).collect();
+            known.dedup();
+            let last = known.pop().unwrap_or_default();
+            Error::file(path, "no file of masks by its name".remedy(format!("give it {} or {last}", known.join(", "))))
+        })
     }
 
     /// The extension of such files, without the dot.
     pub fn extension(self) -> &'static str {
-        match self {
-            MaskFormat::Safetensors | MaskFormat::SafetensorsU8 => "safetensors",
-            MaskFormat::Npz => "npz",
-            MaskFormat::Pt => "pt",
-        }
+        self.codec().extensions[0]
     }
 }
 
@@ -159,11 +182,7 @@ impl MaskSet {
         if file.metadata().map_err(Error::io("read", path))?.is_dir() {
             return Err(Error::file(path, "a directory".remedy("give a file of masks")));
         }
-        let Found { metadata, mut masks } = match format {
-            MaskFormat::Safetensors | MaskFormat::SafetensorsU8 => safetensors::read(path, &file)?,
-            MaskFormat::Npz => npz::read(path, file)?,
-            MaskFormat::Pt => pt::read(path, file)?,
-        };
+        let Found { metadata, mut masks } = (format.codec().read)(path, file)?;
         if masks.is_empty() {
             return Err(Error::file(path, "holds no mask"));
         }
@@ -202,16 +221,7 @@ impl MaskSet {
         check_names(path, &self.masks)?;
         let metadata = self.metadata.as_ref().map(|metadata| self.metadata_text(path, metadata)).transpose()?;
         let metadata = metadata.as_deref();
-        files::create(path, |file| match format {
-            MaskFormat::Safetensors => {
-                safetensors::write(path, file, metadata, &self.masks, safetensors::Packing::Packed)
-            }
-            MaskFormat::SafetensorsU8 => {
-                safetensors::write(path, file, metadata, &self.masks, safetensors::Packing::Bytes)
-            }
-            MaskFormat::Npz => npz::write(path, file, metadata, &self.masks),
-            MaskFormat::Pt => pt::write(path, file, metadata, &self.masks),
-        })
+        files::create(path, |file| (format.codec().write)(path, file, metadata, &self.masks))
     }
 
     fn metadata_text(&self, path: &Path, metadata: &MaskMetadata) -> Result<String> {

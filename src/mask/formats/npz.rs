@@ -1,12 +1,15 @@
 //! NumPy's `.npz`: a zip archive with one `.npy` file for each array.
 
 use super::archive::{Archive, ArchiveWriter};
-use super::{Convention, Found, matrix, no_matrix, one, wrong_type};
+use super::{Codec, Convention, Found, matrix, no_matrix, one, wrong_type};
 use crate::error::{Error, Remedy, Result};
 use crate::mask::Mask;
 use safetensors::Dtype;
 use std::fs::File;
 use std::path::Path;
+
+/// NumPy's archives.
+pub(super) const CODEC: Codec = Codec { extensions: &["npz"], read, write };
 
 /// The array that holds our metadata: the bytes of their JSON.
 const METADATA: &str = "__metadata__";
@@ -69,7 +72,7 @@ impl Npy {
     }
 }
 
-pub(super) fn read(path: &Path, file: File) -> Result<Found> {
+fn read(path: &Path, file: File) -> Result<Found> {
     let mut archive = Archive::open(path, file)?;
     let (mut metadata, mut masks) = (None, Vec::new());
     let entries = archive.names()?;
@@ -111,7 +114,7 @@ fn dtype_of(descr: &str) -> Option<Dtype> {
     })
 }
 
-pub(super) fn write(path: &Path, file: &mut File, metadata: Option<&str>, masks: &[(String, Mask)]) -> Result<()> {
+fn write(path: &Path, file: &mut File, metadata: Option<&str>, masks: &[(String, Mask)]) -> Result<()> {
     let mut archive = ArchiveWriter::new(path, file);
     if let Some(text) = metadata {
         let header = Npy::header("|u1", &format!("{},", text.len()));

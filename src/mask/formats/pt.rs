@@ -3,7 +3,7 @@
 
 use super::archive::{Archive, ArchiveWriter};
 use super::pickle::{self, Legacy, TensorRef, Value};
-use super::{Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
+use super::{Codec, Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
 use crate::error::{Error, Remedy, Result};
 use crate::mask::Mask;
 use safetensors::Dtype;
@@ -13,6 +13,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
+/// PyTorch's archives.
+pub(super) const CODEC: Codec = Codec { extensions: &["pt", "pth"], read, write };
+
 /// The entry with our metadata, which `torch.load` passes over.
 const METADATA: &str = "lacuna.json";
 /// The folder in archives that we write; PyTorch takes any.
@@ -21,7 +24,7 @@ const ROOT: &str = "archive";
 /// Bytes that tell the layouts apart.
 const BEGINNING: u64 = 64;
 
-pub(super) fn read(path: &Path, mut file: File) -> Result<Found> {
+fn read(path: &Path, mut file: File) -> Result<Found> {
     let mut bytes = Vec::new();
     file.by_ref().take(BEGINNING).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if pickle::is_legacy(&bytes) {
@@ -136,7 +139,7 @@ fn masks(
     Ok(masks)
 }
 
-pub(super) fn write(path: &Path, file: &mut File, metadata: Option<&str>, masks: &[(String, Mask)]) -> Result<()> {
+fn write(path: &Path, file: &mut File, metadata: Option<&str>, masks: &[(String, Mask)]) -> Result<()> {
     let mut archive = ArchiveWriter::new(path, file);
     archive.add(&format!("{ROOT}/data.pkl"), &[&pickled(masks)])?;
     archive.add(&format!("{ROOT}/byteorder"), &[b"little"])?;

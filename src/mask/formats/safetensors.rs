@@ -1,6 +1,6 @@
 //! safetensors: packed bits with our metadata, or one byte a weight, with or without.
 
-use super::{Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
+use super::{Codec, Convention, Found, damaged, matrix, no_matrix, one, wrong_type};
 use crate::error::{Error, Remedy, Result};
 use crate::files::write_error;
 use crate::mask::Mask;
@@ -22,9 +22,19 @@ const OURS: &str = "lacuna.masks";
 /// MaskEntry of the metadata that holds the columns of packed masks, a JSON object by name.
 const COLUMNS: &str = "lacuna.columns";
 
+/// One bit a weight.
+pub(super) const PACKED: Codec = Codec {
+    extensions: &["safetensors"],
+    read,
+    write: |path, file, metadata, masks| write(path, file, metadata, masks, Packing::Packed),
+};
+/// One byte a weight.
+pub(super) const BYTES: Codec =
+    Codec { write: |path, file, metadata, masks| write(path, file, metadata, masks, Packing::Bytes), ..PACKED };
+
 /// The contents of a byte.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Packing {
+enum Packing {
     /// Eight weights of a row.
     Packed,
     /// One weight.
@@ -70,7 +80,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-pub(super) fn read(path: &Path, file: &File) -> Result<Found> {
+fn read(path: &Path, file: File) -> Result<Found> {
     let size = file.metadata().map_err(Error::io("read", path))?.len();
     let read_at = |start: u64, bytes: u64| -> Result<Vec<u8>> {
         let mut buffer = vec![0; bytes as usize];
@@ -143,7 +153,7 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Found> {
     Ok(Found { metadata: metadata.remove(OURS), masks })
 }
 
-pub(super) fn write(
+fn write(
     path: &Path,
     file: &mut File,
     metadata: Option<&str>,

@@ -15,12 +15,11 @@ mod text;
 
 pub(crate) use html::is_ours as is_our_html;
 pub(crate) use shown::is_extension;
-pub(crate) use text::without_ansi;
 
+use super::document::SKIP;
 use super::document::{CellKind, Document};
-use super::output::{Bundle, Output, Stream};
-use super::runner::SKIP;
-use super::session::Outcome;
+use super::outcome::Outcome;
+use super::output::{Bundle, Output, Stream, without_ansi};
 use anyhow::Result;
 use lacuna::display::mime;
 use serde_json::{Map, Value};
@@ -39,7 +38,7 @@ pub(crate) struct ReportSource<'a> {
     pub(crate) document: &'a Document,
     /// Outcomes by cell index.
     pub(crate) outcomes: &'a BTreeMap<usize, Outcome>,
-    /// Those that were set from outside.
+    /// Parameters that were set from outside.
     pub(crate) parameters: &'a Map<String, Value>,
     /// Seconds before the first cell.
     pub(crate) startup_seconds: f64,
@@ -262,7 +261,7 @@ impl Report<'_> {
             let picture =
                 shown::PICTURES.iter().find_map(|(mime, extension)| Some((*extension, mime, data.get(*mime)?)));
             let Some((extension, mime, content)) = picture else { continue };
-            let content = super::stored::text(content);
+            let content = super::document::text(content);
             let bytes = match *mime == mime::SVG && content.trim_start().starts_with('<') {
                 true => Some(content.into_bytes()),
                 false => text::decode_base64(&content).ok(),

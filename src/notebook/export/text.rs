@@ -117,32 +117,6 @@ pub(super) fn on_terminal(text: &str) -> String {
     rows.into_iter().map(String::from_iter).collect::<Vec<String>>().join("\n")
 }
 
-/// Text without terminal escape sequences.
-pub(crate) fn without_ansi(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c != '\u{1b}' {
-            plain.push(c);
-            continue;
-        }
-        match chars.next() {
-            // CSI: parameters, then one letter.
-            Some('[') => while chars.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {},
-            // OSC: up to a bell or a string terminator.
-            Some(']') => {
-                while let Some(c) = chars.next() {
-                    if c == '\u{7}' || (c == '\u{1b}' && chars.next_if_eq(&'\\').is_some()) {
-                        break;
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    plain
-}
-
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// Base64 with padding, as in RFC 4648.
@@ -180,6 +154,7 @@ pub(super) fn decode_base64(text: &str) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::output::without_ansi;
     use super::*;
 
     #[test]

@@ -236,7 +236,7 @@ impl<'a> Around<'a> {
         self.code.len()
     }
 
-    /// Of the innermost macro call that the item is an argument of: its name's token, and where the argument begins.
+    /// The innermost macro call that the item is an argument of: its name's token, and the beginning of the argument.
     fn argument(&self) -> Option<(usize, usize)> {
         let mut open: Vec<usize> = Vec::new();
         for at in 0..self.at {

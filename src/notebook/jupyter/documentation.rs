@@ -80,7 +80,7 @@ fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
 }
 
 impl Documentation {
-    /// Of the page that evcxr makes of rust-analyzer's Markdown.
+    /// The documentation in the page that evcxr makes of rust-analyzer's Markdown.
     pub(super) fn of(html: &str) -> Self {
         let mut writer = Writer::default();
         // rustdoc's links without a target are brackets here.

@@ -11,10 +11,11 @@ mod wire;
 
 use super::document::contents;
 use super::install::documentation_link;
+use super::outcome::{CellError, ErrorKind, Live, Outcome};
 use super::output::{Output, Stream};
-use super::processes;
-use super::session::{Audience, CellError, ErrorKind, Live, Outcome, Session};
-use super::watch::{Phase, Watch, end};
+use super::processes::{self, end};
+use super::session::{Audience, Session};
+use super::watch::{Phase, Watch};
 use anyhow::Result;
 use lacuna::progress::Transcript;
 use message::{Connection, PROTOCOL, Request};

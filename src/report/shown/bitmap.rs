@@ -1,72 +1,18 @@
-//! Pixels: the shipped font, text on a bitmap, PNG.
+//! Pixels: text on a bitmap, PNG.
 //!
 //! plotters' own `ab_glyph` text drops each glyph's side bearing and snaps to whole pixels, which shows as uneven
 //! letters. Here text is set at sub-pixel positions, at the places where the SVG backend anchors it.
 
-use super::pen::{Drawing, error};
-use crate::error::{Error, Remedy, Result};
-use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
+use super::error;
+use super::font::{Fonts, SIZE_PER_EM, advance, fonts, register, scale};
+use super::pen::Drawing;
+use crate::error::{Error, Result};
+use ab_glyph::{Font, ScaleFont, point};
 use plotters::backend::{BitMapBackend, DrawingBackend};
 use plotters::prelude::IntoDrawingArea;
-use plotters::style::{FontStyle, register_font};
+use plotters::style::FontStyle;
 use plotters_backend::text_anchor::{HPos, VPos};
 use plotters_backend::{BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingErrorKind};
-use std::sync::OnceLock;
-
-static NORMAL: &[u8] = include_bytes!("../../../data/fonts/DejaVuSans.ttf");
-static BOLD: &[u8] = include_bytes!("../../../data/fonts/DejaVuSans-Bold.ttf");
-
-/// The family as SVG names it: the shipped font, then fonts of the same metrics, then any.
-pub(super) const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
-
-/// plotters' sizes are this many times the em that SVG gets.
-pub(super) const SIZE_PER_EM: f64 = 1.24;
-
-struct Fonts {
-    normal: FontRef<'static>,
-    bold: FontRef<'static>,
-}
-
-/// The shipped fonts, which are made known to plotters on first use.
-fn fonts() -> Result<&'static Fonts> {
-    static FONTS: OnceLock<Option<Fonts>> = OnceLock::new();
-    FONTS
-        .get_or_init(|| {
-            register_font(FAMILY, FontStyle::Normal, NORMAL).ok()?;
-            register_font(FAMILY, FontStyle::Bold, BOLD).ok()?;
-            Some(Fonts { normal: FontRef::try_from_slice(NORMAL).ok()?, bold: FontRef::try_from_slice(BOLD).ok()? })
-        })
-        .as_ref()
-        .ok_or_else(|| error("the font in data/fonts is damaged".remedy("build again from a clean checkout")))
-}
-
-/// Makes the fonts known to plotters.
-pub(super) fn register() -> Result<()> {
-    fonts().map(|_| ())
-}
-
-/// Width of `text` in pixels at `em` pixels per em.
-pub(super) fn text_width(text: &str, em: f64, bold: bool) -> Result<f64> {
-    let fonts = fonts()?;
-    Ok(f64::from(advance(if bold { &fonts.bold } else { &fonts.normal }, text, em as f32)))
-}
-
-fn scale(font: &FontRef<'static>, em: f32) -> PxScale {
-    let units = font.units_per_em().unwrap_or(2048.0);
-    PxScale::from(em * font.height_unscaled() / units)
-}
-
-fn advance(font: &FontRef<'static>, text: &str, em: f32) -> f32 {
-    let font = font.as_scaled(scale(font, em));
-    let mut previous = None;
-    text.chars()
-        .map(|c| {
-            let id = font.glyph_id(c);
-            let kern = previous.replace(id).map_or(0.0, |previous| font.kern(previous, id));
-            kern + font.h_advance(id)
-        })
-        .sum()
-}
 
 /// [`BitMapBackend`] with text of its own; everything else is passed on.
 struct Bitmap<'a> {
@@ -212,6 +158,7 @@ pub(super) fn base64(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::font::text_width;
     use super::*;
 
     #[test]

@@ -1,16 +1,17 @@
 //! A report: text, tables and pictures, and the records they come from.
 
 use super::{Figure, Table, escape_html};
-use crate::display::{Bundle, Rich, mime, shown_in_cells};
 use crate::error::{Error, Remedy, Result};
 use crate::record::{Record, SCHEMA_VERSION};
 use crate::report::json::{pretty, record_json, write_atomic};
+use crate::rich::{Bundle, Rich, mime, shown_in_cells};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A report as JSON: records, and the tables made from them.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -58,7 +59,7 @@ crate::debug::one_line!(rich Report, |report| {
 enum Part {
     Text(String),
     Table(String, Table),
-    Plot(String, Figure),
+    Plot(String, Arc<dyn Figure>),
 }
 
 impl Report {
@@ -85,9 +86,9 @@ impl Report {
         self
     }
 
-    /// Adds a [`Plot`](super::Plot) or a [`HeatMap`](super::HeatMap), shown here and written to `STEM_NAME.svg` and `STEM_NAME.png`.
-    pub fn plot(mut self, name: impl Into<String>, plot: impl Into<Figure>) -> Report {
-        self.parts.push(Part::Plot(name.into(), plot.into()));
+    /// Adds a picture, such as a [`Plot`](super::Plot) or a [`HeatMap`](super::HeatMap), shown here and written to `STEM_NAME.svg` and `STEM_NAME.png`.
+    pub fn plot(mut self, name: impl Into<String>, plot: impl Figure + 'static) -> Report {
+        self.parts.push(Part::Plot(name.into(), Arc::new(plot)));
         self
     }
 

@@ -4,13 +4,14 @@
 //! axes, caption. The legend stands above the chart, so it never covers data.
 
 use super::axis::Axis;
-use super::bitmap::text_width;
-use super::palette;
+use super::font::text_width;
 use super::pen::{
-    AXIS, Drawing, GRID, LABEL, LEGEND_ROW, MARGIN, Pen, QUIET, SMALL, TEXT, TICK, TITLE, check_size, error,
+    self, AXIS, Drawing, GRID, LABEL, LEGEND_ROW, MARGIN, Pen, QUIET, SMALL, TEXT, TICK, TITLE, check_size,
 };
 use super::plot::{Plot, Series};
-use crate::error::{Remedy, Result};
+use super::{bitmap, error, palette};
+use crate::error::Remedy;
+use crate::error::Result;
 use crate::format::number;
 use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;
@@ -20,6 +21,24 @@ use plotters::element::{PathElement, Polygon, Rectangle, Text};
 use plotters::prelude::DrawingBackend;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, RGBColor, WHITE};
+
+impl Plot {
+    /// The plot as an SVG document.
+    ///
+    /// # Errors
+    /// Fails when there is no series, a series has no point, or no point can be shown.
+    pub fn svg(&self) -> Result<String> {
+        pen::svg(&PlotScene::new(self)?)
+    }
+
+    /// The plot as a PNG of twice its nominal width and height.
+    ///
+    /// # Errors
+    /// As [`Plot::svg`].
+    pub fn png(&self) -> Result<Vec<u8>> {
+        bitmap::png(&PlotScene::new(self)?)
+    }
+}
 
 /// Samples in the legend: a piece of a line, a marker alone.
 const LINE: f64 = 30.0;

@@ -1,96 +1,63 @@
 //! Pictures of any kind, for reports and notebook cells.
 
 use super::bitmap::base64;
-use super::heatmap::HeatMap;
-use super::mask_map::MaskMap;
-use super::plot::Plot;
-use crate::display::{Bundle, Rich, mime, shown_in_cells};
 use crate::error::Result;
+use crate::rich::{Bundle, Rich, mime};
+use std::fmt::Debug;
 
-/// A picture that a report can hold: [`Report::plot`](super::Report::plot) takes anything that becomes one.
-#[derive(Clone)]
-pub enum Figure {
-    /// Curves, points or bars.
-    Plot(Box<Plot>),
-    /// A matrix in colours.
-    HeatMap(Box<HeatMap>),
-    /// A mask from afar and from near.
-    MaskMap(Box<MaskMap>),
+/// A picture that a report can hold: [`Report::plot`](super::Report::plot) takes any.
+pub trait Figure: Debug + Send + Sync {
+    /// One line that says what the picture shows.
+    fn summary(&self) -> String;
+
+    /// The picture as an SVG document.
+    ///
+    /// # Errors
+    /// Fails when there is nothing to draw, or a value cannot be placed.
+    fn svg(&self) -> Result<String>;
+
+    /// The picture as a PNG of twice its nominal width and height.
+    ///
+    /// # Errors
+    /// Fails when there is nothing to draw, or a value cannot be placed.
+    fn png(&self) -> Result<Vec<u8>>;
 }
 
-crate::debug::one_line!(rich Figure, |figure| format!("Figure({})", figure.summary()));
-
-impl From<Plot> for Figure {
-    fn from(plot: Plot) -> Figure {
-        Figure::Plot(Box::new(plot))
+impl Rich for dyn Figure {
+    fn bundle(&self) -> Result<Bundle> {
+        bundle(self)
     }
 }
 
-impl From<HeatMap> for Figure {
-    fn from(map: HeatMap) -> Figure {
-        Figure::HeatMap(Box::new(map))
-    }
+/// The representations of a picture in a notebook, by MIME type.
+pub(super) fn bundle(figure: &dyn Figure) -> Result<Bundle> {
+    Ok(vec![(mime::PLAIN, figure.summary()), (mime::SVG, figure.svg()?), (mime::PNG, base64(&figure.png()?))])
 }
 
-impl From<MaskMap> for Figure {
-    fn from(map: MaskMap) -> Figure {
-        Figure::MaskMap(Box::new(map))
-    }
-}
+/// Makes [`Figure`]s of types that have its methods as their own, and shows them in cells.
+macro_rules! figure {
+    ($type:ty) => {
+        impl $crate::report::Figure for $type {
+            fn summary(&self) -> String {
+                self.summary()
+            }
 
-impl Figure {
-    pub(super) fn summary(&self) -> String {
-        match self {
-            Figure::Plot(plot) => plot.summary(),
-            Figure::HeatMap(map) => map.summary(),
-            Figure::MaskMap(map) => map.summary(),
+            fn svg(&self) -> $crate::error::Result<String> {
+                self.svg()
+            }
+
+            fn png(&self) -> $crate::error::Result<Vec<u8>> {
+                self.png()
+            }
         }
-    }
 
-    pub(crate) fn svg(&self) -> Result<String> {
-        match self {
-            Figure::Plot(plot) => plot.svg(),
-            Figure::HeatMap(map) => map.svg(),
-            Figure::MaskMap(map) => map.svg(),
+        impl $crate::rich::Rich for $type {
+            fn bundle(&self) -> $crate::error::Result<$crate::rich::Bundle> {
+                super::figure::bundle(self)
+            }
         }
-    }
 
-    pub(crate) fn png(&self) -> Result<Vec<u8>> {
-        match self {
-            Figure::Plot(plot) => plot.png(),
-            Figure::HeatMap(map) => map.png(),
-            Figure::MaskMap(map) => map.png(),
-        }
-    }
+        $crate::rich::shown_in_cells!($type);
+    };
 }
-
-/// What a notebook shows of a picture, by MIME type.
-pub(super) fn bundle(summary: String, svg: String, png: &[u8]) -> Bundle {
-    vec![(mime::PLAIN, summary), (mime::SVG, svg), (mime::PNG, base64(png))]
-}
-
-impl Rich for Figure {
-    fn bundle(&self) -> Result<Bundle> {
-        Ok(bundle(self.summary(), self.svg()?, &self.png()?))
-    }
-}
-
-impl Rich for Plot {
-    fn bundle(&self) -> Result<Bundle> {
-        self.bundle()
-    }
-}
-
-impl Rich for HeatMap {
-    fn bundle(&self) -> Result<Bundle> {
-        self.bundle()
-    }
-}
-
-impl Rich for MaskMap {
-    fn bundle(&self) -> Result<Bundle> {
-        Ok(bundle(self.summary(), self.svg()?, &self.png()?))
-    }
-}
-
-shown_in_cells!(Figure, Plot, HeatMap, MaskMap);
+pub(super) use figure;

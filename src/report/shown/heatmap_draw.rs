@@ -4,17 +4,38 @@
 //! colours to their right. Cell borders fall on the backend's pixels, so that no seams show.
 
 use super::axis::Axis;
-use super::bitmap::text_width;
+use super::font::text_width;
 use super::heatmap::HeatMap;
-use super::palette;
-use super::pen::{AXIS, Drawing, LABEL, LEGEND_ROW, MARGIN, Pen, SMALL, TEXT, TICK, TITLE, check_size, error};
-use crate::error::{Remedy, Result};
+use super::paths::merge_shapes;
+use super::pen::{self, AXIS, Drawing, LABEL, LEGEND_ROW, MARGIN, Pen, SMALL, TEXT, TICK, TITLE, check_size};
+use super::{bitmap, error, palette};
+use crate::error::Remedy;
+use crate::error::Result;
 use plotters::coord::Shift;
 use plotters::drawing::DrawingArea;
 use plotters::element::{PathElement, Polygon, Rectangle, Text};
 use plotters::prelude::DrawingBackend;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontTransform, RGBColor, WHITE};
+
+impl HeatMap {
+    /// The map as an SVG document.
+    ///
+    /// # Errors
+    /// Fails when there is no value, rows differ in length, a value is not finite (or, on a log scale, not positive),
+    /// names or marks do not fit the cells, or the size cannot be drawn.
+    pub fn svg(&self) -> Result<String> {
+        Ok(merge_shapes(&pen::svg(&HeatMapScene::new(self)?)?))
+    }
+
+    /// The map as a PNG of twice its nominal width and height.
+    ///
+    /// # Errors
+    /// As [`HeatMap::svg`].
+    pub fn png(&self) -> Result<Vec<u8>> {
+        bitmap::png(&HeatMapScene::new(self)?)
+    }
+}
 
 /// Distinct colours, in the cells and in the bar.
 const LEVELS: usize = 128;

@@ -1,9 +1,8 @@
 //! A picture of a mask: the whole of it as a map of densities, and one corner weight by weight.
 
-use super::bitmap;
-use super::heatmap::merge_shapes;
-use super::palette;
-use super::pen::{self, Drawing, MARGIN, Pen, QUIET, SMALL, TEXT, TITLE, check_size, error};
+use super::paths::merge_shapes;
+use super::pen::{self, Drawing, MARGIN, Pen, QUIET, SMALL, TEXT, TITLE, check_size};
+use super::{bitmap, error, palette};
 use crate::error::Result;
 use crate::mask::Mask;
 use plotters::coord::Shift;
@@ -53,6 +52,8 @@ pub struct MaskMap {
 }
 
 crate::debug::one_line!(rich MaskMap, |map| format!("MaskMap({})", map.summary()));
+
+super::figure::figure!(MaskMap);
 
 impl MaskMap {
     /// A picture of `mask`.

@@ -6,6 +6,7 @@ mod document;
 mod draw;
 mod experts;
 mod figure;
+mod font;
 mod heatmap;
 mod heatmap_draw;
 mod histogram;
@@ -14,6 +15,7 @@ mod mask_map;
 mod masks;
 mod numbers;
 mod palette;
+mod paths;
 mod pen;
 mod plot;
 mod render;
@@ -30,3 +32,10 @@ pub use table::{Format, Table};
 #[cfg(test)]
 pub(super) use document::Document;
 pub(crate) use render::escape_html;
+
+use crate::error::{Error, Problem};
+
+/// An [`Error::Report`] about a plot.
+fn error(problem: impl Into<Problem>) -> Error {
+    Error::report("drawing a plot", problem)
+}

@@ -1,7 +1,9 @@
 //! The base of every picture: sizes, text colours, a pen in nominal pixels, and the way to an SVG document.
 
-use super::bitmap::{self, FAMILY, SIZE_PER_EM};
-use crate::error::{Error, Problem, Remedy, Result};
+use super::error;
+use super::font::{self, FAMILY, SIZE_PER_EM};
+use crate::error::Remedy;
+use crate::error::Result;
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Polygon, Text};
@@ -21,11 +23,6 @@ pub(super) const LABEL: f64 = 14.0;
 pub(super) const TICK: f64 = 13.0;
 pub(super) const SMALL: f64 = 11.5;
 pub(super) const LEGEND_ROW: f64 = 22.0;
-
-/// An [`Error::Report`] about a plot.
-pub(super) fn error(problem: impl Into<Problem>) -> Error {
-    Error::report("drawing a plot", problem)
-}
 
 /// Fails for sizes that cannot be drawn.
 pub(super) fn check_size(title: &str, (width, height): (u32, u32)) -> Result<()> {
@@ -51,7 +48,7 @@ pub(super) trait Drawing {
 
 /// The picture as SVG: drawn at twice the size, so that coordinates have half-pixel precision.
 pub(super) fn svg(drawing: &impl Drawing) -> Result<String> {
-    bitmap::register()?;
+    font::register()?;
     let (width, height) = drawing.size();
     let (w, h) = (width * 2, height * 2);
     let mut body = String::new();

@@ -1,13 +1,13 @@
 //! Plots: what to show. How it is drawn is in `draw`.
 
 use super::axis::AxisScale;
-use super::draw::PlotScene;
+use super::error;
+use super::figure;
 use super::labels::Labels;
 use super::numbers::{Number, Point};
-use super::pen::{self, error};
 use super::table::Table;
-use super::{bitmap, figure};
-use crate::error::{Remedy, Result};
+use crate::error::Remedy;
+use crate::error::Result;
 use crate::format::number;
 use crate::frames::Frames;
 use crate::record::Record;
@@ -66,6 +66,8 @@ pub(super) struct Series {
     /// Index into the marker shapes.
     pub(super) marker: usize,
 }
+
+super::figure::figure!(Plot);
 
 impl Plot {
     /// An empty plot of curves, 800 by 500 pixels, with linear axes.
@@ -359,22 +361,6 @@ impl Plot {
         y.is_finite() && (!self.y_scale.is_log() || y > 0.0)
     }
 
-    /// The plot as an SVG document.
-    ///
-    /// # Errors
-    /// Fails when there is no series, a series has no point, or no point can be shown.
-    pub fn svg(&self) -> Result<String> {
-        pen::svg(&PlotScene::new(self)?)
-    }
-
-    /// The plot as a PNG of twice its nominal width and height.
-    ///
-    /// # Errors
-    /// As [`Plot::svg`].
-    pub fn png(&self) -> Result<Vec<u8>> {
-        bitmap::png(&PlotScene::new(self)?)
-    }
-
     /// One line that says what the plot shows.
     pub fn summary(&self) -> String {
         let points = |n: usize| if n == 1 { "1 point".to_owned() } else { format!("{n} points") };
@@ -390,7 +376,7 @@ impl Plot {
     /// # Errors
     /// As [`Plot::svg`].
     pub fn bundle(&self) -> Result<Vec<(&'static str, String)>> {
-        Ok(figure::bundle(self.summary(), self.svg()?, &self.png()?))
+        figure::bundle(self)
     }
 }
 

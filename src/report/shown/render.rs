@@ -1,9 +1,9 @@
 //! The one place where tables become text.
 
 use super::table::{Format, Table, failed};
-use crate::display::{Bundle, Rich, mime, shown_in_cells};
 use crate::error::Result;
 use crate::format::{number, thousands};
+use crate::rich::{Bundle, Rich, mime, shown_in_cells};
 use polars::prelude::{AnyValue, CsvWriter, SerWriter};
 use serde_json::{Map, Value, json};
 
