@@ -36,6 +36,8 @@ mod rich;
 mod scratch;
 pub mod settings;
 pub mod stats;
+#[doc(hidden)]
+pub mod sync;
 pub mod text;
 
 pub mod allocate;

@@ -1,5 +1,6 @@
 //! Copies between host and device through page-locked memory, on streams of their own, so that they overlap with kernels.
 
+use crate::sync::locked;
 use candle_core::Result;
 use candle_core::cuda::cudarc::driver::result::{memcpy_dtoh_async, memcpy_htod_async};
 use candle_core::cuda::cudarc::driver::{
@@ -8,7 +9,7 @@ use candle_core::cuda::cudarc::driver::{
 use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 use rayon::prelude::*;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 
 /// Bytes of one of the two pieces of page-locked memory of a lane.
 const PIECE: usize = 32 << 20;
@@ -63,7 +64,7 @@ fn with_lane<T>(device: &CudaDevice, way: Way, f: impl FnOnce(&mut Lane) -> Resu
     type Lanes = Mutex<HashMap<(DeviceId, Way), Arc<Mutex<Lane>>>>;
     static LANES: LazyLock<Lanes> = LazyLock::new(Mutex::default);
     let lane = {
-        let mut lanes = LANES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lanes = locked(&LANES);
         match lanes.get(&(device.id(), way)) {
             Some(lane) => lane.clone(),
             None => {
@@ -73,7 +74,7 @@ fn with_lane<T>(device: &CudaDevice, way: Way, f: impl FnOnce(&mut Lane) -> Resu
             }
         }
     };
-    f(&mut lane.lock().unwrap_or_else(PoisonError::into_inner))
+    f(&mut locked(&lane))
 }
 
 /// Copies values to the device. Returns when they were read; what uses the result waits for them on the device.

@@ -56,6 +56,7 @@ use crate::prune::{
     Known, MasksConfig, Needs, Propagate, PruneConfig, Pruned, Subject, apply, masks_of, prune_subject, pruned_before,
 };
 use crate::record::{Record, TensorRecord};
+use crate::sync::locked;
 use crate::text::Windows;
 use candle_core::{DType, Device};
 use keys::{Identity, serialised};
@@ -64,7 +65,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A model on its device, the text that it is calibrated on, and everything expensive that is known of them.
 ///
@@ -555,7 +556,7 @@ impl Lab {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.memory)
     }
 }
 
