@@ -109,7 +109,7 @@ impl Key {
     pub(crate) fn name(&self) -> String {
         let crate_version = env!("CARGO_PKG_VERSION");
         let text = format!("{SCHEMA}\0{crate_version}\0{}\0{}\0{}", self.stage, self.version, self.inputs);
-        format!("{}-{:.32}", self.stage, format!("{:x}", Sha256::digest(text)))
+        format!("{}-{:.32}", self.stage, hex::encode(Sha256::digest(text)))
     }
 }
 

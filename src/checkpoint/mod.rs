@@ -82,7 +82,6 @@ use sha2::{Digest, Sha256};
 use sparse::Storage;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -548,12 +547,7 @@ impl Checkpoint {
             all.update(format!("{}\0{}\0{:?}\0", info.name, info.dtype, info.shape));
             all.update(digest);
         }
-        let hex = all.finalize().iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
-        Ok(self.0.sha256.get_or_init(|| hex).clone())
+        Ok(self.0.sha256.get_or_init(|| hex::encode(all.finalize())).clone())
     }
 
     /// Takes over what [`Checkpoint::sha256`] gave for the same files before, so that they need not be read for it.
