@@ -22,6 +22,7 @@ pub mod checkpoint;
 mod cuda;
 mod debug;
 pub mod device;
+mod entries;
 pub mod error;
 mod exact_json;
 mod files;
