@@ -22,6 +22,7 @@ pub mod checkpoint;
 mod cuda;
 mod debug;
 pub mod device;
+mod entries;
 pub mod error;
 mod exact_json;
 mod files;
@@ -42,6 +43,8 @@ pub mod settings;
 #[path = "../tests/common/skip.rs"]
 mod skip;
 pub mod stats;
+#[doc(hidden)]
+pub mod sync;
 pub mod text;
 
 pub mod allocate;

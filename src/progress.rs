@@ -5,10 +5,11 @@
 //! steps, and how long it took. In a cell the lines are marked, and the kernel shows them in one place ([`Transcript`]).
 
 use crate::error::{Error, Result};
+use crate::sync::locked;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -185,7 +186,7 @@ impl Stage {
     pub fn inc_with(&self, n: u64, message: impl FnOnce() -> String) -> Result<()> {
         check_interrupt()?;
         let done = {
-            let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut done = locked(&self.done);
             *done += n;
             *done
         };
@@ -194,7 +195,7 @@ impl Stage {
             bar.set_position(done);
         } else if let Some((pace, due)) = &self.lines {
             let elapsed = self.started.elapsed();
-            let mut due = due.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut due = locked(due);
             // The end has a line of its own.
             if elapsed >= *due && done < self.total {
                 *due = pace.next(elapsed);
@@ -211,7 +212,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let (done, elapsed) = (*self.done.lock().unwrap_or_else(PoisonError::into_inner), self.started.elapsed());
+        let (done, elapsed) = (*locked(&self.done), self.started.elapsed());
         match (&self.bar, &self.lines) {
             (Some(bar), _) => bar.finish_and_clear(),
             (None, Some((pace, _))) if elapsed >= pace.first && done > 0 => {

@@ -2,14 +2,14 @@
 //!
 //! The module of its algorithm says what each choice does, and re-exports it.
 
+use crate::entries::Entries;
 use crate::error::{Error, Remedy, Result};
 use candle_core::DType;
 use glob::Pattern as Glob;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -438,7 +438,7 @@ impl Rule {
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
         let form = "one JSON object of globs, such as {\"*.down_proj\": 0.3, \"*.o_proj\": \"skip\"}";
         let wrong = |error: serde_json::Error| Error::file(path, error.remedy(format!("it must hold {form}")));
-        let Entries(entries) = serde_json::from_slice(&text).map_err(wrong)?;
+        let Entries::<String, serde_json::Value>(entries) = serde_json::from_slice(&text).map_err(wrong)?;
         let rule = |(glob, target): &(String, serde_json::Value)| {
             let text = target.as_str().map_or_else(|| target.to_string(), str::to_owned);
             Rule::new(glob, text.parse()?)
@@ -453,34 +453,6 @@ impl Rule {
 
     pub(crate) fn matches(&self, linear: &str) -> bool {
         self.glob.matches(linear) || self.glob.matches(linear.strip_suffix(".weight").unwrap_or(linear))
-    }
-}
-
-/// The entries of a JSON object. A map would forget all but the last of those with one name.
-struct Entries(Vec<(String, serde_json::Value)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let (mut entries, mut names) = (Vec::new(), HashSet::new());
-                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("`{name}` is there twice")));
-                    }
-                    entries.push((name, value));
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Visit)
     }
 }
 

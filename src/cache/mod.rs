@@ -12,13 +12,14 @@ pub use collect::{CachedResult, Collect};
 
 use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
+use crate::sync::locked;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 /// Bumped when entries of older versions can no longer be read; it is part of every name.
@@ -108,7 +109,7 @@ impl Key {
     pub(crate) fn name(&self) -> String {
         let crate_version = env!("CARGO_PKG_VERSION");
         let text = format!("{SCHEMA}\0{crate_version}\0{}\0{}\0{}", self.stage, self.version, self.inputs);
-        format!("{}-{:.32}", self.stage, format!("{:x}", Sha256::digest(text)))
+        format!("{}-{:.32}", self.stage, hex::encode(Sha256::digest(text)))
     }
 }
 
@@ -223,11 +224,11 @@ impl Cache {
 
     /// Numbers of times that each stage was computed and found, by this value and its clones.
     pub fn uses(&self) -> BTreeMap<&'static str, Uses> {
-        self.0.uses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.0.uses).clone()
     }
 
     pub(crate) fn count(&self, stage: &'static str, found: Found) {
-        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uses = locked(&self.0.uses);
         let uses = uses.entry(stage).or_default();
         match found {
             Found::Computed => uses.computed += 1,

@@ -2,6 +2,7 @@
 //! between floating-point types on the way, in parallel over pieces that stay in a core's cache.
 
 use crate::error::Error;
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -18,18 +19,14 @@ compile_error!("safetensors files are little-endian and are read without swappin
 const PIECE: usize = 1 << 16;
 
 /// A floating-point type that weights come in.
-///
-/// # Safety
-/// No padding, and every bit pattern is a value.
-unsafe trait Number: WithDType + Default {
+trait Number: WithDType + Default + Pod {
     fn from_singles(src: &[f32], dst: &mut [Self]);
     fn from_doubles(src: &[f64], dst: &mut [Self]);
     fn convert<D: Number>(src: &[Self], dst: &mut [D]);
     fn finite(self) -> bool;
 }
 
-// SAFETY: a primitive.
-unsafe impl Number for f32 {
+impl Number for f32 {
     fn from_singles(src: &[f32], dst: &mut [Self]) {
         dst.copy_from_slice(src);
     }
@@ -44,8 +41,7 @@ unsafe impl Number for f32 {
     }
 }
 
-// SAFETY: a primitive.
-unsafe impl Number for f64 {
+impl Number for f64 {
     fn from_singles(src: &[f32], dst: &mut [Self]) {
         dst.iter_mut().zip(src).for_each(|(dst, src)| *dst = f64::from(*src));
     }
@@ -70,8 +66,7 @@ fn through_f32<S: Copy, D: Number>(src: &[S], dst: &mut [D], widen: impl Fn(&[S]
     }
 }
 
-// SAFETY: `repr(transparent)` over u16.
-unsafe impl Number for f16 {
+impl Number for f16 {
     fn from_singles(src: &[f32], dst: &mut [Self]) {
         dst.convert_from_f32_slice(src);
     }
@@ -86,8 +81,7 @@ unsafe impl Number for f16 {
     }
 }
 
-// SAFETY: `repr(transparent)` over u16.
-unsafe impl Number for bf16 {
+impl Number for bf16 {
     // Without half's branch on NaN, so that the compiler can vectorise it.
     fn from_singles(src: &[f32], dst: &mut [Self]) {
         for (dst, src) in dst.iter_mut().zip(src) {
@@ -108,16 +102,6 @@ unsafe impl Number for bf16 {
     fn finite(self) -> bool {
         self.is_finite()
     }
-}
-
-fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
-    // SAFETY: a `Number` has no padding, and u8 has no alignment.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
-}
-
-fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
-    // SAFETY: as in `bytes_of`; whatever is written is a value of T.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
 /// The reason why a read or write of numbers failed.
@@ -183,10 +167,10 @@ fn fill<S: Number, D: Number>(bytes: ReadAt<'_>, shape: &[usize], finite: bool) 
     values.par_chunks_mut(PIECE).enumerate().try_for_each_init(Vec::<S>::new, |raw, (piece, values)| {
         let at = (piece * PIECE * size_of::<S>()) as u64;
         if S::DTYPE == D::DTYPE {
-            bytes(at, bytes_of_mut(values)).map_err(ConversionFailure::Read)?;
+            bytes(at, cast_slice_mut(values)).map_err(ConversionFailure::Read)?;
         } else {
             raw.resize(values.len(), S::default());
-            bytes(at, bytes_of_mut(raw)).map_err(ConversionFailure::Read)?;
+            bytes(at, cast_slice_mut(raw)).map_err(ConversionFailure::Read)?;
             S::convert(raw, values);
         }
         // `all` over the whole piece vectorises, a search for the place does not.
@@ -227,12 +211,12 @@ pub(super) fn write(file: &File, start: u64, tensor: &Tensor, dst: Dtype) -> Res
 
 fn put<S: Number, D: Number>(file: &File, start: u64, values: &[S]) -> Result<(), ConversionFailure> {
     if S::DTYPE == D::DTYPE {
-        return Ok(file.write_all_at(bytes_of(values), start)?);
+        return Ok(file.write_all_at(cast_slice(values), start)?);
     }
     Ok(values.par_chunks(PIECE).enumerate().try_for_each_init(Vec::<D>::new, |out, (piece, values)| {
         out.resize(values.len(), D::default());
         S::convert(values, out);
-        file.write_all_at(bytes_of(out), start + (piece * PIECE * size_of::<D>()) as u64)
+        file.write_all_at(cast_slice(out), start + (piece * PIECE * size_of::<D>()) as u64)
     })?)
 }
 
@@ -254,10 +238,10 @@ mod tests {
             }
             let mut back = vec![T::default(); values.len()];
             f32::convert(&singles, &mut back);
-            assert!(bytes_of(&back) == bytes_of(values), "from f32");
+            assert!(cast_slice::<T, u8>(&back) == cast_slice::<T, u8>(values), "from f32");
             back.fill(T::default());
             f64::convert(&doubles, &mut back);
-            assert!(bytes_of(&back) == bytes_of(values), "from f64");
+            assert!(cast_slice::<T, u8>(&back) == cast_slice::<T, u8>(values), "from f64");
         }
         check(&halves);
         check(&brains);

@@ -4,12 +4,13 @@
 use super::hub::{Hub, Spec};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::check_interrupt;
+use crate::sync::locked;
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use ureq::http::Uri;
 use ureq::http::response::Parts;
@@ -389,7 +390,7 @@ impl Client {
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<String, String>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.links)
     }
 }
 

@@ -84,7 +84,6 @@ use sha2::{Digest, Sha256};
 use sparse::Storage;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -194,13 +193,12 @@ fn locate(dir: &Path, notes: &mut Vec<String>) -> Result<Option<(Index, Vec<Vec<
         return Ok(None);
     }
     if !single && !dir.join(INDEX).is_file() {
-        let absent = |hint: &str| format!("neither {SINGLE} nor {INDEX} is in this directory; {hint}");
         let hint = if HeadersOnly::is_at(dir) {
             "only headers are here, which do for `lacuna inspect` and for plans".remedy("give the checkpoint itself")
         } else {
             hints::of_directory(dir)
         };
-        let problem = hint.map(absent);
+        let problem = hint.map(|hint| format!("neither {SINGLE} nor {INDEX} is in this directory; {hint}"));
         return Err(Error::file(dir, problem));
     }
     let index = Index::read(&dir.join(INDEX)).and_then(|index| index.check_shards(there).map(|()| index));
@@ -551,12 +549,7 @@ impl Checkpoint {
             all.update(format!("{}\0{}\0{:?}\0", info.name, info.dtype, info.shape));
             all.update(digest);
         }
-        let hex = all.finalize().iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
-        Ok(self.0.sha256.get_or_init(|| hex).clone())
+        Ok(self.0.sha256.get_or_init(|| hex::encode(all.finalize())).clone())
     }
 
     /// Takes over what [`Checkpoint::sha256`] gave for the same files before, so that they need not be read for it.

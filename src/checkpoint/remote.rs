@@ -7,6 +7,7 @@ use super::names::Names;
 use super::{INDEX, SINGLE, Source, TensorInfo, header, json, writer};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
+use crate::sync::{locked, unlocked};
 use hf_hub::api::RepoInfo;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 /// Requests in flight: enough to fill a line that one connection does not, few enough for a hub to bear.
 const STREAMS: usize = 8;
@@ -147,12 +148,12 @@ impl Remote {
                         let Some(name) = names.get(shard) else { break };
                         let header = self.read_header(name, shard).and_then(|header| stage.inc(1).map(|()| header));
                         failed.fetch_or(header.is_err(), Ordering::Relaxed);
-                        results.lock().unwrap_or_else(PoisonError::into_inner).push((shard, header));
+                        locked(&results).push((shard, header));
                     }
                 });
             }
         });
-        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut results = unlocked(results);
         results.sort_by_key(|&(shard, _)| shard);
         results.into_iter().map(|(_, header)| header).collect()
     }

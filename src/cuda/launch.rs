@@ -2,6 +2,7 @@
 
 use super::shape::{self, WIDEST_ROW};
 use crate::device::Element;
+use crate::sync::locked;
 use candle_core::Result;
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
@@ -12,7 +13,7 @@ use candle_core::cuda::cudarc::driver::{
 use candle_core::cuda::cudarc::nvrtc::Ptx;
 use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 
 include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
 
@@ -59,7 +60,7 @@ impl Kernels {
     /// The kernels of `device`.
     pub(crate) fn on(device: &CudaDevice) -> Result<Arc<Kernels>> {
         static KERNELS_OF: LazyLock<Mutex<HashMap<DeviceId, Arc<Kernels>>>> = LazyLock::new(Mutex::default);
-        let mut all = KERNELS_OF.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = locked(&KERNELS_OF);
         if let Some(kernels) = all.get(&device.id()) {
             return Ok(kernels.clone());
         }
@@ -81,11 +82,11 @@ impl Kernels {
 
     /// A kernel of a file.
     pub(crate) fn function(&self, file: &'static str, name: &str) -> Result<CudaFunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut functions = locked(&self.functions);
         if let Some(function) = functions.get(name) {
             return Ok(function.clone());
         }
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut modules = locked(&self.modules);
         let module = match modules.get(file) {
             Some(module) => module.clone(),
             None => {

@@ -47,7 +47,7 @@ pub(super) fn upload_tensor(tensor: &Tensor, device: &Device, cuda: &CudaDevice)
 
 /// A copy on the CPU of a tensor on the GPU, as it was at the event.
 pub(super) fn download_tensor(tensor: &Tensor, made: &Event) -> CandleResult<Tensor> {
-    fn download<T: Element + candle_core::WithDType + Default>(
+    fn download<T: Element + candle_core::WithDType + Default + bytemuck::Pod>(
         tensor: &Tensor,
         made: &CudaEvent,
     ) -> CandleResult<Tensor> {

@@ -1,5 +1,7 @@
 //! Copies between host and device through page-locked memory, on streams of their own, so that they overlap with kernels.
 
+use crate::sync::locked;
+use bytemuck::{NoUninit, Pod};
 use candle_core::Result;
 use candle_core::cuda::cudarc::driver::result::{memcpy_dtoh_async, memcpy_htod_async};
 use candle_core::cuda::cudarc::driver::{
@@ -8,7 +10,7 @@ use candle_core::cuda::cudarc::driver::{
 use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 use rayon::prelude::*;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 
 /// Bytes of one of the two pieces of page-locked memory of a lane.
 const PIECE: usize = 32 << 20;
@@ -63,7 +65,7 @@ fn with_lane<T>(device: &CudaDevice, way: Way, f: impl FnOnce(&mut Lane) -> Resu
     type Lanes = Mutex<HashMap<(DeviceId, Way), Arc<Mutex<Lane>>>>;
     static LANES: LazyLock<Lanes> = LazyLock::new(Mutex::default);
     let lane = {
-        let mut lanes = LANES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lanes = locked(&LANES);
         match lanes.get(&(device.id(), way)) {
             Some(lane) => lane.clone(),
             None => {
@@ -73,17 +75,16 @@ fn with_lane<T>(device: &CudaDevice, way: Way, f: impl FnOnce(&mut Lane) -> Resu
             }
         }
     };
-    f(&mut lane.lock().unwrap_or_else(PoisonError::into_inner))
+    f(&mut locked(&lane))
 }
 
 /// Copies values to the device. Returns when they were read; what uses the result waits for them on the device.
-pub(crate) fn upload<T: DeviceRepr>(values: &[T], device: &CudaDevice) -> Result<CudaSlice<T>> {
+pub(crate) fn upload<T: DeviceRepr + NoUninit>(values: &[T], device: &CudaDevice) -> Result<CudaSlice<T>> {
     with_lane(device, Way::Up, |lane| {
         let Lane { stream, pieces } = lane;
         // SAFETY: all of it is written below.
         let mut slice = unsafe { stream.alloc::<T>(values.len()) }.w()?;
-        // SAFETY: values of a type that is represented on the device are plain bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        let bytes: &[u8] = bytemuck::cast_slice(values);
         {
             let (to, _written) = slice.device_ptr_mut(stream);
             for (i, from) in bytes.chunks(PIECE).enumerate() {
@@ -103,13 +104,13 @@ pub(crate) fn upload<T: DeviceRepr>(values: &[T], device: &CudaDevice) -> Result
 }
 
 /// Copies values to the host, after all that the device has been told to do so far.
-pub(crate) fn download<T: DeviceRepr + Clone + Default>(view: &CudaView<'_, T>, device: &CudaDevice) -> Result<Vec<T>> {
+pub(crate) fn download<T: DeviceRepr + Default + Pod>(view: &CudaView<'_, T>, device: &CudaDevice) -> Result<Vec<T>> {
     download_after(view, device, &device.cuda_stream().record_event(None).w()?)
 }
 
 /// Copies values to the host that were there at the event. A slice's own event does not tell: candle gives its kernels their outputs
 /// as if they were inputs.
-pub(crate) fn download_after<T: DeviceRepr + Clone + Default>(
+pub(crate) fn download_after<T: DeviceRepr + Default + Pod>(
     view: &CudaView<'_, T>,
     device: &CudaDevice,
     made: &CudaEvent,
@@ -118,9 +119,7 @@ pub(crate) fn download_after<T: DeviceRepr + Clone + Default>(
         let Lane { stream, pieces } = lane;
         stream.wait(made).w()?;
         let mut values = vec![T::default(); view.len()];
-        // SAFETY: values of a type that is represented on the device are plain bytes, of which any are valid.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), view.len() * size_of::<T>()) };
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
         let (from, _read) = view.device_ptr(stream);
         let mut before: Option<(usize, &mut [u8])> = None;
         let copy_out = |pieces: &mut [Piece; 2], (i, to): (usize, &mut [u8])| -> Result<()> {

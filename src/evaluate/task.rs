@@ -152,7 +152,7 @@ fn read<E>(
     let kind = first.filter(|_| examples.iter().all(|(_, kind)| *kind == first));
     Ok(Task {
         name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-        sha256: format!("{:x}", Sha256::digest(std::fs::read(path).map_err(Error::io("read", path))?)),
+        sha256: hex::encode(Sha256::digest(std::fs::read(path).map_err(Error::io("read", path))?)),
         examples: examples.into_iter().map(|(example, _)| example).collect(),
         kind,
         path: path.to_path_buf(),

@@ -1,8 +1,8 @@
 //! The experts of each layer that stay.
 
 use super::layout::ExpertLayout;
+use crate::entries::Entries;
 use crate::error::{Error, Problem, Remedy, Result};
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -18,31 +18,6 @@ crate::debug::one_line!(rich Keep, |keep| {
     let kept: usize = keep.0.values().map(Vec::len).sum();
     format!("Keep({kept} experts of {} layers)", keep.0.len())
 });
-
-/// A JSON object from layer to list, which names no layer twice.
-struct Once(BTreeMap<usize, Vec<usize>>);
-
-impl<'de> Deserialize<'de> for Once {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Once;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object from layer to list")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Once, A::Error> {
-                let mut lists = BTreeMap::new();
-                while let Some((layer, list)) = map.next_entry::<usize, Vec<usize>>()? {
-                    if lists.insert(layer, list).is_some() {
-                        return Err(serde::de::Error::custom(format!("layer {layer} stands there twice")));
-                    }
-                }
-                Ok(Once(lists))
-            }
-        }
-        deserializer.deserialize_map(Collect)
-    }
-}
 
 /// The number of experts that stay of `experts` at `fraction`: all but the `floor(experts * (1 - fraction))` of REAP's
 /// reference code.
@@ -101,8 +76,8 @@ impl Keep {
         let json: Value = serde_json::from_slice(&text).map_err(form)?;
         let lists = if json.is_object() {
             // Again, for a value has forgotten a layer that stands there twice.
-            let Once(lists) = serde_json::from_slice(&text).map_err(form)?;
-            lists
+            let Entries(lists) = serde_json::from_slice(&text).map_err(form)?;
+            lists.into_iter().collect()
         } else {
             let lists: Vec<Vec<usize>> = serde_json::from_value(json).map_err(form)?;
             if lists.len() != layout.mixtures.len() {

@@ -292,7 +292,7 @@ impl ExpertLayout {
                 })?;
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(hash.finalize()))
     }
 
     /// Bytes of one expert of `layer`, without its rows in the router.

@@ -68,7 +68,7 @@ impl Identity {
         let config = serde_json::Value::Object(checkpoint.config()?).to_string();
         Ok(Identity(json!({
             "weights": checkpoint.sha256()?,
-            "config": format!("{:x}", Sha256::digest(config)),
+            "config": hex::encode(Sha256::digest(config)),
             "dtype": model.dtype().as_str(),
             "device": processor(model.device()),
         })))
@@ -124,7 +124,7 @@ impl Lab {
             }
             hash.update(format!("checkpoint\0{sha256}\0{} {}", serialised(model.config())?, model.dtype().as_str()));
             hash.update(processor(model.device()));
-            return Ok(format!("{:x}", hash.finalize()));
+            return Ok(hex::encode(hash.finalize()));
         }
         if !alike {
             let device = processor(model.device());
@@ -145,7 +145,7 @@ impl Lab {
                 hash.update(digest);
             }
         }
-        Ok(if dense { "dense".to_owned() } else { format!("{:x}", hash.finalize()) })
+        Ok(if dense { "dense".to_owned() } else { hex::encode(hash.finalize()) })
     }
 
     /// Windows of a text, which `compute` takes with the model's tokenizer.
@@ -160,7 +160,7 @@ impl Lab {
         let Some(tokenizer) = tokenizer.filter(|path| path.is_file()) else { return compute(None) };
         let sha256 = |path: &Path| -> Result<String> {
             let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-            Ok(format!("{:x}", Sha256::digest(bytes)))
+            Ok(hex::encode(Sha256::digest(bytes)))
         };
         let text_sha256 = self.cache.sha256_of(&[text.to_path_buf()], self.progress, || sha256(text))?;
         // Where its content leaves it open, a file is what it is called.

@@ -58,6 +58,7 @@ use crate::progress::Progress;
 use crate::prune::{Known, MasksConfig, Needs, PruneConfig, Pruned, Subject, masks_of, prune_subject, pruned_before};
 use crate::record::TensorRecord;
 use crate::structured::{Structured, StructuredConfig, structure_subject};
+use crate::sync::locked;
 use crate::text::{Consecutive, Sampling, Windows};
 use candle_core::{DType, Device};
 use keys::{Identity, serialised};
@@ -65,7 +66,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A model on its device, the text that it is calibrated on, and everything expensive that is known of them.
 ///
@@ -455,7 +456,7 @@ impl Lab {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.memory)
     }
 }
 

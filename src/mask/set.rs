@@ -169,7 +169,7 @@ pub(super) fn sha256(results: Option<&Value>, masks: &[(String, Mask)]) -> Strin
         update(&[(rows as u64).to_le_bytes(), (cols as u64).to_le_bytes()].concat());
         update(&mask.to_packed());
     }
-    format!("{:x}", hash.finalize())
+    hex::encode(hash.finalize())
 }
 
 /// The overlap of two sets of masks.

@@ -4,11 +4,12 @@ use super::{DecoderLayer, Model, Rope, Tap, Wanted};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::progress::Stage;
+use crate::sync::locked;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Mutex, MutexGuard, mpsc};
 
 impl Model {
     /// Calls `f` with each layer in turn. On a GPU the next layer is read and uploaded meanwhile, so two are held; on the CPU,
@@ -241,7 +242,7 @@ impl TensorCache {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 }
 

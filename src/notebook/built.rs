@@ -166,7 +166,7 @@ impl Files {
 
     fn key(&self) -> String {
         let digest = Sha256::digest(format!("{:?} {}", self.program, self.inode));
-        digest[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&digest[..6])
     }
 
     /// Returns whether the names are still those of these files.

@@ -10,6 +10,7 @@ use super::output::Stream;
 use super::places;
 use super::printed::{Decoder, Piece};
 use lacuna::display::runtime::{self, Host, Place};
+use lacuna::sync::locked;
 use std::env;
 use std::ffi::{CString, c_void};
 use std::fs::File;
@@ -18,7 +19,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -162,29 +163,25 @@ struct State {
     retyped: Vec<String>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 type CellFunction = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 
 impl Process {
     /// evcxr's next line.
     fn command(&self) -> io::Result<Option<String>> {
         let mut line = String::new();
-        let length = lock(&self.commands).read_line(&mut line)?;
+        let length = locked(&self.commands).read_line(&mut line)?;
         Ok((length > 0).then(|| line.trim_end_matches('\n').to_owned()))
     }
 
     fn answer(&self, line: &str) -> io::Result<()> {
-        lock(&self.answers).write_all(format!("{line}\n").as_bytes())
+        locked(&self.answers).write_all(format!("{line}\n").as_bytes())
     }
 
     fn tell(&self, event: Event) {
         let cell = Some(self.cell.load(Ordering::Relaxed)).filter(|cell| *cell != NO_CELL);
         let line = Message { cell, event }.line();
         // When nobody reads, the session is gone.
-        let _ = lock(&self.events).write_all(&line);
+        let _ = locked(&self.events).write_all(&line);
     }
 
     /// Runs a compiled cell, and tells evcxr and the session how it ended. Returns evcxr's store of variables.
@@ -192,11 +189,11 @@ impl Process {
     /// # Safety
     /// `library` is a cell compiled by evcxr that has `function`; `store` is what the cell before it returned.
     unsafe fn run_cell(&self, library: &str, function: &str, store: *mut c_void) -> io::Result<*mut c_void> {
-        *lock(&self.state) = State::default();
+        *locked(&self.state) = State::default();
         let function = load(library, function)?;
         // SAFETY: the caller's.
         let returned = catch_unwind(AssertUnwindSafe(|| unsafe { function(store) }));
-        let state = std::mem::take(&mut *lock(&self.state));
+        let state = std::mem::take(&mut *locked(&self.state));
         for name in &state.retyped {
             self.answer(&format!("{RETYPED}{name}"))?;
         }
@@ -231,10 +228,10 @@ impl Process {
         let _ = io::stdout().flush();
         // SAFETY: with a null pointer it flushes all streams.
         unsafe { libc::fflush(std::ptr::null_mut()) };
-        let mut drains = lock(&self.drains);
+        let mut drains = locked(&self.drains);
         drains.0 += 1;
         let wanted = drains.0;
-        if lock(&self.wake).write_all(b"!").is_err() {
+        if locked(&self.wake).write_all(b"!").is_err() {
             return;
         }
         let waiting = |drains: &mut (u64, u64)| drains.1 < wanted;
@@ -269,7 +266,7 @@ impl Process {
                 }
             }
             if entries[2].revents != 0 {
-                let wanted = lock(&self.drains).0;
+                let wanted = locked(&self.drains).0;
                 let _ = wakes.read(&mut buffer);
                 for (stream, file, decoder) in &mut streams {
                     // What was in the pipe when the other thread asked; threads that print on must not keep it waiting.
@@ -282,7 +279,7 @@ impl Process {
                     }
                     self.pieces(*stream, decoder.finish());
                 }
-                lock(&self.drains).1 = wanted;
+                locked(&self.drains).1 = wanted;
                 self.drained.notify_all();
             }
         }
@@ -354,13 +351,13 @@ struct Served(Arc<Process>);
 
 impl Host for Served {
     fn begins(&self, number: u64) {
-        lock(&self.0.state).runs = Some(number);
+        locked(&self.0.state).runs = Some(number);
         self.0.cell.store(number, Ordering::Relaxed);
         self.0.tell(Event::Begins);
     }
 
     fn dropped(&self, number: u64) {
-        let mut state = lock(&self.0.state);
+        let mut state = locked(&self.0.state);
         // That of an earlier cell has been replaced.
         if state.runs == Some(number) {
             state.left = true;
@@ -368,7 +365,7 @@ impl Host for Served {
     }
 
     fn panicked(&self) {
-        lock(&self.0.state).panicked = true;
+        locked(&self.0.state).panicked = true;
     }
 
     fn failed(&self, chain: &[String], line: u32) {
@@ -377,7 +374,7 @@ impl Host for Served {
     }
 
     fn retyped(&self, name: &str) {
-        lock(&self.0.state).retyped.push(name.to_owned());
+        locked(&self.0.state).retyped.push(name.to_owned());
     }
 
     fn show(&self, bundle: &[(&str, &str)], place: Place) {
@@ -419,7 +416,7 @@ fn tell_before_the_end() {
                 continue;
             }
             let before = before.assume_init();
-            lock(&BEFORE).push((signal, before));
+            locked(&BEFORE).push((signal, before));
             let mut action = before;
             action.sa_sigaction = on_fault as *const () as libc::sighandler_t;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;

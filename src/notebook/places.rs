@@ -111,8 +111,7 @@ fn stand_in(user: &Path, temporary: &Path) -> Result<PathBuf> {
     if !there.is_dir() || there.uid() != own || there.mode() & 0o022 != 0 {
         bail!("{} is not a directory that only you can write; TMPDIR names another place", ours.display());
     }
-    let key: String =
-        Sha256::digest(user.as_os_str().as_bytes())[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let key: String = hex::encode(&Sha256::digest(user.as_os_str().as_bytes())[..6]);
     Ok(ours.join(key).join("kernel"))
 }
 
@@ -121,7 +120,7 @@ pub(super) fn directory(user: &Path, dependencies: &Path) -> PathBuf {
     let mut hash = Sha256::new();
     hash.update(dependencies.as_os_str().as_encoded_bytes());
     hash.update(env!("CARGO_PKG_VERSION"));
-    let key: String = hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = hex::encode(&hash.finalize()[..6]);
     user.join(key)
 }
 

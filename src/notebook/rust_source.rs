@@ -60,7 +60,7 @@ pub(super) fn lean(library: &Path, cache: &Path) -> Result<PathBuf> {
     let of_core = fs::metadata(&core).with_context(|| format!("cannot read {}", core.display()))?;
     let mut key = Sha256::new_with_prefix(library.as_os_str().as_encoded_bytes());
     key.update(format!("{:?} {} {LEFT_OUT:?} {LEAN}", of_core.modified().ok(), of_core.len()));
-    let key: String = key.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = hex::encode(&key.finalize()[..6]);
     let lean = cache.join(format!("library-{key}"));
     if lean.is_dir() {
         return Ok(lean);

@@ -4,8 +4,9 @@ use super::outcome::Live;
 use super::output::{Stream, without_ansi};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::progress::Transcript;
+use lacuna::sync::locked;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// Standard error may be closed; that is no reason to stop.
@@ -78,7 +79,7 @@ impl Screen {
                 }
             }
             Live::Text(Stream::Stderr, text) => {
-                let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut begun = locked(&self.begun);
                 begun.push_str(text);
                 while let Some(end) = begun.find('\n') {
                     let line: String = begun.drain(..=end).collect();
@@ -99,7 +100,7 @@ impl Screen {
 
     /// The cell is over, as `how` says: a time, `kept`.
     pub(super) fn end(&self, count: usize, name: &Name, how: &str) {
-        let begun = std::mem::take(&mut *self.begun.lock().unwrap_or_else(PoisonError::into_inner));
+        let begun = std::mem::take(&mut *locked(&self.begun));
         if !begun.is_empty() {
             self.line(&begun);
         }

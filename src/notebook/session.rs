@@ -10,6 +10,7 @@ use super::processes;
 use anyhow::{Context, Result, anyhow};
 use evcxr::{CommandContext, CompilationError, EvalCallbacks, EvalContext};
 use lacuna::display::mime;
+use lacuna::sync::locked;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -78,7 +79,7 @@ struct Told {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.told)
     }
 
     /// Takes a line of the process's real standard error.

@@ -119,7 +119,7 @@ fn of_source(directory: &Path) -> Result<String> {
 }
 
 fn short(hash: Sha256) -> String {
-    hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&hash.finalize()[..6])
 }
 
 /// The output of `cargo metadata` about lacuna's dependencies on this platform.

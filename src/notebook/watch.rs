@@ -4,9 +4,10 @@
 use super::processes::{self, end};
 use super::session::Session;
 use lacuna::progress::check_interrupt;
+use lacuna::sync::locked;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The interval at which the thread looks.
@@ -61,7 +62,7 @@ impl Watch {
         std::thread::spawn(move || {
             let mut gone = None;
             while !theirs.over.load(Ordering::Relaxed) {
-                let mut child = process.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut child = locked(&process);
                 let is_dead = matches!(child.try_wait(), Ok(Some(_)));
                 if is_dead {
                     // Its successor has nothing to run yet.
@@ -99,7 +100,7 @@ impl Watch {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Cell> {
-        self.cell.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.cell)
     }
 }
 

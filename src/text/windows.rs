@@ -181,7 +181,7 @@ impl Windows {
         for id in self.ids.iter().flatten() {
             hash.update(id.to_le_bytes());
         }
-        format!("{:x}", hash.finalize())
+        hex::encode(hash.finalize())
     }
 
     /// The windows' entry in a record.

@@ -179,7 +179,7 @@ impl Trainer {
         for name in ["train.txt", "valid.txt", "test.txt"] {
             let path = part(name);
             let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-            hashes.insert(name.to_owned(), format!("{:x}", Sha256::digest(bytes)));
+            hashes.insert(name.to_owned(), hex::encode(Sha256::digest(bytes)));
         }
         let texts = documents(part("train.txt"))?;
         let tokenizer = Tokenizer::train_bpe(&texts, config.vocab_size)?;

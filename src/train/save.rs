@@ -127,7 +127,7 @@ impl Trainer {
     fn fingerprint(&self) -> Result<String> {
         let identity =
             serde_json::to_vec(&(&self.config, &self.corpus)).map_err(|error| Error::file(&self.out, error))?;
-        Ok(format!("{:x}", Sha256::digest(identity)))
+        Ok(hex::encode(Sha256::digest(identity)))
     }
 
     /// Saves weights, moments and the number of steps taken, all or nothing.

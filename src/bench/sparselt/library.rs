@@ -4,7 +4,6 @@ use crate::device::libraries;
 use crate::error::{Error, Problem, Remedy, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
-use std::mem::transmute;
 use std::ptr::NonNull;
 
 /// Major and minor version of the headers that the functions, [`Opaque`] and the numbers here are from.
@@ -41,13 +40,11 @@ macro_rules! library {
         }
 
         impl Library {
-            fn of(library: NonNull<c_void>, version: [c_int; 3]) -> Result<Library, String> {
+            fn of(library: &libloading::os::unix::Library, version: [c_int; 3]) -> Result<Library, libloading::Error> {
                 $(
-                    let name = CStr::from_bytes_with_nul(concat!(stringify!($function), "\0").as_bytes());
-                    let address = libraries::symbol(library, name.unwrap_or_default())?.as_ptr();
                     // SAFETY: in the headers of this version, the function of this name has this signature.
                     #[expect(non_snake_case, reason = "as above")]
-                    let $function = unsafe { transmute::<*mut c_void, $signature>(address) };
+                    let $function = *unsafe { library.get::<$signature>(stringify!($function)) }?;
                 )*
                 Ok(Library { version, $($function,)* })
             }
@@ -125,9 +122,10 @@ impl Library {
             refused("not found", e.remedy(remedy))
         })?;
         let unusable = |problem: String| refused(NAME, problem.into());
-        let address = libraries::symbol(library, c"cusparseLtGetProperty").map_err(unusable)?.as_ptr();
         // SAFETY: all versions have it like this.
-        let property = unsafe { transmute::<*mut c_void, unsafe extern "C" fn(c_int, *mut c_int) -> c_int>(address) };
+        let property =
+            unsafe { library.get::<unsafe extern "C" fn(c_int, *mut c_int) -> c_int>("cusparseLtGetProperty") };
+        let property = property.map_err(|e| unusable(libraries::linker_error(e)))?;
         let mut version = [-1; 3];
         for (which, value) in (0..).zip(&mut version) {
             // SAFETY: 0, 1 and 2 are major version, minor version and patch level; one number is written.
@@ -142,7 +140,7 @@ impl Library {
                 .remedy(format!("use version {}, as CUDA 13's PyTorch does", text(&VERSION)));
             return Err(refused(&text(&version), problem));
         }
-        Library::of(library, version).map_err(unusable)
+        Library::of(&library, version).map_err(|e| unusable(libraries::linker_error(e)))
     }
 
     pub(super) fn succeeded(&self, function: &str, status: c_int) -> Result<()> {

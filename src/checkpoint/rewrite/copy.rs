@@ -6,6 +6,7 @@ use super::{BLOCK_BYTES, MANIFEST, Manifest, OtherFile, Piece, Rewrite, Run};
 use crate::checkpoint::source::{STREAM_BYTES, Source};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::{Progress, Stage};
+use crate::sync::{locked, unlocked};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -69,7 +70,7 @@ struct Meter {
 
 impl Meter {
     fn add(&self, bytes: u64) -> Result<()> {
-        let mut sum = self.bytes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut sum = locked(&self.bytes);
         let shown = *sum >> 20;
         *sum += bytes;
         self.stage.inc((*sum >> 20) - shown)
@@ -153,7 +154,7 @@ impl Rewrite {
         target.copy(source, &self.runs(source, &todo))?;
         let shared = target.shared.into_inner();
 
-        let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let done = unlocked(done);
         let sums: Vec<u32> = done.into_iter().flatten().collect();
         let data = staging.data();
         let others = copy_others(source, out, &data, generated, side_files)?;
@@ -349,7 +350,7 @@ impl Target<'_> {
                         let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
                         if let Err(e) = self.copy_run(source, run, &failed) {
                             // The others will fail because of this one.
-                            error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
+                            locked(&error).get_or_insert(e);
                             failed.store(true, Ordering::Relaxed);
                             return;
                         }
@@ -357,7 +358,7 @@ impl Target<'_> {
                 });
             }
         });
-        error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+        unlocked(error).map_or(Ok(()), Err)
     }
 
     /// Has the file system share whole blocks of the source with the output, where it can and both are equally far into a
@@ -438,7 +439,7 @@ impl Target<'_> {
                 if inside + take == piece.bytes {
                     let sum = std::mem::replace(&mut hasher, crc32fast::Hasher::new()).finalize();
                     self.journal.add(id, sum).map_err(|e| write_error(self.out, "write", e))?;
-                    self.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[id] = Some(sum);
+                    locked(self.done)[id] = Some(sum);
                     self.meter.add(piece.bytes)?;
                     current = pieces.next();
                 }

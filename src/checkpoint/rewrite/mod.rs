@@ -446,7 +446,7 @@ fn identity(source: &dyn Source, files: &[OutputFile], headers: &[Vec<u8>], piec
             }
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hash.finalize())
 }
 
 /// A stretch of the source that is streamed at once, and the pieces that it holds, in order.

@@ -4,7 +4,8 @@ use super::Files;
 use super::links::{OPTIONS, normal};
 use super::math::{escaped, formula};
 use super::shown::{FRAMES_SCRIPT, picture_mime};
-use super::text::{encode_base64, unlink};
+use super::text::unlink;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd, html};
 use std::collections::BTreeSet;
 use std::fs;
@@ -90,7 +91,7 @@ fn data_uri(target: &str, files: &Files, out: &Path) -> Option<String> {
         // The directory may not be there yet, so that `..` leads nowhere.
         None => fs::read(normal(&out.join(&path))).ok()?,
     };
-    Some(format!("data:{mime};base64,{}", encode_base64(&bytes)))
+    Some(format!("data:{mime};base64,{}", BASE64_STANDARD.encode(&bytes)))
 }
 
 /// Gives headings the ids that links within the text use: GitHub's (`#two-of-four`), and beside it Jupyter's

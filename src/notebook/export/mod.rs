@@ -21,6 +21,7 @@ use super::document::{CellKind, Document};
 use super::outcome::Outcome;
 use super::output::{Bundle, Output, Stream, without_ansi};
 use anyhow::Result;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use lacuna::display::mime;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -194,7 +195,7 @@ fn sources_sha256(document: &Document) -> String {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hash.finalize())
 }
 
 #[derive(Default)]
@@ -420,7 +421,7 @@ impl Report<'_> {
             };
             self.values += 1;
             let name = format!("{}/value_{}.{extension}", plots_directory(self.stem), self.values);
-            let uri = format!("data:{mime};base64,{}", text::encode_base64(&bytes));
+            let uri = format!("data:{mime};base64,{}", BASE64_STANDARD.encode(&bytes));
             let page = match player {
                 Some(player) => format!("<p><{player} controls src=\"{uri}\"></{player}></p>"),
                 None => format!("<p><a download=\"value.{extension}\" href=\"{uri}\">The value as {mime}</a></p>"),

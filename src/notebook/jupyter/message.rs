@@ -61,23 +61,13 @@ impl Connection {
 
     /// The signature of the parts in hexadecimal; empty without a key.
     fn sign(&self, parts: &[Vec<u8>]) -> String {
-        self.key().map(|key| hexadecimal(hmac::sign(&key, &parts.concat()).as_ref())).unwrap_or_default()
+        self.key().map(|key| hex::encode(hmac::sign(&key, &parts.concat()))).unwrap_or_default()
     }
 
     fn is_signed(&self, parts: &[Vec<u8>], signature: &[u8]) -> bool {
-        self.key().is_none_or(|key| {
-            from_hexadecimal(signature).is_some_and(|tag| hmac::verify(&key, &parts.concat(), &tag).is_ok())
-        })
+        self.key()
+            .is_none_or(|key| hex::decode(signature).is_ok_and(|tag| hmac::verify(&key, &parts.concat(), &tag).is_ok()))
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hexadecimal(text: &[u8]) -> Option<Vec<u8>> {
-    let digit = |c: u8| char::from(c).to_digit(16).map(|digit| digit as u8);
-    text.chunks(2).map(|pair| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?)).collect()
 }
 
 /// A message from a client.
@@ -164,7 +154,7 @@ fn signed(kind: &str, parent: &Value, session: &str, content: &Value, connection
 pub(super) fn random_id() -> String {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);
-    hexadecimal(&bytes)
+    hex::encode(bytes)
 }
 
 /// ISO 8601 in UTC.

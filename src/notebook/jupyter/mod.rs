@@ -19,13 +19,14 @@ use super::session::{Audience, Session};
 use super::watch::{Phase, Watch};
 use anyhow::Result;
 use lacuna::progress::Transcript;
+use lacuna::sync::locked;
 use message::{Connection, PROTOCOL, Request};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use wire::{Frames, Peer, Socket, SocketKind};
 
@@ -152,10 +153,6 @@ struct Text {
 /// A request for the main thread.
 type Task = (Peer, Request);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Kernel {
     fn publish(&self, kind: &str, parent: &Value, content: &Value) {
         self.iopub.publish(&message::broadcast(kind, parent, &self.id, content, &self.connection));
@@ -224,7 +221,7 @@ impl Kernel {
 
     fn shut_down(&self, peer: &Peer, request: &Request) {
         if let Some(process) = self.process.get() {
-            end(&mut lock(process));
+            end(&mut locked(process));
         }
         processes::end_compilation();
         let restart = request.content["restart"].as_bool().unwrap_or(false);
@@ -258,9 +255,9 @@ impl Kernel {
                 ("execute_request", _) if is_aborted => json!({"status": "aborted"}),
                 ("execute_request", session) => {
                     let may_ask = request.content["allow_stdin"].as_bool().unwrap_or(true);
-                    *lock(&self.asking) = may_ask.then(|| (peer.clone(), request.clone()));
+                    *locked(&self.asking) = may_ask.then(|| (peer.clone(), request.clone()));
                     let content = self.execute(session, &request, &mut count);
-                    *lock(&self.asking) = None;
+                    *locked(&self.asking) = None;
                     content
                 }
                 ("complete_request", Ok(session)) => complete::completions(session, &request),
@@ -301,7 +298,7 @@ impl Kernel {
             let input = json!({"code": request.code(), "execution_count": *count});
             self.publish("execute_input", &request.header, &input);
         }
-        *lock(&self.text) = Text { parent: request.header.clone(), ..Text::default() };
+        *locked(&self.text) = Text { parent: request.header.clone(), ..Text::default() };
         let outcome = match session {
             Ok(session) => self.run(session, request.code()),
             Err(error) => Err(CellError { kind: ErrorKind::Died, message: error.clone() }),
@@ -373,9 +370,9 @@ impl Kernel {
 
     /// Asks the client that sent the cell, and waits for its answer, or for the end of the cell's process.
     fn ask(&self, prompt: &str, is_secret: bool) -> Option<String> {
-        let (peer, request) = lock(&self.asking).clone()?;
+        let (peer, request) = locked(&self.asking).clone()?;
         let client = self.stdin.peer(peer.identity())?;
-        let answers = lock(&self.answers);
+        let answers = locked(&self.answers);
         // To a question that was given up.
         answers.try_iter().for_each(drop);
         self.send_text();
@@ -389,7 +386,7 @@ impl Kernel {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let is_over = |process: &Arc<Mutex<Child>>| matches!(lock(process).try_wait(), Ok(Some(_)));
+                    let is_over = |process: &Arc<Mutex<Child>>| matches!(locked(process).try_wait(), Ok(Some(_)));
                     if self.process.get().is_none_or(is_over) {
                         return None;
                     }
@@ -401,7 +398,7 @@ impl Kernel {
 
     /// Sends progress and values of a cell as they come, and gathers its text, which is sent once there is much of it.
     fn live(&self, live: Live<'_>) {
-        let mut text = lock(&self.text);
+        let mut text = locked(&self.text);
         match live {
             Live::Progress(line) => {
                 text.progress.add(line);
@@ -433,7 +430,7 @@ impl Kernel {
 
     /// Sends the part of a long text that was held back while it was printed: its end, and a word on the omission.
     fn rest(&self, outcome: &Outcome) {
-        let mut text = lock(&self.text);
+        let mut text = locked(&self.text);
         for stream in [Stream::Stdout, Stream::Stderr] {
             let all = outcome.text(stream);
             if let Some(rest) = all.get(text.shown[stream as usize]..).filter(|rest| !rest.is_empty()) {
@@ -443,7 +440,7 @@ impl Kernel {
     }
 
     fn send_text(&self) {
-        self.send(&mut lock(&self.text));
+        self.send(&mut locked(&self.text));
     }
 
     /// Sends under the lock, so that parts keep their order.

@@ -12,9 +12,10 @@
 
 use super::frame::{COMMAND, MORE, property, push_frame, read_frame};
 use anyhow::{Context, Result, bail};
+use lacuna::sync::locked;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A message is a list of frames.
@@ -53,10 +54,6 @@ struct PeerState {
     topics: Mutex<Vec<Vec<u8>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Peer {
     /// Sends one message.
     pub(super) fn send(&self, frames: &[Vec<u8>]) -> io::Result<()> {
@@ -69,7 +66,7 @@ impl Peer {
 
     /// A client that got half a message could not read the next one, so a failure is the end of the connection.
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut stream = lock(&self.0.stream);
+        let mut stream = locked(&self.0.stream);
         let written = stream.write_all(bytes);
         if written.is_err() {
             let _ = stream.shutdown(Shutdown::Both);
@@ -84,15 +81,15 @@ impl Peer {
 
     fn wants(&self, frames: &[Vec<u8>]) -> bool {
         let first = frames.first().map_or(&[][..], Vec::as_slice);
-        lock(&self.0.topics).iter().any(|topic| first.starts_with(topic))
+        locked(&self.0.topics).iter().any(|topic| first.starts_with(topic))
     }
 
     fn subscribe(&self, topic: &[u8]) {
-        lock(&self.0.topics).push(topic.to_vec());
+        locked(&self.0.topics).push(topic.to_vec());
     }
 
     fn unsubscribe(&self, topic: &[u8]) {
-        let mut topics = lock(&self.0.topics);
+        let mut topics = locked(&self.0.topics);
         if let Some(at) = topics.iter().position(|known| known == topic) {
             topics.swap_remove(at);
         }
@@ -131,14 +128,14 @@ impl Socket {
 
     /// The connection of the client that calls itself `identity`; the only one there is, if it has no name.
     pub(super) fn peer(&self, identity: &[u8]) -> Option<Peer> {
-        let peers = lock(&self.peers);
+        let peers = locked(&self.peers);
         let named = peers.iter().rev().find(|peer| peer.identity() == identity && !identity.is_empty());
         named.or_else(|| peers.last().filter(|_| peers.len() == 1)).cloned()
     }
 
     /// Sends to every client that has subscribed; those that are gone are forgotten.
     pub(super) fn publish(&self, frames: &[Vec<u8>]) {
-        lock(&self.peers).retain(|peer| !peer.wants(frames) || peer.send(frames).is_ok());
+        locked(&self.peers).retain(|peer| !peer.wants(frames) || peer.send(frames).is_ok());
     }
 }
 
@@ -153,9 +150,9 @@ fn serve(
     let identity = shake_hands(&mut stream, kind)?;
     let peer =
         Peer(Arc::new(PeerState { stream: Mutex::new(stream.try_clone()?), identity, topics: Mutex::default() }));
-    lock(peers).push(peer.clone());
+    locked(peers).push(peer.clone());
     let ended = receive(&mut stream, kind, &peer, on_message);
-    lock(peers).retain(|other| !Arc::ptr_eq(&other.0, &peer.0));
+    locked(peers).retain(|other| !Arc::ptr_eq(&other.0, &peer.0));
     ended
 }
 
@@ -307,7 +304,7 @@ mod tests {
         }
         let [_stalled, mut reader] = clients;
         let started = std::time::Instant::now();
-        while lock(&socket.peers).iter().filter(|peer| peer.wants(&[])).count() < 2 {
+        while locked(&socket.peers).iter().filter(|peer| peer.wants(&[])).count() < 2 {
             assert!(started.elapsed() < Duration::from_secs(10));
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -317,6 +314,6 @@ mod tests {
         }
         let (everything, _reader) = reading.join().unwrap();
         assert!(everything, "the other client gets everything");
-        assert_eq!(lock(&socket.peers).len(), 1);
+        assert_eq!(locked(&socket.peers).len(), 1);
     }
 }

@@ -1,8 +1,8 @@
 //! Pictures of any kind, for reports and notebook cells.
 
-use super::bitmap::base64;
 use crate::error::Result;
 use crate::rich::{Bundle, Rich, mime};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use std::fmt::Debug;
 
 /// A picture that a report can hold: [`Report::plot`](super::Report::plot) takes any.
@@ -31,7 +31,11 @@ impl Rich for dyn Figure {
 
 /// The representations of a picture in a notebook, by MIME type.
 pub(super) fn bundle(figure: &dyn Figure) -> Result<Bundle> {
-    Ok(vec![(mime::PLAIN, figure.summary()), (mime::SVG, figure.svg()?), (mime::PNG, base64(&figure.png()?))])
+    Ok(vec![
+        (mime::PLAIN, figure.summary()),
+        (mime::SVG, figure.svg()?),
+        (mime::PNG, BASE64_STANDARD.encode(figure.png()?)),
+    ])
 }
 
 /// Makes [`Figure`]s of types that have its methods as their own, and shows them in cells.
