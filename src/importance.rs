@@ -3,8 +3,10 @@
 use crate::calibrate::Statistics;
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
+use crate::model::Linear;
 pub use crate::settings::Method;
 
+use candle_core::{DType, Device};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -155,6 +157,21 @@ impl<'a> Scorer<'a> {
                 spot_damage(weights, scores);
             }
         }
+    }
+}
+
+impl Linear {
+    /// Scores `(out, in)` of its weights, row-major, by `method` with what is known of its inputs and of the loss. Random scores
+    /// are those of seed 0.
+    ///
+    /// # Errors
+    /// As [`Scorer::new`].
+    pub fn scores(&self, method: Method, statistics: &Statistics, gradients: Option<&Gradients>) -> Result<Vec<f32>> {
+        let weights: Vec<f32> = self.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let norms = statistics.column_norms(&self.name);
+        let gradient = gradients.map(|gradients| gradients.get(&self.name)).transpose()?.flatten();
+        let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed: 0 };
+        Ok(Scorer::new(method, &self.name, &weights, self.shape()?, inputs)?.scores())
     }
 }
 

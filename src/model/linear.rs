@@ -16,6 +16,14 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// `(out, in)` of the weight.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Compute`] when the weight is no matrix.
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        Ok(self.weight.dims2()?)
+    }
+
     /// `(.., in) -> (.., out)`
     ///
     /// # Errors
