@@ -26,8 +26,8 @@ fn main() -> Result<()> {
     let [model, train, test] = <[String; 3]>::try_from(args).unwrap_or(committed);
     let opened = |cache: &Path| -> Result<(Lab, Windows)> {
         let lab = Lab::open_on(&model, DType::F32, &Device::Cpu, Cache::at(cache, 10 << 30))?;
-        let lab = lab.with_progress(Progress::Hidden).calibrate_on(&train, CALIBRATION, SEQLEN, 0)?;
-        let test = lab.windows(&test, Some(EVALUATION), SEQLEN)?;
+        let lab = lab.with_progress(Progress::Hidden).calibrate_on(&train, Sampling::new(CALIBRATION, SEQLEN))?;
+        let test = lab.windows(&test, Consecutive::of(SEQLEN).first(EVALUATION))?;
         Ok((lab, test))
     };
     println!("{CALIBRATION} calibration and {EVALUATION} evaluation windows of {SEQLEN} tokens; seconds");
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
         let cache = tempfile::tempdir().map_err(Error::io("create", "a temporary directory"))?;
         let evaluate = |lab: &Lab, test: &Windows, sparsity: f64| -> Result<(f64, f64)> {
             let started = Instant::now();
-            let config = lab.config(method, sparsity).propagating(propagate);
+            let config = PruneConfig::one_shot(method, sparsity).propagating(propagate);
             let perplexity = lab.evaluate(&config, test)?.perplexity;
             Ok((started.elapsed().as_secs_f64(), perplexity))
         };

@@ -18,7 +18,7 @@ use lacuna::importance::{Inputs, Method, Scorer};
 use lacuna::mask::{Criterion, Mask, Pattern, Per, Ties, select_levels};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
-use lacuna::text::Windows;
+use lacuna::text::{Sampling, Windows};
 use median::median;
 use std::path::Path;
 use std::process::Command;
@@ -61,7 +61,7 @@ fn main() -> lacuna::Result<()> {
         return Ok(());
     };
     let model = Model::open(&Checkpoint::open(dir)?, DType::F32, &Device::Cpu)?;
-    let windows = Windows::calibration(calib, None, 16, 512, 0)?;
+    let windows = Windows::calibration(calib, None, Sampling::new(16, 512))?;
 
     let (mut plain, mut wanda, mut statistics) = (Vec::new(), Vec::new(), None);
     for _ in 0..PASSES {

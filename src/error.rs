@@ -272,9 +272,10 @@ macro_rules! listed {
 }
 pub(crate) use listed;
 
-/// Gives an enum of choices the names that users write, for printing and parsing, and a list of them.
+/// Gives an enum of choices the names that users write, for printing and parsing, and a list of them. Other names of a choice, which
+/// are read and never written, stand behind its own.
 macro_rules! named {
-    ($type:ident, $what:literal, $($variant:ident => $name:literal),+ $(,)?) => {
+    ($type:ident, $what:literal, $($variant:ident => $name:literal $(| $alias:literal)*),+ $(,)?) => {
         $crate::error::listed!($type, $($variant),+);
 
         impl $type {
@@ -295,7 +296,7 @@ macro_rules! named {
 
             fn from_str(text: &str) -> $crate::error::Result<Self> {
                 match text {
-                    $($name => Ok($type::$variant),)+
+                    $($name $(| $alias)* => Ok($type::$variant),)+
                     _ => Err($crate::error::Error::argument($what, text, concat!("must be one of", $(" ", $name),+))),
                 }
             }

@@ -4,12 +4,12 @@ use crate::error::{Error, Remedy, Result};
 use crate::model::{KvCache, Model, Wanted};
 use crate::progress::check_interrupt;
 use crate::text::{Bos, BosRecord, Encoder, Tokenizer};
-use candle_core::{Device, Tensor};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use candle_core::Device;
+use candle_transformers::generation::{LogitsProcessor, Sampling};
+use serde::Serialize;
 
 /// Settings of generation; the names are those of Hugging Face's `generate`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct GenerateConfig {
     /// Tokens to add at most; generation ends earlier at an `eos_token_id` of
     /// `generation_config.json`, or of `config.json` where that has none.
@@ -18,7 +18,7 @@ pub struct GenerateConfig {
     pub temperature: f64,
     /// Draws from the smallest set of tokens with this total probability; in `(0, 1]`.
     pub top_p: f64,
-    /// Seed of the draws.
+    /// Seed of the draws, which candle-transformers' `LogitsProcessor` makes: the same on every machine.
     pub seed: u64,
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn continue_until(
     let head = model.head()?;
     let ends = model.end_tokens()?;
     let mut caches = vec![KvCache::default(); layers.len()];
-    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+    let mut sampler = sampler(config);
     let mut next = ids.clone();
     for _ in 0..config.max_new_tokens {
         check_interrupt()?;
@@ -96,7 +96,8 @@ pub(crate) fn continue_until(
             }
         }
         let last = x.narrow(1, x.dims()[1] - 1, 1)?.squeeze(0)?;
-        let id = choose(&head.logits(&last)?, config, &mut rng)?;
+        let logits = head.logits(&last)?.to_device(&Device::Cpu)?.flatten_all()?;
+        let id = sampler.sample(&logits).map_err(Error::compute("choosing a token by its probability"))?;
         if ends.contains(&id) {
             break;
         }
@@ -113,29 +114,9 @@ pub(crate) fn continue_until(
     tokenizer.decode(&ids[prompt_len..])
 }
 
-fn choose(logits: &Tensor, config: &GenerateConfig, rng: &mut ChaCha8Rng) -> Result<u32> {
-    let logits: Vec<f32> = logits.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
-    if config.temperature == 0.0 {
-        return Ok(order[0]);
-    }
-    let max = f64::from(logits[order[0] as usize]);
-    let weight = |id: u32| ((f64::from(logits[id as usize]) - max) / config.temperature).exp();
-    let total: f64 = order.iter().map(|&id| weight(id)).sum();
-    let mut sum = 0.0;
-    let nucleus = order.iter().take_while(|&&id| {
-        let inside = sum < config.top_p * total;
-        sum += weight(id);
-        inside
-    });
-    let nucleus: Vec<u32> = nucleus.copied().collect();
-    let mut left = rng.random::<f64>() * nucleus.iter().map(|&id| weight(id)).sum::<f64>();
-    for &id in &nucleus {
-        left -= weight(id);
-        if left <= 0.0 {
-            return Ok(id);
-        }
-    }
-    Ok(nucleus[nucleus.len() - 1])
+/// candle-transformers' sampler with these settings.
+fn sampler(config: &GenerateConfig) -> LogitsProcessor {
+    let &GenerateConfig { temperature, top_p, seed, .. } = config;
+    let sampling = if temperature == 0.0 { Sampling::ArgMax } else { Sampling::TopP { p: top_p, temperature } };
+    LogitsProcessor::from_sampling(seed, sampling)
 }

@@ -3,8 +3,9 @@
 use crate::calibrate::Statistics;
 use crate::error::{Error, Remedy, Result};
 use crate::gradients::Gradients;
+use crate::model::Linear;
 pub use crate::settings::Method;
-
+use candle_core::{DType, Device};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -155,6 +156,24 @@ impl<'a> Scorer<'a> {
                 spot_damage(weights, scores);
             }
         }
+    }
+}
+
+impl Linear {
+    /// Scores of its weights by `method`, `(out, in)`, row-major. Metrics that read statistics or gradients take them from
+    /// `statistics` and `gradients`; random scores have seed 0.
+    ///
+    /// # Errors
+    /// As [`Scorer::new`], and [`Error::Compute`] when the weight cannot be read.
+    pub fn scores(
+        &self,
+        method: Method,
+        statistics: Option<&Statistics>,
+        gradients: Option<&Gradients>,
+    ) -> Result<Vec<f32>> {
+        let weights: Vec<f32> = self.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let evidence = Evidence::of(&self.name, method, statistics, gradients, 0)?;
+        Ok(evidence.scorer(&self.name, &weights, self.shape()?)?.scores())
     }
 }
 

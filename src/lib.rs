@@ -27,6 +27,9 @@ pub mod error;
 mod exact_json;
 mod files;
 pub mod format;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod model;
 pub mod prelude;
 pub mod progress;
@@ -36,6 +39,9 @@ pub mod record;
 mod rich;
 mod scratch;
 pub mod settings;
+#[cfg(test)]
+#[path = "../tests/common/skip.rs"]
+mod skip;
 pub mod stats;
 #[doc(hidden)]
 pub mod sync;

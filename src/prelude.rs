@@ -28,7 +28,7 @@ pub use crate::report::{Format, HeatMap, Plot, Report, Table};
 pub use crate::report::{read_records, write_record};
 pub use crate::stats::{Bootstrap, Interval, Score};
 pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};
-pub use crate::text::{Bos, Tokenizer, Windows};
+pub use crate::text::{Bos, Consecutive, Sampling, Tokenizer, Windows};
 pub use candle_core::{DType, Device, Tensor};
 #[cfg(feature = "report")]
 pub use polars::{

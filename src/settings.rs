@@ -544,13 +544,13 @@ impl FromStr for Dsnot {
 /// The inputs of a layer during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Propagate {
-    /// The outputs of the pruned layers before it, as in the reference implementations.
+    /// The outputs of the pruned layers before it, as in the reference implementations: sequential calibration.
     Pruned,
-    /// The outputs of the dense layers before it: one forward pass serves every method and ratio.
+    /// The outputs of the dense layers before it, one-shot calibration: one forward pass serves every method and ratio.
     Dense,
 }
 
-crate::error::named!(Propagate, "propagate", Pruned => "pruned", Dense => "dense");
+crate::error::named!(Propagate, "propagate", Pruned => "pruned" | "sequential", Dense => "dense" | "one-shot");
 
 /// A unit that is pruned as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

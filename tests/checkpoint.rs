@@ -3,6 +3,7 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
+use common::skip::skipped_without;
 use common::{assert_says, file_of, fingerprint, index_of, names, safetensors, two_shards};
 use lacuna::checkpoint::{Checkpoint, CheckpointWriter, plan_shards};
 use proptest::prelude::*;
@@ -326,7 +327,8 @@ fn an_unfinished_output_leaves_nothing() {
 struct Tmpfs(tempfile::TempDir);
 
 impl Tmpfs {
-    /// `None`, with a message, where this user may not mount.
+    /// `None`, and the test is skipped, where this user may not mount.
+    #[track_caller]
     fn new(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mount = std::process::Command::new("mount")
@@ -336,7 +338,7 @@ impl Tmpfs {
         if mount.is_ok_and(|output| output.status.success()) {
             return Some(Self(dir));
         }
-        eprintln!("skipped: this user may not mount a tmpfs");
+        skipped_without("the right to mount a tmpfs");
         None
     }
 }

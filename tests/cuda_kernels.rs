@@ -2,6 +2,8 @@
 //! several orders.
 
 mod cuda;
+#[path = "common/skip.rs"]
+mod skip;
 
 use cuda::{Buffer, Kernel, SEEDS, available};
 use half::{bf16, f16};
@@ -9,7 +11,6 @@ use lacuna::bench::{shape, twin};
 use lacuna::mask::{Mask, Pattern};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::process::Command;
 
 trait Element: Copy {
     const NAME: &'static str;
@@ -732,28 +733,5 @@ fn a_missing_barrier_shows() {
         assert!(error("wrong::barrier_for_some", seed).contains("5 of 64 threads wait at the barrier of line"));
         assert!(error("wrong::different_barriers", seed).contains("threads wait at the barriers of line"));
         assert!(error("wrong::ballot_for_some", seed).contains("wait for lanes of their warp"));
-    }
-}
-
-/// Run by the test after it, in a process of its own.
-#[test]
-#[ignore = "ends the process"]
-fn touches_what_is_not_its_own() {
-    let out = Buffer::<u32>::new(&[0; 64]);
-    let name = std::env::var("LACUNA_WRONG_KERNEL").unwrap();
-    kernel(&name, 1, 64).run(0, &[out.arg()]);
-}
-
-#[test]
-fn touching_what_is_not_its_own_ends_the_process() {
-    use std::os::unix::process::ExitStatusExt;
-    if !available() {
-        return;
-    }
-    for name in ["wrong::beyond_shared", "wrong::beyond_buffer"] {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "touches_what_is_not_its_own", "--ignored", "--test-threads=1"]);
-        let output = command.env("LACUNA_WRONG_KERNEL", name).output().unwrap();
-        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{name}: {output:?}");
     }
 }

@@ -9,7 +9,7 @@ use lacuna::experts::{ExpertLayout, Locality, Part, Parts};
 use lacuna::generate::{GenerateConfig, generate};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
-use lacuna::text::{Tokenizer, Windows, documents, ngram_perplexity};
+use lacuna::text::{Consecutive, Tokenizer, Windows, documents, ngram_perplexity};
 use lacuna::train::TrainRecord;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
@@ -104,7 +104,8 @@ fn models_have_learnt_what_they_say() {
         }
         let tokenizer = Tokenizer::open(data(model)).unwrap();
         let seqlen = record.training.seqlen;
-        let windows = |part: &str| Windows::evaluation(corpus(part), Some(&tokenizer), None, seqlen).unwrap();
+        let windows =
+            |part: &str| Windows::evaluation(corpus(part), Some(&tokenizer), Consecutive::of(seqlen)).unwrap();
         let (valid, test) = (windows("valid.txt"), windows("test.txt"));
         let train = tokenizer.encode_documents(&train).unwrap();
         let ngram = ngram_perplexity(&train, &valid, &test, tokenizer.vocab_size()).unwrap();
@@ -368,7 +369,11 @@ fn continuations_are_readable() {
 
 /// The tokens and the weights in f32, as candle reads them.
 fn candles(model: &str) -> (Vec<u32>, VarBuilder<'static>, String) {
-    let ids = Windows::evaluation(corpus("test.txt"), Some(&Tokenizer::open(data(model)).unwrap()), Some(1), 256);
+    let ids = Windows::evaluation(
+        corpus("test.txt"),
+        Some(&Tokenizer::open(data(model)).unwrap()),
+        Consecutive::of(256).first(1),
+    );
     let mut tensors = HashMap::new();
     for shard in Checkpoint::open(data(model)).unwrap().shards() {
         tensors.extend(candle_core::safetensors::load(shard, &Device::Cpu).unwrap());

@@ -15,7 +15,7 @@ use lacuna::progress::Progress;
 use lacuna::record::{ModelRecord, Record};
 use lacuna::report::{MaskMap, Plot, Report, Table};
 use lacuna::stats::{Interval, Score};
-use lacuna::text::{Bos, BosRecord, Windows};
+use lacuna::text::{Bos, BosRecord, Consecutive, Windows};
 use lacuna::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -101,7 +101,7 @@ fn models_and_checkpoints() -> Result<()> {
     insta::assert_snapshot!("model", shown(&model));
     assert!(bundle(&model.resident()?)[mime::PLAIN].contains("in memory"));
     insta::assert_snapshot!("checkpoint", shown(&Checkpoint::open(format!("{DATA}/tiny-mixtral"))?));
-    let windows = Windows::evaluation(format!("{DATA}/tiny-mixtral/tokens.json"), None, Some(4), 64)?;
+    let windows = Windows::evaluation(format!("{DATA}/tiny-mixtral/tokens.json"), None, Consecutive::of(64).first(4))?;
     insta::assert_snapshot!("windows", shown(&windows));
     let statistics = calibrate(&model, &windows, Progress::Hidden)?;
     let of = bundle(&statistics);
@@ -257,7 +257,7 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
     let checkpoint = Checkpoint::open(&spec)?;
     let model = Model::open(&checkpoint, DType::F32, &Device::Cpu)?;
     let tokenizer = model.tokenizer()?;
-    let windows = Windows::calibration(format!("{root}/corpus/train.txt"), Some(&tokenizer), 2, 32, 0)?;
+    let windows = Windows::calibration(format!("{root}/corpus/train.txt"), Some(&tokenizer), Sampling::new(2, 32))?;
     assert!(one(&model).starts_with("Model(tiny-llama: Llama, "));
     let cache = tempfile::tempdir().unwrap();
     let lab = Lab::open_on(&spec, DType::F32, &Device::Cpu, Cache::at(cache.path(), 1 << 30))?;

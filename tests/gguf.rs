@@ -243,6 +243,9 @@ fn what_cannot_be_imported_is_refused_by_name_and_leaves_nothing() {
     refused(llama().with("llama.rope.dimension_count", Value::U32(8)), &["llama.rope.dimension_count", "16"]);
     refused(llama().with("llama.attention.head_count", Value::U32(0)), &["llama.attention.head_count", "positive"]);
     refused(llama().with("llama.block_count", string("many")), &["llama.block_count", "one number"]);
+    // The first ended the process, the second took all memory.
+    refused(llama().with("general.alignment", Value::U32(0)), &["`general.alignment` is 0", "download"]);
+    refused(llama().with("llama.block_count", Value::I32(i32::MAX)), &["2147483647 layers", "damaged"]);
     refused(llama().with("tokenizer.ggml.merges", Value::Array(vec![string("no such")])), &["no tokenizer"]);
     refused(llama().with("tokenizer.ggml.bos_token_id", Value::U32(99_999)), &["bos", "99999"]);
     refused(llama().without("llama.embedding_length"), &["llama.embedding_length", "missing"]);
@@ -350,6 +353,11 @@ fn what_is_no_gguf_or_of_a_type_that_is_not_read_is_named() {
         assert_says(&error, &[&format!("`{name}`"), called, "1 of ", "llama-quantize"]);
         assert!(!error.contains("backtrace") && !error.contains('\n'), "{error}");
     }
+    // Dimensions whose product overflows.
+    let mut changed = bytes.clone();
+    let at = bytes.windows(17).position(|window| window == b"token_embd.weight").unwrap() + 17 + 4;
+    changed[at..at + 16].copy_from_slice(&[1u64 << 32; 2].map(u64::to_le_bytes).concat());
+    assert_says(refused(&changed), &["`token_embd.weight`", "[4294967296, 4294967296] is not possible"]);
     // Cut anywhere, it is refused, and at once.
     for cut in (0..bytes.len()).step_by(997) {
         assert!(refused(&bytes[..cut]).contains("model.gguf"), "{cut}");

@@ -4,13 +4,12 @@
 mod random;
 
 use candle_core::{DType, Device, Tensor, Var};
-use lacuna::Error;
 use lacuna::checkpoint::Checkpoint;
 use lacuna::evaluate::evaluate;
 use lacuna::gradients::{Accumulate, Gradients, gradients};
 use lacuna::model::Model;
-use lacuna::progress::{Progress, interrupt};
-use lacuna::text::Windows;
+use lacuna::progress::Progress;
+use lacuna::text::{Consecutive, Windows};
 use random::with;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -107,7 +106,7 @@ fn fixtures_of_every_mixture_equal_whole_model_autograd() {
         let dir = format!("{DATA}/tiny-{name}");
         let model = Model::open(&Checkpoint::open(&dir).unwrap(), DType::F32, &CPU).unwrap();
         let tokens = if name == "gpt-oss-mxfp4" { format!("{dir}/../tiny-gpt-oss-f32") } else { dir };
-        let windows = Windows::evaluation(format!("{tokens}/tokens.json"), None, Some(3), 40).unwrap();
+        let windows = Windows::evaluation(format!("{tokens}/tokens.json"), None, Consecutive::of(40).first(3)).unwrap();
         check_against_whole_model(name, &model, &windows, 1e-5);
     }
 }
@@ -240,7 +239,7 @@ fn bad_input_is_refused_with_layer_and_window() {
     let (model, _dir) = family(&random::llama(), 9);
     let run = |model: &Model, ids: Vec<Vec<u32>>| {
         let error = gradients(model, &windows(ids), Accumulate::Sum, Progress::Hidden).unwrap_err();
-        (matches!(error, Error::Argument { .. }), error.to_string())
+        (matches!(error, lacuna::Error::Argument { .. }), error.to_string())
     };
     let good = || vec![vec![1, 2, 3], vec![4, 5, 6]];
     for (ids, problem) in [
@@ -274,22 +273,4 @@ fn bad_input_is_refused_with_layer_and_window() {
         let (argument, error) = run(&damaged(name, row), good());
         assert!(!argument && expected.iter().all(|part| error.contains(part)), "{name}: {error}");
     }
-}
-
-/// In a process of its own, as nothing takes an interruption back.
-#[test]
-#[ignore = "run by the test below"]
-fn interrupted() {
-    let (model, _dir) = family(&random::llama(), 9);
-    interrupt();
-    let error = gradients(&model, &random_windows(1, 8, 0), Accumulate::Sum, Progress::Hidden).unwrap_err();
-    assert!(matches!(error, Error::Interrupted), "{error}");
-}
-
-#[test]
-fn an_interruption_ends_it() {
-    let test = std::env::current_exe().unwrap();
-    let output = std::process::Command::new(test).args(["--exact", "interrupted", "--ignored"]).output().unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
 }

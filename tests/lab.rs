@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use lacuna::cache::{Cache, CachedResult, Collect, Uses};
 use lacuna::display::Rich;
 use lacuna::dsnot::Dsnot;
+use lacuna::evaluate::GenerationConfig;
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::lab::Lab;
 use lacuna::lab::Stage;
@@ -13,8 +14,8 @@ use lacuna::prune::apply;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -28,7 +29,7 @@ fn train() -> String {
 
 fn lab_of(model: &str, cache: Cache) -> Lab {
     let lab = Lab::open_on(model, DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
-    lab.calibrate_on(train(), 4, 64, 0).unwrap()
+    lab.calibrate_on(train(), Sampling::new(4, 64)).unwrap()
 }
 
 fn lab_within(bytes: u64, cache: Cache) -> Lab {
@@ -41,11 +42,7 @@ fn lab(cache: &Path) -> Lab {
 }
 
 fn test_windows(lab: &Lab) -> Windows {
-    lab.windows(format!("{ROOT}/data/corpus/test.txt"), Some(3), 64).unwrap()
-}
-
-fn dense(method: Method, sparsity: f64) -> PruneConfig {
-    PruneConfig::new(method, sparsity).propagating(Propagate::Dense)
+    lab.windows(format!("{ROOT}/data/corpus/test.txt"), Consecutive::of(64).first(3)).unwrap()
 }
 
 fn uses(lab: &Lab, stage: &str) -> [u64; 3] {
@@ -92,14 +89,17 @@ fn flip(path: &Path, at: usize) {
 
 fn configs() -> Vec<PruneConfig> {
     vec![
-        dense(Method::Wanda, 0.5),
+        PruneConfig::one_shot(Method::Wanda, 0.5),
         PruneConfig::new(Method::Wanda, 0.5),
         PruneConfig { propagate: Propagate::Dense, ..PruneConfig::n_of_m(Method::Wanda, 2, 4) },
-        dense(Method::Taylor, 0.4).with_allocation(Allocation::Global),
-        dense(Method::Ria, 0.6).with_allocation(Allocation::Owl(Owl::default())),
-        PruneConfig { refine: Some(Dsnot::default()), ..dense(Method::Wanda, 0.5) },
-        PruneConfig { rules: vec!["*.down_proj=skip".parse().unwrap()], ..dense(Method::Magnitude, 0.5) },
-        dense(Method::SparseGpt, 0.5),
+        PruneConfig::one_shot(Method::Taylor, 0.4).with_allocation(Allocation::Global),
+        PruneConfig::one_shot(Method::Ria, 0.6).with_allocation(Allocation::Owl(Owl::default())),
+        PruneConfig { refine: Some(Dsnot::default()), ..PruneConfig::one_shot(Method::Wanda, 0.5) },
+        PruneConfig {
+            rules: vec!["*.down_proj=skip".parse().unwrap()],
+            ..PruneConfig::one_shot(Method::Magnitude, 0.5)
+        },
+        PruneConfig::one_shot(Method::SparseGpt, 0.5),
         PruneConfig::new(Method::SparseGpt, 0.5),
     ]
 }
@@ -143,10 +143,10 @@ fn another_sparsity_selects_and_evaluates_only_and_an_unchanged_cell_does_nothin
     let session = lab(cache.path());
     let test = test_windows(&session);
     let sweep = |lab: &Lab| -> Vec<String> {
-        let records = [0.3, 0.5, 0.7].map(|sparsity| lab.record(&dense(Method::Wanda, sparsity), &test).unwrap());
+        let records =
+            [0.3, 0.5, 0.7].map(|sparsity| lab.record(&PruneConfig::one_shot(Method::Wanda, sparsity), &test).unwrap());
         records.iter().map(told).collect()
     };
-    assert_eq!(session.config(Method::Wanda, 0.3), dense(Method::Wanda, 0.3));
     let first = sweep(&session);
     assert_eq!(uses(&session, "statistics"), [1, 0, 2]);
     assert_eq!((uses(&session, "pruned"), uses(&session, "evaluation")), ([3, 0, 0], [3, 0, 0]));
@@ -159,11 +159,11 @@ fn another_sparsity_selects_and_evaluates_only_and_an_unchanged_cell_does_nothin
     assert_eq!(sweep(&restarted), first);
     assert_eq!((uses(&restarted, "pruned"), uses(&restarted, "evaluation")), ([0, 0, 0], [0, 3, 0]));
     assert_eq!(uses(&restarted, "statistics"), [0, 0, 0]);
-    restarted.evaluate(&dense(Method::Wanda, 0.6), &test).unwrap();
+    restarted.evaluate(&PruneConfig::one_shot(Method::Wanda, 0.6), &test).unwrap();
     assert_eq!(uses(&restarted, "statistics"), [0, 1, 0]);
     // Gradients come back from the disk as well.
-    session.prune(&dense(Method::Taylor, 0.5)).unwrap();
-    restarted.prune(&dense(Method::Gradient, 0.5)).unwrap();
+    session.prune(&PruneConfig::one_shot(Method::Taylor, 0.5)).unwrap();
+    restarted.prune(&PruneConfig::one_shot(Method::Gradient, 0.5)).unwrap();
     assert_eq!((uses(&session, "gradients"), uses(&restarted, "gradients")), ([1, 0, 0], [0, 1, 0]));
     let shown = |value: &dyn Rich| value.bundle().unwrap().into_iter().map(|(_, text)| text).collect::<Vec<_>>();
     let cells = shown(&restarted.cache());
@@ -179,11 +179,55 @@ fn another_sparsity_selects_and_evaluates_only_and_an_unchanged_cell_does_nothin
 }
 
 #[test]
+fn units_tasks_text_and_experts_are_computed_once() {
+    let cache = tempfile::tempdir().unwrap();
+    let (session, bootstrap) = (lab(cache.path()), Bootstrap::default());
+    let task = Task::choices(format!("{ROOT}/data/tasks/cloze.jsonl"), Some(6)).unwrap();
+    let prompts = Task::prompts(format!("{ROOT}/data/tasks/cloze.jsonl"), Some(2)).unwrap();
+    let answers = GenerationConfig { max_new_tokens: 4, ..GenerationConfig::default() };
+    let wanda = PruneConfig::one_shot(Method::Wanda, 0.5);
+    let neurons = StructuredConfig::new(Unit::Neurons, Method::Wanda, 0.25);
+    let all = |lab: &Lab| {
+        let structured = lab.prune_structured(&neurons).unwrap();
+        let choices = lab.score_choices(&wanda, &task, Bos::Auto, &bootstrap).unwrap();
+        let generated = lab.score_generation(&wanda, &prompts, &answers, &bootstrap).unwrap();
+        let text = lab.generate(&structured, "Once upon", &GenerateConfig::greedy(8)).unwrap();
+        (structured.record.structure, choices.predictions, choices.acc, generated.predictions, text)
+    };
+    let first = all(&session);
+    // Statistics serve pruning and units alike.
+    assert_eq!(uses(&session, "statistics"), [1, 0, 1]);
+    let stages = ["choices", "answers", "text"];
+    assert_eq!(stages.map(|stage| uses(&session, stage)), [[1, 0, 0]; 3]);
+    assert_eq!(all(&session), first);
+    let restarted = lab(cache.path());
+    assert_eq!(all(&restarted), first);
+    assert_eq!(stages.map(|stage| uses(&restarted, stage)), [[0, 1, 0]; 3]);
+    assert_eq!((uses(&restarted, "pruned"), uses(&restarted, "statistics")), ([0, 0, 0], [0, 1, 0]));
+
+    // The same without a lab.
+    let pruned = prune(session.model(), session.calibration(), &wanda, Progress::Hidden).unwrap();
+    let plain = score_choices(&pruned.model, &task, Bos::Auto, &bootstrap, Progress::Hidden).unwrap();
+    assert_eq!(plain.predictions, first.1);
+    let plain = prune_structured(session.model(), session.calibration(), &neurons, Progress::Hidden).unwrap();
+    assert_eq!(plain.record.structure, first.0);
+
+    let moe = || lab_of(&format!("{ROOT}/data/tiny-moe"), Cache::at(cache.path(), 1 << 30));
+    let (one, two) = (moe(), moe());
+    let scores = one.expert_scores().unwrap();
+    assert_eq!(two.expert_scores().unwrap().metrics, scores.metrics);
+    assert_eq!((uses(&one, "experts"), uses(&two, "experts")), ([1, 0, 0], [0, 1, 0]));
+    let plain = ExpertScores::calibrated(one.model(), one.calibration().unwrap(), Progress::Hidden).unwrap();
+    assert_eq!(plain.metrics, scores.metrics);
+    assert!(session.expert_scores().is_err(), "a dense model has no experts");
+}
+
+#[test]
 fn models_and_masks_are_known_by_their_content() {
     let cache = tempfile::tempdir().unwrap();
     let lab = lab(cache.path());
     let test = test_windows(&lab);
-    let config = dense(Method::Wanda, 0.5);
+    let config = PruneConfig::one_shot(Method::Wanda, 0.5);
     let evaluation = lab.evaluate(&config, &test).unwrap();
     let pruned = lab.prune(&config).unwrap();
     assert_eq!(lab.evaluate(&pruned, &test).unwrap(), evaluation);
@@ -213,13 +257,13 @@ fn what_is_wrong_is_refused_as_without_a_lab() {
     let cache = tempfile::tempdir().unwrap();
     let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, Cache::at(cache.path(), 1 << 30)).unwrap();
     let lab = lab.with_progress(Progress::Hidden);
-    let error = lab.prune(&dense(Method::Wanda, 0.5)).unwrap_err().to_string();
+    let error = lab.prune(&PruneConfig::one_shot(Method::Wanda, 0.5)).unwrap_err().to_string();
     assert!(error.contains("needs calibration text"), "{error}");
     let error = lab.statistics().unwrap_err().to_string();
     assert!(error.contains("calibrate_on"), "{error}");
     let error = lab.prune(&PruneConfig::new(Method::Magnitude, 1.5)).unwrap_err().to_string();
     assert!(error.contains("below 1"), "{error}");
-    let error = lab.calibrate_on("no/such/text.txt", 4, 64, 0).unwrap_err().to_string();
+    let error = lab.calibrate_on("no/such/text.txt", Sampling::new(4, 64)).unwrap_err().to_string();
     assert!(error.contains("no/such/text.txt"), "{error}");
     assert!(entries(cache.path(), "pruned").is_empty());
 }
@@ -227,7 +271,7 @@ fn what_is_wrong_is_refused_as_without_a_lab() {
 #[test]
 fn damaged_entries_are_made_again() {
     let cache = tempfile::tempdir().unwrap();
-    let config = dense(Method::Taylor, 0.5).with_allocation(Allocation::Owl(Owl::default()));
+    let config = PruneConfig::one_shot(Method::Taylor, 0.5).with_allocation(Allocation::Owl(Owl::default()));
     let first = lab(cache.path());
     let test = test_windows(&first);
     let expected = (bits(&first.prune(&config).unwrap().model), loss_bits(&first.evaluate(&config, &test).unwrap()));
@@ -277,7 +321,7 @@ fn other_weights_another_config_and_another_text_are_not_found() {
     copy(&model);
     let open = |model: &Path| lab_of(model.to_str().unwrap(), Cache::at(&cache, 1 << 30));
     let computed = |lab: &Lab| {
-        let config = dense(Method::Wanda, 0.5);
+        let config = PruneConfig::one_shot(Method::Wanda, 0.5);
         let nll = lab.evaluate(&config, &test_windows(lab)).unwrap().nll_nats;
         (nll, ["statistics", "pruned", "evaluation"].map(|stage| uses(lab, stage)[0]))
     };
@@ -288,7 +332,10 @@ fn other_weights_another_config_and_another_text_are_not_found() {
     copy(&moved);
     let other = open(&moved);
     assert_eq!(computed(&other), (nll, [0, 0, 0]));
-    assert_eq!(other.record(&dense(Method::Wanda, 0.5), &test_windows(&other)).unwrap().model.name, "moved");
+    assert_eq!(
+        other.record(&PruneConfig::one_shot(Method::Wanda, 0.5), &test_windows(&other)).unwrap().model.name,
+        "moved"
+    );
 
     // One byte of one weight, with the file's time put back.
     let weights = model.join("model.safetensors");
@@ -303,7 +350,7 @@ fn other_weights_another_config_and_another_text_are_not_found() {
     let (changed, counts) = computed(&open(&moved));
     assert!(changed != nll && counts == [1, 1, 1], "{counts:?}");
 
-    let lab = lab(&cache).calibrate_on(train(), 4, 64, 1).unwrap();
+    let lab = lab(&cache).calibrate_on(train(), Sampling::new(4, 64).seed(1)).unwrap();
     assert_eq!(computed(&lab).1, [1, 1, 1]);
 }
 
@@ -311,7 +358,7 @@ fn other_weights_another_config_and_another_text_are_not_found() {
 fn saved_statistics_and_gradients_are_equal() {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::load(&tiny()).unwrap();
-    let windows = Windows::calibration(train(), Some(&model.tokenizer().unwrap()), 2, 64, 0).unwrap();
+    let windows = Windows::calibration(train(), Some(&model.tokenizer().unwrap()), Sampling::new(2, 64)).unwrap();
     let statistics = calibrate(&model, &windows, Progress::Hidden).unwrap();
     statistics.save(dir.path().join("statistics")).unwrap();
     let loaded = Statistics::load(dir.path().join("statistics")).unwrap();
@@ -337,7 +384,7 @@ fn saved_statistics_and_gradients_are_equal() {
 fn results_are_right_where_nothing_can_be_kept() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    let (sparsegpt, wanda) = (dense(Method::SparseGpt, 0.5), dense(Method::Wanda, 0.5));
+    let (sparsegpt, wanda) = (PruneConfig::one_shot(Method::SparseGpt, 0.5), PruneConfig::one_shot(Method::Wanda, 0.5));
     let model = Model::load(&tiny()).unwrap();
     // No cache, one in the place of a file, one that is too small for anything.
     for cache in [Cache::none(), Cache::at(dir.path().join("file/cache"), 1 << 30), Cache::at(dir.path().join("c"), 9)]
@@ -368,7 +415,7 @@ fn what_was_used_least_recently_goes_first() {
     let lab = lab_of(&tiny(), cache.clone());
     let test = test_windows(&lab);
     for sparsity in [0.1, 0.2, 0.3, 0.4] {
-        lab.record(&dense(Method::Wanda, sparsity), &test).unwrap();
+        lab.record(&PruneConfig::one_shot(Method::Wanda, sparsity), &test).unwrap();
     }
     let pruned = |cache: &Cache| cache.entries().unwrap().into_iter().filter(|kept| kept.stage == "pruned").count();
     let all = cache.entries().unwrap();
@@ -379,7 +426,7 @@ fn what_was_used_least_recently_goes_first() {
         let entry = File::open(dir.path().join(&kept.name).join("entry")).unwrap();
         entry.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
     }
-    lab_of(&tiny(), cache.clone()).prune(&dense(Method::Wanda, 0.2)).unwrap();
+    lab_of(&tiny(), cache.clone()).prune(&PruneConfig::one_shot(Method::Wanda, 0.2)).unwrap();
     let old = Collect { older_than: Some(Duration::from_secs(1800)), dry_run: true, ..Collect::default() };
     let would = cache.collect(&old).unwrap();
     assert_eq!(cache.entries().unwrap().len(), all.len(), "a dry run");
@@ -387,7 +434,7 @@ fn what_was_used_least_recently_goes_first() {
     assert_eq!(would, gone);
     assert!(gone.iter().filter(|kept| kept.stage == "pruned").count() == 3 && pruned(&cache) == 1, "{gone:?}");
     let fresh = self::lab(dir.path());
-    fresh.prune(&dense(Method::Wanda, 0.2)).unwrap();
+    fresh.prune(&PruneConfig::one_shot(Method::Wanda, 0.2)).unwrap();
     assert_eq!(uses(&fresh, "pruned"), [0, 1, 0]);
 
     // By size: a cache that holds little makes room by itself, and never for nothing.
@@ -395,7 +442,7 @@ fn what_was_used_least_recently_goes_first() {
     let small = Cache::at(dir.path(), 3 * bytes);
     let lab = lab_of(&tiny(), small.clone());
     for sparsity in [0.5, 0.6, 0.7, 0.8, 0.9] {
-        lab.record(&dense(Method::Wanda, sparsity), &test).unwrap();
+        lab.record(&PruneConfig::one_shot(Method::Wanda, sparsity), &test).unwrap();
         let kept = small.entries().unwrap();
         assert!(kept.iter().map(|kept| kept.bytes).sum::<u64>() <= 3 * bytes, "{kept:?}");
         assert!(lab_of(&tiny(), small.clone()).cache().of_stage(Stage::Pruned).kept > 0);
@@ -403,68 +450,6 @@ fn what_was_used_least_recently_goes_first() {
     let gone = small.collect(&Collect { max_bytes: Some(0), ..Collect::default() }).unwrap();
     assert!(!gone.is_empty() && small.entries().unwrap().is_empty());
     assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is left over");
-}
-
-/// The work of other processes: named by the environment, so that it does nothing in an ordinary run of the tests.
-#[test]
-fn worker() {
-    let Ok(cache) = std::env::var("LACUNA_TEST_WORKER") else { return };
-    let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, Cache::at(cache, 1 << 30)).unwrap();
-    let lab = lab.calibrate_on(train(), 48, 128, 0).unwrap();
-    lab.record(&dense(Method::SparseGpt, 0.5), &test_windows(&lab)).unwrap();
-}
-
-fn start_worker(cache: &Path) -> Child {
-    let mut process = Command::new(std::env::current_exe().unwrap());
-    process.args(["--exact", "worker"]).env("LACUNA_TEST_WORKER", cache);
-    process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-#[test]
-fn a_killed_process_leaves_nothing_that_counts_and_several_at_once_agree() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = dir.path().join("cache");
-    let unfinished = || match fs::read_dir(&cache) {
-        Ok(list) => {
-            let names = list.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            names.filter(|name| name.starts_with(".grams-")).map(|name| cache.join(name)).collect()
-        }
-        Err(_) => Vec::<PathBuf>::new(),
-    };
-    // Killed while calibration writes its grams layer by layer.
-    let started = Instant::now();
-    let mut worker = start_worker(&cache);
-    while unfinished().iter().all(|staging| !staging.join("block-1").exists()) {
-        assert!(started.elapsed() < Duration::from_secs(120) && worker.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    worker.kill().unwrap();
-    worker.wait().unwrap();
-    assert_eq!((unfinished().len(), entries(&cache, "grams").len(), entries(&cache, "pruned").len()), (1, 0, 0));
-
-    // Three start over at the same time.
-    let workers: Vec<Child> = (0..3).map(|_| start_worker(&cache)).collect();
-    assert!(workers.into_iter().all(|mut worker| worker.wait().unwrap().success()));
-    let config = dense(Method::SparseGpt, 0.5);
-    let open = |cache| {
-        let lab = Lab::open_on(&tiny(), DType::F32, &Device::Cpu, cache).unwrap().with_progress(Progress::Hidden);
-        lab.calibrate_on(train(), 48, 128, 0).unwrap()
-    };
-    let lab = open(Cache::at(&cache, 1 << 30));
-    let test = test_windows(&lab);
-    let record = lab.record(&config, &test).unwrap();
-    lab.prune(&dense(Method::SparseGpt, 0.6)).unwrap();
-    assert_eq!((uses(&lab, "grams"), uses(&lab, "evaluation")), ([0, 1, 0], [0, 1, 0]));
-    assert_eq!(told(&record), told(&open(Cache::none()).record(&config, &test).unwrap()));
-
-    // What the killed one left is no entry; it is collected when it is certain that nobody works on it.
-    let kept = Cache::at(&cache, 1 << 30);
-    assert!(kept.entries().unwrap().iter().all(|kept| !kept.name.starts_with('.')));
-    kept.collect(&Collect::default()).unwrap();
-    let [left] = &unfinished()[..] else { panic!("{:?}", unfinished()) };
-    File::open(left).unwrap().set_modified(SystemTime::now() - Duration::from_secs(2 * 86_400)).unwrap();
-    let gone = kept.collect(&Collect::default()).unwrap();
-    assert!(gone.len() == 1 && gone[0].stage == "unfinished" && unfinished().is_empty(), "{gone:?}");
 }
 
 #[test]
@@ -482,7 +467,7 @@ fn the_command_lists_and_collects() {
     let (code, text) = lacuna("ls");
     assert!(code == 0 && text.starts_with("0 kept, 0 B of 2.0 MiB in "), "{text}");
     let lab = lab(&dir.path().join("stages"));
-    lab.record(&dense(Method::Wanda, 0.5), &test_windows(&lab)).unwrap();
+    lab.record(&PruneConfig::one_shot(Method::Wanda, 0.5), &test_windows(&lab)).unwrap();
     let count = entries_of(&lab).len();
     let (code, text) = lacuna("ls");
     assert!(code == 0 && text.contains("tiny-llama: wanda unstructured 0.5"), "{text}");
@@ -504,18 +489,19 @@ fn the_command_lists_and_collects() {
 #[test]
 fn a_lab_with_less_memory_than_its_model_gives_the_same() {
     let cache = tempfile::tempdir().unwrap();
-    let all = lab(cache.path()).calibrate_on(train(), 2, 32, 0).unwrap();
+    let all = lab(cache.path()).calibrate_on(train(), Sampling::new(2, 32)).unwrap();
     let held = all.device_memory();
     assert_eq!((held.device.as_str(), held.weights.budget_bytes, held.memory), ("cpu", None, None));
     assert!(held.weights.bytes > 0 && held.to_string().contains("all of the model"), "{held}");
 
     let budget = held.weights.bytes / 3;
     let other = tempfile::tempdir().unwrap();
-    let part = lab_within(budget, Cache::at(other.path(), 1 << 30)).calibrate_on(train(), 2, 32, 0).unwrap();
+    let part =
+        lab_within(budget, Cache::at(other.path(), 1 << 30)).calibrate_on(train(), Sampling::new(2, 32)).unwrap();
     assert_eq!(part.device_memory().weights.bytes, 0);
     let config = MasksConfig::new(&[Method::Wanda], &[0.5]);
     assert_eq!(part.masks(&config).unwrap()[0].masks, all.masks(&config).unwrap()[0].masks);
-    let test = all.windows(train(), Some(2), 32).unwrap();
+    let test = all.windows(train(), Consecutive::of(32).first(2)).unwrap();
     let dense = |lab: &Lab| lab.evaluate(lab.model(), &test).unwrap().losses;
     assert_eq!(dense(&part), dense(&all));
     let weights = part.device_memory().weights;
@@ -526,18 +512,18 @@ fn a_lab_with_less_memory_than_its_model_gives_the_same() {
 #[test]
 fn what_is_pruned_in_parts_is_the_same_and_stays_in_parts() {
     let caches = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let all = lab(caches[0].path()).calibrate_on(train(), 2, 32, 0).unwrap();
-    let test = all.windows(train(), Some(2), 32).unwrap();
+    let all = lab(caches[0].path()).calibrate_on(train(), Sampling::new(2, 32)).unwrap();
+    let test = all.windows(train(), Consecutive::of(32).first(2)).unwrap();
     let bytes = all.device_memory().weights.bytes;
     let losses = |lab: &Lab, model: &Model| lab.evaluate(model, &test).unwrap().losses;
     for (budget, room) in [(bytes / 3, "a third"), (2 * bytes, "more than all")] {
         let open = || {
             let cache = Cache::at(caches[1].path().join(room), 1 << 30);
-            lab_within(budget, cache).calibrate_on(train(), 2, 32, 0).unwrap()
+            lab_within(budget, cache).calibrate_on(train(), Sampling::new(2, 32)).unwrap()
         };
         let part = open();
         for method in [Method::Wanda, Method::SparseGpt] {
-            let config = dense(method, 0.5);
+            let config = PruneConfig::one_shot(method, 0.5);
             let (whole, pruned) = (all.prune(&config).unwrap(), part.prune(&config).unwrap());
             assert_eq!(
                 (&pruned.masks, &pruned.record.tensors),

@@ -12,6 +12,7 @@ use lacuna::mask::{Mask, MaskFormat, MaskMetadata, MaskSet, Pattern, Per, Violat
 use lacuna::progress::Progress;
 use lacuna::prune::{MasksConfig, Method, Propagate, PruneConfig, apply, masks, prune_to, prune_with, validate};
 use lacuna::record::{ModelRecord, PruningRecord};
+use lacuna::text::{Sampling, Windows};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -234,6 +235,12 @@ fn edited_archives() {
         edited(path, &out, |_, bytes| bytes);
         assert_eq!(MaskSet::load(&out).unwrap(), set);
     }
+    // The second entry of the directory at the end points to the bytes of the first.
+    let mut bytes = std::fs::read(&npz).unwrap();
+    let entries: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(b"PK\x01\x02")).collect();
+    bytes.copy_within(entries[0] + 42..entries[0] + 46, entries[1] + 42);
+    std::fs::write(&npz, &bytes).unwrap();
+    assert_says(MaskSet::load(&npz).unwrap_err(), &["two entries of the archive share their bytes"]);
     std::fs::write(&npz, "no archive").unwrap();
     assert_says(MaskSet::load(&npz).unwrap_err(), &["npz.npz", "zip archive"]);
 }
@@ -261,7 +268,7 @@ fn masks_are_applied_as_they_were_selected() {
     let model = random::open(&dir.path().join("model"));
     let rows: Vec<_> = (0..4).map(|i| random::tokens(32, 128, i)).collect();
     std::fs::write(dir.path().join("tokens.json"), json!(rows).to_string()).unwrap();
-    let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 4, 32, 0).unwrap();
+    let windows = Windows::calibration(dir.path().join("tokens.json"), None, Sampling::new(4, 32)).unwrap();
     for (pattern, sparsities) in [(Pattern::Unstructured, vec![0.3, 0.57]), (Pattern::NofM { n: 2, m: 4 }, vec![0.5])] {
         let base = MasksConfig::new(&[Method::Wanda, Method::Magnitude], &sparsities);
         let config = MasksConfig { pattern, per: Some(Per::Row), seed: 3, ..base };
@@ -300,7 +307,7 @@ fn allocations_and_rules_are_validated_by_their_own_targets() {
     let model = random::open(&dir.path().join("model"));
     let rows: Vec<_> = (0..4).map(|i| random::tokens(32, 128, i)).collect();
     std::fs::write(dir.path().join("tokens.json"), json!(rows).to_string()).unwrap();
-    let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 4, 32, 0).unwrap();
+    let windows = Windows::calibration(dir.path().join("tokens.json"), None, Sampling::new(4, 32)).unwrap();
     for allocation in ["uniform", "owl", "global"] {
         for per in [None, Some(Per::Alpha)].into_iter().filter(|per| per.is_none() || allocation == "uniform") {
             let config = MasksConfig {
@@ -337,7 +344,7 @@ fn allocations_reach_experts_by_every_metric() {
     let model = random::open(&Path::new(ROOT).join("tests/data/tiny-mixtral"));
     let rows: Vec<_> = (0..4).map(|i| random::tokens(32, 60, i)).collect();
     std::fs::write(dir.path().join("tokens.json"), json!(rows).to_string()).unwrap();
-    let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 4, 32, 0).unwrap();
+    let windows = Windows::calibration(dir.path().join("tokens.json"), None, Sampling::new(4, 32)).unwrap();
     let methods = [Method::Magnitude, Method::Wanda, Method::Ria, Method::Gradient, Method::Taylor, Method::Random];
     let expert = |name: &str, n: usize| name.contains(&format!(".experts.{n}."));
     for allocation in ["uniform", "owl", "global"] {
@@ -372,7 +379,7 @@ fn experts_that_no_token_reached_go_by_magnitude_and_not_by_the_common_threshold
     let dir = tempfile::tempdir().unwrap();
     let model = random::open(&Path::new(ROOT).join("tests/data/tiny-mixtral"));
     std::fs::write(dir.path().join("tokens.json"), json!([[1, 2, 3, 4]]).to_string()).unwrap();
-    let windows = lacuna::text::Windows::calibration(dir.path().join("tokens.json"), None, 1, 4, 0).unwrap();
+    let windows = Windows::calibration(dir.path().join("tokens.json"), None, Sampling::new(1, 4)).unwrap();
     let statistics = lacuna::calibrate::calibrate(&model, &windows, Progress::Hidden).unwrap();
     let silent = |name: &str| statistics.column_norms(name).unwrap().iter().all(|norm| *norm == 0.0);
     let made = |allocation: &str| {

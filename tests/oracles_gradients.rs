@@ -8,7 +8,7 @@ mod smollm2;
 use candle_core::npy::NpzTensors;
 use lacuna::gradients::{Accumulate, Gradients, gradients};
 use lacuna::progress::Progress;
-use lacuna::text::Windows;
+use lacuna::text::{Sampling, Windows};
 use serde_json::Value;
 use smollm2::{oracle_name, smollm2};
 use std::time::Instant;
@@ -55,7 +55,7 @@ fn reference() -> Value {
 }
 
 fn compute(windows: usize, accumulate: Accumulate) -> Gradients {
-    let windows = Windows::calibration(format!("{DATA}/calib.json"), None, windows, 512, 0).unwrap();
+    let windows = Windows::calibration(format!("{DATA}/calib.json"), None, Sampling::new(windows, 512)).unwrap();
     gradients(smollm2(), &windows, accumulate, Progress::Stderr).unwrap()
 }
 

@@ -497,32 +497,3 @@ fn https_is_spoken() {
     assert_says(&error, &["cannot reach", &endpoint, "HF_ENDPOINT"]);
     assert_eq!(greeting.join().unwrap(), [22, 3, 1], "a TLS handshake");
 }
-
-/// In a process of its own, because an interruption is for good.
-#[test]
-fn an_interruption_need_not_wait_for_the_network() {
-    const CHILD: &str = "LACUNA_TEST_INTERRUPTED";
-    if std::env::var_os(CHILD).is_none() {
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "an_interruption_need_not_wait_for_the_network"]).env(CHILD, "1");
-        let output = child.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        return;
-    }
-    let dir = model();
-    let (server, hub) = serve(dir.path());
-    let retry = Retry { attempts: 9, delay: Duration::from_secs(60), max_delay: Duration::from_secs(60), ..hub.retry };
-    let remote = headers(&Hub { retry, ..hub }).unwrap();
-    server.faults(vec![Fault::Stall(1000), Fault::Status(503)]);
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        let waits = [(); 2].map(|()| scope.spawn(|| bytes(&remote, 0, ALL)));
-        std::thread::sleep(Duration::from_millis(300));
-        lacuna::progress::interrupt();
-        for wait in waits {
-            assert!(matches!(wait.join().unwrap(), Err(Error::Interrupted)));
-        }
-    });
-    assert_eq!(server.faults_left(), 0, "one stream stalled, one paused");
-    assert!(start.elapsed() < Duration::from_secs(10));
-}

@@ -523,7 +523,105 @@ proptest! {
         prop_assume!(!pruned.is_empty());
         let table = Table::perplexity_by_sparsity(&pruned).unwrap();
         prop_assert_eq!(table.frame().width(), 2 + pruned.len(), "{:?}", table);
+        let summary = Plot::perplexity_vs_sparsity(&pruned).unwrap().summary();
+        prop_assert_eq!(summary.matches("(1 point)").count(), pruned.len(), "{}", summary);
     }
+
+    /// Whatever the settings are, each record is a row in every form, and CSV, JSON and Markdown tell the same.
+    #[test]
+    fn tables_have_a_row_for_every_record_in_each_form(records in proptest::collection::vec(any_record(), 1..5)) {
+        let table = Table::from_records(&records).unwrap();
+        let json = table.json();
+        let columns = json["columns"].as_array().unwrap();
+        let rows = json["rows"].as_array().unwrap();
+        let csv = csv_rows(&table.csv().unwrap());
+        let markdown: Vec<Vec<String>> = table.markdown().lines().map(markdown_cells).collect();
+        prop_assert_eq!((table.frame().height(), rows.len()), (records.len(), records.len()));
+        prop_assert_eq!((csv.len(), markdown.len()), (1 + records.len(), 2 + records.len()));
+        prop_assert!(csv.iter().chain(&markdown).all(|row| row.len() == columns.len()), "{:?} {:?}", csv, markdown);
+        for (at, record) in records.iter().enumerate() {
+            let (row, csv, markdown) = (&rows[at], &csv[1 + at], &markdown[2 + at]);
+            for ((column, csv), markdown) in columns.iter().zip(csv).zip(markdown) {
+                match &row[column["name"].as_str().unwrap()] {
+                    serde_json::Value::Null => prop_assert_eq!(csv, ""),
+                    serde_json::Value::String(text) => {
+                        prop_assert_eq!(csv, text);
+                        prop_assert_eq!(markdown.trim(), text.trim());
+                    }
+                    // Every bit of it.
+                    number => prop_assert_eq!(csv.parse::<f64>().ok(), number.as_f64(), "{}", csv),
+                }
+            }
+            let pruning = record.pruning.as_ref();
+            prop_assert_eq!(row["model"].as_str(), Some(record.model.name.as_str()));
+            prop_assert_eq!(row["pattern"].as_str().map(str::to_owned), pruning.map(|p| p.pattern.to_string()));
+            prop_assert_eq!(row["target_sparsity"].as_f64(), pruning.map(|p| p.sparsity));
+            prop_assert_eq!(row["nll_nats"].as_f64(), record.evaluation.as_ref().map(|e| e.nll_nats));
+        }
+    }
+
+}
+
+proptest! {
+    // Each writes files twice, and flushes them.
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    /// A report of any records holds them, and the same report made of what it holds has the same bytes.
+    #[test]
+    fn reports_regenerate_whatever_the_settings_are(records in proptest::collection::vec(any_record(), 1..4)) {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |records: &[Record], stem: &str| {
+            let table = Table::from_records(records).unwrap();
+            Report::new("R").records(records).table("t", table).write(dir.path(), stem).unwrap();
+            let read = |end: &str| fs::read_to_string(dir.path().join(format!("{stem}{end}"))).unwrap();
+            [".md", ".csv", "_t.csv"].map(read)
+        };
+        let first = write(&records, "r");
+        let read = read_records(dir.path().join("r.json")).unwrap();
+        prop_assert_eq!(&read, &records);
+        prop_assert_eq!(write(&read, "r"), first);
+    }
+}
+
+/// The fields of CSV (RFC 4180).
+fn csv_rows(text: &str) -> Vec<Vec<String>> {
+    let (mut rows, mut row, mut field, mut quoted) = (Vec::new(), Vec::new(), String::new(), false);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => field.extend(chars.next()),
+            '"' => quoted = !quoted,
+            ',' if !quoted => row.push(std::mem::take(&mut field)),
+            '\n' if !quoted => {
+                row.push(std::mem::take(&mut field));
+                rows.push(std::mem::take(&mut row));
+            }
+            c => field.push(c),
+        }
+    }
+    assert!(field.is_empty() && row.is_empty() && !quoted, "no newline at the end");
+    rows
+}
+
+/// The cells of a line of a table in Markdown, in which backslashes before a bar are escapes.
+fn markdown_cells(line: &str) -> Vec<String> {
+    let (mut cells, mut cell, mut backslashes) = (Vec::new(), String::new(), 0);
+    for c in line.strip_prefix('|').unwrap().chars() {
+        if c == '\\' {
+            backslashes += 1;
+            continue;
+        }
+        let kept = if c == '|' { backslashes / 2 } else { backslashes };
+        cell.extend(std::iter::repeat_n('\\', kept));
+        if c == '|' && backslashes % 2 == 0 {
+            cells.push(std::mem::take(&mut cell))
+        } else {
+            cell.push(c)
+        }
+        backslashes = 0;
+    }
+    assert_eq!((cell.as_str(), backslashes), ("", 0), "{line}");
+    cells
 }
 
 #[test]

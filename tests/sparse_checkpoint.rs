@@ -368,7 +368,7 @@ fn nothing_is_written_where_something_is_or_where_names_clash() {
     let dir = sparse.parent.path().join("clash");
     let clash = write(&dir, &[vec![spec("x.bitmask", Dtype::U8, &[1], vec![1])]]);
     let out = sparse.parent.path().join("out");
-    assert_says(compress(&clash, &out, None, Progress::Hidden).unwrap_err(), &["`x.bitmask`", "told apart"]);
+    assert_says(compress(&clash, &out, None, Progress::Hidden).unwrap_err(), &["`x.bitmask`", "distinguished"]);
     assert!(!out.exists());
     // Compressing what is compressed reads it as dense: another format can be had without the dense files.
     let summary = compress(&opened, &out, Some(SparseFormat::Bitmask), Progress::Hidden).unwrap();

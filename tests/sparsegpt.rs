@@ -5,7 +5,7 @@ use lacuna::model::{Linear, Model};
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, PruneConfig, prune, prune_to};
 use lacuna::sparsegpt::{Factor, SparseGpt, sparsegpt};
-use lacuna::text::Windows;
+use lacuna::text::{Sampling, Windows};
 
 /// Seeded numbers around zero, roughly normal.
 fn normal(count: usize, seed: u64) -> Vec<f32> {
@@ -314,7 +314,8 @@ fn a_model_in_memory_has_the_weights_that_are_written_in_bf16() {
     let root = env!("CARGO_MANIFEST_DIR");
     let model = Model::load(&format!("{root}/data/tiny-llama")).unwrap();
     let tokenizer = model.tokenizer().unwrap();
-    let windows = Windows::calibration(format!("{root}/data/corpus/train.txt"), Some(&tokenizer), 2, 64, 0).unwrap();
+    let windows =
+        Windows::calibration(format!("{root}/data/corpus/train.txt"), Some(&tokenizer), Sampling::new(2, 64)).unwrap();
     let config = PruneConfig::n_of_m(Method::SparseGpt, 2, 4);
     let pruned = prune(&model, Some(&windows), &config, Progress::Hidden).unwrap();
     let dir = tempfile::tempdir().unwrap();

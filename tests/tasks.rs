@@ -14,7 +14,7 @@ use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::prune::{Method, PruneConfig, prune};
 use lacuna::stats::{Bootstrap, Score};
-use lacuna::text::{Bos, Tokenizer, Windows};
+use lacuna::text::{Bos, Consecutive, Tokenizer, Windows};
 use proptest::prelude::*;
 use random::with;
 use serde_json::{Value, json};
@@ -143,7 +143,9 @@ fn a_bos_can_be_asked_for_and_left_out() {
 
     // The windows of perplexity have none.
     let tokenizer = model.tokenizer().unwrap();
-    let windows = |tokenizer| Windows::evaluation(data("corpus/test.txt"), Some(tokenizer), Some(2), 64).unwrap();
+    let windows = |tokenizer| {
+        Windows::evaluation(data("corpus/test.txt"), Some(tokenizer), Consecutive::of(64).first(2)).unwrap()
+    };
     assert_eq!(windows(&tokenizer), windows(&tiny_llama().tokenizer().unwrap()));
 }
 
@@ -432,7 +434,8 @@ fn a_pruned_model_is_worse_by_more_than_chance() {
 #[test]
 fn perplexity_has_an_interval_over_windows() {
     let tokenizer = tiny_llama().tokenizer().unwrap();
-    let windows = |n| Windows::evaluation(data("corpus/test.txt"), Some(&tokenizer), Some(n), 64).unwrap();
+    let windows =
+        |n| Windows::evaluation(data("corpus/test.txt"), Some(&tokenizer), Consecutive::of(64).first(n)).unwrap();
     let evaluation = evaluate(tiny_llama(), &windows(24), Progress::Hidden).unwrap();
     let means: Vec<f64> = evaluation.losses.iter().map(|losses| losses.iter().sum::<f64>() / 63.0).collect();
     let score = Bootstrap::default().score(&means).unwrap();

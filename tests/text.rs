@@ -1,6 +1,6 @@
 //! Text to token windows: formats, conventions, errors that say what to do.
 
-use lacuna::text::{TextFile, Tokenizer, Windows, documents, ngram_perplexity};
+use lacuna::text::{Consecutive, Sampling, TextFile, Tokenizer, Windows, documents, ngram_perplexity};
 use lacuna::{Error, Result};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -136,12 +136,12 @@ fn windows_of_token_ids_in_every_form_say_how_long_they_are() {
     for (name, content) in forms {
         let text = TextFile::read(file(&dir, name, content), false).unwrap();
         assert_eq!((text.seqlen(), &text.skipped), (Some(3), &vec![]), "{name}");
-        assert_eq!(Windows::evaluation_of(&text, None, None, 3).unwrap().ids, rows, "{name}");
+        assert_eq!(Windows::evaluation_of(&text, None, Consecutive::of(3)).unwrap().ids, rows, "{name}");
     }
     let parquet = TextFile::read(fixture("ids.parquet"), false).unwrap();
     assert_eq!(parquet.seqlen(), Some(8));
     let expected: Vec<Vec<u32>> = (0..4).map(|i| (8 * i..8 * i + 8).collect()).collect();
-    assert_eq!(Windows::calibration_of(&parquet, None, 4, 8, 0).unwrap().ids, expected);
+    assert_eq!(Windows::calibration_of(&parquet, None, Sampling::new(4, 8)).unwrap().ids, expected);
     assert_eq!(TextFile::read(fixture("snappy.parquet"), false).unwrap().seqlen(), None);
 }
 
@@ -159,7 +159,7 @@ fn bad_lines_are_named_counted_and_left_out() {
         let text = TextFile::read(&path, true).unwrap();
         assert_eq!((text.skipped.as_slice(), text.unit), ([1, 3, 5, 7].as_slice(), "line"), "{name}");
         let tokenizer = tokenizer();
-        let windows = Windows::evaluation_of(&text, Some(&tokenizer), None, 2).unwrap();
+        let windows = Windows::evaluation_of(&text, Some(&tokenizer), Consecutive::of(2)).unwrap();
         assert_eq!(
             windows.ids.concat()[..],
             tokenizer.encode("one\n\ntwo").unwrap()[..windows.ids.len() * 2],
@@ -273,7 +273,7 @@ fn a_missing_or_broken_tokenizer() {
     file(&dir, "tokenizer.json", "{\"version\": \"1.0\"}");
     assert_says(&message(Tokenizer::open(dir.path())), &["tokenizer.json", "download"]);
     let text = file(&dir, "a.txt", prose(100));
-    assert_says(&message(Windows::evaluation(&text, None, None, 8)), &["a.txt", "no tokenizer", ".json"]);
+    assert_says(&message(Windows::evaluation(&text, None, Consecutive::of(8))), &["a.txt", "no tokenizer", ".json"]);
 }
 
 #[test]
@@ -311,13 +311,13 @@ fn evaluation_windows_do_not_overlap_and_join_documents_by_blank_lines() {
     let (a, b) = (prose(70), prose(50));
     let path = file(&dir, "eval.txt", format!("{a}\n<|endoftext|>\n{b}\n"));
     let expected = tokenizer.encode(&format!("{a}\n\n{b}")).unwrap();
-    let all = Windows::evaluation(&path, Some(&tokenizer), None, 16).unwrap();
+    let all = Windows::evaluation(&path, Some(&tokenizer), Consecutive::of(16)).unwrap();
     assert_eq!(all.ids.len(), expected.len() / 16);
     assert_eq!(all.ids.concat(), expected[..all.ids.len() * 16]);
     assert_eq!((all.name.as_str(), all.seqlen), ("eval.txt", 16));
-    let two = Windows::evaluation(&path, Some(&tokenizer), Some(2), 16).unwrap();
+    let two = Windows::evaluation(&path, Some(&tokenizer), Consecutive::of(16).first(2)).unwrap();
     assert_eq!(two.ids, all.ids[..2]);
-    let too_many = message(Windows::evaluation(&path, Some(&tokenizer), Some(1000), 16));
+    let too_many = message(Windows::evaluation(&path, Some(&tokenizer), Consecutive::of(16).first(1000)));
     assert_says(&too_many, &[&format!("{} windows of 16", all.ids.len()), "1000", "--windows"]);
 }
 
@@ -327,16 +327,19 @@ fn calibration_windows_lie_within_long_documents() {
     let tokenizer = tokenizer();
     let (long, longer, short) = (prose(90), prose(200).to_uppercase(), "too short".to_owned());
     let path = file(&dir, "c.txt", [&*long, &short, &longer].join("\n<|endoftext|>\n"));
-    let windows = Windows::calibration(&path, Some(&tokenizer), 40, 32, 7).unwrap();
+    let windows = Windows::calibration(&path, Some(&tokenizer), Sampling::new(40, 32).seed(7)).unwrap();
     let texts = [tokenizer.encode(&long).unwrap(), tokenizer.encode(&longer).unwrap()];
     let source = |ids: &Vec<u32>| texts.iter().position(|text| text.windows(32).any(|window| window == ids));
     let sources: Vec<_> = windows.ids.iter().map(|ids| source(ids).expect("a window spans documents")).collect();
     assert!(sources.contains(&0) && sources.contains(&1), "both are drawn from");
     assert!(windows.ids.iter().collect::<std::collections::HashSet<_>>().len() > 20, "places differ");
 
-    assert_eq!(Windows::calibration(&path, Some(&tokenizer), 40, 32, 7).unwrap(), windows);
-    assert_eq!(Windows::calibration(&path, Some(&tokenizer), 10, 32, 7).unwrap().ids, windows.ids[..10]);
-    assert_ne!(Windows::calibration(&path, Some(&tokenizer), 40, 32, 8).unwrap(), windows);
+    assert_eq!(Windows::calibration(&path, Some(&tokenizer), Sampling::new(40, 32).seed(7)).unwrap(), windows);
+    assert_eq!(
+        Windows::calibration(&path, Some(&tokenizer), Sampling::new(10, 32).seed(7)).unwrap().ids,
+        windows.ids[..10]
+    );
+    assert_ne!(Windows::calibration(&path, Some(&tokenizer), Sampling::new(40, 32).seed(8)).unwrap(), windows);
 }
 
 #[test]
@@ -345,13 +348,13 @@ fn calibration_on_short_documents_takes_them_joined() {
     let tokenizer = tokenizer();
     let path = file(&dir, "c.jsonl", "{\"text\": \"the white whale\"}\n".repeat(30));
     let joined = tokenizer.encode(&["the white whale"; 30].join("\n\n")).unwrap();
-    let windows = Windows::calibration(&path, Some(&tokenizer), 5, 40, 0).unwrap();
+    let windows = Windows::calibration(&path, Some(&tokenizer), Sampling::new(5, 40)).unwrap();
     assert!(windows.ids.iter().all(|ids| joined.windows(40).any(|window| window == ids)));
     let available = joined.len();
-    let problem = message(Windows::calibration(&path, Some(&tokenizer), 5, 4000, 0));
+    let problem = message(Windows::calibration(&path, Some(&tokenizer), Sampling::new(5, 4000)));
     assert_says(&problem, &[&format!("{available} tokens"), "4000", "--seqlen"]);
     assert_says(
-        &message(Windows::evaluation(&path, Some(&tokenizer), None, 4000)),
+        &message(Windows::evaluation(&path, Some(&tokenizer), Consecutive::of(4000))),
         &[&format!("{available} tokens"), "4000"],
     );
 }
@@ -362,14 +365,14 @@ fn windows_of_token_ids_are_taken_as_they_are() {
     let bare = file(&dir, "w.json", "[[1, 2, 3], [4, 5, 6], [7, 8, 9]]");
     let named = file(&dir, "n.json", "{\"name\": \"x\", \"input_ids\": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}");
     for path in [&bare, &named] {
-        assert_eq!(Windows::calibration(path, None, 2, 3, 5).unwrap().ids, [[1, 2, 3], [4, 5, 6]]);
-        assert_eq!(Windows::evaluation(path, None, None, 2).unwrap().ids, [[1, 2], [4, 5], [7, 8]]);
+        assert_eq!(Windows::calibration(path, None, Sampling::new(2, 3).seed(5)).unwrap().ids, [[1, 2, 3], [4, 5, 6]]);
+        assert_eq!(Windows::evaluation(path, None, Consecutive::of(2)).unwrap().ids, [[1, 2], [4, 5], [7, 8]]);
     }
-    let windows = Windows::evaluation(&bare, None, None, 3).unwrap();
+    let windows = Windows::evaluation(&bare, None, Consecutive::of(3)).unwrap();
     windows.check_vocab(10).unwrap();
     assert_says(&message(windows.check_vocab(9)), &["token id = 9", "window 2", "9 tokens"]);
-    assert_says(&message(Windows::evaluation(&bare, None, Some(4), 3)), &["3 windows", "4 were"]);
-    assert_says(&message(Windows::evaluation(&bare, None, None, 4)), &["3 tokens", "4 were", "--seqlen"]);
+    assert_says(&message(Windows::evaluation(&bare, None, Consecutive::of(3).first(4))), &["3 windows", "4 were"]);
+    assert_says(&message(Windows::evaluation(&bare, None, Consecutive::of(4))), &["3 tokens", "4 were", "--seqlen"]);
     for (content, says) in [
         ("[[1, 2], [3]]", "row 1 has 1"),
         ("[]", "no window"),
@@ -378,16 +381,16 @@ fn windows_of_token_ids_are_taken_as_they_are() {
         ("[[1, 2]", "ends in the middle"),
     ] {
         let path = file(&dir, "bad.json", content);
-        assert_says(&message(Windows::evaluation(&path, None, None, 2)), &["bad.json", says]);
+        assert_says(&message(Windows::evaluation(&path, None, Consecutive::of(2))), &["bad.json", says]);
     }
 }
 
 #[test]
 fn impossible_sizes() {
     let path = Path::new("never-read.json");
-    assert_says(&message(Windows::calibration(path, None, 0, 8, 0)), &["windows = 0"]);
-    assert_says(&message(Windows::evaluation(path, None, Some(0), 8)), &["windows = 0"]);
-    assert_says(&message(Windows::evaluation(path, None, None, 1)), &["seqlen = 1", "2"]);
+    assert_says(&message(Windows::calibration(path, None, Sampling::new(0, 8))), &["windows = 0"]);
+    assert_says(&message(Windows::evaluation(path, None, Consecutive::of(8).first(0))), &["windows = 0"]);
+    assert_says(&message(Windows::evaluation(path, None, Consecutive::of(1))), &["seqlen = 1", "2"]);
 }
 
 #[test]
@@ -423,25 +426,4 @@ fn ngram_perplexities_by_hand() {
     assert!((ngram.unigram - 1004.0).abs() < 1e-6, "one in 1000 + 4 tokens: {}", ngram.unigram);
     assert!(ngram_perplexity(&train, &text, &unseen, 3).is_err());
     assert!(ngram_perplexity(&[], &text, &text, 4).is_err());
-}
-
-/// BPE training and batch encoding run in parallel; the thread count must not show.
-#[test]
-fn the_tokenizer_is_the_same_on_one_thread_and_two() {
-    const CHILD: &str = "LACUNA_TEST_TOKENIZER_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        let texts: Vec<String> = (1..60).map(|i| prose(40 * i).replace("sea", &format!("sea{}", i % 9))).collect();
-        let tokenizer = Tokenizer::train_bpe(&texts, 300).unwrap();
-        println!("json {:?} {:?}", tokenizer.to_json().unwrap(), tokenizer.encode_documents(&texts).unwrap());
-        return;
-    }
-    let run = |threads: &str| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["the_tokenizer_is_the_same_on_one_thread_and_two", "--exact", "--nocapture"]);
-        let output = command.env(CHILD, "1").env("RAYON_NUM_THREADS", threads).output().unwrap();
-        assert!(output.status.success());
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().find(|line| line.contains("json ")).unwrap().split_once("json ").unwrap().1.to_owned()
-    };
-    assert_eq!(run("1"), run("2"));
 }

@@ -4,7 +4,7 @@ use lacuna::evaluate::evaluate;
 use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::settings::FloatType;
-use lacuna::text::{Tokenizer, Windows};
+use lacuna::text::{Consecutive, Tokenizer, Windows};
 use lacuna::train::{ExpertsConfig, TrainConfig, TrainRecord, Trainer, train};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -141,7 +141,7 @@ fn a_model_learns_more_than_its_bigrams_and_the_record_says_what_was_saved() {
     let saved = Model::load(out.to_str().unwrap()).unwrap();
     assert!(saved.config().tie_word_embeddings);
     let tokenizer = Tokenizer::open(&out).unwrap();
-    let windows = Windows::evaluation(corpus.join("test.txt"), Some(&tokenizer), None, 32).unwrap();
+    let windows = Windows::evaluation(corpus.join("test.txt"), Some(&tokenizer), Consecutive::of(32)).unwrap();
     assert_eq!(evaluate(&saved, &windows, Progress::Hidden).unwrap().record(), record.test);
     // As text: serde_json may read a float one bit off.
     let written = std::fs::read_to_string(out.join("lacuna.json")).unwrap();

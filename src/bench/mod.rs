@@ -281,6 +281,7 @@ fn rounded(dtype: DType, value: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skip::skipped_without;
 
     #[test]
     fn reference_implementations_pass_what_kernels_must() {
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn kernels_pass_on_a_gpu() {
         match crate::device::open(0) {
-            Err(error) => eprintln!("skipped: {error}"),
+            Err(error) => skipped_without(format!("a GPU: {error}")),
             Ok(device) => {
                 let config = BenchConfig { device, shape: (64, 96, 2), repeats: 1, seed: 4 };
                 let report = bench(&config, Progress::Hidden).unwrap();

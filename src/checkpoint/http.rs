@@ -463,7 +463,7 @@ fn follow(url: &str, location: &str) -> Option<String> {
 }
 
 /// `bytes 0-7/99` as `0..8` and 99; either may be unknown (`*`).
-fn content_range(text: &str) -> Option<(Option<Range<u64>>, Option<u64>)> {
+pub(super) fn content_range(text: &str) -> Option<(Option<Range<u64>>, Option<u64>)> {
     let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let total = if total == "*" { None } else { Some(total.parse::<u64>().ok()?) };
     if range == "*" {

@@ -24,6 +24,8 @@
 
 mod arrays;
 mod convert;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod gguf;
 mod header;
 mod headers;

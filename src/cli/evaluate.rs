@@ -9,7 +9,7 @@ use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::record::EvaluationRecord;
 use lacuna::stats::{Bootstrap, Interval, Score};
-use lacuna::text::{Bos, Windows};
+use lacuna::text::{Bos, Consecutive, Windows};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -102,7 +102,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             let text = read_text(text, args.skip_bad_lines)?;
             let tokenizer = tokenizer_for(&text, &model)?;
             let seqlen = seqlen(&model, &text, args.seqlen);
-            let windows = Windows::evaluation_of(&text, tokenizer.as_ref(), args.windows, seqlen)?;
+            let windows =
+                Windows::evaluation_of(&text, tokenizer.as_ref(), Consecutive { seqlen, windows: args.windows })?;
             Some(evaluate(&model, &windows, Progress::Stderr)?.bootstrap(&bootstrap)?.record())
         }
     };

@@ -220,7 +220,8 @@ impl Sampling {
         let text = read_text(text, self.skip_bad_lines)?;
         let tokenizer = tokenizer_for(&text, model)?;
         let seqlen = seqlen(model, &text, self.seqlen);
-        Windows::calibration_of(&text, tokenizer.as_ref(), self.windows, seqlen, self.seed)
+        let sampling = lacuna::text::Sampling { windows: self.windows, seqlen, seed: self.seed };
+        Windows::calibration_of(&text, tokenizer.as_ref(), sampling)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::text::{Bos, BosRecord, Encoder};
 use serde::{Deserialize, Serialize};
 
 /// Settings of greedy generation: the most tokens of an answer, and texts that end it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GenerationConfig {
     /// Tokens to generate at most for one example.
     pub max_new_tokens: usize,

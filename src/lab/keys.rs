@@ -32,18 +32,27 @@ pub enum Stage {
     Masks,
     /// Losses of a text.
     Evaluation,
+    /// Scores on a multiple-choice task.
+    Choices,
+    /// Scores of generated answers.
+    Answers,
+    /// Generated text.
+    Text,
+    /// Scores of experts.
+    Experts,
 }
 
 crate::error::named!(Stage, "stage",
     Tokens => "tokens", Statistics => "statistics", Grams => "grams", Gradients => "gradients", Pruned => "pruned",
-    Masks => "masks", Evaluation => "evaluation");
+    Masks => "masks", Evaluation => "evaluation", Choices => "choices", Answers => "answers", Text => "text",
+    Experts => "experts");
 
 impl Stage {
     /// The version of the stage's code: to be raised whenever the same inputs may give other bytes than before, be it in the
     /// stage's own code, in an operator below it, or in the files that are kept. Versions of the crate tell themselves apart.
     fn version(self) -> u32 {
         match self {
-            Stage::Gradients => 1,
+            Stage::Gradients | Stage::Choices | Stage::Answers | Stage::Text | Stage::Experts => 1,
             Stage::Tokens | Stage::Statistics | Stage::Grams | Stage::Evaluation => 2,
             Stage::Pruned | Stage::Masks => 3,
         }

@@ -12,12 +12,12 @@
 //! # let (model, train, test) = ("data/tiny-llama", "data/corpus/train.txt", "data/corpus/test.txt");
 //! # let (model, train, test) = (format!("{root}/{model}"), format!("{root}/{train}"), format!("{root}/{test}"));
 //! # /*
-//! let lab = Lab::open(&model)?.calibrate_on(&train, 16, 256, 0)?;
+//! let lab = Lab::open(&model)?.calibrate_on(&train, Sampling::new(16, 256))?;
 //! # */
-//! # let lab = open(&model)?.with_progress(Progress::Hidden).calibrate_on(&train, 4, 64, 0)?;
-//! let test = lab.windows(&test, Some(4), 64)?;
+//! # let lab = open(&model)?.with_progress(Progress::Hidden).calibrate_on(&train, Sampling::new(4, 64))?;
+//! let test = lab.windows(&test, Consecutive::of(64).first(4))?;
 //! for sparsity in [0.5, 0.6] {
-//!     let config = lab.config(Method::Wanda, sparsity);
+//!     let config = PruneConfig::one_shot(Method::Wanda, sparsity);
 //!     println!("{sparsity}: {:.2}", lab.evaluate(&config, &test)?.perplexity);
 //! }
 //! # assert_eq!(lab.cache().of_stage(lacuna::lab::Stage::Statistics).uses.computed, 1);
@@ -26,9 +26,9 @@
 //! ```
 //!
 //! Results that can be used again depend on the propagation of pruned layers:
-//! - With [`Propagate::Dense`], which [`Lab::config`] chooses, statistics and gradients are those of the dense model, whatever the
+//! - With [`Propagate::Dense`](crate::prune::Propagate::Dense), as [`PruneConfig::one_shot`] has it, statistics and gradients are those of the dense model, whatever the
 //!   sparsity and the method. Another sparsity costs a selection and an evaluation.
-//! - With [`Propagate::Pruned`], as in the reference implementations and in [`PruneConfig::new`], a layer is calibrated on what the
+//! - With [`Propagate::Pruned`](crate::prune::Propagate::Pruned), as in the reference implementations and in [`PruneConfig::new`], a layer is calibrated on what the
 //!   pruned layers before it give, which another sparsity changes from the first layer on. So another sparsity costs another
 //!   calibration; gradients, and the statistics that an allocation looks at, are still those of the dense model. Perplexities
 //!   differ a little, mostly at high sparsities: compare numbers of one mode only, and those of papers with this one.
@@ -36,31 +36,32 @@
 //! With either, masks and evaluations of a configuration that was run before are looked up. `docs/cache.md` says what is kept,
 //! and what makes a difference.
 
+mod evaluate;
 mod keys;
 mod summary;
 
+pub use evaluate::Candidate;
 pub use keys::Stage;
 pub use summary::{CacheSummary, DeviceMemory, StageSummary};
 
 use crate::cache::{Cache, Found, Key};
 use crate::calibrate::{Gather, SavedStatistics, Statistics, calibrate_each, calibrate_with};
-use crate::checkpoint::{Array, Checkpoint, CheckpointWriter};
+use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::error::{Error, Remedy, Result};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::Evaluation;
+use crate::experts::ExpertScores;
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::Method;
 use crate::mask::MaskSet;
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::prune::{
-    Known, MasksConfig, Needs, Propagate, PruneConfig, Pruned, Subject, apply, masks_of, prune_subject, pruned_before,
-};
-use crate::record::{Record, TensorRecord};
+use crate::prune::{Known, MasksConfig, Needs, PruneConfig, Pruned, Subject, masks_of, prune_subject, pruned_before};
+use crate::record::TensorRecord;
+use crate::structured::{Structured, StructuredConfig, structure_subject};
 use crate::sync::locked;
-use crate::text::Windows;
+use crate::text::{Consecutive, Sampling, Windows};
 use candle_core::{DType, Device};
 use keys::{Identity, serialised};
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -102,41 +103,6 @@ struct Made {
     /// The identity of its weights ([`Lab::content`]).
     content: String,
     tensors: Vec<TensorRecord>,
-}
-
-/// A model that [`Lab::evaluate`] scores.
-#[derive(Clone, Copy, Debug)]
-pub enum Candidate<'a> {
-    /// The model that pruning with this configuration gives. It is pruned only if no evaluation of it is cached.
-    Config(&'a PruneConfig),
-    /// The lab's model with zeros where the masks say so.
-    Masks(&'a MaskSet),
-    /// Any model, such as [`Lab::model`], the dense one.
-    Model(&'a Model),
-}
-
-impl<'a> From<&'a PruneConfig> for Candidate<'a> {
-    fn from(config: &'a PruneConfig) -> Self {
-        Candidate::Config(config)
-    }
-}
-
-impl<'a> From<&'a MaskSet> for Candidate<'a> {
-    fn from(masks: &'a MaskSet) -> Self {
-        Candidate::Masks(masks)
-    }
-}
-
-impl<'a> From<&'a Model> for Candidate<'a> {
-    fn from(model: &'a Model) -> Self {
-        Candidate::Model(model)
-    }
-}
-
-impl<'a> From<&'a Pruned> for Candidate<'a> {
-    fn from(pruned: &'a Pruned) -> Self {
-        Candidate::Model(&pruned.model)
-    }
 }
 
 impl Lab {
@@ -188,16 +154,15 @@ impl Lab {
         DeviceMemory::of(&self.model)
     }
 
-    /// Takes `windows` calibration windows of `seqlen` tokens from a text ([`Windows::calibration`]). What they give is computed
-    /// when it is needed.
+    /// Takes calibration windows from a text ([`Windows::calibration`]). What they give is computed when it is needed.
     ///
     /// # Errors
     /// As [`Windows::calibration`].
-    pub fn calibrate_on(self, text: impl AsRef<Path>, windows: usize, seqlen: usize, seed: u64) -> Result<Lab> {
+    pub fn calibrate_on(self, text: impl AsRef<Path>, sampling: Sampling) -> Result<Lab> {
         let text = text.as_ref();
+        let Sampling { windows, seqlen, seed } = sampling;
         let inputs = json!({"calibration": [windows, seqlen, seed]});
-        let windows =
-            self.tokens(text, inputs, |tokenizer| Windows::calibration(text, tokenizer, windows, seqlen, seed))?;
+        let windows = self.tokens(text, inputs, |tokenizer| Windows::calibration(text, tokenizer, sampling))?;
         Ok(self.with_calibration(windows))
     }
 
@@ -210,10 +175,11 @@ impl Lab {
     ///
     /// # Errors
     /// As [`Windows::evaluation`].
-    pub fn windows(&self, text: impl AsRef<Path>, windows: Option<usize>, seqlen: usize) -> Result<Windows> {
+    pub fn windows(&self, text: impl AsRef<Path>, consecutive: Consecutive) -> Result<Windows> {
         let text = text.as_ref();
+        let Consecutive { seqlen, windows } = consecutive;
         let inputs = json!({"evaluation": [windows, seqlen]});
-        self.tokens(text, inputs, |tokenizer| Windows::evaluation(text, tokenizer, windows, seqlen))
+        self.tokens(text, inputs, |tokenizer| Windows::evaluation(text, tokenizer, consecutive))
     }
 
     /// The dense model.
@@ -312,19 +278,39 @@ impl Lab {
         Ok(grams)
     }
 
-    /// [`PruneConfig::new`], but calibrated on the dense model ([`Propagate::Dense`]), so that what one configuration needs to know
-    /// serves all. The sequential calibration of the papers is asked for by `PruneConfig::new` itself, or by
-    /// [`PruneConfig::propagating`].
-    pub fn config(&self, method: Method, sparsity: f64) -> PruneConfig {
-        PruneConfig::new(method, sparsity).propagating(Propagate::Dense)
-    }
-
     /// Prunes the model as [`crate::prune::prune`] does, with what is known.
     ///
     /// # Errors
     /// As [`crate::prune::prune`].
     pub fn prune(&self, config: &PruneConfig) -> Result<Pruned> {
         Ok(self.pruned(config)?.0)
+    }
+
+    /// Prunes whole units of the model as [`crate::structured::prune_structured`] does, with what is known.
+    ///
+    /// # Errors
+    /// As [`crate::structured::prune_structured`].
+    pub fn prune_structured(&self, config: &StructuredConfig) -> Result<Structured> {
+        let (statistics, gradients) = (config.method.needs_inputs(), config.method.needs_gradients());
+        self.with_subject(Needs { statistics, grams: false, gradients }, |subject| structure_subject(subject, config))
+    }
+
+    /// Scores of every expert of the model on the calibration text ([`ExpertScores::calibrated`]), from one pass through it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] without calibration text; as [`ExpertScores::calibrated`].
+    pub fn expert_scores(&self) -> Result<ExpertScores> {
+        let windows = self.needed_calibration()?;
+        let key = self.key(Stage::Experts, json!({"windows": windows.sha256()}));
+        let scores = self.stage(
+            &key,
+            self.title(windows),
+            |dir, _| ExpertScores::read(&dir.join("scores")),
+            || ExpertScores::calibrated(&self.model, windows, self.progress),
+            |scores, dir| scores.write(&dir.join("scores")).map(|()| Value::Null),
+        )?;
+        // Names are no part of the key: the same bytes may now be called otherwise.
+        Ok(ExpertScores { model: self.model.name().to_owned(), calibration: Some(windows.record()), ..scores })
     }
 
     /// Also returns what its weights are.
@@ -411,92 +397,6 @@ impl Lab {
             }
         }
         Ok(sets)
-    }
-
-    /// Scores what pruning gives, or a model ([`evaluate`]).
-    ///
-    /// # Errors
-    /// As [`crate::prune::prune`] and [`evaluate`].
-    pub fn evaluate<'a>(&self, candidate: impl Into<Candidate<'a>>, test: &Windows) -> Result<Evaluation> {
-        match candidate.into() {
-            Candidate::Model(model) => self.evaluate_model(model, &self.content(model)?, test),
-            Candidate::Masks(masks) => {
-                let model = apply(&self.model, masks)?;
-                self.evaluate_model(&model, &self.content(&model)?, test)
-            }
-            Candidate::Config(config) => match self.evaluated(config, test)? {
-                Some((_, evaluation)) => Ok(evaluation),
-                None => {
-                    let (pruned, content) = self.pruned(config)?;
-                    self.evaluate_model(&pruned.model, &content, test)
-                }
-            },
-        }
-    }
-
-    /// Prunes and evaluates; the record of both. A sweep is a loop over this.
-    ///
-    /// # Errors
-    /// As [`Lab::evaluate`].
-    pub fn record(&self, config: &PruneConfig, test: &Windows) -> Result<Record> {
-        if let Some((made, evaluation)) = self.evaluated(config, test)? {
-            let pruning = Some(config.record(&self.model, self.calibration())?);
-            let record = Record { pruning, tensors: made.tensors, ..Record::dense(self.model.record()?) };
-            return Ok(record.with_evaluation(evaluation.record()));
-        }
-        let (pruned, content) = self.pruned(config)?;
-        let evaluation = self.evaluate_model(&pruned.model, &content, test)?;
-        Ok(pruned.record.with_evaluation(evaluation.record()))
-    }
-
-    /// The cached evaluation of a configuration, found without pruning; `None` if there is none.
-    fn evaluated(&self, config: &PruneConfig, test: &Windows) -> Result<Option<(Made, Evaluation)>> {
-        let key = self.pruned_key(config)?;
-        let in_memory = self.memory().made.get(&key.name()).cloned();
-        let made = match in_memory {
-            Some(made) => Some(made),
-            None => self.cache.value(&key).and_then(|value| Made::deserialize(value).ok()),
-        };
-        let Some(made) = made else { return Ok(None) };
-        Ok(self.find_evaluation(&made.content, test)?.map(|evaluation| (made, evaluation)))
-    }
-
-    fn evaluate_model(&self, model: &Model, content: &str, test: &Windows) -> Result<Evaluation> {
-        if let Some(evaluation) = self.find_evaluation(content, test)? {
-            return Ok(evaluation);
-        }
-        let (key, stage) = (self.evaluation_key(content, test), Stage::Evaluation.name());
-        self.cache.count(stage, Found::Computed);
-        let evaluation = evaluate(model, test, self.progress)?;
-        self.cache.keep(&key, self.title(test), self.progress, |dir| {
-            let losses: Vec<f64> = evaluation.losses.iter().flatten().copied().collect();
-            let shape = vec![evaluation.losses.len(), losses.len() / evaluation.losses.len().max(1)];
-            let mut writer = CheckpointWriter::arrays(&dir.join("losses"), vec![("losses".into(), Dtype::F64, shape)])?;
-            writer.write_array("losses", Array::F64(&losses))?;
-            writer.finish()?;
-            Ok(Value::Null)
-        })?;
-        self.memory().evaluations.insert(key.name(), evaluation.clone());
-        Ok(evaluation)
-    }
-
-    fn find_evaluation(&self, content: &str, test: &Windows) -> Result<Option<Evaluation>> {
-        let (key, stage) = (self.evaluation_key(content, test), Stage::Evaluation.name());
-        if let Some(evaluation) = self.memory().evaluations.get(&key.name()) {
-            self.cache.count(stage, Found::Memory);
-            return Ok(Some(Evaluation { text: test.record(), ..evaluation.clone() }));
-        }
-        let found = self.cache.load(&key, self.progress, |entry| {
-            let arrays = Checkpoint::open_arrays(&entry.path("losses"))?;
-            let losses = arrays.array("losses", f64::from_le_bytes)?;
-            let predicted = test.seqlen.saturating_sub(1).max(1);
-            Evaluation::from_losses(test.record(), losses.chunks(predicted).map(<[f64]>::to_vec).collect())
-        })?;
-        if let Some(evaluation) = &found {
-            self.cache.count(stage, Found::Disk);
-            self.memory().evaluations.insert(key.name(), evaluation.clone());
-        }
-        Ok(found)
     }
 
     /// Results that the cache keeps, by stage, and how often this session found one.

@@ -16,6 +16,8 @@ mod validate;
 pub use crate::settings::{Pattern, Per, Ties};
 pub use alpha::select_alpha;
 pub use formats::MaskFormat;
+#[cfg(fuzzing)]
+pub(crate) use formats::fuzzing;
 pub use select::{Criterion, select, select_levels};
 pub(crate) use select::{bad_score, drop_smallest};
 pub use set::{Comparison, MASKS_SCHEMA, MaskMetadata, MaskSet, Overlap};

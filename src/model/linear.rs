@@ -2,7 +2,7 @@
 
 use super::ops;
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{Module, Tensor};
 
 /// A linear layer `x W^T + b`, with its name in the checkpoint.
 #[derive(Clone, Debug)]
@@ -16,6 +16,14 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// `(out, in)` of the weight.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Compute`] for a weight that is no matrix.
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        Ok(self.weight.dims2()?)
+    }
+
     /// `(.., in) -> (.., out)`
     ///
     /// # Errors
@@ -30,6 +38,12 @@ impl Linear {
             None => y,
         };
         Ok(y.reshape([&dims[..dims.len() - 1], &[out]].concat())?)
+    }
+}
+
+impl Module for Linear {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        Linear::forward(self, x).map_err(candle_core::Error::wrap)
     }
 }
 

@@ -400,7 +400,7 @@ impl Model {
     pub fn layer(&self, i: usize) -> Result<DecoderLayer> {
         let config = &self.config;
         let prefix = format!("model.layers.{i}");
-        let linear = |name: &str, bias: bool| self.linear(&format!("{prefix}.{name}"), bias);
+        let linear = |name: &str, bias: bool| self.linear_of(&format!("{prefix}.{name}"), bias);
         let norm = |name: &str| self.tensor(&format!("{prefix}.{name}.weight"));
         let qk_norm = |name: &str| config.qk_norm.map(|_| norm(name)).transpose();
         let attention = Attention {
@@ -425,7 +425,30 @@ impl Model {
         })
     }
 
-    fn linear(&self, name: &str, bias: bool) -> Result<Linear> {
+    /// The linear called `name`, with or without `.weight` at its end: `model.layers.3.mlp.down_proj`. Any of
+    /// [`ModelConfig::linears`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there is none of that name, with those that look like it; as [`Checkpoint::load_finite`].
+    pub fn linear(&self, name: &str) -> Result<Linear> {
+        let wanted = name.strip_suffix(".weight").unwrap_or(name);
+        let linears = self.config.linears();
+        let names = || linears.iter().map(|(name, _)| name.strip_suffix(".weight").unwrap_or(name));
+        let Some(found) = names().find(|name| *name == wanted) else {
+            let alike =
+                |name: &&str| wanted.split('.').filter(|part| name.split('.').any(|other| other == *part)).count();
+            let mut near: Vec<&str> = names().collect();
+            near.sort_by_key(|name| std::cmp::Reverse(alike(name)));
+            near.truncate(3);
+            let problem = "is no linear of this model".remedy(format!("among them are {}", near.join(", ")));
+            return Err(Error::argument("linear", name, problem));
+        };
+        let bias = format!("{found}.bias");
+        let has_bias = self.config.divided().iter().any(|(name, _)| *name == bias);
+        self.linear_of(found, has_bias)
+    }
+
+    fn linear_of(&self, name: &str, bias: bool) -> Result<Linear> {
         Ok(Linear {
             weight: self.tensor(&format!("{name}.weight"))?,
             bias: bias.then(|| self.tensor(&format!("{name}.bias"))).transpose()?,
@@ -434,7 +457,7 @@ impl Model {
     }
 
     fn mlp(&self, prefix: &str, names: [&str; 3], bias: bool) -> Result<Mlp> {
-        let [gate, up, down] = names.map(|name| self.linear(&format!("{prefix}.{name}"), bias));
+        let [gate, up, down] = names.map(|name| self.linear_of(&format!("{prefix}.{name}"), bias));
         Ok(Mlp { gate: gate?, up: up?, down: down? })
     }
 
@@ -453,12 +476,12 @@ impl Model {
         let shared = match moe.names.shared {
             [mlp, gate] if moe.shared_intermediate_size.is_some() => Some(Shared {
                 mlp: self.mlp(&format!("{prefix}.{mlp}"), MLP, false)?,
-                gate: self.linear(&format!("{prefix}.{gate}"), false)?,
+                gate: self.linear_of(&format!("{prefix}.{gate}"), false)?,
             }),
             _ => None,
         };
         Ok(Mixture {
-            router: self.linear(&format!("{prefix}.{}", moe.names.router), moe.router_bias())?,
+            router: self.linear_of(&format!("{prefix}.{}", moe.names.router), moe.router_bias())?,
             experts,
             shared,
             top_k: moe.top_k,

@@ -40,7 +40,7 @@ pub struct PruneConfig {
 
 impl PruneConfig {
     /// Unstructured pruning to `sparsity` as the method's paper does it: per row for Wanda and RIA, per layer otherwise; every
-    /// linear alike, pruned propagation, seed 0.
+    /// linear alike, calibrated sequentially ([`Propagate::Pruned`]), seed 0.
     pub fn new(method: Method, sparsity: f64) -> Self {
         PruneConfig {
             method,
@@ -54,6 +54,12 @@ impl PruneConfig {
             propagate: Propagate::Pruned,
             seed: 0,
         }
+    }
+
+    /// [`PruneConfig::new`], but calibrated in one shot on the dense model ([`Propagate::Dense`]): statistics of one pass serve every
+    /// method and sparsity. Masks differ a little from sequential ones.
+    pub fn one_shot(method: Method, sparsity: f64) -> Self {
+        PruneConfig::new(method, sparsity).propagating(Propagate::Dense)
     }
 
     /// `n:m` pruning (kept-of-M) with the sparsity that this means.

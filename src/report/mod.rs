@@ -13,7 +13,7 @@ pub use crate::files::check_output;
 pub use json::{read_records, write_record};
 pub use masks::{MaskFile, write_masks};
 #[cfg(feature = "report")]
-pub use shown::{Figure, Format, HeatMap, MaskMap, MaybeNumber, Number, Plot, Point, Report, Table};
+pub use shown::{Cell, Figure, Format, HeatMap, MaskMap, MaybeNumber, Number, Plot, Point, Report, Row, Table};
 
 #[cfg(feature = "report")]
 pub(crate) use json::record_json;

@@ -21,6 +21,7 @@ use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
 use crate::progress::Progress;
+use crate::prune::{Known, Subject};
 use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord, ranges};
 pub use crate::settings::{Form, GroupNorm, Unit};
 use crate::text::Windows;
@@ -174,8 +175,14 @@ pub fn prune_structured(
     config: &StructuredConfig,
     progress: Progress,
 ) -> Result<Structured> {
+    structure_subject(Subject { model, calibration, known: &Known::default(), progress }, config)
+}
+
+/// Prunes as [`prune_structured`] does, with what is known of the model.
+pub(crate) fn structure_subject(subject: Subject<'_>, config: &StructuredConfig) -> Result<Structured> {
     let started = Instant::now();
-    let plan = CutPlan::new(model, calibration, config, progress)?;
+    let Subject { model, calibration, progress, .. } = subject;
+    let plan = CutPlan::new(subject, config)?;
     let names = model.config().tensors();
     let stage = progress.stage("cut", names.len() as u64);
     let (mut tensors, mut zeros) = (HashMap::new(), HashMap::new());
@@ -222,7 +229,8 @@ pub fn prune_structured_to(
         ));
     };
     check_output(out)?;
-    let plan = CutPlan::new(model, calibration, config, progress)?;
+    let known = Known::default();
+    let plan = CutPlan::new(Subject { model, calibration, known: &known, progress }, config)?;
     let json = plan.config_json(checkpoint)?;
     let mut shards = vec![Vec::new(); checkpoint.shards().len()];
     for info in checkpoint.tensors() {
@@ -246,24 +254,23 @@ pub fn prune_structured_to(
 
 impl<'a> CutPlan<'a> {
     /// Scores all units and decides which ones are pruned.
-    fn new(
-        model: &'a Model,
-        calibration: Option<&Windows>,
-        settings: &'a StructuredConfig,
-        progress: Progress,
-    ) -> Result<CutPlan<'a>> {
+    fn new(subject: Subject<'a>, settings: &'a StructuredConfig) -> Result<CutPlan<'a>> {
+        let Subject { model, calibration, known, progress } = subject;
         settings.validate_with(model, calibration)?;
         settings.check_rounding(score::sizes(model.config(), settings.unit))?;
         let config = layout::resized(model.config(), settings)?;
-        let statistics = match calibration.filter(|_| settings.method.needs_inputs()) {
+        let statistics = match calibration.filter(|_| settings.method.needs_inputs() && known.statistics.is_none()) {
             Some(windows) => Some(calibrate(model, windows, progress)?),
             None => None,
         };
-        let gradients = match calibration.filter(|_| settings.method.needs_gradients()) {
+        let gradients = match calibration.filter(|_| settings.method.needs_gradients() && known.gradients.is_none()) {
             Some(windows) => Some(gradients(model, windows, Accumulate::Sum, progress)?),
             None => None,
         };
-        let known = DenseData { statistics: statistics.as_ref(), gradients: gradients.as_ref() };
+        let known = DenseData {
+            statistics: known.statistics.or(statistics.as_ref()),
+            gradients: known.gradients.or(gradients.as_ref()),
+        };
         let modules = score::choose(model, known, settings, progress)?;
         let by_name = modules.iter().enumerate().map(|(i, module)| (module.name.clone(), i)).collect();
         Ok(CutPlan { settings, model, config, modules, by_name })

@@ -20,7 +20,7 @@ pub use bos::{Bos, BosRecord};
 pub use input::TextFile;
 pub(crate) use input::{Input, Rows, read, read_text};
 pub use ngram::{NgramPerplexity, ngram_perplexity};
-pub use windows::Windows;
+pub use windows::{Consecutive, Sampling, Windows};
 
 use crate::error::{Error, Remedy, Result};
 use std::path::{Path, PathBuf};

@@ -26,8 +26,62 @@ crate::debug::one_line!(rich Windows, |windows| {
     format!("Windows({}: {} × {} tokens)", windows.name, windows.ids.len(), windows.seqlen)
 });
 
+/// The number, length and seed of calibration windows, the field's calibration samples. The default is that of the papers
+/// of Wanda and SparseGPT: 128 windows of 2048 tokens, seed 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// Number of windows, the papers' `nsamples`.
+    pub windows: usize,
+    /// Tokens per window.
+    pub seqlen: usize,
+    /// Seed of the places in the text that the windows are taken from.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// `windows` windows of `seqlen` tokens, seed 0.
+    pub fn new(windows: usize, seqlen: usize) -> Self {
+        Sampling { windows, seqlen, seed: 0 }
+    }
+
+    /// The same with another seed.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Sampling { seed, ..self }
+    }
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling::new(128, 2048)
+    }
+}
+
+/// Windows that follow one another without overlap from the start of a text, as evaluation takes them: all of them, or the
+/// first few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consecutive {
+    /// Tokens per window.
+    pub seqlen: usize,
+    /// Number of windows; `None` takes all.
+    pub windows: Option<usize>,
+}
+
+impl Consecutive {
+    /// All windows of `seqlen` tokens.
+    pub fn of(seqlen: usize) -> Self {
+        Consecutive { seqlen, windows: None }
+    }
+
+    /// Only the first `windows` of them.
+    #[must_use]
+    pub fn first(self, windows: usize) -> Self {
+        Consecutive { windows: Some(windows), ..self }
+    }
+}
+
 impl Windows {
-    /// Calibration windows, by Wanda's convention: `windows` times, a random document longer than `seqlen` tokens and a
+    /// Calibration windows, by Wanda's convention: for each window, a random document longer than `seqlen` tokens and a
     /// random place in it. The draws come from ChaCha8 seeded with `seed`, so they are the same on every platform. When
     /// no document is long enough, the places are drawn from all of them, joined by blank lines.
     ///
@@ -36,28 +90,17 @@ impl Windows {
     /// # Errors
     /// Fails when the text cannot be read, has fewer than `seqlen` tokens, or (not for token ids) there is no
     /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
-    pub fn calibration(
-        path: impl AsRef<Path>,
-        tokenizer: Option<&Tokenizer>,
-        windows: usize,
-        seqlen: usize,
-        seed: u64,
-    ) -> Result<Self> {
-        check(Some(windows), seqlen)?;
-        Self::calibration_of(&TextFile::read(path, false)?, tokenizer, windows, seqlen, seed)
+    pub fn calibration(path: impl AsRef<Path>, tokenizer: Option<&Tokenizer>, sampling: Sampling) -> Result<Self> {
+        check(Some(sampling.windows), sampling.seqlen)?;
+        Self::calibration_of(&TextFile::read(path, false)?, tokenizer, sampling)
     }
 
     /// As [`Windows::calibration`], from a file that was read.
     ///
     /// # Errors
     /// As [`Windows::calibration`].
-    pub fn calibration_of(
-        file: &TextFile,
-        tokenizer: Option<&Tokenizer>,
-        windows: usize,
-        seqlen: usize,
-        seed: u64,
-    ) -> Result<Self> {
+    pub fn calibration_of(file: &TextFile, tokenizer: Option<&Tokenizer>, sampling: Sampling) -> Result<Self> {
+        let Sampling { windows, seqlen, seed } = sampling;
         let path = &file.path;
         check(Some(windows), seqlen)?;
         let ids = match &file.content {
@@ -79,34 +122,24 @@ impl Windows {
         Ok(Windows { name: file_name(path), seqlen, ids })
     }
 
-    /// Evaluation windows: the documents joined by blank lines, cut into windows that do not overlap; the first
-    /// `windows` of them, or all. Tokens after the last whole window are left out.
+    /// Evaluation windows: the documents joined by blank lines, cut into windows that do not overlap. Tokens after the last whole window are left out.
     ///
-    /// A file of token ids gives its first `windows` rows, cut to `seqlen`.
+    /// A file of token ids gives its first `windows` rows, or all, cut to `seqlen`.
     ///
     /// # Errors
     /// Fails when the text cannot be read, has fewer windows than asked for, or (not for token ids) there is no
     /// tokenizer; when `windows` is 0 or `seqlen` less than 2.
-    pub fn evaluation(
-        path: impl AsRef<Path>,
-        tokenizer: Option<&Tokenizer>,
-        windows: Option<usize>,
-        seqlen: usize,
-    ) -> Result<Self> {
-        check(windows, seqlen)?;
-        Self::evaluation_of(&TextFile::read(path, false)?, tokenizer, windows, seqlen)
+    pub fn evaluation(path: impl AsRef<Path>, tokenizer: Option<&Tokenizer>, consecutive: Consecutive) -> Result<Self> {
+        check(consecutive.windows, consecutive.seqlen)?;
+        Self::evaluation_of(&TextFile::read(path, false)?, tokenizer, consecutive)
     }
 
     /// As [`Windows::evaluation`], from a file that was read.
     ///
     /// # Errors
     /// As [`Windows::evaluation`].
-    pub fn evaluation_of(
-        file: &TextFile,
-        tokenizer: Option<&Tokenizer>,
-        windows: Option<usize>,
-        seqlen: usize,
-    ) -> Result<Self> {
+    pub fn evaluation_of(file: &TextFile, tokenizer: Option<&Tokenizer>, consecutive: Consecutive) -> Result<Self> {
+        let Consecutive { seqlen, windows } = consecutive;
         let path = &file.path;
         check(windows, seqlen)?;
         let ids = match &file.content {

@@ -16,7 +16,7 @@ use crate::model::{Model, ModelConfig, cross_entropy};
 use crate::progress::Progress;
 use crate::record::EvaluationRecord;
 use crate::settings::FloatType;
-use crate::text::{END_OF_TEXT, NgramPerplexity, Tokenizer, Windows, documents, ngram_perplexity};
+use crate::text::{Consecutive, END_OF_TEXT, NgramPerplexity, Tokenizer, Windows, documents, ngram_perplexity};
 use batches::Batches;
 use candle_core::{DType, Device, Tensor, Var};
 use loss::{Routing, balance};
@@ -184,8 +184,8 @@ impl Trainer {
         let texts = documents(part("train.txt"))?;
         let tokenizer = Tokenizer::train_bpe(&texts, config.vocab_size)?;
         let train = tokenizer.encode_documents(&texts)?;
-        let valid = Windows::evaluation(part("valid.txt"), Some(&tokenizer), None, config.seqlen)?;
-        let test = Windows::evaluation(part("test.txt"), Some(&tokenizer), None, config.seqlen)?;
+        let valid = Windows::evaluation(part("valid.txt"), Some(&tokenizer), Consecutive::of(config.seqlen))?;
+        let test = Windows::evaluation(part("test.txt"), Some(&tokenizer), Consecutive::of(config.seqlen))?;
 
         let separator = tokenizer.id(END_OF_TEXT).unwrap_or_default();
         let stream = train.iter().flat_map(|ids| std::iter::once(separator).chain(ids.iter().copied())).collect();

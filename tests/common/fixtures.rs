@@ -4,7 +4,7 @@ use candle_core::npy::NpzTensors;
 use candle_core::{DType, Device, Tensor};
 use lacuna::checkpoint::Checkpoint;
 use lacuna::model::Model;
-use lacuna::text::Windows;
+use lacuna::text::{Consecutive, Windows};
 use serde_json::Value;
 use std::path::Path;
 
@@ -29,7 +29,7 @@ pub(crate) fn open(name: &str) -> Model {
 }
 
 pub(crate) fn windows(name: &str, count: usize, seqlen: usize) -> Windows {
-    Windows::evaluation(format!("{DATA}/{name}/tokens.json"), None, Some(count), seqlen).unwrap()
+    Windows::evaluation(format!("{DATA}/{name}/tokens.json"), None, Consecutive::of(seqlen).first(count)).unwrap()
 }
 
 pub(crate) fn logits(name: &str, file: &str) -> Tensor {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses some of these")]
 
+pub(crate) mod skip;
+
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;

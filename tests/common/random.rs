@@ -1,5 +1,7 @@
 //! Small checkpoints of every family with random weights, written through the library.
 
+#![allow(dead_code, reason = "each test file uses some of these")]
+
 use candle_core::{DType, Device, Tensor};
 use lacuna::checkpoint::{Checkpoint, CheckpointWriter, dtype_of, plan_shards};
 use lacuna::model::{Model, ModelConfig};

@@ -8,7 +8,7 @@ use lacuna::evaluate::evaluate;
 use lacuna::mask::Mask;
 use lacuna::model::Model;
 use lacuna::progress::Progress;
-use lacuna::text::Windows;
+use lacuna::text::{Consecutive, Sampling, Windows};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -20,7 +20,7 @@ pub(crate) fn npz(path: &str, name: &str) -> Tensor {
 }
 
 pub(crate) fn json_windows(path: &str, windows: usize, seqlen: usize) -> Windows {
-    Windows::evaluation(format!("{DATA}/{path}"), None, Some(windows), seqlen).unwrap()
+    Windows::evaluation(format!("{DATA}/{path}"), None, Consecutive::of(seqlen).first(windows)).unwrap()
 }
 
 /// SmolLM2-135M in f32, imported once.
@@ -39,7 +39,7 @@ pub(crate) fn smollm2() -> &'static Model {
 }
 
 pub(crate) fn calibration() -> Windows {
-    Windows::calibration(Path::new(DATA).join("smollm2/calib.json"), None, 16, 512, 0).unwrap()
+    Windows::calibration(Path::new(DATA).join("smollm2/calib.json"), None, Sampling::new(16, 512)).unwrap()
 }
 
 pub(crate) fn nll(model: &Model) -> f64 {

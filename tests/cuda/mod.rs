@@ -1,5 +1,8 @@
 //! Loads the kernels for the host and launches them, with memory that ends where its data ends.
 
+#![allow(dead_code, reason = "each test file uses some of this")]
+
+use crate::skip::skipped;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::path::Path;
@@ -11,7 +14,7 @@ pub(crate) const SEEDS: [u64; 5] = [0, 1, 2, 3, 4];
 
 type Launch = extern "C" fn(*const c_char, u32, u32, u32, u64, u64, *mut *mut c_void, *mut c_char, u64) -> c_int;
 
-/// The launch function of the emulation; `None`, and a message, where there is no C++ compiler.
+/// The launch function of the emulation; `None` where there is no C++ compiler.
 fn emulation() -> Option<Launch> {
     static LAUNCH: OnceLock<Option<Launch>> = OnceLock::new();
     *LAUNCH.get_or_init(|| {
@@ -27,10 +30,7 @@ fn emulation() -> Option<Launch> {
         command.arg("-o").arg(&library).arg(root.join("tests/cuda/emulate.cpp"));
         let output = match command.output() {
             Ok(output) => output,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                eprintln!("skipped: there is no C++ compiler `{compiler}`; set CXX");
-                return None;
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => panic!("{compiler}: {error}"),
         };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -46,9 +46,14 @@ fn emulation() -> Option<Launch> {
     })
 }
 
-/// Returns whether kernels can be run.
+/// True where kernels can be run; else the calling test is skipped.
+#[track_caller]
 pub(crate) fn available() -> bool {
-    emulation().is_some()
+    let available = emulation().is_some();
+    if !available {
+        skipped("a C++ compiler: c++, or the one that CXX names");
+    }
+    available
 }
 
 /// A launch of one kernel.

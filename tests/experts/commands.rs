@@ -1,6 +1,7 @@
 //! The commands, from plans to outputs: what they print, what faults and kills leave, and what is shared.
 
 use crate::build;
+use crate::common::skip::{skipped, skipped_without};
 use crate::common::{assert_says, fingerprint, names};
 use crate::moe::{self, Moe};
 use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
@@ -379,15 +380,21 @@ fn another_output_in_progress_is_not_mixed_up() {
 struct Disk(tempfile::TempDir);
 
 impl Disk {
-    /// The file system that the shell script mounts at `disk`; `None`, with a message, if this user may not, or a program is missing.
+    /// The file system that the shell script mounts at `disk`; `None`, and the test is skipped, where this user may not, or a
+    /// program is missing.
+    #[track_caller]
     fn mount(script: &str) -> Option<Self> {
+        /// Of a shell that does not find a program.
+        const NOT_FOUND: Option<i32> = Some(127);
         let dir = tempfile::tempdir().unwrap();
         let script = format!("mkdir disk && {script}");
-        let mounted = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output();
-        if mounted.is_ok_and(|output| output.status.success()) {
-            return Some(Self(dir));
+        let output = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+        let said = text(&output.stderr);
+        match output.status.code() {
+            Some(0) => return Some(Self(dir)),
+            NOT_FOUND => skipped(format!("the programs of `{script}`: {said}")),
+            _ => skipped_without(format!("the right to run `{script}`: {said}")),
         }
-        eprintln!("skipped: this user cannot run `{script}`");
         None
     }
 

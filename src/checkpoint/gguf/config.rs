@@ -123,11 +123,17 @@ impl LlamaConfig {
                 .remedy("get the model as safetensors");
             return Err(Error::tensor(metadata.file, first, problem));
         }
+        let layers = size("block_count")?;
+        if layers > gguf.names().count() {
+            let problem =
+                format!("{layers} layers are more than it has tensors; the file is damaged, download it again");
+            return Err(metadata.error(problem));
+        }
         let rope_theta = metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
         let eps = key("attention.layer_norm_rms_epsilon");
         let mut config = Self {
             architecture,
-            layers: size("block_count")?,
+            layers,
             hidden,
             intermediate: size("feed_forward_length")?,
             heads,

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// The bytes that a file begins with.
 const MAGIC: &[u8] = b"GGUF";
+/// More than any file has room for, and few enough that no number of bytes overflows.
+const MAX_ELEMENTS: u64 = 1 << 56;
 
 /// A model in one file or several.
 pub(super) struct Gguf {
@@ -139,10 +141,24 @@ impl Part {
             ));
         }
         reader.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
-        match Content::read(&mut reader) {
-            Ok(content) => Ok(Part { path: path.to_path_buf(), reader, content }),
-            Err(error) => Err(explain(path, &mut reader, &error)),
+        // candle divides by it. What else is wrong with the metadata it says itself.
+        if pass_metadata(&mut reader).is_ok_and(|passed| passed.alignment == Some(0)) {
+            return Err(Error::file(path, "metadata `general.alignment` is 0; the file is damaged, download it again"));
         }
+        reader.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
+        let content = Content::read(&mut reader).map_err(|error| explain(path, &mut reader, &error))?;
+        // Nor does it look for overflows.
+        let elements = |dims: &[usize]| dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64));
+        let possible = |dims: &[usize]| elements(dims).is_some_and(|elements| elements < MAX_ELEMENTS);
+        let dims = content.tensor_infos.iter().map(|(name, info)| (name, info.shape.dims()));
+        if let Some((name, dims)) = dims.filter(|(_, dims)| !possible(dims)).min() {
+            return Err(Error::tensor(
+                path,
+                name,
+                format!("its shape {dims:?} is not possible; download the file again"),
+            ));
+        }
+        Ok(Part { path: path.to_path_buf(), reader, content })
     }
 
     /// Returns the number of this part, from 0, and the number of parts.
@@ -212,88 +228,110 @@ fn explain(path: &Path, reader: &mut BufReader<File>, error: &candle_core::Error
     Error::file(path, problem)
 }
 
-/// Name and type of every tensor, until the file ends.
-fn tensor_types(reader: &mut BufReader<File>) -> io::Result<Vec<(String, u32)>> {
+/// A little-endian number of `width` bytes, 8 at most.
+fn number(reader: &mut BufReader<File>, width: usize) -> io::Result<u64> {
     let mut bytes = [0; 8];
-    let mut number = |reader: &mut BufReader<File>, width: usize| -> io::Result<u64> {
-        bytes = [0; 8];
-        reader.read_exact(&mut bytes[..width])?;
-        Ok(u64::from_le_bytes(bytes))
-    };
-    number(reader, 4)?;
+    reader.read_exact(&mut bytes[..width])?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// A string behind its length of `width` bytes.
+fn string(reader: &mut BufReader<File>, width: usize) -> io::Result<String> {
+    let length = number(reader, width)?;
+    let mut text = Vec::new();
+    // Whatever length is claimed, no more is held than is there.
+    if reader.by_ref().take(length).read_to_end(&mut text)? as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The facts that [`pass_metadata`] finds.
+struct Passed {
+    tensors: u64,
+    /// Bytes of a length.
+    width: usize,
+    /// `general.alignment`, if it is there.
+    alignment: Option<u64>,
+}
+
+/// Passes what stands before the tensors' entries.
+fn pass_metadata(reader: &mut BufReader<File>) -> io::Result<Passed> {
+    number(reader, MAGIC.len())?;
     let width = if number(reader, 4)? == 1 { 4 } else { 8 };
     let (tensors, entries) = (number(reader, width)?, number(reader, width)?);
-    let mut string = |reader: &mut BufReader<File>| -> io::Result<String> {
-        let length = number(reader, width)?;
-        let mut text = Vec::new();
-        // Whatever length is claimed, no more is held than is there.
-        if reader.by_ref().take(length).read_to_end(&mut text)? as u64 != length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    };
+    let mut alignment = None;
     for _ in 0..entries {
-        string(reader)?;
-        let mut kind = [0; 4];
-        reader.read_exact(&mut kind)?;
-        skip_values(reader, u32::from_le_bytes(kind), 1, width, 0)?;
+        let key = string(reader, width)?;
+        let kind = number(reader, 4)? as u32;
+        match value_bytes(kind) {
+            Some(bytes) if key == "general.alignment" => alignment = Some(number(reader, bytes as usize)?),
+            _ => skip_values(reader, kind, 1, width, 0)?,
+        }
     }
+    Ok(Passed { tensors, width, alignment })
+}
+
+/// Name and type of every tensor, until the file ends.
+fn tensor_types(reader: &mut BufReader<File>) -> io::Result<Vec<(String, u32)>> {
+    let Passed { tensors, width, .. } = pass_metadata(reader)?;
     let mut types = Vec::new();
     for _ in 0..tensors {
-        let name = match string(reader) {
+        let name = match string(reader, width) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             name => name?,
         };
-        let mut word = [0; 4];
-        reader.read_exact(&mut word)?;
         // Dimensions, of the width of lengths, then the type and the offset.
-        io::copy(&mut reader.by_ref().take(u64::from(u32::from_le_bytes(word)) * width as u64), &mut io::sink())?;
-        reader.read_exact(&mut word)?;
-        types.push((name, u32::from_le_bytes(word)));
+        let dims = number(reader, 4)?;
+        io::copy(&mut reader.by_ref().take(dims * width as u64), &mut io::sink())?;
+        types.push((name, number(reader, 4)? as u32));
         reader.seek_relative(8)?;
     }
     Ok(types)
 }
 
+/// Bytes of a value of the type `kind` of metadata, if all have the same.
+fn value_bytes(kind: u32) -> Option<u64> {
+    match kind {
+        0 | 1 | 7 => Some(1),
+        2 | 3 => Some(2),
+        4..=6 => Some(4),
+        10..=12 => Some(8),
+        _ => None,
+    }
+}
+
 /// Passes `count` values of the type `kind` of metadata.
 fn skip_values(reader: &mut BufReader<File>, kind: u32, count: u64, width: usize, depth: usize) -> io::Result<()> {
-    let length = |reader: &mut BufReader<File>| -> io::Result<u64> {
-        let mut bytes = [0; 8];
-        reader.read_exact(&mut bytes[..width])?;
-        Ok(u64::from_le_bytes(bytes))
-    };
     let pass = |reader: &mut BufReader<File>, bytes: u64| match i64::try_from(bytes) {
         Ok(bytes) => reader.seek_relative(bytes),
         Err(_) => Err(io::ErrorKind::InvalidData.into()),
     };
-    let size = match kind {
-        0 | 1 | 7 => 1,
-        2 | 3 => 2,
-        4..=6 => 4,
-        10..=12 => 8,
+    match kind {
         8 => {
             for _ in 0..count {
-                let bytes = length(reader)?;
+                let bytes = number(reader, width)?;
                 pass(reader, bytes)?;
                 // Beyond the end there is nothing to pass.
                 if reader.fill_buf()?.is_empty() {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }
-            return Ok(());
+            Ok(())
         }
         9 if depth < 8 => {
             for _ in 0..count {
-                let mut kind = [0; 4];
-                reader.read_exact(&mut kind)?;
-                let count = length(reader)?;
-                skip_values(reader, u32::from_le_bytes(kind), count, width, depth + 1)?;
+                let kind = number(reader, 4)? as u32;
+                let count = number(reader, width)?;
+                skip_values(reader, kind, count, width, depth + 1)?;
             }
-            return Ok(());
+            Ok(())
         }
-        _ => return Err(io::ErrorKind::InvalidData.into()),
-    };
-    pass(reader, count.saturating_mul(size))
+        _ => match value_bytes(kind) {
+            Some(size) => pass(reader, count.saturating_mul(size)),
+            None => Err(io::ErrorKind::InvalidData.into()),
+        },
+    }
 }
 
 /// ggml's numbers of the types that candle reads.

@@ -21,9 +21,13 @@ pub(super) struct Archive<'a> {
 
 impl<'a> Archive<'a> {
     pub(super) fn open(path: &'a Path, file: File) -> Result<Self> {
-        let zip = ZipArchive::new(BufReader::new(file)).map_err(|e| failure(path, e))?;
+        let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| failure(path, e))?;
         if zip.has_duplicate_names() {
             return Err(damaged(path, "two entries of the archive have one name"));
+        }
+        // Else a small archive could have any number of large entries.
+        if zip.has_overlapping_files().map_err(|e| failure(path, e))? {
+            return Err(damaged(path, "two entries of the archive share their bytes"));
         }
         Ok(Archive { path, zip })
     }

@@ -3,6 +3,8 @@
 //! Readers take files from elsewhere: everything is checked before it is believed, and a problem names file and tensor.
 
 mod archive;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod npz;
 mod pickle;
 mod pt;

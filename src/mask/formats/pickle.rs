@@ -4,18 +4,23 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// A value of a pickle. What is not looked at is [`Value::Other`].
+/// A value of a pickle. What is not looked at is [`Value::Other`], and that is what nests deeper than a tensor's arguments:
+/// dropping a value must not recurse as deep as a file likes.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Int(i64),
     Bool(bool),
     Text(Rc<str>),
     Global(Rc<str>),
+    /// A tuple without tuples.
     Tuple(Rc<[Value]>),
+    /// A tuple with tuples of the first kind in it, as the arguments of a tensor are.
+    Nested(Rc<[Value]>),
+    /// Without tuples, dicts and lists, as is a list.
     Dict(Vec<(Value, Value)>),
     List(Vec<Value>),
     /// Storage of a tensor: type and key.
-    Storage(Rc<(String, String)>),
+    Storage(Rc<str>, Rc<str>),
     Tensor(Rc<TensorRef>),
     Other,
 }
@@ -24,9 +29,9 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) struct TensorRef {
     /// Such as `torch BoolStorage`.
-    pub(super) storage: String,
+    pub(super) storage: Rc<str>,
     /// Name of the storage in the file.
-    pub(super) key: String,
+    pub(super) key: Rc<str>,
     /// Offset of the first element, in elements.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
@@ -40,7 +45,7 @@ pub(super) struct Legacy {
     /// Entries of the dict.
     pub(super) entries: Vec<(Value, Value)>,
     /// Key and type of each storage, in the order of their bytes.
-    pub(super) storages: Vec<(String, String)>,
+    pub(super) storages: Vec<(Rc<str>, Rc<str>)>,
     /// The byte at which the first storage begins.
     pub(super) data: usize,
 }
@@ -83,7 +88,7 @@ pub(super) fn legacy(bytes: &[u8]) -> Result<Legacy, String> {
     let entries = of_dict(next()?)?;
     let Value::List(keys) = next()? else { return Err("it has no list of storages".into()) };
     let storage = |key: &Value| match key {
-        Value::Text(key) => types.get(&**key).map(|kind| (key.to_string(), kind.clone())),
+        Value::Text(key) => types.get(key).map(|kind| (key.clone(), kind.clone())),
         _ => None,
     };
     let storages = keys.iter().map(storage).collect::<Option<_>>();
@@ -104,17 +109,17 @@ struct Machine<'a> {
     stack: Vec<Value>,
     /// Heights of the stack.
     marks: Vec<usize>,
-    memo: Vec<Value>,
+    memo: HashMap<u32, Value>,
     /// The type of each storage, by its key.
-    types: HashMap<String, String>,
+    types: HashMap<Rc<str>, Rc<str>>,
 }
 
-/// More values than any model has tensors; a memo index beyond is no index.
-const MAX_MEMO: usize = 1 << 24;
+/// PyTorch's own limit. Without one, tensors that share a long shape would take far more memory than their pickle.
+const MAX_DIMS: usize = 64;
 
 impl<'a> Machine<'a> {
     fn at(bytes: &'a [u8], at: usize) -> Self {
-        Machine { bytes, at, stack: Vec::new(), marks: Vec::new(), memo: Vec::new(), types: HashMap::new() }
+        Machine { bytes, at, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), types: HashMap::new() }
     }
 
     /// Until the pickle's end, after which `at` stands.
@@ -161,7 +166,7 @@ impl<'a> Machine<'a> {
                     self.put(at)?;
                 }
                 b'r' => {
-                    let at = u32::from_le_bytes(self.array()?) as usize;
+                    let at = u32::from_le_bytes(self.array()?);
                     self.put(at)?;
                 }
                 b'h' => {
@@ -169,7 +174,7 @@ impl<'a> Machine<'a> {
                     self.get(at)?;
                 }
                 b'j' => {
-                    let at = u32::from_le_bytes(self.array()?) as usize;
+                    let at = u32::from_le_bytes(self.array()?);
                     self.get(at)?;
                 }
                 0x85 => self.tuple(1)?,
@@ -177,7 +182,7 @@ impl<'a> Machine<'a> {
                 0x87 => self.tuple(3)?,
                 b't' => {
                     let items = self.pop_to_mark()?;
-                    self.stack.push(Value::Tuple(items.into()));
+                    self.stack.push(tuple(items));
                 }
                 b's' => {
                     let (value, key) = (self.pop()?, self.pop()?);
@@ -264,29 +269,23 @@ impl<'a> Machine<'a> {
     fn tuple(&mut self, n: usize) -> Result<(), String> {
         let mut items = (0..n).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
         items.reverse();
-        self.stack.push(Value::Tuple(items.into()));
+        self.stack.push(tuple(items));
         Ok(())
     }
 
-    fn put(&mut self, at: usize) -> Result<(), String> {
+    fn put(&mut self, at: u32) -> Result<(), String> {
         let value = match self.stack.last() {
             // Its entries come later; nothing that is a mask fetches one.
             Some(Value::Dict(_) | Value::List(_)) => Value::Other,
             Some(value) => value.clone(),
             None => return Err("its pickle remembers a value that it did not give".into()),
         };
-        if at >= MAX_MEMO {
-            return Err(format!("its pickle remembers a value number {at}"));
-        }
-        if at >= self.memo.len() {
-            self.memo.resize(at + 1, Value::Other);
-        }
-        self.memo[at] = value;
+        self.memo.insert(at, value);
         Ok(())
     }
 
-    fn get(&mut self, at: usize) -> Result<(), String> {
-        let value = self.memo.get(at).cloned().ok_or("its pickle fetches a value that it did not remember")?;
+    fn get(&mut self, at: u32) -> Result<(), String> {
+        let value = self.memo.get(&at).cloned().ok_or("its pickle fetches a value that it did not remember")?;
         self.stack.push(value);
         Ok(())
     }
@@ -294,7 +293,7 @@ impl<'a> Machine<'a> {
     /// Adds to the list on top of the stack; what is added to anything else is not looked at.
     fn append(&mut self, items: Vec<Value>) {
         if let Some(Value::List(list)) = self.stack.last_mut() {
-            list.extend(items);
+            list.extend(items.into_iter().map(flat));
         }
     }
 
@@ -304,7 +303,7 @@ impl<'a> Machine<'a> {
             Some(Value::Dict(entries)) if items.len().is_multiple_of(2) => {
                 let mut items = items.into_iter();
                 while let (Some(key), Some(value)) = (items.next(), items.next()) {
-                    entries.push((key, value));
+                    entries.push((flat(key), flat(value)));
                 }
                 Ok(())
             }
@@ -323,8 +322,8 @@ impl<'a> Machine<'a> {
             | [Value::Text(kind), Value::Global(dtype), Value::Text(key), _, _, Value::Other]
                 if &**kind == "storage" =>
             {
-                self.types.insert(key.to_string(), dtype.to_string());
-                self.stack.push(Value::Storage(Rc::new((dtype.to_string(), key.to_string()))));
+                self.types.insert(key.clone(), dtype.clone());
+                self.stack.push(Value::Storage(dtype.clone(), key.clone()));
                 Ok(())
             }
             _ => Err("a storage in its pickle has another id than `torch.save` gives".into()),
@@ -334,20 +333,22 @@ impl<'a> Machine<'a> {
     /// Calls a function of those that tensors and state dicts are made with.
     fn reduce(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else {
+        let (Value::Global(function), Value::Tuple(arguments) | Value::Nested(arguments)) = (function, arguments)
+        else {
             return Err("its pickle calls a value that is no function".into());
         };
         let made = match (&*function, &arguments[..]) {
             ("collections OrderedDict", []) => Value::Dict(Vec::new()),
-            ("torch._utils _rebuild_tensor_v2", [Value::Storage(storage), Value::Int(offset), shape, stride, ..]) => {
-                Value::Tensor(Rc::new(TensorRef {
-                    storage: storage.0.clone(),
-                    key: storage.1.clone(),
-                    offset: index(*offset)?,
-                    shape: indices(shape)?,
-                    stride: indices(stride)?,
-                }))
-            }
+            (
+                "torch._utils _rebuild_tensor_v2",
+                [Value::Storage(storage, key), Value::Int(offset), shape, stride, ..],
+            ) => Value::Tensor(Rc::new(TensorRef {
+                storage: storage.clone(),
+                key: key.clone(),
+                offset: index(*offset)?,
+                shape: indices(shape)?,
+                stride: indices(stride)?,
+            })),
             ("torch._utils _rebuild_parameter", [tensor @ Value::Tensor(_), ..]) => tensor.clone(),
             _ => {
                 return Err(format!(
@@ -360,15 +361,74 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// A value of a list or dict; nothing in a tuple, dict or list there is looked at.
+fn flat(value: Value) -> Value {
+    match value {
+        Value::Tuple(_) | Value::Nested(_) | Value::Dict(_) | Value::List(_) => Value::Other,
+        value => value,
+    }
+}
+
+/// The tuple of these values; nothing in a nested tuple among them is looked at.
+fn tuple(mut items: Vec<Value>) -> Value {
+    items.iter_mut().filter(|item| matches!(item, Value::Nested(_))).for_each(|item| *item = Value::Other);
+    let is_nested = items.iter().any(|item| matches!(item, Value::Tuple(_)));
+    if is_nested { Value::Nested(items.into()) } else { Value::Tuple(items.into()) }
+}
+
 fn index(int: i64) -> Result<usize, String> {
     usize::try_from(int).map_err(|_| format!("{int} in its pickle is no size"))
 }
 
 fn indices(value: &Value) -> Result<Vec<usize>, String> {
     let Value::Tuple(items) = value else { return Err("a tensor in its pickle has no shape".into()) };
+    if items.len() > MAX_DIMS {
+        return Err(format!("a tensor in its pickle has {} dimensions", items.len()));
+    }
     let one = |item: &Value| match item {
         Value::Int(int) => index(*int),
         _ => Err("a tensor in its pickle has a shape that is no tuple of integers".into()),
     };
     items.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(pickle: &[u8]) -> Result<Value, String> {
+        Machine::at(pickle, 0).run()
+    }
+
+    /// Values in one another, as many as bytes: dropping them took the whole stack once.
+    #[test]
+    fn what_nests_deeply_is_not_looked_at() {
+        const DEEP: usize = 1 << 20;
+        let tuples = [b")".as_slice(), &b"\x85".repeat(DEEP), b"."].concat();
+        assert!(matches!(run(&tuples), Ok(Value::Tuple(_) | Value::Nested(_))));
+        let lists = [b"]".repeat(DEEP), b"a".repeat(DEEP - 1), b".".to_vec()].concat();
+        assert!(matches!(run(&lists), Ok(Value::List(_))));
+        let dicts = [b"}N".repeat(DEEP), b"}".to_vec(), b"s".repeat(DEEP), b".".to_vec()].concat();
+        assert!(matches!(run(&dicts), Ok(Value::Dict(_))));
+    }
+
+    /// A few bytes took hundreds of megabytes once.
+    #[test]
+    fn a_value_is_remembered_under_any_number_at_the_price_of_one() {
+        let mut machine = Machine::at(b"Nr\xff\xff\xff\xffj\xff\xff\xff\xff.", 0);
+        assert!(matches!(machine.run(), Ok(Value::Other)));
+        assert_eq!(machine.memo.len(), 1);
+    }
+
+    /// Every tensor has a shape of its own, though their pickle has one for all.
+    #[test]
+    fn a_tensor_has_no_more_dimensions_than_pytorch_gives_it() {
+        let tensor = |dims: usize| {
+            let head = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nBoolStorage\n";
+            let (id, sizes) = (b"X\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\0(", b"K\x01".repeat(dims));
+            [head.as_slice(), id, &sizes, b"tq\0h\0tR."].concat()
+        };
+        assert!(matches!(run(&tensor(MAX_DIMS)), Ok(Value::Tensor(tensor)) if tensor.stride.len() == MAX_DIMS));
+        assert_eq!(run(&tensor(MAX_DIMS + 1)).unwrap_err(), "a tensor in its pickle has 65 dimensions");
+    }
 }

@@ -52,7 +52,7 @@ fn read(path: &Path, mut file: File) -> Result<Found> {
     Ok(Found { metadata, masks })
 }
 
-fn read_legacy(path: &Path, bytes: &[u8]) -> Result<Found> {
+pub(super) fn read_legacy(path: &Path, bytes: &[u8]) -> Result<Found> {
     let Legacy { entries, storages, data } = pickle::legacy(bytes).map_err(no_dict(path))?;
     let cut = || damaged(path, "its storages are cut off");
     let (mut rest, mut parts) = (&bytes[data..], HashMap::new());
@@ -78,7 +78,7 @@ fn no_dict(path: &Path) -> impl Fn(String) -> Error {
     move |problem| Error::file(path, problem.remedy("a file of masks is a dict of boolean tensors"))
 }
 
-fn convention(entries: &[(Value, Value)]) -> Convention {
+pub(super) fn convention(entries: &[(Value, Value)]) -> Convention {
     Convention::of(entries.iter().filter_map(|(key, _)| match key {
         Value::Text(name) => Some(&**name),
         _ => None,
@@ -103,7 +103,7 @@ fn dtype_of(storage: &str) -> Option<Dtype> {
 }
 
 /// The masks among the entries of a dict; `storage_bytes` gives the bytes of one by its key.
-fn masks(
+pub(super) fn masks(
     path: &Path,
     entries: Vec<(Value, Value)>,
     convention: Convention,
@@ -111,7 +111,7 @@ fn masks(
 ) -> Result<Vec<(String, Mask)>> {
     let mut masks = Vec::with_capacity(entries.len());
     // Tensors may share a storage.
-    let mut last: Option<(String, Rc<Vec<u8>>)> = None;
+    let mut last: Option<(Rc<str>, Rc<Vec<u8>>)> = None;
     for (key, value) in entries {
         let Value::Text(name) = key else {
             return Err(Error::file(path, "a key of its dict is no text".remedy("masks go by the names of weights")));
@@ -132,6 +132,12 @@ fn masks(
             Some((other, bytes)) if other == key => bytes.clone(),
             _ => Rc::new(one.bytes(storage_bytes(key)?).map_err(problem)?),
         };
+        // Strides of 0 would make a mask of any size of one element.
+        if rows.checked_mul(cols).is_none_or(|elements| elements > bytes.len()) {
+            let problem =
+                format!("is ({rows}, {cols}), expanded from {} elements; save tensor.contiguous()", bytes.len());
+            return Err(Error::tensor(path, &*name, problem));
+        }
         let mask = Mask::from_bytes((rows, cols), &bytes, *offset, [row, col]).map_err(problem)?;
         masks.push((weight, convention.mask(mask)));
         last = Some((key.clone(), bytes));
@@ -194,5 +200,25 @@ fn int(out: &mut Vec<u8>, int: usize) {
             out.extend([0x8a, 8]);
             out.extend((int as u64).to_le_bytes());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mask of 2^40 elements was made of one byte once.
+    #[test]
+    fn an_expanded_tensor_is_refused() {
+        let tensor = TensorRef {
+            storage: "torch BoolStorage".into(),
+            key: "0".into(),
+            offset: 0,
+            shape: vec![1 << 20; 2],
+            stride: vec![0, 0],
+        };
+        let entries = vec![(Value::Text("a".into()), Value::Tensor(Rc::new(tensor)))];
+        let error = masks(Path::new("x.pt"), entries, Convention::Pruned, |_| Ok(vec![1])).unwrap_err();
+        assert!(error.to_string().contains("expanded from 1 elements; save tensor.contiguous()"), "{error}");
     }
 }

@@ -6,6 +6,7 @@
 mod complete;
 mod cursor;
 mod documentation;
+mod frame;
 mod message;
 mod wire;
 

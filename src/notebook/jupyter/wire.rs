@@ -10,6 +10,7 @@
 //!
 //! libzmq, the reference, needs a C++ compiler wherever lacuna is built.
 
+use super::frame::{COMMAND, MORE, property, push_frame, read_frame};
 use anyhow::{Context, Result, bail};
 use lacuna::sync::locked;
 use std::io::{self, ErrorKind, Read, Write};
@@ -37,13 +38,6 @@ impl SocketKind {
         }
     }
 }
-
-const MORE: u8 = 1;
-const LONG: u8 = 2;
-const COMMAND: u8 = 4;
-
-/// Far beyond any cell; a longer frame comes from something that does not speak the protocol.
-const LONGEST_FRAME: u64 = 1 << 30;
 
 /// A client that reads nothing for so long is given up, so that the kernel goes on for the others.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
@@ -229,84 +223,12 @@ fn shake_hands(stream: &mut TcpStream, kind: SocketKind) -> Result<Vec<u8>> {
     Ok(property(&body[b"\x05READY".len()..], b"identity").unwrap_or_default())
 }
 
-/// The value of a property, whose name may be written in any case, in a READY command behind its name.
-fn property(mut rest: &[u8], wanted: &[u8]) -> Option<Vec<u8>> {
-    loop {
-        let (length, after) = rest.split_first()?;
-        let (name, after) = after.split_at_checked(usize::from(*length))?;
-        let (length, after) = after.split_first_chunk::<4>()?;
-        let (value, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-        if name.eq_ignore_ascii_case(wanted) {
-            return Some(value.to_vec());
-        }
-        rest = after;
-    }
-}
-
-fn push_frame(bytes: &mut Vec<u8>, flags: u8, body: &[u8]) {
-    match u8::try_from(body.len()) {
-        Ok(length) => bytes.extend([flags, length]),
-        Err(_) => {
-            bytes.push(flags | LONG);
-            bytes.extend((body.len() as u64).to_be_bytes());
-        }
-    }
-    bytes.extend(body);
-}
-
-fn read_frame(reader: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
-    let mut flags = [0];
-    reader.read_exact(&mut flags)?;
-    let length = if flags[0] & LONG != 0 {
-        let mut length = [0; 8];
-        reader.read_exact(&mut length)?;
-        u64::from_be_bytes(length)
-    } else {
-        let mut length = [0];
-        reader.read_exact(&mut length)?;
-        u64::from(length[0])
-    };
-    if length > LONGEST_FRAME {
-        return Err(io::Error::new(ErrorKind::InvalidData, format!("a frame of {length} bytes")));
-    }
-    // Not allocated up front: the length is only a claim.
-    let mut body = Vec::new();
-    reader.take(length).read_to_end(&mut body)?;
-    if body.len() as u64 != length {
-        return Err(ErrorKind::UnexpectedEof.into());
-    }
-    Ok((flags[0], body))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::frame::LONG;
     use super::*;
     use std::net::TcpListener;
     use std::sync::mpsc;
-
-    #[test]
-    fn a_property_is_found_or_nothing_is() {
-        let ready = b"\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\x02me";
-        assert_eq!(property(ready, b"identity").as_deref(), Some(&b"me"[..]));
-        assert_eq!(property(ready, b"socket-type").as_deref(), Some(&b"DEALER"[..]));
-        for end in 0..ready.len() {
-            assert_eq!(property(&ready[..end], b"identity"), None, "cut after {end} bytes");
-        }
-        assert_eq!(property(b"\x08Identity\xff\xff\xff\xffme", b"identity"), None);
-    }
-
-    #[test]
-    fn frames_are_read_as_written() {
-        for length in [0, 1, 255, 256, 70_000] {
-            let mut bytes = Vec::new();
-            push_frame(&mut bytes, MORE, &vec![7; length]);
-            let (flags, body) = read_frame(&mut &bytes[..]).unwrap();
-            assert_eq!((flags & MORE, body.len()), (MORE, length));
-            assert!(read_frame(&mut &bytes[..bytes.len() - 1]).is_err());
-        }
-        let claim = [&[LONG][..], &u64::MAX.to_be_bytes()].concat();
-        assert_eq!(read_frame(&mut &claim[..]).unwrap_err().kind(), ErrorKind::InvalidData);
-    }
 
     fn free_port() -> u16 {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

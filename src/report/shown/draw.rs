@@ -10,8 +10,7 @@ use super::pen::{
 };
 use super::plot::{Plot, Series};
 use super::{bitmap, error, palette};
-use crate::error::Remedy;
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use crate::format::number;
 use plotters::chart::ChartBuilder;
 use plotters::coord::Shift;

@@ -19,6 +19,7 @@ mod paths;
 mod pen;
 mod plot;
 mod render;
+mod rows;
 mod table;
 
 pub use document::Report;
@@ -27,6 +28,7 @@ pub use heatmap::HeatMap;
 pub use mask_map::MaskMap;
 pub use numbers::{MaybeNumber, Number, Point};
 pub use plot::Plot;
+pub use rows::{Cell, Row};
 pub use table::{Format, Table};
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 
 use super::error;
 use super::font::{self, FAMILY, SIZE_PER_EM};
-use crate::error::Remedy;
-use crate::error::Result;
+use crate::error::{Remedy, Result};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Polygon, Text};

@@ -132,7 +132,7 @@ impl Table {
     }
 
     fn markdown_of(&self, grid: &Grid) -> String {
-        let escaped = |row: &[String]| row.iter().map(|text| text.replace('|', "\\|").replace('\n', " ")).collect();
+        let escaped = |row: &[String]| row.iter().map(|text| escape_markdown(&text.replace('\n', " "))).collect();
         let titles: Vec<String> = escaped(&grid.titles);
         let rows: Vec<Vec<String>> = grid.rows.iter().map(|row| escaped(row)).collect();
         let widths: Vec<usize> = widths(&titles, &rows).into_iter().map(|w| w.max(3)).collect();
@@ -276,6 +276,24 @@ fn padded(row: &[String], widths: &[usize], right: &[bool]) -> Vec<String> {
         if *right { format!("{text:>width$}") } else { format!("{text:<width$}") }
     };
     row.iter().zip(widths).zip(right).map(pad).collect()
+}
+
+/// A cell of a table. A backslash stays as it is, as it does in code, except before a bar, where it would take the bar's own
+/// away.
+fn escape_markdown(text: &str) -> String {
+    let (mut out, mut backslashes) = (String::with_capacity(text.len()), 0);
+    for c in text.chars() {
+        match c {
+            '\\' => backslashes += 1,
+            '|' => {
+                out.extend(std::iter::repeat_n('\\', backslashes + 1));
+                backslashes = 0;
+            }
+            _ => backslashes = 0,
+        }
+        out.push(c);
+    }
+    out
 }
 
 /// Text as HTML shows it.
