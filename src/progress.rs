@@ -10,7 +10,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+/// Time between two looks at whether the user has asked to stop.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -22,6 +26,22 @@ pub fn interrupt() {
 /// Fails with [`Error::Interrupted`] once [`interrupt`] was called.
 pub fn check_interrupt() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// The next value that another thread sends, or `None` when the thread has ended. Work that waits for something outside runs
+/// on a thread of its own, so that Ctrl-C need not wait for it.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub(crate) fn wait<T>(receiver: &Receiver<T>) -> Result<Option<T>> {
+    loop {
+        check_interrupt()?;
+        match receiver.recv_timeout(POLL) {
+            Ok(value) => return Ok(Some(value)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
 }
 
 /// The destination of progress.

@@ -3,13 +3,13 @@
 
 use super::hub::{Hub, Spec};
 use crate::error::{Error, Remedy, Result};
-use crate::progress::check_interrupt;
+use crate::progress::{POLL, check_interrupt, wait};
 use crate::sync::locked;
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use ureq::http::Uri;
@@ -41,8 +41,6 @@ impl Default for Retry {
     }
 }
 
-/// A request is waited for in steps of this, so that Ctrl-C is noticed.
-const POLL: Duration = Duration::from_millis(100);
 /// Bytes that are read from a connection at a time, and how many such pieces may wait for whoever takes them.
 const PIECE: usize = 128 << 10;
 const PIECES_AHEAD: usize = 4;
@@ -391,18 +389,6 @@ impl Client {
 
     fn links(&self) -> MutexGuard<'_, HashMap<String, String>> {
         locked(&self.links)
-    }
-}
-
-/// Returns the next value, or `None` when the sender is gone.
-fn wait<T>(receiver: &Receiver<T>) -> Result<Option<T>> {
-    loop {
-        check_interrupt()?;
-        match receiver.recv_timeout(POLL) {
-            Ok(value) => return Ok(Some(value)),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(None),
-        }
     }
 }
 

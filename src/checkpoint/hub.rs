@@ -4,15 +4,14 @@ use super::index::Index;
 use super::writer::is_beside_weights;
 use super::{Checkpoint, INDEX, Remote, Retry, SINGLE, Source, check_is_directory, hints};
 use crate::error::{Error, Problem, Remedy, Result};
-use crate::progress::{Progress, Stage, check_interrupt};
+use crate::progress::{Progress, Stage, wait};
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::sync::mpsc::channel;
 
 /// A hub, the token for it, and the cache that downloads go to.
 #[derive(Clone)]
@@ -260,19 +259,10 @@ impl Hub {
             // Nobody listens any more after an interruption.
             let _ = sender.send(result);
         });
-        loop {
-            check_interrupt()?;
-            match receiver.recv_timeout(Duration::from_millis(100)) {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(e)) => return Err(*self.refusal(spec, file, e).error),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::internal(
-                        format!("downloading {file} of {}", spec.repo),
-                        "its thread has ended",
-                    ));
-                }
-            }
+        match wait(&receiver)? {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(e)) => Err(*self.refusal(spec, file, e).error),
+            None => Err(Error::internal(format!("downloading {file} of {}", spec.repo), "its thread has ended")),
         }
     }
 

@@ -7,15 +7,14 @@ use super::names::Names;
 use super::{INDEX, SINGLE, Source, TensorInfo, header, json, writer};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
-use crate::sync::{locked, unlocked};
+use crate::sync::on_threads;
 use hf_hub::api::RepoInfo;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 /// Requests in flight: enough to fill a line that one connection does not, few enough for a hub to bear.
 const STREAMS: usize = 8;
@@ -138,22 +137,11 @@ impl Remote {
     /// Size and tensors of every shard.
     fn read_headers(&self, names: &[String], progress: Progress) -> Result<Vec<(u64, Vec<TensorInfo>)>> {
         let stage = progress.stage("headers", names.len() as u64);
-        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let results = Mutex::new(Vec::with_capacity(names.len()));
-        std::thread::scope(|scope| {
-            for _ in 0..STREAMS.min(names.len()) {
-                scope.spawn(|| {
-                    while !failed.load(Ordering::Relaxed) {
-                        let shard = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(name) = names.get(shard) else { break };
-                        let header = self.read_header(name, shard).and_then(|header| stage.inc(1).map(|()| header));
-                        failed.fetch_or(header.is_err(), Ordering::Relaxed);
-                        locked(&results).push((shard, header));
-                    }
-                });
-            }
+        let mut results = on_threads(names, STREAMS, |shard, name, _| {
+            let header = self.read_header(name, shard)?;
+            stage.inc(1)?;
+            Ok(header)
         });
-        let mut results = unlocked(results);
         results.sort_by_key(|&(shard, _)| shard);
         results.into_iter().map(|(_, header)| header).collect()
     }

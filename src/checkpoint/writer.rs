@@ -9,8 +9,10 @@ use super::{Checkpoint, header};
 use crate::error::{Error, Problem, Remedy, Result};
 pub(super) use crate::files::refuse_existing;
 use crate::files::{NewDir, folder_of};
+use crate::progress::check_interrupt;
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -345,6 +347,19 @@ impl CheckpointWriter {
             }
         }
         Ok(())
+    }
+
+    /// Adds the record of how the output was made (`lacuna.json`) and the files beside the weights of `source`, and lets the
+    /// output appear.
+    ///
+    /// # Errors
+    /// Those of [`CheckpointWriter::copy_others`] and [`CheckpointWriter::finish`]; [`Error::Interrupted`].
+    pub(crate) fn finish_with(mut self, source: &Checkpoint, record: &impl Serialize) -> Result<()> {
+        let json = serde_json::to_vec_pretty(record).map_err(|error| Error::file(self.dir.out(), error))?;
+        self.add_file("lacuna.json", &json)?;
+        self.copy_others(source)?;
+        check_interrupt()?;
+        self.finish()
     }
 
     /// Flushes everything to the disk and renames it into place.

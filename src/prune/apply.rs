@@ -1,6 +1,6 @@
 //! Pruning with masks that exist already.
 
-use super::{copy, finish, write_masked};
+use super::{copy, write_masked};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, TensorInfo, float_dtype};
 use crate::error::{Error, Remedy, Result};
 use crate::mask::{MaskSet, Violation};
@@ -84,7 +84,7 @@ pub fn apply_to(model: &Model, masks: &MaskSet, out: &Path, progress: Progress) 
     let mut record = Record { pruning, tensors: tensors.collect(), ..Record::dense(model.record()?) };
     record.environment.insert("prune_seconds".into(), started.elapsed().as_secs_f64().into());
     record.environment.insert("masks_sha256".into(), masks.sha256().into());
-    finish(checkpoint, writer, out, &record)?;
+    writer.finish_with(checkpoint, &record)?;
     Ok(record)
 }
 

@@ -174,17 +174,8 @@ pub fn prune_to(
         stage.inc(1)?;
     }
     let record = record(model, calibration, config, tensors, started)?;
-    finish(checkpoint, writer, out, &record)?;
+    writer.finish_with(checkpoint, &record)?;
     Ok(record)
-}
-
-/// Adds the record and the files beside the weights, and lets `out` appear.
-fn finish(checkpoint: &Checkpoint, mut writer: CheckpointWriter, out: &Path, record: &Record) -> Result<()> {
-    let json = serde_json::to_vec_pretty(record).map_err(|error| Error::file(out, error))?;
-    writer.add_file("lacuna.json", &json)?;
-    writer.copy_others(checkpoint)?;
-    check_interrupt()?;
-    writer.finish()
 }
 
 /// Copies a tensor as it is stored. Most of these were never part of a computation, so what is not finite shows here.

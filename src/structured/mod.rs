@@ -20,7 +20,7 @@ use crate::files::check_output;
 use crate::gradients::{Accumulate, gradients};
 use crate::importance::Method;
 use crate::model::{ExpertStorage, Model, ModelConfig};
-use crate::progress::{Progress, check_interrupt};
+use crate::progress::Progress;
 use crate::prune::{Known, Subject};
 use crate::record::{PruningRecord, Record, StructureRecord, TensorRecord, UnitsRecord, ranges};
 pub use crate::settings::{Form, GroupNorm, Unit};
@@ -248,11 +248,7 @@ pub fn prune_structured_to(
     if let Some(json) = json {
         writer.add_file("config.json", &json)?;
     }
-    let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::file(out, error))?;
-    writer.add_file("lacuna.json", &json)?;
-    writer.copy_others(checkpoint)?;
-    check_interrupt()?;
-    writer.finish()?;
+    writer.finish_with(checkpoint, &record)?;
     Ok(record)
 }
 

@@ -6,7 +6,7 @@ use super::{BLOCK_BYTES, MANIFEST, Manifest, OtherFile, Piece, Rewrite, Run};
 use crate::checkpoint::source::{STREAM_BYTES, Source};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::{Progress, Stage};
-use crate::sync::{locked, unlocked};
+use crate::sync::{locked, on_threads, unlocked};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// The outcome of a [`Rewrite::run`].
@@ -340,25 +340,9 @@ struct Target<'a> {
 impl Target<'_> {
     /// Copies `runs`, as many at a time as the source has streams. Ends with the first error.
     fn copy(&self, source: &dyn Source, runs: &[Run]) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let failed = AtomicBool::new(false);
-        let error = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..source.streams().clamp(1, runs.len().max(1)) {
-                scope.spawn(|| {
-                    while !failed.load(Ordering::Relaxed) {
-                        let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-                        if let Err(e) = self.copy_run(source, run, &failed) {
-                            // The others will fail because of this one.
-                            locked(&error).get_or_insert(e);
-                            failed.store(true, Ordering::Relaxed);
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        unlocked(error).map_or(Ok(()), Err)
+        let copied = on_threads(runs, source.streams(), |_, run, failed| self.copy_run(source, run, failed));
+        // The first error in time: others may have failed because of it.
+        copied.into_iter().try_for_each(|(_, copied)| copied)
     }
 
     /// Has the file system share whole blocks of the source with the output, where it can and both are equally far into a
