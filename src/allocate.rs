@@ -46,7 +46,7 @@ impl Owl {
 
 /// The rules' targets by linear; of the rules that match one linear, the last counts.
 #[derive(Clone, Default, PartialEq)]
-pub struct Ruled(HashMap<String, Target>);
+pub(crate) struct Ruled(HashMap<String, Target>);
 
 crate::debug::one_line!(Ruled, |ruled| format!("Ruled({} linears)", ruled.0.len()));
 
@@ -56,7 +56,7 @@ impl Ruled {
     /// # Errors
     /// [`Error::Argument`] naming the rule that matches none of them, as it is misspelt or for another model; or when none of
     /// the linears is left.
-    pub fn new<'a>(rules: &[Rule], linears: impl Iterator<Item = &'a str> + Clone) -> Result<Ruled> {
+    pub(crate) fn new<'a>(rules: &[Rule], linears: impl Iterator<Item = &'a str> + Clone) -> Result<Ruled> {
         // There may be a rule for each of thousands of linears: names are looked up, only globs are tried.
         let (mut names, mut globs): (HashMap<&str, Vec<usize>>, Vec<usize>) = (HashMap::new(), Vec::new());
         for (i, rule) in rules.iter().enumerate() {
@@ -100,7 +100,7 @@ impl Ruled {
     }
 
     /// The target of a linear; `None` when no rule matches it.
-    pub fn get(&self, linear: &str) -> Option<Target> {
+    pub(crate) fn get(&self, linear: &str) -> Option<Target> {
         self.0.get(linear).copied()
     }
 }
@@ -109,7 +109,7 @@ impl Ruled {
 /// each of several sparsities; ties are broken by position, in the order of the linears. Exact, in three passes over
 /// the scores that hold one linear's at a time.
 #[derive(Debug)]
-pub struct GlobalThreshold {
+pub(crate) struct GlobalThreshold {
     sparsities: Vec<f64>,
     pass: ThresholdPass,
 }
@@ -134,10 +134,10 @@ struct Level {
 
 impl GlobalThreshold {
     /// The number of passes in which all scores are added.
-    pub const PASSES: usize = 3;
+    pub(crate) const PASSES: usize = 3;
 
     /// The beginning of the first pass.
-    pub fn new(sparsities: &[f64]) -> Self {
+    pub(crate) fn new(sparsities: &[f64]) -> Self {
         GlobalThreshold { sparsities: sparsities.to_vec(), pass: ThresholdPass::Upper { counts: vec![0; 1 << 16] } }
     }
 
@@ -145,7 +145,7 @@ impl GlobalThreshold {
     ///
     /// # Errors
     /// [`Error::Tensor`] for a score that is not.
-    pub fn add(&mut self, linear: &str, width: usize, scores: &[f32]) -> Result<()> {
+    pub(crate) fn add(&mut self, linear: &str, width: usize, scores: &[f32]) -> Result<()> {
         if let Some(at) = scores.iter().position(|score| !(score.is_finite() && *score >= 0.0)) {
             return Err(bad_score(linear, at / width.max(1), at % width.max(1), scores[at]));
         }
@@ -173,7 +173,7 @@ impl GlobalThreshold {
     }
 
     /// Ends a pass; the next one begins.
-    pub fn next_pass(&mut self) {
+    pub(crate) fn next_pass(&mut self) {
         /// The bin in which `rest` is reached, and what of it is left there.
         fn reach(counts: &[u64], mut rest: u64) -> (u32, u64) {
             for (bin, &count) in counts.iter().enumerate() {
@@ -205,7 +205,7 @@ impl GlobalThreshold {
     }
 
     /// After the last pass: what each linear loses at each sparsity.
-    pub fn lost(self) -> BTreeMap<String, Vec<u64>> {
+    pub(crate) fn lost(self) -> BTreeMap<String, Vec<u64>> {
         match self.pass {
             ThresholdPass::Count { lost, .. } => lost,
             _ => BTreeMap::new(),

@@ -6,22 +6,26 @@ pub use crate::calibrate::{Statistics, calibrate};
 pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
 #[cfg(feature = "report")]
 pub use crate::display::{EvcxrDisplay as _, display, input, password};
+pub use crate::dsnot::Dsnot;
 pub use crate::error::{Error, Result};
 pub use crate::evaluate::{
     ChoiceScores, Evaluation, GenerationScores, Task, evaluate, score_choices, score_generation,
 };
 pub use crate::experts::{
-    self, ExpertLayout, ExpertScores, Keep, Locality, Metric, Parts, Ranking, Selection, SuperExperts,
+    self, ExpertLayout, ExpertScores, Keep, Locality, Metric, Parts, Ranking, Selection, SuperExperts, prune_experts,
+    prune_experts_to,
 };
 #[cfg(feature = "report")]
 pub use crate::frames::{Aggregate, Frames as _, Join, Order};
 pub use crate::generate::{GenerateConfig, generate};
 pub use crate::gradients::{Accumulate, Gradients, gradients};
 pub use crate::lab::Lab;
-pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
+pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per, Ties};
 pub use crate::model::Model;
 pub use crate::progress::Progress;
-pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, apply, apply_to, masks, prune, prune_to};
+pub use crate::prune::{
+    Masks, MasksConfig, Method, Propagate, PruneConfig, Pruned, apply, apply_to, masks, prune, prune_to,
+};
 pub use crate::record::Record;
 #[cfg(feature = "report")]
 pub use crate::report::{Format, HeatMap, Plot, Report, Table};

@@ -268,7 +268,8 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
     let pruned = prune(&model, None, &PruneConfig::new(Method::Magnitude, 0.5), Progress::Hidden)?;
     let heads = StructuredConfig::new(Unit::Neurons, Method::Magnitude, 0.25);
     let structured = prune_structured(&model, None, &heads, Progress::Hidden)?;
-    let set = masks(&model, None, &MasksConfig::new(&[Method::Magnitude], &[0.5]), Progress::Hidden)?.remove(0);
+    let set =
+        masks(&model, None, &MasksConfig::new(&[Method::Magnitude], &[0.5]), Progress::Hidden)?.into_vec().remove(0);
     assert_eq!(one(&set.masks[0].1), "Mask(192 × 192, 50.0% pruned)");
     let task = Task::choices(format!("{root}/tasks/cloze.jsonl"), Some(2))?;
     let scores = score_choices(&model, &task, Bos::Auto, &Bootstrap::default(), Progress::Hidden)?;

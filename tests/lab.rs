@@ -232,7 +232,7 @@ fn models_and_masks_are_known_by_their_content() {
     let pruned = lab.prune(&config).unwrap();
     assert_eq!(lab.evaluate(&pruned, &test).unwrap(), evaluation);
     let masks = lab.masks(&MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.5, 0.7])).unwrap();
-    assert_eq!(lab.evaluate(&masks[0], &test).unwrap(), evaluation);
+    assert_eq!(lab.evaluate(masks.get(Method::Wanda, 0.5).unwrap(), &test).unwrap(), evaluation);
     assert_eq!(uses(&lab, "evaluation")[0], 1, "the three are the same weights");
     // What was changed behind its back is another model.
     let mut changed = pruned.clone();
@@ -500,7 +500,8 @@ fn a_lab_with_less_memory_than_its_model_gives_the_same() {
         lab_within(budget, Cache::at(other.path(), 1 << 30)).calibrate_on(train(), Sampling::new(2, 32)).unwrap();
     assert_eq!(part.device_memory().weights.bytes, 0);
     let config = MasksConfig::new(&[Method::Wanda], &[0.5]);
-    assert_eq!(part.masks(&config).unwrap()[0].masks, all.masks(&config).unwrap()[0].masks);
+    let masks = |lab: &Lab| lab.masks(&config).unwrap().get(Method::Wanda, 0.5).unwrap().masks.clone();
+    assert_eq!(masks(&part), masks(&all));
     let test = all.windows(train(), Consecutive::of(32).first(2)).unwrap();
     let dense = |lab: &Lab| lab.evaluate(lab.model(), &test).unwrap().losses;
     assert_eq!(dense(&part), dense(&all));
@@ -541,7 +542,7 @@ fn what_is_pruned_in_parts_is_the_same_and_stays_in_parts() {
             );
             assert!(part.device_memory().weights.bytes <= budget);
             // A second mask on top, and all of it in memory.
-            let more = all.masks(&MasksConfig::new(&[Method::Magnitude], &[0.3])).unwrap().remove(0);
+            let more = all.masks(&MasksConfig::new(&[Method::Magnitude], &[0.3])).unwrap().into_vec().remove(0);
             let twice = |model: &Model| apply(model, &MaskSet { metadata: None, ..more.clone() }).unwrap();
             assert_eq!(losses(&all, &twice(&whole.model)), losses(&part, &twice(&pruned.model)));
             assert_eq!(losses(&all, &pruned.model.resident().unwrap()), expected);

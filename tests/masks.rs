@@ -272,7 +272,7 @@ fn masks_are_applied_as_they_were_selected() {
     for (pattern, sparsities) in [(Pattern::Unstructured, vec![0.3, 0.57]), (Pattern::NofM { n: 2, m: 4 }, vec![0.5])] {
         let base = MasksConfig::new(&[Method::Wanda, Method::Magnitude], &sparsities);
         let config = MasksConfig { pattern, per: Some(Per::Row), seed: 3, ..base };
-        let sets = masks(&model, Some(&windows), &config, Progress::Hidden).unwrap();
+        let sets = masks(&model, Some(&windows), &config, Progress::Hidden).unwrap().into_vec();
         assert_eq!(sets.len(), 2 * sparsities.len());
         for set in &sets {
             assert_eq!(validate(&model, set).unwrap(), []);
@@ -316,7 +316,7 @@ fn allocations_and_rules_are_validated_by_their_own_targets() {
                 rules: vec!["*.0.mlp.down_proj.weight=0.25".parse().unwrap(), "*.v_proj.weight=skip".parse().unwrap()],
                 ..MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.3, 0.6])
             };
-            for set in masks(&model, Some(&windows), &config, Progress::Hidden).unwrap() {
+            for (_, _, set) in masks(&model, Some(&windows), &config, Progress::Hidden).unwrap() {
                 assert_eq!(validate(&model, &set).unwrap(), [], "{allocation}");
                 assert_eq!(set.masks.len(), 2 * 7 - 2);
                 let path = dir.path().join("set.safetensors");
@@ -354,7 +354,7 @@ fn allocations_reach_experts_by_every_metric() {
             rules: vec!["*.experts.1.*=0.75".parse().unwrap(), "*.experts.2.*=skip".parse().unwrap()],
             ..MasksConfig::new(&methods, &[0.5])
         };
-        for (method, set) in methods.iter().zip(masks(&model, Some(&windows), &config, Progress::Hidden).unwrap()) {
+        for (method, _, set) in masks(&model, Some(&windows), &config, Progress::Hidden).unwrap() {
             assert!(!set.masks.iter().any(|(name, _)| expert(name, 2)), "{allocation} {method}");
             let ruled = |(name, mask): &(String, Mask)| !expert(name, 1) || mask.sparsity() == 0.75;
             assert!(set.masks.iter().all(ruled), "{allocation} {method}");
@@ -388,7 +388,7 @@ fn experts_that_no_token_reached_go_by_magnitude_and_not_by_the_common_threshold
             allocation: allocation.parse().unwrap(),
             ..MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.5])
         };
-        masks(&model, Some(&windows), &config, Progress::Hidden).unwrap()
+        masks(&model, Some(&windows), &config, Progress::Hidden).unwrap().into_vec()
     };
     let (uniform, global) = (made("uniform"), made("global"));
     let (mut reached, mut unreached) = (0, 0);
@@ -428,7 +428,7 @@ fn masks_that_do_not_fit_are_refused() {
     }
     let model = random::open(&dir.path().join("model1"));
     let config = MasksConfig::new(&[Method::Magnitude], &[0.5]);
-    let set = masks(&model, None, &config, Progress::Hidden).unwrap().remove(0);
+    let set = masks(&model, None, &config, Progress::Hidden).unwrap().into_vec().remove(0);
     let mut missing = set.clone();
     let (gone, _) = missing.masks.remove(3);
     let mut extra = set.clone();
@@ -476,7 +476,8 @@ fn weights_that_are_not_finite_are_refused_even_where_the_mask_has_zeros() {
     let dir = tempfile::tempdir().unwrap();
     let source = random::write(&dir.path().join("model"), &random::llama(), DType::BF16, 1 << 30, 1);
     let config = MasksConfig::new(&[Method::Magnitude], &[0.5]);
-    let set = masks(&random::open(&dir.path().join("model")), None, &config, Progress::Hidden).unwrap().remove(0);
+    let set =
+        masks(&random::open(&dir.path().join("model")), None, &config, Progress::Hidden).unwrap().into_vec().remove(0);
     // Without metadata, so that it is not refused as that of another model.
     let set = MaskSet { metadata: None, ..set };
     let (name, mask) = &set.masks[9];
@@ -512,7 +513,7 @@ fn a_global_threshold_may_leave_nothing_of_a_linear() {
     let make = |sparsities: &[f64]| {
         let allocation = Allocation::Global;
         let config = MasksConfig { allocation, ..MasksConfig::new(&[Method::Magnitude], sparsities) };
-        masks(&model, None, &config, Progress::Hidden).unwrap()
+        masks(&model, None, &config, Progress::Hidden).unwrap().into_vec()
     };
     let sets = make(&[0.05, 0.4]);
     for (set, sparsity) in sets.iter().zip([0.05, 0.4]) {
@@ -691,4 +692,26 @@ fn masks_of_pytorch_and_its_older_files_are_read() {
     );
     let error = MaskSet::load(dir.path().join("half.safetensors")).unwrap_err();
     assert_says(error, &["`a.weight_mask`", "element 0 is neither 0 nor 1"]);
+}
+
+#[test]
+fn sets_of_masks_are_found_by_what_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    random::write(dir.path(), &random::llama(), DType::BF16, 1 << 30, 1);
+    let config = MasksConfig::new(&[Method::Magnitude, Method::Random], &[0.5, 0.25]);
+    let sets = masks(&random::open(dir.path()), None, &config, Progress::Hidden).unwrap();
+    let asked: Vec<(Method, f64)> = sets.iter().map(|(method, sparsity, _)| (method, sparsity)).collect();
+    let pairs = [Method::Magnitude, Method::Random].map(|method| [(method, 0.5), (method, 0.25)]).concat();
+    assert_eq!((asked, sets.len(), sets.is_empty()), (pairs, 4, false));
+    for (method, sparsity, set) in sets.iter() {
+        assert!(std::ptr::eq(sets.get(method, sparsity).unwrap(), set));
+        let pruning = set.metadata.as_ref().unwrap().pruning.as_ref().unwrap();
+        assert_eq!((pruning.method, pruning.sparsity), (method.into(), sparsity));
+    }
+    for (method, sparsity) in [(Method::Magnitude, 0.4), (Method::Wanda, 0.5)] {
+        let error = sets.get(method, sparsity).unwrap_err();
+        assert_says(&error, &[&format!("{method} {sparsity}"), "there are magnitude 0.5, magnitude 0.25, random 0.5"]);
+    }
+    let by_pair = sets.get(Method::Random, 0.25).unwrap().clone();
+    assert_eq!(sets.into_vec()[3], by_pair);
 }

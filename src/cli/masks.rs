@@ -193,7 +193,7 @@ fn make(args: Make) -> anyhow::Result<()> {
     let sets = masks(&model, calibration.as_ref(), &config, Progress::Stderr)?;
     #[cfg(not(feature = "report"))]
     eprintln!("note: this build draws no histograms (feature `report`)");
-    let written = write_masks(&out, &sets, args.format, Progress::Stderr)?;
+    let written = write_masks(&out, &sets.into_vec(), args.format, Progress::Stderr)?;
     if args.json {
         return print_json(&written);
     }

@@ -10,7 +10,7 @@ use crate::gradients::Gradients;
 use crate::lab::{CacheSummary, DeviceMemory, Lab};
 use crate::mask::{Comparison, Mask, MaskSet, MaskStatistics};
 use crate::model::Model;
-use crate::prune::Pruned;
+use crate::prune::{Masks, Pruned};
 use crate::record::Record;
 use crate::report::{HeatMap, MaskMap, Plot, Report, Table};
 use crate::rich::{Bundle, Rich, emit, mime, show};
@@ -234,6 +234,7 @@ fn rich(value: Unknown<'_>) -> Option<Result<Bundle>> {
         Remote,
         Mask,
         MaskSet,
+        Masks,
         MaskStatistics,
         Comparison,
         Statistics,

@@ -4,6 +4,7 @@ use super::card::{Card, column, percent, table};
 use crate::error::Result;
 use crate::format::thousands;
 use crate::mask::{Comparison, Mask, MaskSet, MaskStatistics, Pattern, Sparsity, place};
+use crate::prune::Masks;
 use crate::report::{Format, HeatMap, MaskMap, Plot, Table};
 use crate::rich::{Bundle, Rich, shown_in_cells};
 use serde_json::{Value, json};
@@ -164,6 +165,24 @@ impl Rich for MaskSet {
     }
 }
 
+impl Rich for Masks {
+    fn bundle(&self) -> Result<Bundle> {
+        let summary = format!("{} sets of masks", self.len());
+        let json = self.iter().map(|(method, sparsity, set)| {
+            json!({"method": method.to_string(), "sparsity": sparsity, "achieved": set.sparsity(), "sha256": set.sha256()})
+        });
+        let rows = self.iter().map(|(method, sparsity, set)| {
+            (method.to_string(), sparsity, set.sparsity(), set.masks.len(), set.elements())
+        });
+        let sets = Table::rows(["method", "target", "sparsity", "tensors", "weights"], rows)?
+            .with_heading("target", "target sparsity", Some("%"))?
+            .with_format("target", Format::Percent)?
+            .with_heading("sparsity", "sparsity", Some("%"))?
+            .with_format("sparsity", Format::Percent)?;
+        Card::new(summary, json.collect()).table(sets).bundle()
+    }
+}
+
 impl Rich for Comparison {
     fn bundle(&self) -> Result<Bundle> {
         let all = &self.all;
@@ -186,7 +205,7 @@ impl Rich for Comparison {
     }
 }
 
-shown_in_cells!(Mask, MaskSet, MaskStatistics, Comparison);
+shown_in_cells!(Mask, MaskSet, Masks, MaskStatistics, Comparison);
 
 #[cfg(test)]
 mod tests {

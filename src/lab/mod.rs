@@ -55,7 +55,9 @@ use crate::importance::Method;
 use crate::mask::MaskSet;
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::prune::{Known, MasksConfig, Needs, PruneConfig, Pruned, Subject, masks_of, prune_subject, pruned_before};
+use crate::prune::{
+    Known, Masks, MasksConfig, Needs, PruneConfig, Pruned, Subject, masks_of, prune_subject, pruned_before,
+};
 use crate::record::TensorRecord;
 use crate::structured::{Structured, StructuredConfig, structure_subject};
 use crate::sync::locked;
@@ -377,7 +379,7 @@ impl Lab {
     ///
     /// # Errors
     /// As [`crate::prune::masks`].
-    pub fn masks(&self, config: &MasksConfig) -> Result<Vec<MaskSet>> {
+    pub fn masks(&self, config: &MasksConfig) -> Result<Masks> {
         let calibration = self.calibration.as_ref().filter(|_| config.needs_calibration());
         let inputs = json!({"windows": calibration.map(Windows::sha256), "config": serialised(config)?});
         let key = self.key(Stage::Masks, inputs);
@@ -404,7 +406,7 @@ impl Lab {
                 pruning.calibration = pruning.calibration.take().and(text.clone());
             }
         }
-        Ok(sets)
+        Ok(Masks::new(config, sets))
     }
 
     /// Results that the cache keeps, by stage, and how often this session found one.

@@ -101,20 +101,75 @@ impl MasksConfig {
     }
 }
 
-/// Masks of each method at each sparsity, ordered by method, then by sparsity as given: scores come from the dense model, so
+/// Masks of several methods at several sparsities, by what was asked for: ordered by method, then by sparsity as given.
+#[derive(Clone, PartialEq)]
+pub struct Masks(Vec<(Method, f64, MaskSet)>);
+
+crate::debug::one_line!(rich Masks, |masks| format!("Masks({})", masks.names().join(", ")));
+
+impl Masks {
+    /// `sets` in the order in which `config` asks for them.
+    pub(crate) fn new(config: &MasksConfig, sets: Vec<MaskSet>) -> Masks {
+        let asked = config.methods.iter().flat_map(|&method| config.sparsities.iter().map(move |&of| (method, of)));
+        Masks(asked.zip(sets).map(|((method, sparsity), set)| (method, sparsity, set)).collect())
+    }
+
+    /// The masks of a method at a sparsity.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], with those that there are, for a pair that was not asked for.
+    pub fn get(&self, method: Method, sparsity: f64) -> Result<&MaskSet> {
+        let found = self.0.iter().find(|(of, at, _)| (*of, *at) == (method, sparsity));
+        found.map(|(.., set)| set).ok_or_else(|| {
+            let problem = format!("was not asked for; there are {}", self.names().join(", "));
+            Error::argument("masks", format!("{method} {sparsity}"), problem)
+        })
+    }
+
+    /// Method, sparsity and masks of each set.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (Method, f64, &MaskSet)> {
+        self.0.iter().map(|(method, sparsity, set)| (*method, *sparsity, set))
+    }
+
+    /// Number of sets.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether there is no set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The sets alone.
+    pub fn into_vec(self) -> Vec<MaskSet> {
+        self.0.into_iter().map(|(.., set)| set).collect()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.iter().map(|(method, sparsity, _)| format!("{method} {sparsity}")).collect()
+    }
+}
+
+impl IntoIterator for Masks {
+    type Item = (Method, f64, MaskSet);
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// Masks of each method at each sparsity: scores come from the dense model, so
 /// that one pass through it serves all of them, and the masks of a method are nested.
 ///
 /// Memory: one layer's weights, the activations of the calibration windows, and the masks, 1 bit a weight each.
 ///
 /// # Errors
 /// As [`super::prune`].
-pub fn masks(
-    model: &Model,
-    calibration: Option<&Windows>,
-    config: &MasksConfig,
-    progress: Progress,
-) -> Result<Vec<MaskSet>> {
-    masks_of(Subject { model, calibration, known: &Known::default(), progress }, config)
+pub fn masks(model: &Model, calibration: Option<&Windows>, config: &MasksConfig, progress: Progress) -> Result<Masks> {
+    let sets = masks_of(Subject { model, calibration, known: &Known::default(), progress }, config)?;
+    Ok(Masks::new(config, sets))
 }
 
 /// Makes the masks of [`masks`] with what is known of the model.

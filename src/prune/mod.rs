@@ -14,7 +14,7 @@ pub use crate::importance::Method;
 pub use apply::{apply, apply_to, validate};
 pub use config::{Propagate, PruneConfig};
 pub use layer_loop::outliers;
-pub use masks::{MasksConfig, masks};
+pub use masks::{Masks, MasksConfig, masks};
 
 pub(crate) use known::{Known, Needs, Subject};
 pub(crate) use masks::masks_of;
