@@ -3,7 +3,7 @@
 pub use crate::allocate::{Allocation, Owl, Rule};
 pub use crate::cache::Cache;
 pub use crate::calibrate::{Statistics, calibrate};
-pub use crate::checkpoint::{Checkpoint, HeadersOnly, Source};
+pub use crate::checkpoint::{Checkpoint, HeadersOnly};
 #[cfg(feature = "report")]
 pub use crate::display::{EvcxrDisplay as _, display, input, password};
 pub use crate::dsnot::Dsnot;
@@ -11,10 +11,7 @@ pub use crate::error::{Error, Result};
 pub use crate::evaluate::{
     ChoiceScores, Evaluation, GenerationScores, Task, evaluate, score_choices, score_generation,
 };
-pub use crate::experts::{
-    self, ExpertLayout, ExpertScores, Keep, Locality, Metric, Parts, Ranking, Selection, SuperExperts, prune_experts,
-    prune_experts_to,
-};
+pub use crate::experts::{self, ExpertLayout, ExpertScores, Ranking, SuperExperts, prune_experts, prune_experts_to};
 #[cfg(feature = "report")]
 pub use crate::frames::{Aggregate, Frames as _, Join, Order};
 pub use crate::generate::{GenerateConfig, generate};
@@ -28,9 +25,9 @@ pub use crate::prune::{
 };
 pub use crate::record::Record;
 #[cfg(feature = "report")]
-pub use crate::report::{Format, HeatMap, Plot, Report, Table};
+pub use crate::report::{HeatMap, Plot, Report, Table};
 pub use crate::report::{read_records, write_record};
-pub use crate::stats::{Bootstrap, Interval, Score};
+pub use crate::stats::{Bootstrap, Interval};
 pub use crate::structured::{GroupNorm, Structured, StructuredConfig, Unit, prune_structured, prune_structured_to};
 pub use crate::text::{Bos, Consecutive, Sampling, Tokenizer, Windows};
 pub use candle_core::{DType, Device, Tensor};

@@ -245,6 +245,7 @@ fn tensors_are_shown_as_candle_prints_them() {
 /// `Debug` is for `dbg!`, error messages and values beside others: a line, however large the value.
 #[test]
 fn debug_of_what_is_large_is_one_line() -> Result<()> {
+    use lacuna::experts::{Locality, Parts};
     use lacuna::prelude::*;
     fn one(value: &dyn std::fmt::Debug) -> String {
         let text = format!("{value:?}");
@@ -352,6 +353,7 @@ fn debug_of_what_is_large_is_one_line() -> Result<()> {
 #[test]
 fn enums_of_choices_can_be_listed() {
     use lacuna::prelude::*;
+    use lacuna::report::Format;
     assert_eq!(Method::all().len(), 7);
     for method in Method::all() {
         assert_eq!(method.to_string().parse::<Method>().unwrap(), method);
