@@ -706,7 +706,7 @@ fn sets_of_masks_are_found_by_what_was_asked_for() {
     for (method, sparsity, set) in sets.iter() {
         assert!(std::ptr::eq(sets.get(method, sparsity).unwrap(), set));
         let pruning = set.metadata.as_ref().unwrap().pruning.as_ref().unwrap();
-        assert_eq!((pruning.method, pruning.sparsity), (method.into(), sparsity));
+        assert_eq!((pruning.method.clone(), pruning.sparsity), (method.into(), sparsity));
     }
     for (method, sparsity) in [(Method::Magnitude, 0.4), (Method::Wanda, 0.5)] {
         let error = sets.get(method, sparsity).unwrap_err();
