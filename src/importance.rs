@@ -160,20 +160,17 @@ impl<'a> Scorer<'a> {
 }
 
 impl Linear {
-    /// Scores of its weights by `method`, `(out, in)`, row-major. Metrics that read statistics or gradients take them from
-    /// `statistics` and `gradients`; random scores have seed 0.
+    /// Scores `(out, in)` of its weights, row-major, by `method` with what is known of its inputs and of the loss. Random scores
+    /// are those of seed 0.
     ///
     /// # Errors
-    /// As [`Scorer::new`], and [`Error::Compute`] when the weight cannot be read.
-    pub fn scores(
-        &self,
-        method: Method,
-        statistics: Option<&Statistics>,
-        gradients: Option<&Gradients>,
-    ) -> Result<Vec<f32>> {
+    /// As [`Scorer::new`].
+    pub fn scores(&self, method: Method, statistics: &Statistics, gradients: Option<&Gradients>) -> Result<Vec<f32>> {
         let weights: Vec<f32> = self.weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let evidence = Evidence::of(&self.name, method, statistics, gradients, 0)?;
-        Ok(evidence.scorer(&self.name, &weights, self.shape()?)?.scores())
+        let norms = statistics.column_norms(&self.name);
+        let gradient = gradients.map(|gradients| gradients.get(&self.name)).transpose()?.flatten();
+        let inputs = Inputs { norms: norms.as_deref(), gradient: gradient.as_deref(), seed: 0 };
+        Ok(Scorer::new(method, &self.name, &weights, self.shape()?, inputs)?.scores())
     }
 }
 

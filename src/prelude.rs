@@ -21,7 +21,7 @@ pub use crate::lab::Lab;
 pub use crate::mask::{Mask, MaskFormat, MaskSet, Pattern, Per};
 pub use crate::model::Model;
 pub use crate::progress::Progress;
-pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, masks, prune, prune_to, prune_with};
+pub use crate::prune::{MasksConfig, Method, Propagate, PruneConfig, Pruned, apply, apply_to, masks, prune, prune_to};
 pub use crate::record::Record;
 #[cfg(feature = "report")]
 pub use crate::report::{Format, HeatMap, Plot, Report, Table};

@@ -793,8 +793,7 @@ fn mixtures_are_cut_under_the_names_that_they_have() {
     let layout = lacuna::experts::ExpertLayout::find(&base).unwrap();
     let lists = layout.mixtures.keys().map(|&layer| (layer, vec![0, 2])).collect();
     let keep = lacuna::experts::Keep::new(&layout, lists).unwrap();
-    let selection = lacuna::experts::Selection { keep, by: Map::new() };
-    lacuna::experts::build(&base, &layout, &selection, u64::MAX, &out, Progress::Hidden).unwrap();
+    lacuna::experts::prune_experts_to(&base, &keep.into(), u64::MAX, &out, Progress::Hidden).unwrap();
     assert!(stored_names(&out).iter().all(|name| name.starts_with("_orig_mod.") && !name.contains("model.")));
     assert!(lacuna::experts::verify(&base, &out, Progress::Hidden).unwrap().mismatches.is_empty());
 }

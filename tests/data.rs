@@ -112,7 +112,7 @@ fn models_have_learnt_what_they_say() {
         let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-5;
         assert!(close(ngram.unigram, record.ngram.unigram) && close(ngram.bigram, record.ngram.bigram));
 
-        let loaded = Model::load(data(model).to_str().unwrap()).unwrap();
+        let loaded = Model::load(data(model)).unwrap();
         let evaluation = evaluate(&loaded, &test, Progress::Hidden).unwrap().record();
         assert_eq!(evaluation.text, record.test.text);
         assert!(close(evaluation.perplexity, record.test.perplexity), "{evaluation:?} {:?}", record.test);
@@ -354,7 +354,7 @@ fn continuations_are_readable() {
     };
     let known: HashSet<String> = split(&text).into_iter().collect();
     for model in MODELS {
-        let loaded = Model::load(data(model).to_str().unwrap()).unwrap();
+        let loaded = Model::load(data(model)).unwrap();
         let mut words = Vec::new();
         for (seed, prompt) in ["The white whale", "My fellow Americans, tonight", "Call me"].into_iter().enumerate() {
             let config = GenerateConfig { max_new_tokens: 100, temperature: 0.7, top_p: 0.9, seed: seed as u64 };
@@ -387,7 +387,7 @@ fn candles(model: &str) -> (Vec<u32>, VarBuilder<'static>, String) {
 
 /// Compares the logits after the first token, some, and a full context.
 fn assert_equal_logits(model: &str, ids: &[u32], theirs: impl Fn(&Tensor) -> Tensor) {
-    let ours = Model::load(data(model).to_str().unwrap()).unwrap().forward(ids).unwrap();
+    let ours = Model::load(data(model)).unwrap().forward(ids).unwrap();
     for length in [1, 17, ids.len()] {
         let input = Tensor::new(&ids[..length], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         let theirs = theirs(&input).flatten_all().unwrap();

@@ -9,6 +9,7 @@ mod moe;
 use common::{assert_says, fingerprint, names};
 use lacuna::checkpoint::{Checkpoint, MANIFEST, Manifest};
 use lacuna::experts::{self, ExpertLayout, Keep, Ranking, Selection};
+use lacuna::model::Model;
 use lacuna::progress::Progress;
 use moe::Moe;
 use proptest::prelude::*;
@@ -25,8 +26,7 @@ fn selection(keep: Keep) -> Selection {
 }
 
 fn build(base: &Checkpoint, keep: &Keep, shard: u64, out: &Path) -> lacuna::Result<lacuna::checkpoint::Copied> {
-    let layout = ExpertLayout::find(base)?;
-    experts::build(base, &layout, &selection(keep.clone()), shard, out, Progress::Hidden)
+    experts::prune_experts_to(base, &selection(keep.clone()), shard, out, Progress::Hidden)
 }
 
 /// The bytes that a tensor of the output must hold, found by its name in the base with nothing but slicing.
@@ -50,6 +50,30 @@ fn expected(base: &Checkpoint, keep: &BTreeMap<usize, Vec<usize>>, layers: usize
     }
     let slice = bytes.len() / base.get(name).unwrap().shape[0];
     kept.iter().flat_map(|expert| bytes[expert * slice..(expert + 1) * slice].to_vec()).collect()
+}
+
+#[test]
+fn experts_are_not_taken_from_a_model_that_has_others_or_none() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let model = |name: &str| Model::load(format!("{root}/{name}")).unwrap();
+    let mixtral = model("tests/data/tiny-mixtral");
+    let keep = |experts: usize, list: &[usize], layers: std::ops::Range<usize>| {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = ExpertLayout::find(&Moe { experts, ..Moe::small("mixtral") }.write(dir.path(), 1, 1)).unwrap();
+        Keep::new(&layout, layers.map(|layer| (layer, list.to_vec())).collect()).unwrap()
+    };
+    for (keep, says) in [
+        (keep(16, &[0, 12], 0..2), "names expert 12; there are 8"),
+        (keep(8, &[0], 0..2), "tiny"),
+        (keep(8, &[0, 1], 0..1), "has no list"),
+        (keep(8, &[0, 1], 0..3), "has no mixture"),
+    ] {
+        let error = experts::prune_experts(&mixtral, &keep).unwrap_err();
+        println!("{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let error = experts::prune_experts(&model("data/tiny-llama"), &keep(8, &[0, 1], 0..2)).unwrap_err();
+    assert_says(error, &["tiny-llama", "no mixtures"]);
 }
 
 fn lists(keep: &Keep) -> BTreeMap<usize, Vec<usize>> {

@@ -193,8 +193,8 @@ fn fetch_takes_what_stays_and_little_else() {
         let selection = Selection { keep: keep.clone(), by: Map::new() };
         let planned: Rewrite = experts::plan_model(&remote, &layout, &keep, 1 << 20).unwrap();
         let (local, fetched) = (dir.path().join("local"), dir.path().join("fetched"));
-        experts::build(&base, &layout, &selection, 1 << 20, &local, Progress::Hidden).unwrap();
-        experts::build(&remote, &layout, &selection, 1 << 20, &fetched, Progress::Hidden).unwrap();
+        experts::prune_experts_to(&base, &selection, 1 << 20, &local, Progress::Hidden).unwrap();
+        experts::prune_experts_to(&remote, &selection, 1 << 20, &fetched, Progress::Hidden).unwrap();
         let received = server.sent_of(".safetensors") - headers;
         assert_eq!(received, planned.read_bytes(&remote), "{family}: what was planned is what was received");
         let kept = planned.data_bytes();
@@ -216,7 +216,7 @@ fn a_failing_link_changes_nothing() {
     let keep = Ranking::last(&layout).keep(&layout, 4).unwrap();
     let selection = Selection { keep, by: Map::new() };
     let build = |source: &dyn Source, out: &str| {
-        experts::build(source, &layout, &selection, 1 << 20, &dir.path().join(out), Progress::Hidden)
+        experts::prune_experts_to(source, &selection, 1 << 20, &dir.path().join(out), Progress::Hidden)
     };
     build(&base, "local").unwrap();
     let slow = Fault::Trickle(4096, Duration::from_millis(1));

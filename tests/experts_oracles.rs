@@ -8,12 +8,12 @@ mod fixtures;
 use common::{assert_says, fingerprint, names};
 use fixtures::{DATA, FIXTURES, logits, open, open_dir, reference, windows, worst_logit};
 use lacuna::checkpoint::{Checkpoint, CheckpointWriter, Manifest};
-use lacuna::experts::{self, ExpertLayout, ExpertScores, Keep, Metric, Ranking, Selection, SuperExperts};
+use lacuna::experts::{self, ExpertLayout, ExpertScores, Keep, Metric, Ranking, SuperExperts};
 use lacuna::model::Model;
 use lacuna::progress::Progress;
 use lacuna::report::Table;
 use safetensors::Dtype;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -36,11 +36,21 @@ fn lists(keep: &Keep) -> Vec<Vec<usize>> {
 /// Builds the model that has only `keep`, verifies it, and opens it.
 fn built(name: &str, keep: &Keep, out: &Path) -> Model {
     let base = Checkpoint::open(format!("{DATA}/{name}")).unwrap();
-    let selection = Selection { keep: keep.clone(), by: Map::new() };
-    experts::build(&base, &ExpertLayout::find(&base).unwrap(), &selection, 20 << 10, out, Progress::Hidden).unwrap();
+    experts::prune_experts_to(&base, &keep.clone().into(), 20 << 10, out, Progress::Hidden).unwrap();
     let found = experts::verify(&base, out, Progress::Hidden).unwrap();
     assert_eq!(found.mismatch_count, 0, "{name}: {found:?}");
-    open_dir(out)
+    let built = open_dir(out);
+    // In memory, from the files and from a model that is in memory already, it is the same model bit for bit.
+    for model in [open(name), open(name).resident().unwrap()] {
+        let pruned = experts::prune_experts(&model, keep).unwrap();
+        assert_eq!(pruned.config(), built.config(), "{name}");
+        let bits = |model: &Model| -> Vec<u32> {
+            let logits = model.forward(&[1, 5, 2, 7, 3, 11, 4]).unwrap();
+            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|logit| logit.to_bits()).collect()
+        };
+        assert_eq!(bits(&pruned), bits(&built), "{name}");
+    }
+    built
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn computed_kept_and_plain_results_are_the_same_bytes() {
     let cache = tempfile::tempdir().unwrap();
     let first = lab(cache.path());
     let test = test_windows(&first);
-    let model = Model::load(&tiny()).unwrap();
+    let model = Model::load(tiny()).unwrap();
     for config in configs() {
         let plain = prune(&model, first.calibration(), &config, Progress::Hidden).unwrap();
         let plain_evaluation = evaluate(&plain.model, &test, Progress::Hidden).unwrap();
@@ -242,7 +242,7 @@ fn models_and_masks_are_known_by_their_content() {
     assert_ne!(lab.evaluate(&changed, &test).unwrap().nll_nats, evaluation.nll_nats);
     // The dense model, and the same one opened again.
     let dense_nll = lab.evaluate(lab.model(), &test).unwrap().nll_nats;
-    assert_eq!(lab.evaluate(&Model::load(&tiny()).unwrap(), &test).unwrap().nll_nats, dense_nll);
+    assert_eq!(lab.evaluate(&Model::load(tiny()).unwrap(), &test).unwrap().nll_nats, dense_nll);
     assert_eq!(uses(&lab, "evaluation")[0], 3);
 
     let plain = MasksConfig::new(&[Method::Wanda, Method::Magnitude], &[0.5, 0.7]);
@@ -357,7 +357,7 @@ fn other_weights_another_config_and_another_text_are_not_found() {
 #[test]
 fn saved_statistics_and_gradients_are_equal() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Model::load(&tiny()).unwrap();
+    let model = Model::load(tiny()).unwrap();
     let windows = Windows::calibration(train(), Some(&model.tokenizer().unwrap()), Sampling::new(2, 64)).unwrap();
     let statistics = calibrate(&model, &windows, Progress::Hidden).unwrap();
     statistics.save(dir.path().join("statistics")).unwrap();
@@ -385,7 +385,7 @@ fn results_are_right_where_nothing_can_be_kept() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let (sparsegpt, wanda) = (PruneConfig::one_shot(Method::SparseGpt, 0.5), PruneConfig::one_shot(Method::Wanda, 0.5));
-    let model = Model::load(&tiny()).unwrap();
+    let model = Model::load(tiny()).unwrap();
     // No cache, one in the place of a file, one that is too small for anything.
     for cache in [Cache::none(), Cache::at(dir.path().join("file/cache"), 1 << 30), Cache::at(dir.path().join("c"), 9)]
     {

@@ -10,7 +10,7 @@ use lacuna::allocate::Allocation;
 use lacuna::checkpoint::{Checkpoint, CheckpointWriter};
 use lacuna::mask::{Mask, MaskFormat, MaskMetadata, MaskSet, Pattern, Per, ViolationKind};
 use lacuna::progress::Progress;
-use lacuna::prune::{MasksConfig, Method, Propagate, PruneConfig, apply, masks, prune_to, prune_with, validate};
+use lacuna::prune::{MasksConfig, Method, Propagate, PruneConfig, apply, apply_to, masks, prune_to, validate};
 use lacuna::record::{ModelRecord, PruningRecord};
 use lacuna::text::{Sampling, Windows};
 use proptest::prelude::*;
@@ -280,7 +280,7 @@ fn masks_are_applied_as_they_were_selected() {
             let what = format!("{}-{}", about.method, about.sparsity);
             let [by_masks, by_config] =
                 ["masks", "config"].map(|how| dir.path().join(format!("{what}-{pattern}-{how}")));
-            let record = prune_with(&model, set, &by_masks, Progress::Hidden).unwrap();
+            let record = apply_to(&model, set, &by_masks, Progress::Hidden).unwrap();
             let base = PruneConfig::new(about.method.to_string().parse().unwrap(), about.sparsity);
             let config = PruneConfig { pattern, per: Per::Row, propagate: Propagate::Dense, seed: 3, ..base };
             let expected = prune_to(&model, Some(&windows), &config, &by_config, Progress::Hidden).unwrap();
@@ -446,14 +446,14 @@ fn masks_that_do_not_fit_are_refused() {
     for (model, set, kind, says) in cases {
         let found = validate(model, set).unwrap();
         assert_eq!(found.iter().map(|violation| violation.kind).collect::<Vec<_>>(), [kind]);
-        let error = prune_with(model, set, &out, Progress::Hidden).unwrap_err();
+        let error = apply_to(model, set, &out, Progress::Hidden).unwrap_err();
         assert_says(&error, &[model.name(), says, "lacuna validate"]);
         assert_says(apply(model, set).unwrap_err(), &[says]);
     }
     assert_eq!(names(dir.path()), ["model1", "model2"]);
     // Of a file without metadata only names and shapes can be checked.
     let foreign = MaskSet { metadata: None, ..dense };
-    let record = prune_with(&other, &foreign, &out, Progress::Hidden).unwrap();
+    let record = apply_to(&other, &foreign, &out, Progress::Hidden).unwrap();
     assert_eq!((record.pruning.unwrap().method, record.tensors[5].zeros), ("masks".parse().unwrap(), 0));
 }
 
@@ -487,7 +487,7 @@ fn weights_that_are_not_finite_are_refused_even_where_the_mask_has_zeros() {
             let path = dir.path().join(format!("{what}-{pruned}"));
             rewritten(&source, &path, name, |bytes| bytes[2 * at..][..2].copy_from_slice(&bits.to_le_bytes()));
             let before = names(dir.path());
-            let error = prune_with(&random::open(&path), &set, &dir.path().join("out"), Progress::Hidden).unwrap_err();
+            let error = apply_to(&random::open(&path), &set, &dir.path().join("out"), Progress::Hidden).unwrap_err();
             assert_says(&error, &[name, &format!("[{}, {}] is NaN or infinite", at / cols, at % cols), "damaged"]);
             assert_eq!(names(dir.path()), before);
         }
@@ -495,7 +495,7 @@ fn weights_that_are_not_finite_are_refused_even_where_the_mask_has_zeros() {
     // So is a tensor that no mask is about.
     let path = dir.path().join("norm");
     rewritten(&source, &path, "model.norm.weight", |bytes| bytes[..2].copy_from_slice(&0x7f80u16.to_le_bytes()));
-    let error = prune_with(&random::open(&path), &set, &dir.path().join("out"), Progress::Hidden).unwrap_err();
+    let error = apply_to(&random::open(&path), &set, &dir.path().join("out"), Progress::Hidden).unwrap_err();
     assert_says(&error, &["model.norm.weight", "[0] is NaN or infinite"]);
     assert!(!dir.path().join("out").exists());
 }
@@ -522,7 +522,7 @@ fn a_global_threshold_may_leave_nothing_of_a_linear() {
         let config = PruneConfig { propagate: Propagate::Dense, ..PruneConfig::new(Method::Magnitude, sparsity) };
         let config = config.with_allocation(Allocation::Global);
         let [by_masks, by_config] = ["masks", "config"].map(|how| dir.path().join(format!("{how}-{sparsity}")));
-        let record = prune_with(&model, set, &by_masks, Progress::Hidden).unwrap();
+        let record = apply_to(&model, set, &by_masks, Progress::Hidden).unwrap();
         let expected = prune_to(&model, None, &config, &by_config, Progress::Hidden).unwrap();
         assert_eq!((&record.pruning, &record.tensors), (&expected.pruning, &expected.tensors));
         let sha256 = |dir: &Path| Checkpoint::open(dir).unwrap().sha256().unwrap();

@@ -476,3 +476,41 @@ fn linears_of_mixtures_are_pruned_shared_experts_included() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("packed in MXFP4") && error.contains("prune whole experts"), "{error}");
 }
+
+#[test]
+fn linears_are_found_by_name_and_are_those_of_their_layer() {
+    for name in ["tiny-mixtral", "tiny-qwen2-moe", "tiny-gpt-oss"] {
+        let model = Model::load(format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let floats = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for i in 0..model.layers() {
+            for linear in model.layer(i).unwrap().linears() {
+                let found = model.linear(linear.name.strip_suffix(".weight").unwrap()).unwrap();
+                assert_eq!((&found.name, found.shape().unwrap()), (&linear.name, linear.weight.dims2().unwrap()));
+                assert_eq!(floats(&found.weight), floats(&linear.weight), "{name} {}", linear.name);
+                assert_eq!(found.bias.as_ref().map(floats), linear.bias.as_ref().map(floats), "{name} {}", linear.name);
+                assert_eq!(model.linear(&linear.name).unwrap().name, linear.name);
+            }
+        }
+    }
+    let model = Model::load(format!("{}/data/tiny-llama", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let error = model.linear("model.layers.3.mlp.dwn_proj").unwrap_err().to_string();
+    assert!(error.contains("nearest are model.layers.3.mlp.down_proj.weight, "), "{error}");
+    assert!(model.linear("model.norm").is_err(), "a norm is no linear");
+}
+
+#[test]
+fn a_linear_scores_its_weights_as_the_scorer_does() {
+    use lacuna::prelude::*;
+    let root = env!("CARGO_MANIFEST_DIR");
+    let model = Model::load(format!("{root}/data/tiny-llama")).unwrap();
+    let ids = random::tokens(32, 100, 1);
+    let windows = Windows { name: "random".into(), seqlen: 32, ids: vec![ids] };
+    let statistics = calibrate(&model, &windows, Progress::Hidden).unwrap();
+    let linear = model.linear("model.layers.1.mlp.down_proj").unwrap();
+    let weights: Vec<f32> = linear.weight.flatten_all().unwrap().to_vec1().unwrap();
+    let norms = statistics.column_norms(&linear.name).unwrap();
+    let expected: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w.abs() * norms[i % norms.len()]).collect();
+    assert_eq!(linear.scores(Method::Wanda, &statistics, None).unwrap(), expected);
+    let error = linear.scores(Method::Taylor, &statistics, None).unwrap_err().to_string();
+    assert!(error.contains("needs its gradient"), "{error}");
+}

@@ -7,7 +7,7 @@ mod common;
 use common::file_of;
 use lacuna::checkpoint::{Checkpoint, Source, compress};
 use lacuna::evaluate::evaluate;
-use lacuna::experts::{ExpertLayout, ExpertScores, Keep, Metric, Selection, build, verify};
+use lacuna::experts::{ExpertLayout, ExpertScores, Keep, Metric, prune_experts_to, verify};
 use lacuna::gradients::{Accumulate, gradients};
 use lacuna::importance::Method;
 use lacuna::mask::Mask;
@@ -178,7 +178,7 @@ fn prepared(row: &Row, dir: &Path) -> lacuna::Result<PathBuf> {
         let source = Checkpoint::open(&at)?;
         let layout = ExpertLayout::find(&source)?;
         let keep = Keep::new(&layout, layout.mixtures.keys().map(|&layer| (layer, kept.clone())).collect())?;
-        build(&source, &layout, &Selection { keep, by: Map::new() }, u64::MAX, &out, Progress::Hidden)?;
+        prune_experts_to(&source, &keep.into(), u64::MAX, &out, Progress::Hidden)?;
         assert_eq!(verify(&source, &out, Progress::Hidden)?.mismatch_count, 0, "{}", row.name);
         at = out;
     }

@@ -312,7 +312,7 @@ fn refuses_what_makes_no_sense() {
 #[test]
 fn a_model_in_memory_has_the_weights_that_are_written_in_bf16() {
     let root = env!("CARGO_MANIFEST_DIR");
-    let model = Model::load(&format!("{root}/data/tiny-llama")).unwrap();
+    let model = Model::load(format!("{root}/data/tiny-llama")).unwrap();
     let tokenizer = model.tokenizer().unwrap();
     let windows =
         Windows::calibration(format!("{root}/data/corpus/train.txt"), Some(&tokenizer), Sampling::new(2, 64)).unwrap();

@@ -302,11 +302,12 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Argument`] when `spec` is neither; [`Error::Hub`] when the hub does not deliver; those of
     /// [`Checkpoint::open`].
-    pub fn resolve(spec: &str, progress: Progress) -> Result<Self> {
-        let path = Path::new(spec);
+    pub fn resolve(spec: impl AsRef<Path>, progress: Progress) -> Result<Self> {
+        let path = spec.as_ref();
         let checkpoint = match path.exists() {
             true => Self::open(path)?,
-            false => Self::open(Hub::from_env()?.download(spec, progress)?)?,
+            // What is no UTF-8 is no id either, and the hub says so.
+            false => Self::open(Hub::from_env()?.download(&path.to_string_lossy(), progress)?)?,
         };
         progress.notes(&checkpoint.notes());
         Ok(checkpoint)

@@ -384,7 +384,7 @@ fn build(args: &Build) -> anyhow::Result<()> {
     args.choice.decided()?;
     let (source, layout) = open(&args.model)?;
     let selection = args.choice.select(&*source, &layout)?;
-    let copied = experts::build(&*source, &layout, &selection, args.max_shard_size, &args.out, Progress::Stderr);
+    let copied = experts::prune_experts_to(&*source, &selection, args.max_shard_size, &args.out, Progress::Stderr);
     report(&resumable(copied)?, &selection, args.json)
 }
 

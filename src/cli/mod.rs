@@ -26,7 +26,7 @@ use lacuna::Error;
 use lacuna::allocate::{Allocation, Rule};
 use lacuna::format::size;
 use lacuna::model::Model;
-use lacuna::progress::{self, Progress};
+use lacuna::progress;
 use lacuna::text::{TextFile, Tokenizer, Windows};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -153,13 +153,12 @@ struct Compute {
 impl Compute {
     /// Opens a model whose layers are read as they are needed.
     fn open(&self, spec: &str) -> anyhow::Result<Model> {
-        let checkpoint = lacuna::checkpoint::Checkpoint::resolve(spec, Progress::Stderr)?;
-        let model = Model::open(&checkpoint, self.dtype, &self.device.open()?)?;
-        Progress::Stderr.notes(&model.notes());
-        Ok(match self.device_memory {
-            Some(bytes) => model.within(bytes),
-            None => model,
-        })
+        let options = Model::options().dtype(self.dtype).device(self.device.open()?);
+        let options = match self.device_memory {
+            Some(bytes) => options.within(bytes),
+            None => options.streaming(),
+        };
+        Ok(options.load(spec)?)
     }
 }
 

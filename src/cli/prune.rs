@@ -5,7 +5,7 @@ use super::{Compute, Sampling, Share, print_json};
 use lacuna::dsnot::Dsnot;
 use lacuna::mask::{MaskSet, Pattern, Per, Ties};
 use lacuna::progress::Progress;
-use lacuna::prune::{Method, Propagate, PruneConfig, prune_to, prune_with};
+use lacuna::prune::{Method, Propagate, PruneConfig, apply_to, prune_to};
 use lacuna::record::Record;
 use lacuna::structured::prune_structured_to;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let record = match (&args.masks, args.method) {
         (Some(masks), _) => {
             let masks = MaskSet::load(masks)?;
-            prune_with(&args.compute.open(&args.model)?, &masks, &args.out, Progress::Stderr)?
+            apply_to(&args.compute.open(&args.model)?, &masks, &args.out, Progress::Stderr)?
         }
         (None, Some(method)) => select(&args, method)?,
         (None, None) => anyhow::bail!("what to prune? give --method METHOD or --masks FILE"),

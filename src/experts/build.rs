@@ -1,11 +1,12 @@
-//! New weight files with fewer experts: a whole checkpoint, or the experts of single layers.
+//! Fewer experts: of a model in memory, in a new checkpoint, or in files of single layers.
 
 use super::keep::Keep;
-use super::layout::{ExpertLayout, Role, renumbered};
+use super::layout::{ExpertLayout, Role, place, renumbered};
 use crate::checkpoint::{
     Copied, OutputFile, OutputTensor, Rewrite, SideFiles, Source, deal_out, index_text, shard_name,
 };
 use crate::error::{Error, Result};
+use crate::model::{Model, ModelConfig, MoeConfig};
 use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -22,6 +23,13 @@ pub struct Selection {
 }
 
 crate::debug::one_line!(rich Selection, |selection| format!("Selection({:?})", selection.keep));
+
+impl From<Keep> for Selection {
+    /// A selection without an account of the choice.
+    fn from(keep: Keep) -> Self {
+        Selection { keep, by: Map::new() }
+    }
+}
 
 /// The fate of super-experts, as pairs of layer and expert.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,20 +144,59 @@ pub fn plan_slices(source: &dyn Source, layout: &ExpertLayout, keep: &Keep) -> R
     Rewrite::new(source, slice_files(source, layout, keep)?)
 }
 
-/// Writes a loadable checkpoint without the other experts to the new directory `out`: weights and index, `config.json`
-/// with the new number of experts, tokenizer and every other file of the source, and `manifest.json`. Bytes are copied by
-/// ranges; see [`Rewrite::run`] for memory, interruption and resumption.
+/// The model without the experts that `keep` does not name, in memory: what [`prune_experts_to`] writes, loaded. The input is not
+/// changed, and tensors that lose nothing are shared with it. Packed experts (gpt-oss) stay packed.
+///
+/// Memory: the whole model that is returned, even where `model` has a budget ([`Model::within`]).
 ///
 /// # Errors
-/// Those of [`plan_model`] and [`Rewrite::run`].
-pub fn build(
+/// [`Error::Argument`] for a model without mixtures; those of [`Keep::new`] and [`Keep::uniform`] where `keep` does not fit the
+/// model; [`Error::Io`] or [`Error::Tensor`] from reading.
+pub fn prune_experts(model: &Model, keep: &Keep) -> Result<Model> {
+    let config = model.config();
+    let Some(moe) = &config.moe else {
+        return Err(Error::argument("model", model.name(), "has no mixtures of experts"));
+    };
+    let layout = ExpertLayout {
+        family: moe.names,
+        layers: config.layers,
+        experts: moe.experts,
+        top_k: moe.top_k,
+        groups: None,
+        // The tensors of a model are found by their names.
+        mixtures: (0..config.layers).filter(|&i| config.mixture(i).is_some()).map(|i| (i, Vec::new())).collect(),
+    };
+    // It may have been made for another model.
+    let keep = Keep::new(&layout, keep.layers().map(|(layer, kept)| (layer, kept.to_vec())).collect())?;
+    let moe = Some(MoeConfig { experts: keep.uniform(&layout)?, ..moe.clone() });
+    model.parts(ModelConfig { moe, ..config.clone() }, |name| {
+        let whole = Some((name.to_owned(), None));
+        let Some((layer, role)) = place(layout.family, layout.layers, name) else { return whole };
+        let Some(kept) = keep.get(layer) else { return whole };
+        match role {
+            Role::Shared => whole,
+            // Experts are the first dimension of what holds all of them, in every family that a model can be of.
+            Role::Router | Role::Stacked => Some((name.to_owned(), Some(kept.iter().map(|&e| e as u32).collect()))),
+            Role::Expert(expert) => Some((renumbered(name, kept.binary_search(&expert).ok()?), None)),
+        }
+    })
+}
+
+/// Writes a loadable checkpoint without the other experts to the new directory `out`: weights and index, `config.json`
+/// with the new number of experts, tokenizer and every other file of the source, and `manifest.json`. Bytes are copied by
+/// ranges, to shards of at most `max_shard` bytes (a larger tensor gets one of its own); see [`Rewrite::run`] for memory,
+/// interruption and resumption. [`prune_experts`] is the same in memory.
+///
+/// # Errors
+/// Those of [`ExpertLayout::find`], [`plan_model`] and [`Rewrite::run`].
+pub fn prune_experts_to(
     source: &dyn Source,
-    layout: &ExpertLayout,
     selection: &Selection,
     max_shard: u64,
     out: &Path,
     progress: Progress,
 ) -> Result<Copied> {
+    let layout = &ExpertLayout::find(source)?;
     let rewrite = plan_model(source, layout, &selection.keep, max_shard)?;
     let kept = selection.keep.uniform(layout)?;
     let mut config = serde_json::to_vec_pretty(&pruned_config(source, layout, kept)?)

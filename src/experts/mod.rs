@@ -10,7 +10,7 @@ mod saliency;
 mod scores;
 mod verify;
 
-pub use build::{Selection, SuperExpertsKept, build, plan_model, plan_slices, slice};
+pub use build::{Selection, SuperExpertsKept, plan_model, plan_slices, prune_experts, prune_experts_to, slice};
 pub use keep::{Keep, count};
 pub use layout::{ExpertLayout, Groups, Role, place};
 pub use norms::{router_norms, weight_norms};

@@ -49,7 +49,7 @@ use crate::calibrate::{Gather, SavedStatistics, Statistics, calibrate_each, cali
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::error::{Error, Remedy, Result};
 use crate::evaluate::Evaluation;
-use crate::experts::ExpertScores;
+use crate::experts::{ExpertScores, Keep, prune_experts};
 use crate::gradients::{Accumulate, Gradients, gradients};
 use crate::importance::Method;
 use crate::mask::MaskSet;
@@ -311,6 +311,14 @@ impl Lab {
         )?;
         // Names are no part of the key: the same bytes may now be called otherwise.
         Ok(ExpertScores { model: self.model.name().to_owned(), calibration: Some(windows.record()), ..scores })
+    }
+
+    /// The model without the experts that `keep` does not name ([`crate::experts::prune_experts`]).
+    ///
+    /// # Errors
+    /// As [`crate::experts::prune_experts`].
+    pub fn prune_experts(&self, keep: &Keep) -> Result<Model> {
+        prune_experts(&self.model, keep)
     }
 
     /// Also returns what its weights are.

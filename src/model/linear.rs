@@ -19,7 +19,7 @@ impl Linear {
     /// `(out, in)` of the weight.
     ///
     /// # Errors
-    /// [`crate::error::Error::Compute`] for a weight that is no matrix.
+    /// [`crate::error::Error::Compute`] when the weight is no matrix.
     pub fn shape(&self) -> Result<(usize, usize)> {
         Ok(self.weight.dims2()?)
     }

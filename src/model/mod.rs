@@ -17,8 +17,10 @@ mod linear;
 mod mixture;
 mod moe;
 pub(crate) mod mxfp4;
+mod nearest;
 mod notes;
 mod ops;
+mod options;
 mod rope;
 mod stacked;
 mod stored;
@@ -29,6 +31,7 @@ pub use family::Family;
 pub use layer::{DecoderLayer, KvCache};
 pub use linear::{ExpertOutput, Linear, Tap};
 pub use moe::{MOE_FAMILIES, MoeFamily};
+pub use options::ModelOptions;
 pub use rope::{RopeConfig, RopeScaling};
 pub use stored::head_differs;
 pub use stream::Residency;
@@ -185,15 +188,17 @@ impl Model {
         }
     }
 
-    /// A model in memory, in f32 on the CPU, from a directory or a hub id.
+    /// A model in memory, in f32 on the CPU, from a directory or a hub id. [`Model::options`] loads it otherwise.
     ///
     /// # Errors
-    /// As [`Checkpoint::resolve`] and [`Model::open`].
-    pub fn load(spec: &str) -> Result<Model> {
-        let checkpoint = Checkpoint::resolve(spec, Progress::Stderr)?;
-        let model = Model::open(&checkpoint, DType::F32, &Device::Cpu)?;
-        Progress::Stderr.notes(&model.notes());
-        model.resident()
+    /// As [`ModelOptions::load`].
+    pub fn load(spec: impl AsRef<Path>) -> Result<Model> {
+        Model::options().load(spec)
+    }
+
+    /// Settings of loading a model: dtype, device, and memory for weights.
+    pub fn options() -> ModelOptions {
+        ModelOptions::default()
     }
 
     /// The same model with all its tensors in memory.
@@ -201,15 +206,40 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] or [`Error::Tensor`] from reading.
     pub fn resident(&self) -> Result<Model> {
-        let load = |Needed { name, kind, .. }: Needed| {
-            let tensor = match kind {
-                Encoding::Float => self.tensor(&name)?,
-                Encoding::Fp4 | Encoding::Scales => self.packed(&name, kind)?,
-            };
-            Ok((name, tensor))
-        };
+        let load = |needed: Needed| Ok((needed.name.clone(), self.stored(&needed)?));
         let tensors = self.config.needed().into_iter().map(load).collect::<Result<_>>()?;
         Ok(Model { source: WeightSource::Resident(Arc::new(tensors)), ..self.clone() })
+    }
+
+    /// A tensor in the encoding that the forward pass reads.
+    fn stored(&self, needed: &Needed) -> Result<Tensor> {
+        match needed.kind {
+            Encoding::Float => self.tensor(&needed.name),
+            Encoding::Fp4 | Encoding::Scales => self.packed(&needed.name, needed.kind),
+        }
+    }
+
+    /// A model in memory of parts of this one's tensors, as `config` calls for them. For the name of each tensor, `part` gives
+    /// its new name and, where not all of it stays, the entries of its first dimension that do; `None` drops it.
+    ///
+    /// # Errors
+    /// As [`Model::from_tensors`], and those of reading.
+    pub(crate) fn parts(
+        &self,
+        config: ModelConfig,
+        part: impl Fn(&str) -> Option<(String, Option<Vec<u32>>)>,
+    ) -> Result<Model> {
+        let mut tensors = HashMap::new();
+        for needed in self.config.needed() {
+            let Some((name, entries)) = part(&needed.name) else { continue };
+            let tensor = self.stored(&needed)?;
+            let tensor = match entries {
+                Some(entries) => tensor.index_select(&Tensor::new(entries, tensor.device())?, 0)?,
+                None => tensor,
+            };
+            tensors.insert(name, tensor);
+        }
+        self.reshaped(config, tensors)
     }
 
     /// A model from tensors under Hugging Face's names; they may be variables, every operation can be differentiated.
@@ -400,7 +430,7 @@ impl Model {
     pub fn layer(&self, i: usize) -> Result<DecoderLayer> {
         let config = &self.config;
         let prefix = format!("model.layers.{i}");
-        let linear = |name: &str, bias: bool| self.linear_of(&format!("{prefix}.{name}"), bias);
+        let linear = |name: &str, bias: bool| self.read_linear(&format!("{prefix}.{name}"), bias);
         let norm = |name: &str| self.tensor(&format!("{prefix}.{name}.weight"));
         let qk_norm = |name: &str| config.qk_norm.map(|_| norm(name)).transpose();
         let attention = Attention {
@@ -425,30 +455,37 @@ impl Model {
         })
     }
 
-    /// The linear called `name`, with or without `.weight` at its end: `model.layers.3.mlp.down_proj`. Any of
-    /// [`ModelConfig::linears`].
+    /// The prunable linear called `name`, such as `model.layers.3.mlp.down_proj`, with or without `.weight`, read now if it is
+    /// not in memory.
     ///
     /// # Errors
-    /// [`Error::Argument`] when there is none of that name, with those that look like it; as [`Checkpoint::load_finite`].
+    /// [`Error::Argument`] with the nearest names where there is none; [`Error::Io`] or [`Error::Tensor`] from reading.
     pub fn linear(&self, name: &str) -> Result<Linear> {
-        let wanted = name.strip_suffix(".weight").unwrap_or(name);
-        let linears = self.config.linears();
-        let names = || linears.iter().map(|(name, _)| name.strip_suffix(".weight").unwrap_or(name));
-        let Some(found) = names().find(|name| *name == wanted) else {
-            let alike =
-                |name: &&str| wanted.split('.').filter(|part| name.split('.').any(|other| other == *part)).count();
-            let mut near: Vec<&str> = names().collect();
-            near.sort_by_key(|name| std::cmp::Reverse(alike(name)));
-            near.truncate(3);
-            let problem = "is no linear of this model".remedy(format!("among them are {}", near.join(", ")));
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let weight = format!("{module}.weight");
+        let needed = self.config.needed();
+        if !needed.iter().any(|needed| needed.prunable && needed.name == weight) {
+            let linears = needed.iter().filter(|needed| needed.prunable).map(|needed| needed.name.as_str());
+            let near = nearest::nearest(&weight, linears).join(", ");
+            let problem = format!("model `{}` has no prunable linear of that name; the nearest are {near}", self.name);
             return Err(Error::argument("linear", name, problem));
+        }
+        let has = |bias: &str| needed.iter().any(|needed| needed.name == bias);
+        let own = format!("{module}.bias");
+        // Biases of gpt-oss's experts are in one tensor: `experts.7.down_proj` is row 7 of `experts.down_proj_bias`.
+        let of_all = module.split_once(".experts.").and_then(|(mixture, rest)| {
+            let (expert, linear) = rest.split_once('.')?;
+            Some((format!("{mixture}.experts.{linear}_bias"), expert.parse::<usize>().ok()?))
+        });
+        let bias = match of_all {
+            _ if has(&own) => Some(self.tensor(&own)?),
+            Some((biases, expert)) if has(&biases) => Some(self.tensor(&biases)?.get(expert)?),
+            _ => None,
         };
-        let bias = format!("{found}.bias");
-        let has_bias = self.config.divided().iter().any(|(name, _)| *name == bias);
-        self.linear_of(found, has_bias)
+        Ok(Linear { weight: self.tensor(&weight)?, bias, name: weight })
     }
 
-    fn linear_of(&self, name: &str, bias: bool) -> Result<Linear> {
+    fn read_linear(&self, name: &str, bias: bool) -> Result<Linear> {
         Ok(Linear {
             weight: self.tensor(&format!("{name}.weight"))?,
             bias: bias.then(|| self.tensor(&format!("{name}.bias"))).transpose()?,
@@ -457,7 +494,7 @@ impl Model {
     }
 
     fn mlp(&self, prefix: &str, names: [&str; 3], bias: bool) -> Result<Mlp> {
-        let [gate, up, down] = names.map(|name| self.linear_of(&format!("{prefix}.{name}"), bias));
+        let [gate, up, down] = names.map(|name| self.read_linear(&format!("{prefix}.{name}"), bias));
         Ok(Mlp { gate: gate?, up: up?, down: down? })
     }
 
@@ -476,12 +513,12 @@ impl Model {
         let shared = match moe.names.shared {
             [mlp, gate] if moe.shared_intermediate_size.is_some() => Some(Shared {
                 mlp: self.mlp(&format!("{prefix}.{mlp}"), MLP, false)?,
-                gate: self.linear_of(&format!("{prefix}.{gate}"), false)?,
+                gate: self.read_linear(&format!("{prefix}.{gate}"), false)?,
             }),
             _ => None,
         };
         Ok(Mixture {
-            router: self.linear_of(&format!("{prefix}.{}", moe.names.router), moe.router_bias())?,
+            router: self.read_linear(&format!("{prefix}.{}", moe.names.router), moe.router_bias())?,
             experts,
             shared,
             top_k: moe.top_k,

@@ -52,7 +52,7 @@ pub fn apply(model: &Model, masks: &MaskSet) -> Result<Model> {
 /// # Errors
 /// [`Error::Argument`] when the masks do not fit ([`validate`]); [`Error::Tensor`] for weights that are not finite;
 /// [`Error::File`] when `out` exists or the model exists in memory only; [`Error::Io`], [`Error::Interrupted`].
-pub fn prune_with(model: &Model, masks: &MaskSet, out: &Path, progress: Progress) -> Result<Record> {
+pub fn apply_to(model: &Model, masks: &MaskSet, out: &Path, progress: Progress) -> Result<Record> {
     let started = Instant::now();
     let Some(checkpoint) = model.checkpoint() else {
         return Err(Error::file(

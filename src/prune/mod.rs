@@ -11,7 +11,7 @@ mod layer_loop;
 mod masks;
 
 pub use crate::importance::Method;
-pub use apply::{apply, prune_with, validate};
+pub use apply::{apply, apply_to, validate};
 pub use config::{Propagate, PruneConfig};
 pub use layer_loop::outliers;
 pub use masks::{MasksConfig, masks};
