@@ -467,7 +467,8 @@ impl Model {
         if !needed.iter().any(|needed| needed.prunable && needed.name == weight) {
             let linears = needed.iter().filter(|needed| needed.prunable).map(|needed| needed.name.as_str());
             let near = nearest::nearest(&weight, linears).join(", ");
-            let problem = format!("model `{}` has no prunable linear of that name; the nearest are {near}", self.name);
+            let problem = format!("model `{}` has no prunable linear of that name", self.name)
+                .remedy(format!("the nearest are {near}"));
             return Err(Error::argument("linear", name, problem));
         }
         let has = |bias: &str| needed.iter().any(|needed| needed.name == bias);

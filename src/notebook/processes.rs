@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Child;
+use sysinfo::{Pid, ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
 
 /// A process of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,43 +50,16 @@ fn started(own: u32, all: &[Process]) -> Vec<u32> {
 }
 
 /// All processes that have not ended, as far as the system shows them.
-#[cfg(target_os = "linux")]
 fn all() -> Vec<Process> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbered = entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|c| c.is_ascii_digit()));
-    numbered.filter_map(|entry| parse(&std::fs::read_to_string(entry.path().join("stat")).ok()?)).collect()
-}
-
-/// `id (name) state parent ...`; the name may hold spaces and parentheses.
-#[cfg(target_os = "linux")]
-fn parse(stat: &str) -> Option<Process> {
-    let (id, rest) = stat.split_once(" (")?;
-    let (name, rest) = rest.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
-    let is_zombie = fields.next()? == "Z";
-    let parent = fields.next()?.parse().ok()?;
-    (!is_zombie).then_some(Process { id: id.parse().ok()?, parent, name: name.to_owned() })
-}
-
-#[cfg(not(target_os = "linux"))]
-fn all() -> Vec<Process> {
-    use std::process::{Command, Stdio};
-    let child =
-        Command::new("ps").args(["-A", "-o", "pid=,ppid=,comm="]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let Ok(child) = child else { return Vec::new() };
-    let ps = child.id();
-    let text = child.wait_with_output().map(|output| output.stdout).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    text.lines().filter_map(parse).filter(|process| process.id != ps).collect()
-}
-
-/// `id parent program`, right-aligned; a zombie's program is `<defunct>`, in parentheses on some systems.
-#[cfg(not(target_os = "linux"))]
-fn parse(line: &str) -> Option<Process> {
-    let (id, rest) = line.trim().split_once(char::is_whitespace)?;
-    let (parent, program) = rest.trim().split_once(char::is_whitespace)?;
-    let name = std::path::Path::new(program.trim()).file_name()?.to_string_lossy().into_owned();
-    (!name.contains("<defunct>")).then_some(Process { id: id.parse().ok()?, parent: parent.parse().ok()?, name })
+    let mut system = System::new();
+    system.refresh_processes_specifics(ProcessesToUpdate::All, true, ProcessRefreshKind::nothing().without_tasks());
+    let alive = system.processes().values().filter(|process| process.status() != ProcessStatus::Zombie);
+    let process = |process: &sysinfo::Process| Process {
+        id: process.pid().as_u32(),
+        parent: process.parent().map_or(0, Pid::as_u32),
+        name: process.name().to_string_lossy().into_owned(),
+    };
+    alive.map(process).collect()
 }
 
 /// Ends the process and what it has started.
@@ -135,7 +109,5 @@ mod tests {
         let all = all();
         let process = all.iter().find(|process| process.id == own).expect("the own process is shown");
         assert_eq!(process.parent, std::os::unix::process::parent_id());
-        #[cfg(target_os = "linux")]
-        assert_eq!(parse("7 (a) b) S 3 7"), Some(Process { id: 7, parent: 3, name: "a) b".into() }));
     }
 }
