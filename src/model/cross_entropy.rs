@@ -1,5 +1,6 @@
 //! Cross entropy in one pass.
 
+use super::ops::log_sum_exp;
 use crate::error::Result;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result as CandleResult, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -8,13 +9,6 @@ use rayon::prelude::*;
 /// `(tokens, vocab)`; this makes one forward and one backward.
 struct CrossEntropy {
     targets: Vec<u32>,
-}
-
-/// `ln(sum(exp(row)))`
-fn log_sum_exp(row: &[f32]) -> f64 {
-    let max = row.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
-    let sum: f64 = row.iter().map(|&x| f64::from((x - max).exp())).sum();
-    f64::from(max) + sum.ln()
 }
 
 fn row_nll(row: &[f32], target: u32) -> CandleResult<f64> {
