@@ -23,8 +23,9 @@ target_dir=$(cd "$target_dir" && pwd)
 # Counters of edges and comparisons, for libFuzzer. With --target they are not in build scripts and macros, which run without it.
 coverage='-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares'
+# Not --locked: lacuna's dependencies may change without the lock file of fuzz/.
 RUSTFLAGS="--cfg fuzzing $(tr -s '\n ' ' ' <<<"$coverage")" \
-    cargo build --manifest-path fuzz/Cargo.toml --locked --bins --target "$host" --target-dir "$target_dir"
+    cargo build --manifest-path fuzz/Cargo.toml --bins --target "$host" --target-dir "$target_dir"
 
 # Parsers of files read them where writing is cheap.
 scratch=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")" lacuna-fuzz.XXXXXX)

@@ -1,6 +1,7 @@
 //! Frames of ZMTP, and the properties of a command READY.
 #![no_main]
 
+#[expect(dead_code, reason = "the flags of frames mean nothing here")]
 #[path = "../../src/notebook/jupyter/frame.rs"]
 mod frame;
 
