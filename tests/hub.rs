@@ -74,21 +74,71 @@ fn a_broken_download_goes_on_where_it_stopped() {
     remove_weights(files.path());
     let values: Vec<f32> = (0..50_000).map(|i| i as f32).collect();
     let weights = common::file_of(&[("w", &[50_000], &values)]);
-    std::fs::write(files.path().join("model.safetensors"), weights).unwrap();
+    std::fs::write(files.path().join("model.safetensors"), &weights).unwrap();
     let server = Server::serve_dir(files.path());
     let hub = server.hub(cache.path());
     // The small files come first; break the large one.
     server.access().lost = Some("model.safetensors");
     assert_says(hub.download("owner/model", Progress::Hidden).unwrap_err(), &["model.safetensors", "404"]);
     server.access().lost = None;
-    server.faults(vec![Fault::Cut(123_456)]);
-    assert_says(hub.download("owner/model", Progress::Hidden).unwrap_err(), &["owner/model", "model.safetensors"]);
+    // What breaks off is gone on with at once; what the hub then refuses for good, in another run.
+    server.faults(vec![Fault::Cut(100_000), Fault::Cut(23_456), Fault::Status(410)]);
+    assert_says(
+        hub.download("owner/model", Progress::Hidden).unwrap_err(),
+        &["owner/model", "model.safetensors", "410"],
+    );
+    assert_eq!(server.faults_left(), 0);
     let dir = hub.download("owner/model", Progress::Hidden).unwrap();
     let checkpoint = Checkpoint::open(&dir).unwrap();
     assert_eq!(checkpoint.read("w").unwrap(), values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
     let requests = server.requests("model.safetensors");
-    assert_eq!(requests.last().unwrap().range.as_deref(), Some("bytes=123456-"), "{requests:?}");
+    let rest = format!("bytes=123456-{}", weights.len() - 1);
+    assert_eq!(requests.last().unwrap().range.as_deref(), Some(rest.as_str()), "{requests:?}");
     assert_eq!(server.requests("config.json").len(), 2, "metadata and content, once");
+    let blobs = common::names(&cache.path().join("models--owner--model/blobs"));
+    assert!(blobs.iter().all(|name| !name.ends_with(".part")), "{blobs:?}");
+}
+
+/// Weights have the SHA-256 of their content as ETag, so that a blob can be checked.
+#[test]
+fn what_is_not_what_the_hub_promised_is_not_kept() {
+    let cache = tempfile::tempdir().unwrap();
+    let files = repository();
+    remove_weights(files.path());
+    let weights = common::file_of(&[("w", &[4], &[1.0, 2.0, 3.0, 4.0])]);
+    std::fs::write(files.path().join("model.safetensors"), &weights).unwrap();
+    let server = Server::serve_dir(files.path());
+    let hub = server.hub(cache.path());
+    server.access().promised = Some("0".repeat(64));
+    let error = hub.download("owner/model", Progress::Hidden).unwrap_err();
+    assert_says(error, &["model.safetensors", "another SHA-256", "run again"]);
+    let blobs = || common::names(&cache.path().join("models--owner--model/blobs"));
+    assert!(blobs().iter().all(|name| !name.starts_with("000") || name.ends_with(".lock")), "{:?}", blobs());
+    server.access().promised = Some(hex_of(&weights));
+    let dir = hub.download("owner/model", Progress::Hidden).unwrap();
+    assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), weights);
+    assert!(blobs().contains(&hex_of(&weights)));
+}
+
+#[test]
+fn several_downloads_of_one_model_share_the_work() {
+    let cache = tempfile::tempdir().unwrap();
+    let files = repository();
+    let server = Server::serve_dir(files.path());
+    let hub = server.hub(cache.path());
+    let dirs: Vec<_> = std::thread::scope(|scope| {
+        let download = || hub.download("owner/model", Progress::Hidden).unwrap();
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(download)).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(dirs.iter().all(|dir| *dir == dirs[0] && Checkpoint::open(dir).is_ok()));
+    let content = |request: &&server::Request| request.range.as_deref() != Some("bytes=0-0");
+    assert_eq!(server.requests(SHARDS[0]).iter().filter(content).count(), 1);
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    format!("{:x}", sha2::Sha256::digest(bytes))
 }
 
 #[test]
@@ -113,7 +163,7 @@ fn a_gated_model_says_where_to_ask() {
     let cache = tempfile::tempdir().unwrap();
     let files = repository();
     let server = Server::serve_dir(files.path());
-    *server.access() = Access { token: Some("hf_t"), forbidden: true, lost: None };
+    *server.access() = Access { token: Some("hf_t"), forbidden: true, ..Access::default() };
     let hub = Hub { token: Some("hf_t".into()), ..server.hub(cache.path()) };
     let error = hub.download("owner/model", Progress::Hidden).unwrap_err();
     assert_says(error, &["403", "ask for access", &format!("{}/owner/model", server.endpoint)]);

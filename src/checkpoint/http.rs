@@ -1,4 +1,4 @@
-//! Files on a hub, whole or by ranges: requests that are repeated when they fail, go on where they broke off, and follow
+//! Files on a hub, whole or by ranges, by the one client and with the one policy for failures that this library has: requests that are repeated when they fail, go on where they broke off, and follow
 //! the hub to the storage that it points to.
 
 use super::hub::{Hub, Spec};
@@ -8,7 +8,7 @@ use crate::sync::locked;
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -41,6 +41,8 @@ impl Default for Retry {
     }
 }
 
+/// Listings, indices, tokenizers: the largest have some 30 MB.
+pub(super) const MAX_SMALL_FILE: usize = 256 << 20;
 /// Bytes that are read from a connection at a time, and how many such pieces may wait for whoever takes them.
 const PIECE: usize = 128 << 10;
 const PIECES_AHEAD: usize = 4;
@@ -66,6 +68,16 @@ pub(super) struct Client {
     /// URL at the hub -> where it redirected to: a signed link, good for some time.
     links: Mutex<HashMap<String, String>>,
     received: Arc<AtomicU64>,
+    /// A request was given up because the hub could not be reached, or was not able to answer.
+    unreachable: AtomicBool,
+}
+
+/// What a hub tells about a file.
+pub(super) struct Described {
+    /// The name of its content, without quotes; `None` for a file without bytes.
+    pub(super) etag: Option<String>,
+    /// Its bytes, if that was told.
+    pub(super) size: Option<u64>,
 }
 
 /// The reason why an attempt failed.
@@ -126,7 +138,14 @@ impl Client {
             .max_idle_connections_per_host(16)
             .build()
             .new_agent();
-        Self { agent, hub: hub.clone(), spec, links: Mutex::default(), received: Arc::default() }
+        Self {
+            agent,
+            hub: hub.clone(),
+            spec,
+            links: Mutex::default(),
+            received: Arc::default(),
+            unreachable: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn hub(&self) -> &Hub {
@@ -140,6 +159,53 @@ impl Client {
     /// Bytes of bodies that came over the wire, whatever became of them.
     pub(super) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// The file `name` of a commit.
+    pub(super) fn file<'a>(&self, commit: &str, name: &'a str) -> Target<'a> {
+        let url = format!("{}/{}/resolve/{commit}/{}", self.hub.endpoint, self.spec.repo, encode(name));
+        Target { name, url }
+    }
+
+    /// Returns whether a request was given up because the hub could not be reached, or was not able to answer.
+    pub(super) fn is_unreachable(&self) -> bool {
+        self.unreachable.load(Ordering::Relaxed)
+    }
+
+    /// The ETag and size of a file, of which no more than a byte is read.
+    pub(super) fn describe(&self, target: &Target<'_>) -> Result<Described> {
+        self.persist(target, self.hub.retry.attempts, || {
+            let mut url = target.url.clone();
+            for _ in 0..=MAX_REDIRECTS {
+                let reply = self.exchange(target, &url, Some(&(0..1)))?;
+                let unquoted = |name| reply.header(name).map(|etag| etag.trim_start_matches("W/").replace('"', ""));
+                let (sent_of, number) = (reply.header("content-range"), |name| reply.header(name)?.parse().ok());
+                let total = sent_of.and_then(content_range).and_then(|(_, total)| total);
+                match reply.head.status.as_u16() {
+                    // Where the content is stored, it may have another ETag.
+                    301 | 302 | 303 | 307 | 308 => {
+                        if let Some(etag) = unquoted("x-linked-etag") {
+                            return Ok(Described { etag: Some(etag), size: number("x-linked-size") });
+                        }
+                        url =
+                            reply.header("location").and_then(|location| follow(&url, location)).ok_or_else(|| {
+                                self.spec.error(format!("{} redirects {} to nowhere", origin(&url), target.name))
+                            })?;
+                    }
+                    416 if total == Some(0) => return Ok(Described { etag: None, size: Some(0) }),
+                    status @ (200 | 206) => {
+                        let Some(etag) = unquoted("x-linked-etag").or_else(|| unquoted("etag")) else {
+                            let problem = format!("{} tells no ETag of {}", origin(&url), target.name);
+                            return Err(self.spec.error(problem.remedy("check HF_ENDPOINT")).into());
+                        };
+                        let whole = if status == 200 { number("content-length") } else { total };
+                        return Ok(Described { etag: Some(etag), size: number("x-linked-size").or(whole) });
+                    }
+                    _ => return Err(self.refused(target, &url, &reply)),
+                }
+            }
+            Err(self.spec.error(format!("{} redirects {} in a circle", origin(&url), target.name)).into())
+        })
     }
 
     /// A whole file of at most `limit` bytes.
@@ -251,6 +317,7 @@ impl Client {
             self.links().remove(&target.url);
             failed = if progress { 0 } else { failed + 1 };
             if failed >= attempts {
+                self.unreachable.store(true, Ordering::Relaxed);
                 let problem = format!("{problem} ({attempts} attempts in a row brought nothing)")
                     .remedy("check the network and HF_ENDPOINT, or try again later");
                 return Err(self.spec.error(problem));
@@ -310,31 +377,30 @@ impl Client {
                     url = known.clone().unwrap_or_else(|| target.url.clone());
                     redirects = 0;
                 }
-                status @ (408 | 429 | 500 | 502 | 503 | 504) => {
-                    let pause = reply.header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
-                    let problem = format!("{} answered {status} for {}", origin(&url), target.name);
-                    return Err(RequestFailure::Passing {
-                        problem,
-                        pause: pause.map(Duration::from_secs),
-                        progress: false,
-                    });
-                }
-                status => {
-                    let problem = if self.is_hub(&url) {
-                        self.hub.denied(&self.spec, target.name, status)
-                    } else {
-                        format!(
-                            "{} answered {status} for {}, though {} has just pointed there",
-                            origin(&url),
-                            target.name,
-                            self.hub.endpoint
-                        )
-                        .remedy("try again later")
-                    };
-                    return Err(self.spec.error(problem).into());
-                }
+                _ => return Err(self.refused(target, &url, &reply)),
             }
         }
+    }
+
+    /// The failure that an answer means which is neither a success nor a redirect.
+    fn refused(&self, target: &Target<'_>, url: &str, reply: &Reply) -> RequestFailure {
+        let status = reply.head.status.as_u16();
+        if matches!(status, 408 | 429 | 500 | 502 | 503 | 504) {
+            let pause = reply.header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
+            return RequestFailure::Passing {
+                problem: format!("{} answered {status} for {}", origin(url), target.name),
+                pause: pause.map(Duration::from_secs),
+                progress: false,
+            };
+        }
+        let problem = if self.is_hub(url) {
+            self.hub.denied(&self.spec, target.name, status)
+        } else {
+            let (storage, hub) = (origin(url), &self.hub.endpoint);
+            format!("{storage} answered {status} for {}, though {hub} has just pointed there", target.name)
+                .remedy("try again later")
+        };
+        self.spec.error(problem).into()
     }
 
     /// Sends one request. It runs in a thread of its own, so that Ctrl-C need not wait for it; the thread ends when
@@ -434,6 +500,19 @@ fn transfer(
     }
 }
 
+/// A file's name as it stands in a URL.
+fn encode(name: &str) -> String {
+    let mut url = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url
+}
+
 /// Scheme, host and port of a URL: all that a message may show of a signed one. Empty if it is none.
 fn origin(url: &str) -> String {
     let parse = || {
@@ -514,5 +593,11 @@ mod tests {
             assert_eq!(content_range(wrong), None, "{wrong}");
         }
         assert_eq!(content_range("bytes 0-18446744073709551615/*"), None);
+    }
+
+    #[test]
+    fn names_are_encoded_for_urls() {
+        assert_eq!(encode("model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors");
+        assert_eq!(encode("a b?c#d%é"), "a%20b%3Fc%23d%25%C3%A9");
     }
 }

@@ -1,17 +1,19 @@
 //! Checkpoints from a model hub that speaks Hugging Face's API, through its shared cache.
 
+use super::http::{Client, MAX_SMALL_FILE, Target};
 use super::index::Index;
 use super::writer::is_beside_weights;
-use super::{Checkpoint, INDEX, Remote, Retry, SINGLE, Source, check_is_directory, hints};
+use super::{Checkpoint, INDEX, Remote, Retry, SINGLE, Source, check_is_directory, download, hints};
 use crate::error::{Error, Problem, Remedy, Result};
-use crate::progress::{Progress, Stage, wait};
+use crate::progress::Progress;
 use hf_hub::api::RepoInfo;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 use std::collections::BTreeSet;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+
+/// Attempts to list a hub's files: before anything was read, few are made, so that the user soon hears of a hub that cannot be
+/// reached.
+const LISTING_ATTEMPTS: u32 = 3;
 
 /// A hub, the token for it, and the cache that downloads go to.
 #[derive(Clone)]
@@ -22,7 +24,7 @@ pub struct Hub {
     pub token: Option<String>,
     /// Directory with one `models--owner--name` per model, as Hugging Face's libraries lay it out and share it.
     pub cache: PathBuf,
-    /// Attempts and pauses for the requests of [`Hub::headers`] that fail.
+    /// Attempts and pauses for requests that fail.
     pub retry: Retry,
     /// True if only the cache is used, and nothing is asked of the hub.
     pub offline: bool,
@@ -80,12 +82,6 @@ impl Spec {
     pub(super) fn error(&self, problem: impl Into<Problem>) -> Error {
         Error::hub(&self.repo, problem)
     }
-}
-
-/// A request that failed, and whether another one may do better.
-struct Refusal {
-    error: Box<Error>,
-    unreachable: bool,
 }
 
 impl Hub {
@@ -148,25 +144,21 @@ impl Hub {
         if self.offline {
             return cached.filter(|dir| is_complete(dir)).ok_or_else(|| self.offline_error(&spec));
         }
-        let api = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(self.endpoint.clone())
-            .with_token(self.token.clone())
-            .with_progress(false)
-            .with_user_agent("lacuna", env!("CARGO_PKG_VERSION"))
-            .build()
-            .map_err(|e| spec.error(e))?;
-        let (commit, files) = match self.list(&api, &spec) {
+        let client = Client::new(self, spec);
+        let spec = client.spec();
+        let (commit, files) = match list(&client) {
             Ok(listing) => listing,
             // Its tokenizer may have another form, or none, and the weights are what was asked for.
-            Err(Refusal { unreachable: true, .. }) if cached.as_ref().is_some_and(|dir| is_complete(dir)) => {
-                return Ok(cached.unwrap_or_default());
-            }
-            Err(Refusal { error, .. }) => return Err(*error),
+            Err(error) => match cached.filter(|dir| client.is_unreachable() && is_complete(dir)) {
+                Some(dir) => return Ok(dir),
+                None => return Err(error),
+            },
         };
 
         // All files of one commit, even if the branch moves on meanwhile.
-        let dir = cache.repo(spec.at(&commit)).pointer_path(&commit);
-        let fetch = |file: &str| self.fetch(&api, &spec, &commit, &dir, file, progress);
+        let repo = cache.repo(spec.at(&commit));
+        let dir = repo.pointer_path(&commit);
+        let fetch = |file: &str| download::fetch(&client, &repo, &dir, &client.file(&commit, file), progress);
         // Small files first: where the weights are, the rest is too.
         for file in files.iter().filter(|file| is_beside_weights(file)) {
             fetch(file)?;
@@ -185,7 +177,7 @@ impl Hub {
                 fetch(shard)?;
             }
         } else {
-            return Err(no_weights(&spec, &files));
+            return Err(no_weights(spec, &files));
         }
         // Only now does the branch's name stand for this commit.
         cache.repo(spec.at(&spec.revision)).create_ref(&commit).map_err(Error::io("write the cache", &self.cache))?;
@@ -231,41 +223,6 @@ impl Hub {
         }
     }
 
-    /// The commit that the revision stands for, and the repository's files.
-    fn list(&self, api: &Api, spec: &Spec) -> Result<(String, BTreeSet<String>), Refusal> {
-        let info = api.repo(spec.at(&spec.revision)).info().map_err(|e| self.refusal(spec, "", e))?;
-        self.listing(spec, info).map_err(|error| Refusal { error: Box::new(error), unreachable: false })
-    }
-
-    /// Commit and files of what the hub answered.
-    pub(super) fn listing(&self, spec: &Spec, info: RepoInfo) -> Result<(String, BTreeSet<String>)> {
-        // The commit becomes a directory's name.
-        if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
-            return Err(spec.error(format!("{} answered with the commit `{}`, which is none", self.endpoint, info.sha)));
-        }
-        Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
-    }
-
-    /// Downloads one file unless the cache has it. The request runs in a thread of its own, so that Ctrl-C need not
-    /// wait for the end of a shard; what has arrived by then stays in the cache.
-    fn fetch(&self, api: &Api, spec: &Spec, commit: &str, dir: &Path, file: &str, progress: Progress) -> Result<()> {
-        if dir.join(file).exists() {
-            return Ok(());
-        }
-        let (sender, receiver) = channel();
-        let (repo, name) = (api.repo(spec.at(commit)), file.to_owned());
-        std::thread::spawn(move || {
-            let result = repo.download_with_progress(&name, Bar { progress, stage: None });
-            // Nobody listens any more after an interruption.
-            let _ = sender.send(result);
-        });
-        match wait(&receiver)? {
-            Some(Ok(_)) => Ok(()),
-            Some(Err(e)) => Err(*self.refusal(spec, file, e).error),
-            None => Err(Error::internal(format!("downloading {file} of {}", spec.repo), "its thread has ended")),
-        }
-    }
-
     /// Explains the status `code` in answer to a request for `what`, and the remedy.
     pub(super) fn denied(&self, spec: &Spec, what: &str, code: u16) -> Problem {
         let (endpoint, repo) = (&self.endpoint, &spec.repo);
@@ -279,44 +236,24 @@ impl Hub {
             _ => format!("{endpoint} answered {code} for {what}").remedy("try again later"),
         }
     }
+}
 
-    /// Explains a failed request for `file` (for the listing if that is empty), and the remedy.
-    fn refusal(&self, spec: &Spec, file: &str, error: ApiError) -> Refusal {
-        let what = if file.is_empty() { spec.listing() } else { file.to_owned() };
-        let mut unreachable = false;
-        let problem = match &error {
-            ApiError::RequestError(source) => match **source {
-                ureq::Error::StatusCode(code) => {
-                    unreachable = code >= 500;
-                    self.denied(spec, &what, code)
-                }
-                ref other => {
-                    unreachable = true;
-                    format!("cannot reach {} for {what} ({other})", self.endpoint)
-                        .remedy("check the network and HF_ENDPOINT, or give a local directory")
-                }
-            },
-            ApiError::IoError(e)
-                if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied) =>
-            {
-                format!("cannot write {what} to the cache {} ({e})", self.cache.display())
-                    .remedy("free some space or set HF_HOME to another directory")
-            }
-            ApiError::IoError(e) => {
-                unreachable = true;
-                format!("the download of {what} broke off ({e})").remedy("run again, it goes on where it stopped")
-            }
-            ApiError::InvalidResume => {
-                format!("the partial download of {what} in {} does not fit the file", self.cache.display())
-                    .remedy("delete its `.part` there")
-            }
-            ApiError::LockAcquisition(path) => format!("another program is downloading {what}")
-                .remedy(format!("wait for it, or delete {} if there is none", path.display())),
-            other => format!("{} gave an answer for {what} that no hub gives ({other})", self.endpoint)
-                .remedy("check HF_ENDPOINT"),
-        };
-        Refusal { error: Box::new(spec.error(problem)), unreachable }
+/// The commit that the client's revision stands for, and the repository's files.
+pub(super) fn list(client: &Client) -> Result<(String, BTreeSet<String>)> {
+    let (hub, spec) = (client.hub(), client.spec());
+    let name = spec.listing();
+    let url = format!("{}/api/{}", hub.endpoint, spec.at(&spec.revision).api_url());
+    let attempts = hub.retry.attempts.min(LISTING_ATTEMPTS);
+    let text = client.whole(&Target { name: &name, url }, MAX_SMALL_FILE, attempts)?;
+    let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| {
+        let problem = format!("{} gave an answer for {name} that no hub gives ({e})", hub.endpoint);
+        spec.error(problem.remedy("check HF_ENDPOINT"))
+    })?;
+    // The commit becomes a directory's name.
+    if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err(spec.error(format!("{} answered with the commit `{}`, which is none", hub.endpoint, info.sha)));
     }
+    Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
 }
 
 /// The directory in the cache that the revision, a branch or a commit, stood for last time.
@@ -343,30 +280,6 @@ fn is_complete(dir: &Path) -> bool {
     let weights = dir.join(SINGLE).exists()
         || Index::read(&dir.join(INDEX)).is_ok_and(|index| index.shards().iter().all(|shard| dir.join(shard).exists()));
     weights && dir.join("config.json").exists()
-}
-
-/// hf-hub's progress, shown as ours.
-struct Bar {
-    progress: Progress,
-    stage: Option<Stage>,
-}
-
-impl hf_hub::api::Progress for Bar {
-    /// hf-hub calls it twice for a download.
-    fn init(&mut self, size: usize, file: &str) {
-        if self.stage.is_none() {
-            self.stage = Some(self.progress.stage(file, size as u64));
-        }
-    }
-    fn update(&mut self, size: usize) {
-        if let Some(stage) = &self.stage {
-            // An interruption is noticed by whoever waits for this thread.
-            let _ = stage.inc(size as u64);
-        }
-    }
-    fn finish(&mut self) {
-        self.stage = None;
-    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@
 
 mod arrays;
 mod convert;
+mod download;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod gguf;

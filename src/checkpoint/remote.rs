@@ -1,6 +1,6 @@
 //! A checkpoint on a hub of which only the headers are read; tensors come by ranges when asked for.
 
-use super::http::{Client, Target};
+use super::http::{Client, MAX_SMALL_FILE, Target};
 use super::hub::{self, Hub, Spec};
 use super::index::Index;
 use super::names::Names;
@@ -8,7 +8,6 @@ use super::{INDEX, SINGLE, Source, TensorInfo, header, json, writer};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use crate::sync::on_threads;
-use hf_hub::api::RepoInfo;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -20,11 +19,6 @@ use std::sync::OnceLock;
 const STREAMS: usize = 8;
 /// A request costs a round trip and some KiB of headers, and a hub counts it.
 const WORTH_SKIPPING: u64 = 16 << 10;
-/// Attempts to list a hub's files: before anything was read, few are made, so that the user soon hears of a hub that cannot be
-/// reached.
-const LISTING_ATTEMPTS: u32 = 3;
-/// Listings, indices, tokenizers: the largest have some 30 MB.
-const MAX_SMALL_FILE: usize = 256 << 20;
 
 /// A checkpoint on a hub, pinned to one commit: its headers, read and checked like those of a [`Checkpoint`], and the
 /// means to fetch bytes behind them. Made by [`Hub::headers`].
@@ -61,17 +55,7 @@ impl std::fmt::Debug for Remote {
 impl Remote {
     pub(super) fn open(hub: &Hub, spec: Spec, progress: Progress) -> Result<Self> {
         let client = Client::new(hub, spec);
-        let spec = client.spec();
-        let name = spec.listing();
-        let url = format!("{}/api/{}", hub.endpoint, spec.at(&spec.revision).api_url());
-        let attempts = hub.retry.attempts.min(LISTING_ATTEMPTS);
-        let text = client.whole(&Target { name: &name, url }, MAX_SMALL_FILE, attempts)?;
-        let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| {
-            let problem = format!("{} gave an answer for {name} that no hub gives ({e})", hub.endpoint)
-                .remedy("check HF_ENDPOINT");
-            spec.error(problem)
-        })?;
-        let (commit, listed) = hub.listing(spec, info)?;
+        let (commit, listed) = hub::list(&client)?;
         let mut remote = Self {
             client,
             commit,
@@ -125,9 +109,7 @@ impl Remote {
     }
 
     fn target<'a>(&self, name: &'a str) -> Target<'a> {
-        let Hub { endpoint, .. } = self.client.hub();
-        let url = format!("{endpoint}/{}/resolve/{}/{}", self.client.spec().repo, self.commit, encode(name));
-        Target { name, url }
+        self.client.file(&self.commit, name)
     }
 
     fn small_file(&self, name: &str) -> Result<Vec<u8>> {
@@ -226,29 +208,5 @@ impl Source for Remote {
 
     fn worth_skipping(&self) -> u64 {
         WORTH_SKIPPING
-    }
-}
-
-/// A file's name as it stands in a URL.
-fn encode(name: &str) -> String {
-    let mut url = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            url.push(char::from(byte));
-        } else {
-            url.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    url
-}
-
-#[cfg(test)]
-mod tests {
-    use super::encode;
-
-    #[test]
-    fn names_are_encoded_for_urls() {
-        assert_eq!(encode("model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors");
-        assert_eq!(encode("a b?c#d%é"), "a%20b%3Fc%23d%25%C3%A9");
     }
 }

@@ -52,9 +52,9 @@ impl Stage {
     /// stage's own code, in an operator below it, or in the files that are kept. Versions of the crate tell themselves apart.
     fn version(self) -> u32 {
         match self {
-            Stage::Gradients | Stage::Choices | Stage::Answers | Stage::Text | Stage::Experts => 1,
-            Stage::Tokens | Stage::Statistics | Stage::Grams | Stage::Evaluation => 2,
-            Stage::Pruned | Stage::Masks => 3,
+            Stage::Choices | Stage::Answers | Stage::Text | Stage::Experts => 1,
+            Stage::Tokens | Stage::Statistics | Stage::Grams | Stage::Gradients | Stage::Evaluation => 2,
+            Stage::Pruned | Stage::Masks => 4,
         }
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct Access {
     pub(crate) forbidden: bool,
     /// A file that is listed but not delivered.
     pub(crate) lost: Option<&'static str>,
+    /// The ETag of weights, in place of their name's.
+    pub(crate) promised: Option<String>,
 }
 
 #[derive(Debug)]
@@ -130,7 +132,7 @@ impl Server {
         lock(&self.state.access)
     }
 
-    /// Each of `faults` befalls one of the next answers with bytes of weights, in this order. hf-hub's probes for a size
+    /// Each of `faults` befalls one of the next answers with bytes of weights, in this order. Probes for an ETag
     /// (`bytes=0-0`) are spared.
     pub(crate) fn faults(&self, faults: Vec<Fault>) {
         self.faults_at(".safetensors", faults);
@@ -373,18 +375,23 @@ impl State {
             None => self.file(file, range.as_deref()).unwrap_or_else(status),
             Some(storage) => {
                 let link = format!("{storage}/blobs/{file}?signature={}", lock(&self.signature));
-                let linked = format!("x-linked-etag: \"{}\"\r\nx-repo-commit: {COMMIT}\r\n", etag(file));
+                let linked = format!("x-linked-etag: \"{}\"\r\nx-repo-commit: {COMMIT}\r\n", self.etag(file));
                 let head = format!("302 Found\r\nLocation: {link}\r\n{linked}");
                 Answer { head, body: Body::Bytes(Vec::new()), spared: true }
             }
         }
     }
 
+    fn etag(&self, name: &str) -> String {
+        let promised = self.access.lock().unwrap().promised.clone().filter(|_| name.ends_with(".safetensors"));
+        promised.unwrap_or_else(|| format!("etag-{}", name.replace(['.', '/'], "-")))
+    }
+
     fn file(&self, name: &str, range: Option<&str>) -> std::result::Result<Answer, &'static str> {
         let path = self.dir.join(name);
         let file = File::open(&path).ok().filter(|_| path.is_file()).ok_or("404 Not Found")?;
         let size = file.metadata().unwrap().len();
-        let common = format!("ETag: \"{}\"\r\nx-repo-commit: {COMMIT}\r\nAccept-Ranges: bytes\r\n", etag(name));
+        let common = format!("ETag: \"{}\"\r\nx-repo-commit: {COMMIT}\r\nAccept-Ranges: bytes\r\n", self.etag(name));
         let Some((begin, end)) = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-')) else {
             return Ok(Answer { head: format!("200 OK\r\n{common}"), body: Body::File(file, 0..size), spared: false });
         };
@@ -397,10 +404,6 @@ impl State {
         let head = format!("206 Partial Content\r\n{common}Content-Range: bytes {begin}-{}/{size}\r\n", end - 1);
         Ok(Answer { head, body: Body::File(file, begin..end), spared: false })
     }
-}
-
-fn etag(file: &str) -> String {
-    format!("etag-{}", file.replace(['.', '/'], "-"))
 }
 
 /// Paths of all files below `dir`, each after `prefix`.
