@@ -16,31 +16,6 @@ use ureq::http::Uri;
 use ureq::http::response::Parts;
 use ureq::{Agent, RequestBuilder, typestate::WithoutBody};
 
-/// The number of attempts, and the pauses between them, with which failed requests are repeated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Retry {
-    /// Requests in a row that may bring nothing before it is an error.
-    pub attempts: u32,
-    /// Pause after the first failure; it doubles with every further one.
-    pub delay: Duration,
-    /// No pause is longer, not even one that the server asks for.
-    pub max_delay: Duration,
-    /// A connection over which nothing comes for this long counts as broken.
-    pub stall: Duration,
-}
-
-impl Default for Retry {
-    /// 8 attempts, pauses from 0.5 s to 30 s, 30 s for a stalled connection.
-    fn default() -> Self {
-        Self {
-            attempts: 8,
-            delay: Duration::from_millis(500),
-            max_delay: Duration::from_secs(30),
-            stall: Duration::from_secs(30),
-        }
-    }
-}
-
 /// Listings, indices, tokenizers: the largest have some 30 MB.
 pub(super) const MAX_SMALL_FILE: usize = 256 << 20;
 /// Bytes that are read from a connection at a time, and how many such pieces may wait for whoever takes them.

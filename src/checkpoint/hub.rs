@@ -1,19 +1,34 @@
-//! Checkpoints from a model hub that speaks Hugging Face's API, through its shared cache.
+//! A model hub that speaks Hugging Face's API: where it is, who asks, and what its refusals mean.
 
-use super::http::{Client, MAX_SMALL_FILE, Target};
-use super::index::Index;
-use super::writer::is_beside_weights;
-use super::{Checkpoint, INDEX, Remote, Retry, SINGLE, Source, check_is_directory, download, hints};
 use crate::error::{Error, Problem, Remedy, Result};
-use crate::progress::Progress;
-use hf_hub::api::RepoInfo;
-use hf_hub::{Cache, Repo, RepoType};
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use hf_hub::{Repo, RepoType};
+use std::path::PathBuf;
+use std::time::Duration;
 
-/// Attempts to list a hub's files: before anything was read, few are made, so that the user soon hears of a hub that cannot be
-/// reached.
-const LISTING_ATTEMPTS: u32 = 3;
+/// The number of attempts, and the pauses between them, with which failed requests are repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Requests in a row that may bring nothing before it is an error.
+    pub attempts: u32,
+    /// Pause after the first failure; it doubles with every further one.
+    pub delay: Duration,
+    /// No pause is longer, not even one that the server asks for.
+    pub max_delay: Duration,
+    /// A connection over which nothing comes for this long counts as broken.
+    pub stall: Duration,
+}
+
+impl Default for Retry {
+    /// 8 attempts, pauses from 0.5 s to 30 s, 30 s for a stalled connection.
+    fn default() -> Self {
+        Self {
+            attempts: 8,
+            delay: Duration::from_millis(500),
+            max_delay: Duration::from_secs(30),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
 
 /// A hub, the token for it, and the cache that downloads go to.
 #[derive(Clone)]
@@ -51,7 +66,7 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    fn parse(spec: &str) -> Result<Self> {
+    pub(super) fn parse(spec: &str) -> Result<Self> {
         let (repo, revision) = spec.split_once('@').unwrap_or((spec, "main"));
         let plain = |part: &str| {
             !part.is_empty()
@@ -127,102 +142,6 @@ impl Hub {
         })
     }
 
-    /// Downloads the safetensors weights and every file beside them that holds none (config, tokenizer, code) of `owner/name[@revision]`, whatever of it the cache lacks,
-    /// and returns the directory. A model that is whole in the cache is not asked for again; one that was interrupted
-    /// goes on where it stopped. Offline, what the cache has must do.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] when `spec` has another form; [`Error::Hub`] when the hub refuses, does not know the model or
-    /// its revision, has no safetensors of it, or cannot be reached, or offline, the cache lacks weights; [`Error::Interrupted`].
-    pub fn download(&self, spec: &str, progress: Progress) -> Result<PathBuf> {
-        let spec = Spec::parse(spec)?;
-        let cache = Cache::new(self.cache.clone());
-        if let Some(dir) = whole_snapshot(&cache, &spec) {
-            return Ok(dir);
-        }
-        let cached = cached_snapshot(&cache, &spec);
-        if self.offline {
-            return cached.filter(|dir| is_complete(dir)).ok_or_else(|| self.offline_error(&spec));
-        }
-        let client = Client::new(self, spec);
-        let spec = client.spec();
-        let (commit, files) = match list(&client) {
-            Ok(listing) => listing,
-            // Its tokenizer may have another form, or none, and the weights are what was asked for.
-            Err(error) => match cached.filter(|dir| client.is_unreachable() && is_complete(dir)) {
-                Some(dir) => return Ok(dir),
-                None => return Err(error),
-            },
-        };
-
-        // All files of one commit, even if the branch moves on meanwhile.
-        let repo = cache.repo(spec.at(&commit));
-        let dir = repo.pointer_path(&commit);
-        let fetch = |file: &str| download::fetch(&client, &repo, &dir, &client.file(&commit, file), progress);
-        // Small files first: where the weights are, the rest is too.
-        for file in files.iter().filter(|file| is_beside_weights(file)) {
-            fetch(file)?;
-        }
-        if files.contains(SINGLE) {
-            fetch(SINGLE)?;
-        } else if files.contains(INDEX) {
-            fetch(INDEX)?;
-            for shard in Index::read(&dir.join(INDEX))?.shards() {
-                if !files.contains(shard) {
-                    return Err(spec.error(
-                        format!("{INDEX} names shard {shard}, which the repository lacks")
-                            .remedy("tell its owner, or use another revision"),
-                    ));
-                }
-                fetch(shard)?;
-            }
-        } else {
-            return Err(no_weights(spec, &files));
-        }
-        // Only now does the branch's name stand for this commit.
-        cache.repo(spec.at(&spec.revision)).create_ref(&commit).map_err(Error::io("write the cache", &self.cache))?;
-        check_is_directory(&dir)?;
-        Ok(dir)
-    }
-
-    /// The error for a model that the cache lacks while the hub must not be asked.
-    fn offline_error(&self, spec: &Spec) -> Error {
-        let what = match cached_snapshot(&Cache::new(self.cache.clone()), spec) {
-            Some(_) => "is not whole in",
-            None => "is not in",
-        };
-        let cache = self.cache.display();
-        spec.error(
-            format!("{} {what} the cache {cache}, and HF_HUB_OFFLINE forbids to ask a hub for it", spec.listing())
-                .remedy(
-                    "unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or set HF_HUB_CACHE to the cache that has it",
-                ),
-        )
-    }
-
-    /// Reads config, index and headers of `owner/name[@revision]`, all of one commit, and no weights.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] when `spec` has another form; [`Error::Hub`] when the hub refuses, does not know the model or
-    /// its revision, has no safetensors of it, or cannot be reached; [`Error::File`] or [`Error::Tensor`] when its files
-    /// break a rule of the format, as for [`Checkpoint::open`]; [`Error::Interrupted`].
-    pub fn headers(&self, spec: &str, progress: Progress) -> Result<Remote> {
-        let spec = Spec::parse(spec)?;
-        if self.offline { Err(self.offline_error(&spec)) } else { Remote::open(self, spec, progress) }
-    }
-
-    /// The cached download of `owner/name[@revision]` if it has config and weights, else its headers from the hub.
-    ///
-    /// # Errors
-    /// Those of [`Hub::headers`] and of [`Checkpoint::open`].
-    pub fn source(&self, spec: &str, progress: Progress) -> Result<Box<dyn Source>> {
-        let cached = cached_snapshot(&Cache::new(self.cache.clone()), &Spec::parse(spec)?);
-        match cached.filter(|dir| is_complete(dir)) {
-            Some(dir) => Ok(Box::new(Checkpoint::open(dir)?)),
-            None => Ok(Box::new(self.headers(spec, progress)?)),
-        }
-    }
-
     /// Explains the status `code` in answer to a request for `what`, and the remedy.
     pub(super) fn denied(&self, spec: &Spec, what: &str, code: u16) -> Problem {
         let (endpoint, repo) = (&self.endpoint, &spec.repo);
@@ -236,50 +155,6 @@ impl Hub {
             _ => format!("{endpoint} answered {code} for {what}").remedy("try again later"),
         }
     }
-}
-
-/// The commit that the client's revision stands for, and the repository's files.
-pub(super) fn list(client: &Client) -> Result<(String, BTreeSet<String>)> {
-    let (hub, spec) = (client.hub(), client.spec());
-    let name = spec.listing();
-    let url = format!("{}/api/{}", hub.endpoint, spec.at(&spec.revision).api_url());
-    let attempts = hub.retry.attempts.min(LISTING_ATTEMPTS);
-    let text = client.whole(&Target { name: &name, url }, MAX_SMALL_FILE, attempts)?;
-    let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| {
-        let problem = format!("{} gave an answer for {name} that no hub gives ({e})", hub.endpoint);
-        spec.error(problem.remedy("check HF_ENDPOINT"))
-    })?;
-    // The commit becomes a directory's name.
-    if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
-        return Err(spec.error(format!("{} answered with the commit `{}`, which is none", hub.endpoint, info.sha)));
-    }
-    Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
-}
-
-/// The directory in the cache that the revision, a branch or a commit, stood for last time.
-fn cached_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
-    let folder = cache.path().join(spec.at(&spec.revision).folder_name());
-    let commit =
-        std::fs::read_to_string(folder.join("refs").join(&spec.revision)).unwrap_or_else(|_| spec.revision.clone());
-    let dir = folder.join("snapshots").join(commit.trim());
-    dir.is_dir().then_some(dir)
-}
-
-/// The directory in the cache, if nothing of the model can be missing there.
-fn whole_snapshot(cache: &Cache, spec: &Spec) -> Option<PathBuf> {
-    cached_snapshot(cache, spec).filter(|dir| is_complete(dir) && dir.join("tokenizer.json").exists())
-}
-
-/// There are no safetensors among `files`.
-pub(super) fn no_weights(spec: &Spec, files: &BTreeSet<String>) -> Error {
-    spec.error(hints::of_listing(files).map(|hint| format!("it has no {SINGLE} and no {INDEX}; {hint}")))
-}
-
-/// Returns whether config and all weights are there.
-fn is_complete(dir: &Path) -> bool {
-    let weights = dir.join(SINGLE).exists()
-        || Index::read(&dir.join(INDEX)).is_ok_and(|index| index.shards().iter().all(|shard| dir.join(shard).exists()));
-    weights && dir.join("config.json").exists()
 }
 
 #[cfg(test)]

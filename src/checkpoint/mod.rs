@@ -48,8 +48,7 @@ mod writer;
 
 pub use gguf::{ImportSummary, import_gguf};
 pub use headers::HeadersOnly;
-pub use http::Retry;
-pub use hub::Hub;
+pub use hub::{Hub, Retry};
 pub use kinds::TensorKind;
 pub use remote::Remote;
 pub use rewrite::{

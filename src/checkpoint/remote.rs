@@ -1,13 +1,14 @@
 //! A checkpoint on a hub of which only the headers are read; tensors come by ranges when asked for.
 
 use super::http::{Client, MAX_SMALL_FILE, Target};
-use super::hub::{self, Hub, Spec};
+use super::hub::{Hub, Spec};
 use super::index::Index;
 use super::names::Names;
-use super::{INDEX, SINGLE, Source, TensorInfo, header, json, writer};
+use super::{INDEX, SINGLE, Source, TensorInfo, header, hints, json, writer};
 use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use crate::sync::on_threads;
+use hf_hub::api::RepoInfo;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,6 +20,10 @@ use std::sync::OnceLock;
 const STREAMS: usize = 8;
 /// A request costs a round trip and some KiB of headers, and a hub counts it.
 const WORTH_SKIPPING: u64 = 16 << 10;
+
+/// Attempts to list a hub's files: before anything was read, few are made, so that the user soon hears of a hub that cannot be
+/// reached.
+const LISTING_ATTEMPTS: u32 = 3;
 
 /// A checkpoint on a hub, pinned to one commit: its headers, read and checked like those of a [`Checkpoint`], and the
 /// means to fetch bytes behind them. Made by [`Hub::headers`].
@@ -55,7 +60,7 @@ impl std::fmt::Debug for Remote {
 impl Remote {
     pub(super) fn open(hub: &Hub, spec: Spec, progress: Progress) -> Result<Self> {
         let client = Client::new(hub, spec);
-        let (commit, listed) = hub::list(&client)?;
+        let (commit, listed) = list(&client)?;
         let mut remote = Self {
             client,
             commit,
@@ -76,7 +81,7 @@ impl Remote {
             let names = index.shards().into_iter().map(str::to_owned).collect();
             (Some(index), names)
         } else {
-            return Err(hub::no_weights(remote.client.spec(), &remote.listed));
+            return Err(no_weights(remote.client.spec(), &remote.listed));
         };
         let headers = remote.read_headers(&names, progress)?;
         let paths: Vec<PathBuf> = names.iter().map(|name| remote.path(name)).collect();
@@ -209,4 +214,27 @@ impl Source for Remote {
     fn worth_skipping(&self) -> u64 {
         WORTH_SKIPPING
     }
+}
+
+/// The commit that the client's revision stands for, and the repository's files.
+pub(super) fn list(client: &Client) -> Result<(String, BTreeSet<String>)> {
+    let (hub, spec) = (client.hub(), client.spec());
+    let name = spec.listing();
+    let url = format!("{}/api/{}", hub.endpoint, spec.at(&spec.revision).api_url());
+    let attempts = hub.retry.attempts.min(LISTING_ATTEMPTS);
+    let text = client.whole(&Target { name: &name, url }, MAX_SMALL_FILE, attempts)?;
+    let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| {
+        let problem = format!("{} gave an answer for {name} that no hub gives ({e})", hub.endpoint);
+        spec.error(problem.remedy("check HF_ENDPOINT"))
+    })?;
+    // The commit becomes a directory's name.
+    if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err(spec.error(format!("{} answered with the commit `{}`, which is none", hub.endpoint, info.sha)));
+    }
+    Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
+}
+
+/// There are no safetensors among `files`.
+pub(super) fn no_weights(spec: &Spec, files: &BTreeSet<String>) -> Error {
+    spec.error(hints::of_listing(files).map(|hint| format!("it has no {SINGLE} and no {INDEX}; {hint}")))
 }
