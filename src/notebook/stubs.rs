@@ -7,13 +7,12 @@
 use super::places::write_if_new;
 use super::rust_source;
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Node, PackageId, TargetKind};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const LACUNA: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -123,23 +122,16 @@ fn short(hash: Sha256) -> String {
 }
 
 /// The output of `cargo metadata` about lacuna's dependencies on this platform.
-fn metadata() -> Result<Value> {
+fn metadata() -> Result<Metadata> {
     let manifest = Path::new(LACUNA).join("Cargo.toml");
     let ask = |more: &[&str]| {
-        let mut command = Command::new("cargo");
-        command.args(["metadata", "--format-version=1", "--locked", "--filter-platform", env!("LACUNA_TARGET")]);
-        command.args(more).arg("--manifest-path").arg(&manifest);
-        command.output().context("cannot run cargo, which compiles notebook cells")
+        let options = ["--locked", "--filter-platform", env!("LACUNA_TARGET")].iter().chain(more);
+        let options: Vec<String> = options.map(|&option| option.to_owned()).collect();
+        MetadataCommand::new().manifest_path(&manifest).other_options(options).exec()
     };
-    let mut output = ask(&["--offline"])?;
-    if !output.status.success() {
-        // The metadata include those of the tests' dependencies, which a plain build does not download.
-        output = ask(&[])?;
-    }
-    if !output.status.success() {
-        bail!("cargo metadata of {} failed: {}", manifest.display(), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
+    // The metadata include those of the tests' dependencies, which a plain build does not download.
+    let metadata = ask(&["--offline"]).or_else(|_| ask(&[]));
+    metadata.with_context(|| format!("cannot tell the packages of {}, which notebook cells see", manifest.display()))
 }
 
 /// A package as its stub shows it.
@@ -191,44 +183,39 @@ impl Package {
 }
 
 /// lacuna and the visible crates that it reaches through visible crates, by id.
-fn packages(metadata: &Value) -> Result<BTreeMap<String, Package>> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let by_id: BTreeMap<String, Value> =
-        array(&metadata["packages"]).into_iter().map(|package| (text(&package["id"]), package)).collect();
-    let nodes: BTreeMap<String, Value> =
-        array(&metadata["resolve"]["nodes"]).into_iter().map(|node| (text(&node["id"]), node)).collect();
+fn packages(metadata: &Metadata) -> Result<BTreeMap<String, Package>> {
+    let by_id: BTreeMap<&PackageId, &cargo_metadata::Package> =
+        metadata.packages.iter().map(|package| (&package.id, package)).collect();
+    let resolve = metadata.resolve.as_ref().context("cargo metadata resolves no dependencies")?;
+    let nodes: BTreeMap<&PackageId, &Node> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
     let mut found = BTreeMap::new();
-    let mut todo = vec![text(&metadata["resolve"]["root"])];
+    let mut todo: Vec<&PackageId> = resolve.root.iter().collect();
     while let Some(id) = todo.pop() {
-        if found.contains_key(&id) {
+        if found.contains_key(&id.repr) {
             continue;
         }
-        let (Some(package), Some(node)) = (by_id.get(&id), nodes.get(&id)) else { continue };
-        let library = array(&package["targets"]).into_iter().find(|target| {
-            array(&target["kind"]).iter().any(|kind| matches!(kind.as_str(), Some("lib" | "rlib" | "dylib")))
-        });
+        let (Some(package), Some(node)) = (by_id.get(id), nodes.get(id)) else { continue };
+        let is_library = |kind: &TargetKind| matches!(kind, TargetKind::Lib | TargetKind::RLib | TargetKind::DyLib);
         // Procedural macros and the like have nothing to show.
-        let Some(library) = library else { continue };
+        let Some(library) = package.targets.iter().find(|target| target.kind.iter().any(is_library)) else { continue };
         let mut dependencies = BTreeMap::new();
-        for dependency in array(&node["deps"]) {
-            let normal = array(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
-            let target = text(&dependency["pkg"]);
-            let name = by_id.get(&target).map(|package| text(&package["name"])).unwrap_or_default();
-            if normal && VISIBLE.contains(&name.as_str()) {
-                dependencies.insert(text(&dependency["name"]), target.clone());
-                todo.push(target);
+        for dependency in &node.deps {
+            let normal = dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);
+            let is_visible = by_id.get(&dependency.pkg).is_some_and(|package| VISIBLE.contains(&package.name.as_str()));
+            if normal && is_visible {
+                dependencies.insert(dependency.name.clone(), dependency.pkg.repr.clone());
+                todo.push(&dependency.pkg);
             }
         }
-        let features = array(&node["features"]).iter().map(text).filter(|name| name != "default").collect();
+        let features = node.features.iter().map(|name| name.to_string()).filter(|name| name != "default").collect();
         found.insert(
-            id,
+            id.repr.clone(),
             Package {
-                name: text(&package["name"]),
-                version: text(&package["version"]),
-                edition: text(&package["edition"]),
-                library: text(&library["name"]),
-                source: text(&library["src_path"]),
+                name: package.name.to_string(),
+                version: package.version.to_string(),
+                edition: package.edition.to_string(),
+                library: library.name.clone(),
+                source: library.src_path.to_string(),
                 features,
                 dependencies,
                 targets: BTreeMap::new(),
@@ -247,45 +234,39 @@ fn packages(metadata: &Value) -> Result<BTreeMap<String, Package>> {
     Ok(found)
 }
 
-/// A TOML basic string.
+/// A TOML string.
 pub(super) fn toml_string(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => quoted.extend(['\\', c]),
-            c if c.is_control() => {
-                let _ = write!(quoted, "\\u{:04X}", c as u32);
-            }
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
+    toml::Value::from(text).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn stubs_reach_what_cells_see_and_nothing_else() {
         let package = |name: &str, kind: &str| {
-            json!({"id": name, "name": name, "version": "1.0.0", "edition": "2021",
-                   "targets": [{"name": name.replace('-', "_"), "kind": [kind], "src_path": format!("/src/{name}.rs")}]})
+            let library =
+                json!({"name": name.replace('-', "_"), "kind": [kind], "src_path": format!("/src/{name}.rs")});
+            json!({"id": name, "name": name, "version": "1.0.0", "edition": "2021", "manifest_path": "/Cargo.toml",
+                   "dependencies": [], "features": {}, "targets": [library]})
         };
-        let dep = |name: &str, extern_name: &str, kind: Value| json!({"name": extern_name, "pkg": name, "dep_kinds": [{"kind": kind}]});
+        let dep = |name: &str, extern_name: &str, kind: Value| json!({"name": extern_name, "pkg": name, "dep_kinds": [{"kind": kind, "target": null}]});
+        let node = |id: &str, features: &[&str], deps: Vec<Value>| json!({"id": id, "features": features, "deps": deps, "dependencies": []});
         let metadata = json!({
             "packages": [package("lacuna", "dylib"), package("candle-core", "lib"), package("half", "lib"),
                          package("clap", "lib"), package("polars-derive", "proc-macro"), package("polars", "lib")],
+            "workspace_members": ["lacuna"], "workspace_root": "/", "target_directory": "/target", "version": 1,
             "resolve": {"root": "lacuna", "nodes": [
-                {"id": "lacuna", "features": ["default", "notebook"], "deps": [
-                    dep("candle-core", "candle", Value::Null), dep("clap", "clap", Value::Null), dep("polars", "polars", json!("dev"))]},
-                {"id": "candle-core", "features": ["x"], "deps": [dep("half", "half", Value::Null), dep("polars-derive", "polars_derive", Value::Null)]},
-                {"id": "half", "features": [], "deps": []},
-                {"id": "polars-derive", "features": [], "deps": []},
+                node("lacuna", &["default", "notebook"], vec![
+                    dep("candle-core", "candle", Value::Null), dep("clap", "clap", Value::Null), dep("polars", "polars", json!("dev"))]),
+                node("candle-core", &["x"], vec![dep("half", "half", Value::Null), dep("polars-derive", "polars_derive", Value::Null)]),
+                node("half", &[], vec![]),
+                node("polars-derive", &[], vec![]),
             ]}
         });
+        let metadata: Metadata = serde_json::from_value(metadata).unwrap();
         let found = packages(&metadata).unwrap();
         assert_eq!(found.keys().collect::<Vec<_>>(), ["candle-core", "half", "lacuna"]);
         let lacuna = found["lacuna"].manifest();
@@ -316,6 +297,9 @@ mod tests {
 
     #[test]
     fn toml_strings_are_quoted() {
-        assert_eq!(toml_string("a\"b\\c\n"), "\"a\\\"b\\\\c\\u000A\"");
+        for text in ["a\"b\\c", "it's \"so\"", "", "Ä b"] {
+            let line = format!("x = {}", toml_string(text));
+            assert_eq!(toml::from_str::<toml::Table>(&line).unwrap()["x"].as_str(), Some(text), "{line}");
+        }
     }
 }
