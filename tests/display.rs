@@ -224,7 +224,8 @@ fn experts() -> Result<()> {
 
 #[test]
 fn errors_have_parts() {
-    let error = Error::tensor("model<1>", "w", "holds NaN; evaluate in f32");
+    let problem = Problem { cause: "holds NaN".into(), remedy: Some("evaluate in f32".into()) };
+    let error = Error::tensor("model<1>", "w", problem);
     insta::assert_snapshot!("error", shown(&error));
     assert_eq!(format!("{error:?}"), "model<1>: tensor `w`\n  cause: holds NaN\n  remedy: evaluate in f32");
     assert_eq!(error.to_string(), "model<1>: tensor `w`: holds NaN; evaluate in f32");
@@ -245,6 +246,7 @@ fn tensors_are_shown_as_candle_prints_them() {
 /// `Debug` is for `dbg!`, error messages and values beside others: a line, however large the value.
 #[test]
 fn debug_of_what_is_large_is_one_line() -> Result<()> {
+    use lacuna::error::Problem;
     use lacuna::experts::{Locality, Parts};
     use lacuna::prelude::*;
     fn one(value: &dyn std::fmt::Debug) -> String {
