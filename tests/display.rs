@@ -224,7 +224,7 @@ fn experts() -> Result<()> {
 
 #[test]
 fn errors_have_parts() {
-    let problem = Problem { cause: "holds NaN".into(), remedy: Some("evaluate in f32".into()) };
+    let problem = lacuna::error::Problem { cause: "holds NaN".into(), remedy: Some("evaluate in f32".into()) };
     let error = Error::tensor("model<1>", "w", problem);
     insta::assert_snapshot!("error", shown(&error));
     assert_eq!(format!("{error:?}"), "model<1>: tensor `w`\n  cause: holds NaN\n  remedy: evaluate in f32");
