@@ -246,7 +246,6 @@ fn tensors_are_shown_as_candle_prints_them() {
 /// `Debug` is for `dbg!`, error messages and values beside others: a line, however large the value.
 #[test]
 fn debug_of_what_is_large_is_one_line() -> Result<()> {
-    use lacuna::error::Problem;
     use lacuna::experts::{Locality, Parts};
     use lacuna::prelude::*;
     fn one(value: &dyn std::fmt::Debug) -> String {
