@@ -272,7 +272,7 @@ pub enum Per {
     /// All weights of the linear: it loses `floor(out * in * sparsity)`.
     Layer,
     /// Wanda's variant: each row loses its smallest scores up to a share `alpha` of their sum, the share that gives the
-    /// linear its sparsity to within 0.001 ([`select_alpha`]).
+    /// linear its sparsity to within 0.001 ([`crate::mask::select_alpha`]).
     Alpha,
 }
 
@@ -478,7 +478,7 @@ impl FromStr for Rule {
 pub struct Dsnot {
     /// Swaps that a row makes at most.
     pub max_cycles: usize,
-    /// A row whose expected error is at most this is left alone; in the units of [`DsnotInputs::sums`] times weights.
+    /// A row whose expected error is at most this is left alone; in the units of [`crate::dsnot::DsnotInputs::sums`] times weights.
     pub threshold: f64,
     /// The contribution of a weight to be grown is divided by this power of its input's variance.
     pub variance_power: f64,

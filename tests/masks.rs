@@ -697,9 +697,10 @@ fn masks_of_pytorch_and_its_older_files_are_read() {
 #[test]
 fn sets_of_masks_are_found_by_what_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
-    random::write(dir.path(), &random::llama(), DType::BF16, 1 << 30, 1);
+    let model = dir.path().join("model");
+    random::write(&model, &random::llama(), DType::BF16, 1 << 30, 1);
     let config = MasksConfig::new(&[Method::Magnitude, Method::Random], &[0.5, 0.25]);
-    let sets = masks(&random::open(dir.path()), None, &config, Progress::Hidden).unwrap();
+    let sets = masks(&random::open(&model), None, &config, Progress::Hidden).unwrap();
     let asked: Vec<(Method, f64)> = sets.iter().map(|(method, sparsity, _)| (method, sparsity)).collect();
     let pairs = [Method::Magnitude, Method::Random].map(|method| [(method, 0.5), (method, 0.25)]).concat();
     assert_eq!((asked, sets.len(), sets.is_empty()), (pairs, 4, false));
